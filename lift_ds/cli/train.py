@@ -1,0 +1,144 @@
+"""`launchers/train.py`: the command line of a training run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lift_ds.config import ConfigError, RunConfig, explain_keys, load_run_config
+from lift_ds.training.cluster import Launch, read_launch
+from lift_ds.training.ds_config import read_ds_json, resolve_ds_json
+
+DESCRIPTION = """Fine-tunes a masked diffusion language model under DeepSpeed.
+
+    deepspeed launchers/train.py --deepspeed ds_configs/zero3.json
+    deepspeed launchers/train.py --deepspeed ds_configs/zero3.json --model FOLDER --data FILE.jsonl optim.lr=5e-6
+
+Without --model and --data it fine-tunes the small built-in base on the built-in reasoning tasks. `torchrun` and
+`mpirun -np 2 python` start it as well. What is learned comes from --config and the overrides, how it runs from
+--deepspeed.
+"""
+SHORTCUTS = {"model": "model.path", "data": "data.path", "output": "output", "resume": "checkpoint.resume"}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The flags; every key of the run config is explained below them."""
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        description=DESCRIPTION,
+        epilog="keys for overrides and recipes:\n" + explain_keys().replace("%", "%%"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--deepspeed", type=Path, required=True, metavar="JSON", help="DeepSpeed configuration, as ds_configs/zero3.json")
+    parser.add_argument("--config", type=Path, metavar="YAML", help="recipe, as in launchers/recipes")
+    parser.add_argument("--model", help="same as model.path=...")
+    parser.add_argument("--data", nargs="+", help="same as data.path=...; several files are allowed")
+    parser.add_argument("--output", help="same as output=...")
+    parser.add_argument("--resume", help="same as checkpoint.resume=...: auto, or a checkpoint folder")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the resolved configuration, stop")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help="set by the launcher; ignored")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example objective.method=lift2 optim.steps=300")
+    return parser
+
+
+def all_overrides(arguments: argparse.Namespace) -> list[str]:
+    """The overrides, flags included; flags come first, so an explicit override wins."""
+    flags = []
+    for flag, key in SHORTCUTS.items():
+        value = getattr(arguments, flag)
+        if value is not None:
+            value = value[0] if isinstance(value, list) and len(value) == 1 else value
+            flags.append(f"{key}={json.dumps(value)}")
+    return flags + arguments.overrides
+
+
+def quieten(is_main: bool) -> None:
+    """Keeps the libraries' chatter off the screen; errors and warnings of rank 0 stay."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    for name in ("DeepSpeed", "transformers", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.WARNING if is_main else logging.ERROR)
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
+
+
+def resolve(arguments: argparse.Namespace, launch: Launch) -> tuple[RunConfig, dict[str, Any]]:
+    """Reads and checks both configurations.
+
+    Returns:
+        The run config and the DeepSpeed JSON as read.
+
+    Raises:
+        ConfigError: Everything that is wrong with either.
+    """
+    run, problems = load_run_config(arguments.config, all_overrides(arguments))
+    loaded, json_problems = read_ds_json(arguments.deepspeed)
+    problems += json_problems
+    if run is not None and not json_problems:
+        problems += resolve_ds_json(loaded, arguments.deepspeed, run, launch.world_size, 1, True)[1]
+    if problems or run is None:
+        raise ConfigError(problems)
+    return run, loaded
+
+
+def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
+    """Checks, then trains."""
+    run, loaded = resolve(arguments, launch)
+    quieten(launch.is_main)
+    from lift_ds.training import engine  # deepspeed is slow to import; configuration errors come first
+    from lift_ds.training.data import check_first_rows
+    from lift_ds.training.run import execute, prepare
+
+    prepared = prepare(run)
+    hidden_size = prepared.config.hidden_size
+    ds_json, _ = resolve_ds_json(
+        loaded, arguments.deepspeed, run, launch.world_size, hidden_size, engine.has_accelerator()
+    )
+    num_checked = check_first_rows(prepared.data, run.data.check_rows)
+    if launch.is_main:
+        print(describe(run, ds_json, launch, prepared.data.num_rows, num_checked), flush=True)
+    if arguments.dry_run:
+        if launch.is_main:
+            print(yaml.safe_dump({"run": run.model_dump(), "deepspeed": ds_json}, sort_keys=False))
+        return
+    engine.start_distributed(launch)
+    try:
+        execute(prepared, ds_json, launch.is_main)
+    finally:
+        engine.stop_distributed()
+
+
+def describe(run: RunConfig, ds_json: dict[str, Any], launch: Launch, num_rows: int, num_checked: int) -> str:
+    """The first lines of a run: where it runs and on what."""
+    ranks = "1 rank" if launch.world_size == 1 else f"{launch.world_size} ranks"
+    hint = " (all slots that the launcher found; --num_gpus 2 asks for two)" if launch.world_size == 1 else ""
+    precision = "bf16" if ds_json["bf16"]["enabled"] else "float32"
+    return (
+        f"{ranks}{hint}, ZeRO-{ds_json['zero_optimization']['stage']}, {precision}, global batch {run.optim.global_batch} = "
+        f"{ds_json['gradient_accumulation_steps']} x {ds_json['train_micro_batch_size_per_gpu']} documents a rank\n"
+        f"model {run.model.path}, data {run.data.path}: {num_rows} rows, {num_checked} checked; "
+        f"{run.objective.method}, {run.optim.steps} steps -> {run.output}"
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point; exits with 2 on a configuration or data error."""
+    arguments = make_parser().parse_intermixed_args(argv)
+    launch = read_launch()
+    try:
+        run_training(arguments, launch)
+    except (ValueError, RuntimeError) as error:
+        if launch.is_main or not isinstance(error, ConfigError):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""What is learned: the run config, from a recipe (YAML) and dotted command-line overrides.
+
+How it runs (ZeRO stage, precision, micro-batch, clipping) is DeepSpeed's JSON, see `training.ds_config`. A number lives
+in one of the two. All problems are collected and reported at once: key, value, what is allowed, what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+
+class Section(BaseModel):
+    """A frozen part of the config that knows all its keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
+
+
+class ModelConfig(Section):
+    """Which model, and how it is set up."""
+
+    path: str = Field("builtin:base", description="folder in the public layout, hub name, or builtin:base")
+    from_scratch: bool = Field(False, description="new random weights; only config and tokenizer are read from path")
+    gradient_checkpointing: bool = Field(False, description="recompute each block in backward instead of storing it")
+
+
+class LoraConfig(Section):
+    """Low-rank adapters instead of full fine-tuning; off while rank is 0."""
+
+    rank: int = Field(0, ge=0, description="rank r of the adapters; 0 trains all weights")
+    alpha: float = Field(256.0, gt=0, description="scale: the update is multiplied by alpha / rank")
+    dropout: float = Field(0.05, ge=0, lt=1, description="dropout on the adapters' input")
+    targets: list[str] = Field(
+        ["q_proj", "k_proj", "v_proj"], min_length=1, description="names of the matrices that get adapters"
+    )
+
+
+class ColumnsConfig(Section):
+    """Which column of a row holds what; none named means: detect a known format and say which."""
+
+    messages: str | None = Field(None, description="list of {role, content}")
+    role: str = Field("role", description="key of a message's role")
+    content: str = Field("content", description="key of a message's text")
+    prompt: str | None = Field(None, description="the user's text")
+    response: str | None = Field(None, description="the assistant's text")
+    reasoning: str | None = Field(None, description="wrapped as <reasoning>...</reasoning>, with columns.answer")
+    answer: str | None = Field(None, description="wrapped as <answer>...</answer>, with columns.reasoning")
+    text: str | None = Field(None, description="plain text without a template, all of it learned")
+
+
+class DataConfig(Section):
+    """What is read, and how it becomes tokens."""
+
+    path: str | list[str] = Field("builtin:reasoning", description="files, globs, folders, or builtin:<name>")
+    columns: ColumnsConfig = Field(ColumnsConfig(), description="column mapping; a path like trajectories.0 is allowed")
+    system: str | None = Field(None, description="system text put before every conversation")
+    train_on: Literal["all", "last"] = Field("all", description="learn all assistant turns, or the last one")
+    max_length: int | None = Field(None, ge=8, description="most tokens of a document; default: the model's maximum")
+    on_long: Literal["error", "skip", "truncate"] = Field("error", description="what happens to longer rows; counted")
+    pad_targets: Literal["none", "one_eos", "all"] = Field(
+        "one_eos", description="end tokens after the response: none, one, or up to pad_to_multiple, all learned"
+    )
+    pad_to_multiple: int = Field(1, ge=1, description="response length is filled to a multiple of this (pad_targets: all)")
+    lanes: int = Field(64, ge=1, description="virtual streams of the sample order; part of a run's identity")
+    window_chunks: int = Field(4, ge=1, description="chunks that are shuffled together")
+    check_rows: int = Field(2000, ge=0, description="rows that are read and tokenised before training, to find bad ones")
+    builtin_rows: int = Field(30_000, ge=1, description="number of training rows of builtin data")
+    builtin_seed: int = Field(0, ge=0, description="seed of builtin data")
+
+
+class ObjectiveConfig(Section):
+    """What the loss is."""
+
+    method: Literal["vanilla", "lift2", "lift3"] = Field("lift3", description="which tokens are learned at which level")
+    time_scaling: bool = Field(True, description="divide each token's loss by its level t")
+    t_min: float = Field(1e-3, gt=0, lt=1, description="smallest level; bounds the weight 1/t")
+    t_sampling: Literal["iid", "stratified"] = Field(
+        "stratified", description="independent levels, or spread evenly over the global batch"
+    )
+    rho: Literal["code", "paper"] = Field("code", description="rule of LIFT's extra level rho")
+    random_weight: float = Field(3.0, gt=0, description="c of LIFT-3: how wide the random middle is")
+    normalizer: Literal["response_tokens", "masked_tokens", "per_example", "reference"] = Field(
+        "response_tokens", description="what the step's summed loss is divided by, over all ranks and micro-batches"
+    )
+
+
+class OptimConfig(Section):
+    """AdamW and its schedule."""
+
+    steps: int = Field(300, ge=1, description="optimizer steps of the whole run")
+    global_batch: int = Field(96, ge=1, description="documents of one step, over all ranks and micro-batches")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    schedule: Literal["linear", "cosine", "constant"] = Field("cosine", description="course after the warm-up")
+    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="share of the steps with linear warm-up")
+    min_lr_ratio: float = Field(0.0, ge=0, le=1, description="final learning rate over the peak (linear, cosine)")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay of matrices; norms have none")
+    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
+    beta2: float = Field(0.98, ge=0, lt=1, description="decay of the second moment")
+    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
+
+
+class CheckpointConfig(Section):
+    """When the state is written, and what a run starts from."""
+
+    save_every: int = Field(100, ge=0, description="steps between checkpoints; 0 writes only the last one")
+    keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
+    resume: str = Field("none", description="none, auto (newest whole checkpoint of output, if any), or a checkpoint folder")
+
+
+class EvalConfig(Section):
+    """What is measured on held-out data."""
+
+    every: int = Field(50, ge=0, description="steps between held-out losses; 0 measures before and after only")
+    path: str | list[str] | None = Field(None, description="held-out rows; default: eval.rows rows kept out of data.path")
+    rows: int = Field(48, ge=0, description="number of held-out rows; 0 turns the held-out loss off")
+    solve_items: int = Field(200, ge=0, description="items of the builtin tasks solved before and after; 0 turns it off")
+    steps: int = Field(48, ge=1, description="denoising steps of an answer")
+    gen_length: int = Field(48, ge=1, description="most tokens of an answer")
+    block_length: int = Field(48, ge=1, description="tokens of a block, denoised before the next one begins")
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    model: ModelConfig = Field(ModelConfig(), description="")
+    lora: LoraConfig = Field(LoraConfig(), description="")
+    data: DataConfig = Field(DataConfig(), description="")
+    objective: ObjectiveConfig = Field(ObjectiveConfig(), description="")
+    optim: OptimConfig = Field(OptimConfig(), description="")
+    checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="")
+    eval: EvalConfig = Field(EvalConfig(), description="")
+    seed: int = Field(42, ge=0, description="seed of noise, order and new weights")
+    output: str = Field("runs/default", description="run folder")
+    log_every: int = Field(1, ge=1, description="steps between lines in metrics.jsonl and the display")
+
+    @model_validator(mode="after")
+    def check_numbers_fit(self) -> RunConfig:
+        """Checks that hold between keys."""
+        problems = []
+        if self.eval.gen_length % self.eval.block_length:
+            problems.append(
+                f"eval.gen_length={self.eval.gen_length}: must be a multiple of eval.block_length={self.eval.block_length}"
+            )
+        elif self.eval.steps % (self.eval.gen_length // self.eval.block_length):
+            problems.append(
+                f"eval.steps={self.eval.steps}: must be a multiple of the number of blocks, "
+                f"{self.eval.gen_length // self.eval.block_length}"
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+class ConfigError(ValueError):
+    """Everything that is wrong with a configuration, one problem a line."""
+
+    def __init__(self, problems: list[str]) -> None:
+        """Joins the problems into one message."""
+        self.problems = problems
+        count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
+        super().__init__(f"{count} in the configuration:\n" + "\n".join(f"  - {problem}" for problem in problems))
+
+
+def load_run_config(recipe: Path | None, overrides: list[str]) -> tuple[RunConfig | None, list[str]]:
+    """Resolves a recipe and overrides.
+
+    Args:
+        recipe: YAML file, or `None` for the defaults.
+        overrides: `section.key=value` strings; later ones win. Values are read as YAML.
+
+    Returns:
+        The config, or `None` where something is wrong, and the list of problems.
+    """
+    values, problems = read_recipe(recipe)
+    for override in overrides:
+        key, found, text = override.partition("=")
+        if not found or not key:
+            problems.append(f"{override!r}: an override has the form section.key=value, for example optim.steps=300")
+            continue
+        problems += set_dotted(values, key, parse_scalar(text))
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        return None, problems + [line for details in error.errors() for line in describe(details)]
+    return (None if problems else config), problems
+
+
+def read_recipe(recipe: Path | None) -> tuple[dict[str, Any], list[str]]:
+    """The values of a YAML file, and what is wrong with it."""
+    if recipe is None:
+        return {}, []
+    try:
+        loaded = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    except OSError as error:
+        return {}, [f"--config {recipe}: cannot be read: {error.strerror}"]
+    except yaml.YAMLError as error:
+        return {}, [f"--config {recipe}: not YAML: {error}"]
+    if loaded is None:
+        return {}, [f"--config {recipe}: is empty"]
+    if not isinstance(loaded, dict):
+        return {}, [f"--config {recipe}: holds a {type(loaded).__name__}; sections like 'optim:' are expected"]
+    return float_strings(loaded), []
+
+
+def parse_scalar(text: str) -> Any:
+    """A command-line value: YAML, where 5e-6 is a number too."""
+    try:
+        return float_strings(yaml.safe_load(text))
+    except yaml.YAMLError:
+        return text
+
+
+def float_strings(value: Any) -> Any:
+    """Reads 5e-6 as a number: YAML 1.1 takes it for a string unless it has a dot."""
+    if isinstance(value, dict):
+        return {key: float_strings(entry) for key, entry in value.items()}
+    if isinstance(value, str) and value[:1].isdigit():
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def set_dotted(values: dict[str, Any], key: str, value: Any) -> list[str]:
+    """Sets `a.b.c` in nested dictionaries; returns what is wrong."""
+    *sections, name = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            return [f"{key}: {section} is a value, not a section"]
+    values[name] = value
+    return []
+
+
+def describe(details: ErrorDetails) -> list[str]:
+    """One problem of pydantic's as lines: key, value, allowed, remedy."""
+    key = ".".join(str(part) for part in details["loc"] if part not in ("str", "list[str]"))
+    if details["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}?" if close else "see --help for all keys"
+        return [f"{key}: unknown key; {hint}"]
+    if details["type"] == "value_error":
+        return str(details["ctx"]["error"]).split("\n")
+    return [f"{key}={details['input']!r}: {details['msg'][0].lower()}{details['msg'][1:]} ({help_of(key)})"]
+
+
+def walk_fields(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf key with its pydantic field, in order."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from walk_fields(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
+
+
+def known_keys() -> list[str]:
+    """Every dotted key."""
+    return [key for key, _ in walk_fields(RunConfig)]
+
+
+def help_of(key: str) -> str:
+    """What a key means."""
+    return next((field.description or "" for known, field in walk_fields(RunConfig) if known == key), "see --help")
+
+
+def explain_keys() -> str:
+    """All keys with type, default and meaning, for `--help`."""
+    lines = []
+    for key, field in walk_fields(RunConfig):
+        annotation = str(field.annotation if not isinstance(field.annotation, type) else field.annotation.__name__)
+        kind = annotation.removeprefix("typing.").replace("Literal", "one of ")
+        lines.append(f"  {key}  ({kind}; default {field.default!r})\n      {field.description}")
+    return "\n".join(lines)

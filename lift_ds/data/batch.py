@@ -1,0 +1,118 @@
+"""What travels from data to training: documents, their noise, and micro-batches of both.
+
+Shapes: B documents, L tokens of the longest one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Document:
+    """One tokenised sample.
+
+    Args:
+        ids: int64 (length,) token ids.
+        response_mask: bool (length,), true on tokens that are learned.
+        filler_mask: bool (length,), true on the end tokens that only fill up a response; a subset of `response_mask`.
+        sample_id: Row number in the manifest.
+        epoch: Pass over the data in which the row is read.
+        where: File and line, for messages.
+    """
+
+    ids: np.ndarray
+    response_mask: np.ndarray
+    filler_mask: np.ndarray
+    sample_id: int
+    epoch: int
+    where: str
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The random numbers of one document: level, extra level, component, and uniforms (length,) for masks and ties."""
+
+    t: float
+    rho: float
+    component: int
+    mask_uniform: np.ndarray
+    tie_uniform: np.ndarray
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Tensors of one forward. Padding is false in every mask.
+
+    Args:
+        clean_ids: int64 (B, L).
+        attention_mask: bool (B, L), false on padding.
+        response_mask: bool (B, L).
+        filler_mask: bool (B, L).
+        mask_uniform: float32 (B, L).
+        tie_uniform: float32 (B, L).
+        t: float32 (B,), levels.
+        rho: float32 (B,), extra levels of the superset; 0 for vanilla SFT.
+        component: int64 (B,) of `lift.schedule.Component`.
+        sample_ids: int64 (B,); -1 for a stand-in that only keeps the ranks together.
+    """
+
+    clean_ids: Tensor
+    attention_mask: Tensor
+    response_mask: Tensor
+    filler_mask: Tensor
+    mask_uniform: Tensor
+    tie_uniform: Tensor
+    t: Tensor
+    rho: Tensor
+    component: Tensor
+    sample_ids: Tensor
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same micro-batch on `device`."""
+        return replace(self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+
+def collate(documents: list[Document], noises: list[Noise], pad_token_id: int) -> MicroBatch:
+    """Pads documents on the right to the longest one.
+
+    Args:
+        documents: At least one document.
+        noises: One per document.
+        pad_token_id: Id written on padding, which no token attends to.
+    """
+    shape = (len(documents), max(len(document.ids) for document in documents))
+    clean_ids = np.full(shape, pad_token_id, dtype=np.int64)
+    masks = np.zeros((3, *shape), dtype=bool)
+    uniforms = np.ones((2, *shape), dtype=np.float32)
+    for row, (document, noise) in enumerate(zip(documents, noises, strict=True)):
+        length = len(document.ids)
+        clean_ids[row, :length] = document.ids
+        masks[0, row, :length] = True
+        masks[1, row, :length] = document.response_mask
+        masks[2, row, :length] = document.filler_mask
+        uniforms[0, row, :length] = noise.mask_uniform
+        uniforms[1, row, :length] = noise.tie_uniform
+    return MicroBatch(
+        clean_ids=torch.from_numpy(clean_ids),
+        attention_mask=torch.from_numpy(masks[0]),
+        response_mask=torch.from_numpy(masks[1]),
+        filler_mask=torch.from_numpy(masks[2]),
+        mask_uniform=torch.from_numpy(uniforms[0]),
+        tie_uniform=torch.from_numpy(uniforms[1]),
+        t=torch.tensor([noise.t for noise in noises], dtype=torch.float32),
+        rho=torch.tensor([noise.rho for noise in noises], dtype=torch.float32),
+        component=torch.tensor([noise.component for noise in noises]),
+        sample_ids=torch.tensor([document.sample_id for document in documents]),
+    )
+
+
+def stand_in(pad_token_id: int) -> tuple[Document, Noise]:
+    """One token and nothing to learn: a rank that is short of documents runs it at zero weight, to stay in step."""
+    nothing, uniform = np.zeros(1, dtype=bool), np.ones(1, dtype=np.float32)
+    document = Document(np.array([pad_token_id]), nothing, nothing, sample_id=-1, epoch=0, where="stand-in")
+    return document, Noise(t=1.0, rho=0.0, component=0, mask_uniform=uniform, tie_uniform=uniform)

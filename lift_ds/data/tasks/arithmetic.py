@@ -1,0 +1,130 @@
+"""Arithmetic word problems of two or three steps, in varied wording, each step worked out in words and numbers."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .item import Item, Verdict, read_answer
+from .words import DAYS, HOLDERS, NAMES, PLACES, THINGS, pick
+
+LARGEST = 99
+GAINS = ("buys {n} more", "finds {n} more", "gets {n} more from {friend}", "picks {n} more", "wins {n} more")
+LOSSES = ("gives {n} to {friend}", "loses {n}", "sells {n}", "breaks {n}", "leaves {n} at the {place}")
+STARTS = (
+    "{name} has {n} {things}.",
+    "On {day} {name} has {n} {things}.",
+    "{name} keeps {n} {things} at the {place}.",
+    "There are {n} {things} in the bag of {name}.",
+)
+JOINS = ("{name} {first} and {second}.", "{name} {first}. Then {name} {second}.", "First {name} {first}, later {name} {second}.")
+ASKS = ("How many {things} does {name} have now?", "How many {things} are left for {name}?", "Count the {things} of {name}.")
+
+
+@dataclass(frozen=True)
+class Story:
+    """A question, its worked lines, the result, and the numbers that make it the same problem as another."""
+
+    question: str
+    lines: list[str]
+    result: int
+    numbers: str
+
+
+class Arithmetic:
+    """Stories about things that are gained, lost, shared out in equal groups, or compared."""
+
+    name = "arithmetic"
+
+    def propose(self, chance: random.Random) -> Item:
+        """Draws one of the story kinds; every intermediate result lies between 1 and 99."""
+        while True:
+            story = chance.choice(STORY_KINDS)(chance)
+            if story is not None:
+                break
+        response = "\n".join((*story.lines, f"<answer>{story.result}</answer>"))
+        return Item(self.name, story.question, response, f"arithmetic {story.numbers} {story.result}")
+
+    def verify(self, item: Item, generation: str) -> Verdict:
+        """Right where the answer is the expected integer, written in digits; anything but digits is unparsed."""
+        answer = read_answer(generation)
+        if answer is None or not re.fullmatch(r"[0-9]{1,6}", answer):
+            return Verdict.UNPARSED
+        return Verdict.SOLVED if int(answer) == int(item.key.rsplit(" ", 1)[1]) else Verdict.WRONG
+
+
+def gain_and_loss(chance: random.Random) -> Story | None:
+    """Two changes to a first amount, each a gain or a loss."""
+    (name, friend), (things,) = pick(NAMES, chance, 2), pick(THINGS, chance)
+    (place,), (day,) = pick(PLACES, chance), pick(DAYS, chance)
+    amount = start = chance.randint(2, 40)
+    phrases, lines, changes = [], [f"{name} starts with {start} {things}."], []
+    for _ in range(2):
+        is_gain = chance.random() < 0.5
+        n = chance.randint(2, 20)
+        after = amount + n if is_gain else amount - n
+        if not 1 <= after <= LARGEST:
+            return None
+        phrase = chance.choice(GAINS if is_gain else LOSSES).format(n=n, friend=friend, place=place)
+        sign = "+" if is_gain else "-"
+        lines.append(f"{'more' if is_gain else 'less'}: {amount}{sign}{n}={after}")
+        phrases.append(phrase)
+        changes.append(f"{sign}{n}")
+        amount = after
+    first = chance.choice(STARTS).format(name=name, n=start, things=things, place=place, day=day)
+    middle = chance.choice(JOINS).format(name=name, first=phrases[0], second=phrases[1])
+    ask = chance.choice(ASKS).format(name=name, things=things)
+    return Story(f"{first} {middle} {ask}", lines, amount, f"change {start}{changes[0]}{changes[1]}")
+
+
+def equal_groups(chance: random.Random) -> Story | None:
+    """So many holders with so many things each, then a gain or a loss."""
+    (name,), (things,), (holders,) = pick(NAMES, chance), pick(THINGS, chance), pick(HOLDERS, chance)
+    num_groups, each, n = chance.randint(2, 5), chance.randint(2, 9), chance.randint(2, 9)
+    total = num_groups * each
+    is_gain = chance.random() < 0.5
+    after = total + n if is_gain else total - n
+    if not 1 <= after <= LARGEST:
+        return None
+    sign = "+" if is_gain else "-"
+    change = f"adds {n} loose {things}" if is_gain else f"takes out {n} {things}"
+    question = chance.choice(
+        (
+            f"{name} fills {num_groups} {holders} with {each} {things} each and {change}. How many {things} are there?",
+            f"There are {num_groups} {holders} of {each} {things}. {name} {change}. How many {things} are there now?",
+        )
+    )
+    lines = [
+        f"{num_groups} {holders} of {things}: {num_groups}*{each}={total}",
+        f"{'more' if is_gain else 'less'}: {total}{sign}{n}={after}",
+    ]
+    return Story(question, lines, after, f"groups {num_groups}*{each}{sign}{n}")
+
+
+def comparison(chance: random.Random) -> Story | None:
+    """One person has so many more or fewer than another; how many have both?"""
+    (name, friend), (things,) = pick(NAMES, chance, 2), pick(THINGS, chance)
+    first, n = chance.randint(2, 30), chance.randint(2, 15)
+    has_more = chance.random() < 0.5
+    second = first + n if has_more else first - n
+    if not (1 <= second and first + second <= LARGEST):
+        return None
+    sign = "+" if has_more else "-"
+    question = chance.choice(
+        (
+            f"{name} has {first} {things}. {friend} has {n} {'more' if has_more else 'fewer'}. "
+            f"How many {things} do both have together?",
+            f"{friend} owns {n} {things} {'more' if has_more else 'less'} than {name}, who owns {first}. "
+            f"How many {things} is that in all?",
+        )
+    )
+    lines = [
+        f"{friend} has {first}{sign}{n}={second} {things}.",
+        f"both: {first}+{second}={first + second}",
+    ]
+    return Story(question, lines, first + second, f"compare {first}{sign}{n}")
+
+
+STORY_KINDS: tuple[Callable[[random.Random], Story | None], ...] = (gain_and_loss, equal_groups, comparison)

@@ -1,0 +1,150 @@
+"""Text for the small base model: the tasks' domains and answer format, but no solved item of any task.
+
+The base learns that equations hold, what partial grids and stories look like, how to copy from a question, and to
+write `<answer>...</answer>`. How a question of Countdown, Sudoku or a word problem is solved is left to fine-tuning.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from .arithmetic import Arithmetic
+from .countdown import apply_sign
+from .item import split_of
+from .sudoku import BLANK, FEWEST_BLANKS, MOST_BLANKS, all_grids, as_rows, punch_holes
+from .words import NAMES, THINGS, pick
+
+TURN = "<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>"
+Chat = tuple[str, str]
+
+
+def pretraining_text(seed: int, split: str, index: int) -> str:
+    """Document number `index` of the endless pretraining text, special tokens written out.
+
+    Args:
+        seed: Data seed.
+        split: `train` or `test` (held-out documents of the same kinds).
+        index: Position in the sequence, from 0.
+
+    Returns:
+        Plain lines, or a chat in the LLaDA template.
+    """
+    chance = random.Random(f"pretraining/{seed}/{split}/{index}")
+    document = chance.choices(DOCUMENTS, weights=WEIGHTS)[0](chance)
+    if isinstance(document, str):
+        return "<|startoftext|>" + document
+    user, assistant = document
+    return "<|startoftext|>" + TURN.format(role="user", content=user) + TURN.format(role="assistant", content=assistant)
+
+
+def equations(chance: random.Random) -> str:
+    """Lines such as `12+7=19` and `4+9-2=11`."""
+    return "\n".join(equation(chance) for _ in range(chance.randint(6, 12)))
+
+
+def equation(chance: random.Random) -> str:
+    """One true equation of two or three numbers; results between 0 and 99."""
+    while True:
+        largest = chance.choice((9, 20, 40, 90))
+        first, second, third = (chance.randint(0, largest) for _ in range(3))
+        sign_a, sign_b = chance.choice("++--*"), chance.choice("+-")
+        if sign_a == "*":
+            first, second = chance.randint(1, 10), chance.randint(1, 10)
+        middle = apply_sign(first, sign_a, second)
+        if not 0 <= middle <= 99:
+            continue
+        if chance.random() < 0.5:
+            return f"{first}{sign_a}{second}={middle}"
+        last = apply_sign(middle, sign_b, third)
+        if 0 <= last <= 99:
+            return f"{first}{sign_a}{second}{sign_b}{third}={last}"
+
+
+def worked_sum(chance: random.Random) -> Chat:
+    """`Work out 12+7-3.`, in two steps, with the value as the answer."""
+    expression, steps, value = two_steps(chance)
+    return f"Work out {expression}.", f"{steps}\n<answer>{value}</answer>"
+
+
+def free_expression(chance: random.Random) -> Chat:
+    """An expression of three given numbers and no target, in two steps, with the expression as the answer."""
+    expression, steps, _ = two_steps(chance)
+    numbers = expression.replace("-", "+").split("+")
+    chance.shuffle(numbers)
+    question = chance.choice(
+        ("Write an expression with {}, {} and {}.", "Combine {}, {} and {} with + - as you like.")
+    ).format(*numbers)
+    return question, f"{steps}\n<answer>{expression}</answer>"
+
+
+def two_steps(chance: random.Random) -> tuple[str, str, int]:
+    """A sum of three numbers, its two steps and its value."""
+    while True:
+        first, second, third = (chance.randint(1, 20) for _ in range(3))
+        sign_a, sign_b = chance.choice("+-"), chance.choice("+-")
+        middle = apply_sign(first, sign_a, second)
+        value = apply_sign(middle, sign_b, third)
+        if 0 <= middle <= 99 and 0 <= value <= 99:
+            expression = f"{first}{sign_a}{second}{sign_b}{third}"
+            return expression, f"{first}{sign_a}{second}={middle}\n{middle}{sign_b}{third}={value}", value
+
+
+def partial_grid(chance: random.Random) -> str:
+    """A puzzle of the training split, blanks as 0, without its solution."""
+    while True:
+        grid = chance.choice(all_grids())
+        if split_of(f"sudoku {grid}") == "train":
+            return as_rows(punch_holes(grid, chance.randint(FEWEST_BLANKS, MOST_BLANKS), chance))
+
+
+def grids(chance: random.Random) -> str:
+    """Three partial grids."""
+    return "\n\n".join(partial_grid(chance) for _ in range(3))
+
+
+def copied_grid(chance: random.Random) -> Chat:
+    """A partial grid, copied into the answer."""
+    grid = partial_grid(chance)
+    return f"Copy this 4x4 grid:\n{grid}", f"<answer>{grid}</answer>"
+
+
+def refilled_grid(chance: random.Random) -> Chat:
+    """A partial grid whose blanks all become one digit: the clues are copied, nothing is solved."""
+    grid, digit = partial_grid(chance), chance.choice("1234")
+    return f"Put {digit} for every 0 of this 4x4 grid:\n{grid}", f"<answer>{grid.replace(BLANK, digit)}</answer>"
+
+
+def wordings(chance: random.Random) -> str:
+    """Two questions of word problems, unanswered."""
+    return "\n".join(Arithmetic().propose(chance).question for _ in range(2))
+
+
+def copied_story(chance: random.Random) -> Chat:
+    """A question, repeated word by word."""
+    question = Arithmetic().propose(chance).question
+    return f"Repeat: {question}", question
+
+
+def counted_things(chance: random.Random) -> Chat:
+    """Who has how many: a look-up, no arithmetic."""
+    names, (things,) = pick(NAMES, chance, 3), pick(THINGS, chance)
+    amounts = [chance.randint(1, 40) for _ in names]
+    facts = " ".join(f"{name} has {amount} {things}." for name, amount in zip(names, amounts, strict=True))
+    asked = chance.randrange(3)
+    line = f"{names[asked]} has {amounts[asked]} {things}."
+    return f"{facts} How many {things} does {names[asked]} have?", f"{line}\n<answer>{amounts[asked]}</answer>"
+
+
+DOCUMENTS: tuple[Callable[[random.Random], str | Chat], ...] = (
+    equations,
+    worked_sum,
+    free_expression,
+    grids,
+    copied_grid,
+    refilled_grid,
+    wordings,
+    copied_story,
+    counted_things,
+)
+WEIGHTS = (5, 3, 3, 1, 2, 3, 1, 2, 2)

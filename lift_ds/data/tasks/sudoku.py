@@ -1,0 +1,93 @@
+"""Sudoku 4x4: puzzles with exactly one solution, split into train and test by their solution grid."""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+from itertools import permutations
+
+from .item import Item, Verdict, read_answer
+
+SYMBOLS = "1234"
+BLANK = "0"
+FEWEST_BLANKS, MOST_BLANKS = 5, 9
+QUESTION = "Solve this 4x4 Sudoku:\n{grid}"
+
+
+class Sudoku:
+    """4x4 grids, blanks written as 0, four rows of four digits."""
+
+    name = "sudoku"
+
+    def propose(self, chance: random.Random) -> Item:
+        """Draws a grid, then blanks cells in random order as long as the solution stays unique."""
+        solution = chance.choice(all_grids())
+        puzzle = punch_holes(solution, chance.randint(FEWEST_BLANKS, MOST_BLANKS), chance)
+        question = QUESTION.format(grid=as_rows(puzzle))
+        return Item(self.name, question, f"<answer>{as_rows(solution)}</answer>", f"sudoku {solution}")
+
+    def verify(self, item: Item, generation: str) -> Verdict:
+        """Right where the answer is the (unique) solution; unparsed where it is not four rows of four digits 1 to 4."""
+        answer = read_answer(generation)
+        if answer is None:
+            return Verdict.UNPARSED
+        rows = answer.split("\n")
+        if len(rows) != 4 or any(len(row) != 4 or set(row) - set(SYMBOLS) for row in rows):
+            return Verdict.UNPARSED
+        return Verdict.SOLVED if "".join(rows) == item.key.removeprefix("sudoku ") else Verdict.WRONG
+
+
+@cache
+def all_grids() -> tuple[str, ...]:
+    """The 288 valid 4x4 grids, each as 16 digits, in lexicographic order."""
+    rows = ["".join(row) for row in permutations(SYMBOLS)]
+
+    def extend(grid: str) -> list[str]:
+        if len(grid) == 16:
+            return [grid]
+        return [full for row in rows if fits(grid + row) for full in extend(grid + row)]
+
+    return tuple(extend(""))
+
+
+def fits(grid: str) -> bool:
+    """Whether whole rows so far repeat no digit in a column or a 2x2 box."""
+    columns = (grid[column::4] for column in range(4))
+    boxes = (
+        grid[start : start + 2] + grid[start + 4 : start + 6] for start in (0, 2, 8, 10) if len(grid) >= start + 6
+    )
+    return all(len(set(group)) == len(group) for group in (*columns, *boxes))
+
+
+def solutions_of(puzzle: str) -> list[str]:
+    """Every valid grid that agrees with the clues of `puzzle` (16 digits, 0 for a blank)."""
+    clues = [(place, digit) for place, digit in enumerate(puzzle) if digit != BLANK]
+    return [grid for grid in all_grids() if all(grid[place] == digit for place, digit in clues)]
+
+
+def punch_holes(solution: str, num_blanks: int, chance: random.Random) -> str:
+    """Blanks up to `num_blanks` cells of `solution`, keeping it the only solution."""
+    rivals = rival_differences(solution)
+    clues = (1 << 16) - 1
+    for cell in chance.sample(range(16), 16):
+        if 16 - clues.bit_count() == num_blanks:
+            break
+        fewer = clues & ~(1 << cell)
+        if all(rival & fewer for rival in rivals):
+            clues = fewer
+    return "".join(digit if clues >> place & 1 else BLANK for place, digit in enumerate(solution))
+
+
+@cache
+def rival_differences(solution: str) -> tuple[int, ...]:
+    """For each other grid, the cells where it differs from `solution`, as the bits of a 16-bit number."""
+    return tuple(
+        sum(1 << place for place in range(16) if grid[place] != solution[place])
+        for grid in all_grids()
+        if grid != solution
+    )
+
+
+def as_rows(grid: str) -> str:
+    """16 digits as four lines of four."""
+    return "\n".join(grid[start : start + 4] for start in range(0, 16, 4))

@@ -1,0 +1,68 @@
+"""The forward process: levels, the superset's extra level rho, and which tokens are masked.
+
+    u ~ U(0, 1)
+    t = t_min + (1 - t_min) u                       level, 1 = fully masked
+    rho = lower + (1 - u - lower) v,  v ~ U(0, 1)   lower = 0.1 where 1 - u > 0.1, else 0     ("code")
+    rho = (1 - t) v                                                                          ("paper")
+    superset_i = response_i and U_i < t + rho
+
+Shapes: B sequences, L tokens. Source: LIFT (arXiv 2605.22939) and its public code; LLaDA eq. 5 for t.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+RhoRule = Literal["code", "paper"]
+SMALLEST_CODE_RHO = 0.1
+
+
+def level_from_uniform(u: Tensor, t_min: float = 1e-3) -> Tensor:
+    """Levels t in [t_min, 1) from uniforms.
+
+    Args:
+        u: Uniforms in [0, 1), any shape.
+        t_min: Smallest level; the public code's eps is 1e-3.
+
+    Raises:
+        ValueError: `t_min` is outside (0, 1).
+    """
+    if not 0 < t_min < 1:
+        raise ValueError(f"t_min={t_min}: allowed are 0 < t_min < 1 (the loss divides by t).")
+    return t_min + (1 - t_min) * u
+
+
+def stratify(u_step: float, slot: int, num_slots: int) -> float:
+    """Uniform of one slot when u is spread evenly over a batch: (u_step + slot / num_slots) mod 1."""
+    return (u_step + slot / num_slots) % 1.0
+
+
+def extra_level(u: Tensor, t: Tensor, v: Tensor, rule: RhoRule = "code") -> Tensor:
+    """The superset's extra level rho, so that t + rho <= 1 up to t_min.
+
+    Args:
+        u: (B,) the uniforms that gave t.
+        t: (B,) levels.
+        v: (B,) fresh uniforms.
+        rule: `code` as in the public code, `paper` as in the paper's figure.
+    """
+    if rule == "paper":
+        return (1 - t) * v
+    room = 1 - u
+    lower = torch.where(room > SMALLEST_CODE_RHO, SMALLEST_CODE_RHO, 0.0)
+    return lower + (room - lower) * v
+
+
+def superset_mask(uniform: Tensor, response_mask: Tensor, t: Tensor, rho: Tensor) -> Tensor:
+    """Candidates for masking: bool (B, L), response tokens whose uniform lies below t + rho.
+
+    Args:
+        uniform: (B, L) uniforms in [0, 1).
+        response_mask: bool (B, L), true on tokens that may be masked.
+        t: (B,) levels.
+        rho: (B,) extra levels; 0 gives the plain forward process.
+    """
+    return response_mask & (uniform < (t + rho)[:, None])

@@ -1,0 +1,76 @@
+"""Held-out cross-entropy on a fixed grid of levels with fixed masks.
+
+The same rows, levels and masks for every method and every step, so that the number compares runs whose training losses
+do not compare. Fillers are masked like the rest but not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lift_ds.data.batch import Document, MicroBatch, Noise, collate
+from lift_ds.diffusion.noise import superset_mask
+from lift_ds.models.head import masked_gold_logprob
+from lift_ds.rng import Stream, keyed_uniform
+
+from .ranks import Ranks, equal_share
+
+LEVELS = (0.15, 0.35, 0.5, 0.65, 0.85)
+
+
+@dataclass(frozen=True)
+class HeldoutLoss:
+    """Cross-entropy in nats per masked token: by level of `LEVELS`, and their mean."""
+
+    by_level: tuple[float, ...]
+    mean: float
+
+
+def heldout_loss(
+    model: nn.Module, documents: Sequence[Document], ranks: Ranks, batch_size: int, seed: int
+) -> HeldoutLoss:
+    """Measures a model; every rank runs the same number of forwards.
+
+    Args:
+        model: In eval mode.
+        documents: All held-out documents, the same list on every rank.
+        ranks: The run.
+        batch_size: Documents of one forward.
+        seed: Seed of the masks.
+    """
+    longest_first = sorted(documents, key=lambda document: (-len(document.ids), document.sample_id))
+    mine = equal_share(longest_first, ranks)
+    sums = torch.zeros(2, len(LEVELS), dtype=torch.float64)
+    for start in range(0, len(mine), batch_size):
+        share = mine[start : start + batch_size]
+        counts = torch.tensor([is_counted for _, is_counted in share])
+        batch = collate([document for document, _ in share], [fixed_noise(each, seed) for each, _ in share], 0)
+        batch, counts = batch.to(ranks.device), counts.to(ranks.device)
+        for place, level in enumerate(LEVELS):
+            nll, num_tokens = level_sums(model, batch, level, counts)
+            sums[0, place] += nll.cpu()
+            sums[1, place] += num_tokens.cpu()
+    sums = ranks.all_reduce(sums)
+    by_level = (sums[0] / sums[1].clamp(min=1)).tolist()
+    return HeldoutLoss(tuple(by_level), sum(by_level) / len(by_level))
+
+
+def fixed_noise(document: Document, seed: int) -> Noise:
+    """The mask uniforms of one held-out document; its level comes from the grid."""
+    uniform = keyed_uniform(seed, 0, document.sample_id, Stream.EVALUATION, len(document.ids))
+    return Noise(t=1.0, rho=0.0, component=0, mask_uniform=uniform, tie_uniform=uniform)
+
+
+@torch.no_grad()
+def level_sums(model: nn.Module, batch: MicroBatch, level: float, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed -log p and number of masked, counted tokens at one level."""
+    t = torch.full_like(batch.t, level)
+    masked = superset_mask(batch.mask_uniform, batch.response_mask, t, torch.zeros_like(t))
+    noised_ids = batch.clean_ids.masked_fill(masked, model.config.mask_token_id)
+    counted = masked & ~batch.filler_mask & counts[:, None]
+    logprob = masked_gold_logprob(model, noised_ids, counted, batch.clean_ids, batch.attention_mask)
+    return -logprob.double().sum(), counted.sum()

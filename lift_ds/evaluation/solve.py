@@ -1,0 +1,122 @@
+"""Solve rates of the built-in tasks: greedy answers to held-out questions, strictly verified."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lift_ds.data.chat import ChatEncoder
+from lift_ds.data.tasks import TASKS, Item, Verdict, draw_item
+from lift_ds.sampling.reverse import generate
+
+from .ranks import Ranks, equal_share
+
+BATCH_SIZE = 64
+VERDICTS = list(Verdict)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are sampled; see `sampling.reverse.generate`."""
+
+    steps: int
+    gen_length: int
+    block_length: int
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """Counts of one task's held-out items."""
+
+    num_items: int
+    num_solved: int
+    num_unparsed: int
+
+    @property
+    def solve_rate(self) -> float:
+        """Share of items solved."""
+        return self.num_solved / max(self.num_items, 1)
+
+    @property
+    def unparsed_rate(self) -> float:
+        """Share of items without a well-formed answer."""
+        return self.num_unparsed / max(self.num_items, 1)
+
+
+@dataclass(frozen=True)
+class SolveReport:
+    """Scores by task, generated tokens per second over all ranks, and seconds."""
+
+    scores: dict[str, TaskScore]
+    tokens_per_second: float
+    seconds: float
+
+
+def held_out_items(num_items: int, seed: int) -> list[Item]:
+    """Test items, the tasks in turn."""
+    tasks = list(TASKS.values())
+    return [draw_item(tasks[place % len(tasks)], seed, "test", place // len(tasks)) for place in range(num_items)]
+
+
+def solve_items(
+    model: nn.Module, encoder: ChatEncoder, items: list[Item], decoding: Decoding, ranks: Ranks
+) -> SolveReport:
+    """Answers items greedily and counts the verdicts; every rank runs the same number of forwards.
+
+    Args:
+        model: In eval mode.
+        encoder: Renders and tokenises the questions.
+        items: All items, the same list on every rank.
+        decoding: Steps and lengths.
+        ranks: The run.
+    """
+    began = time.perf_counter()
+    mine = equal_share(items, ranks)
+    counts = torch.zeros(len(TASKS), len(VERDICTS), dtype=torch.float64)
+    for start in range(0, len(mine), BATCH_SIZE):
+        share = mine[start : start + BATCH_SIZE]
+        texts = answer(model, encoder, [item.question for item, _ in share], decoding, ranks.device)
+        for (item, is_counted), text in zip(share, texts, strict=True):
+            verdict = TASKS[item.task].verify(item, text)
+            counts[list(TASKS).index(item.task), VERDICTS.index(verdict)] += is_counted
+    counts = ranks.all_reduce(counts)
+    seconds = time.perf_counter() - began
+    scores = {
+        name: TaskScore(
+            num_items=int(row.sum()),
+            num_solved=int(row[VERDICTS.index(Verdict.SOLVED)]),
+            num_unparsed=int(row[VERDICTS.index(Verdict.UNPARSED)]),
+        )
+        for name, row in zip(TASKS, counts, strict=True)
+    }
+    return SolveReport(scores, len(items) * decoding.gen_length / seconds, seconds)
+
+
+def answer(
+    model: nn.Module, encoder: ChatEncoder, questions: list[str], decoding: Decoding, device: torch.device
+) -> list[str]:
+    """The model's answers to single-turn questions, as text up to the first end token."""
+    prompts = [encoder.prompt_ids([{"role": "user", "content": question}]) for question in questions]
+    width = max(map(len, prompts))
+    end_id = encoder.tokenizer.eos_token_id
+    prompt_ids = torch.tensor([[end_id] * (width - len(prompt)) + prompt for prompt in prompts])
+    attention = torch.tensor([[False] * (width - len(prompt)) + [True] * len(prompt) for prompt in prompts])
+    ids = generate(
+        model,
+        prompt_ids.to(device),
+        decoding.steps,
+        decoding.gen_length,
+        decoding.block_length,
+        attention_mask=attention.to(device),
+    )
+    return [decode_answer(encoder, row) for row in ids[:, width:].tolist()]
+
+
+def decode_answer(encoder: ChatEncoder, ids: list[int]) -> str:
+    """Text before the first end token, without special tokens."""
+    end_id = encoder.tokenizer.eos_token_id
+    kept = ids[: ids.index(end_id)] if end_id in ids else ids
+    return encoder.tokenizer.decode(kept, skip_special_tokens=True)

@@ -1,0 +1,130 @@
+"""Counts of a step that add up over micro-batches and ranks, and the file they end in.
+
+Bins divide the levels (0, 1] into ten equal parts; T below is their number.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from torch import Tensor
+
+NUM_BINS = 10
+COMPONENTS = ("easy", "random", "hard")
+
+
+class StepTotals:
+    """Sums of one step, as one float64 vector, so that one collective adds them over the ranks."""
+
+    SCALARS = ("loss", "tokens", "documents", "skipped")
+    BINNED = ("documents", "nll", "kept", "gradient")
+
+    def __init__(self) -> None:
+        """Starts at zero."""
+        self.scalars = torch.zeros(len(self.SCALARS), dtype=torch.float64)
+        self.components = torch.zeros(len(COMPONENTS), dtype=torch.float64)
+        self.binned = torch.zeros(len(self.BINNED), NUM_BINS, dtype=torch.float64)
+        self.max_weight = torch.zeros(NUM_BINS, dtype=torch.float64)
+
+    def add_loss(self, loss: Tensor) -> None:
+        """Adds a micro-batch's share of the step's loss."""
+        self.scalars[0] += float(loss)
+
+    def add_counts(self, tokens: int, skipped: int) -> None:
+        """Adds a rank's tokens and skipped documents."""
+        self.scalars[1] += tokens
+        self.scalars[3] += skipped
+
+    def add_documents(
+        self, t: Tensor, component: Tensor, nll_sum: Tensor, num_kept: Tensor, gradient_norm: Tensor
+    ) -> None:
+        """Adds documents: all arguments (B,), on the CPU."""
+        place = (t * NUM_BINS).long().clamp(max=NUM_BINS - 1)
+        values = torch.stack([torch.ones_like(t), nll_sum, num_kept, gradient_norm]).double()
+        self.binned.index_add_(1, place, values)
+        self.components.index_add_(0, component, torch.ones_like(t).double())
+        self.scalars[2] += len(t)
+        self.max_weight.scatter_reduce_(0, place, 1.0 / t.double(), "amax")
+
+    def summed(self) -> Tensor:
+        """The part that adds up, as one vector."""
+        return torch.cat([self.scalars, self.components, self.binned.flatten()])
+
+    def replace(self, summed: Tensor, max_weight: Tensor) -> None:
+        """Takes the sums and maxima over all ranks."""
+        pieces = summed.split([len(self.scalars), len(self.components), self.binned.numel()])
+        self.scalars, self.components = pieces[0], pieces[1]
+        self.binned = pieces[2].view_as(self.binned)
+        self.max_weight = max_weight
+
+    @property
+    def loss(self) -> float:
+        """The step's loss."""
+        return float(self.scalars[0])
+
+    def record(self, time_scaling: bool) -> dict[str, Any]:
+        """The step as a line of `metrics.jsonl`; a bin without documents is `None`."""
+        documents, nll, kept, gradient = self.binned
+        shares = self.components / self.components.sum().clamp(min=1)
+        return {
+            "loss": self.loss,
+            "num_tokens": int(self.scalars[1]),
+            "num_documents": int(self.scalars[2]),
+            "num_skipped": int(self.scalars[3]),
+            "component_share": dict(zip(COMPONENTS, shares.tolist(), strict=True)),
+            "max_inverse_t": float(self.max_weight.max()) if time_scaling else 1.0,
+            "t_documents": documents.int().tolist(),
+            "t_token_nll": ratio(nll, kept),
+            "t_max_inverse_t": [value or None for value in self.max_weight.tolist()],
+            "t_gradient_norm": ratio(gradient, documents),
+        }
+
+
+def ratio(numerator: Tensor, denominator: Tensor) -> list[float | None]:
+    """Quotients, `None` where the denominator is 0."""
+    pairs = zip(numerator.tolist(), denominator.tolist(), strict=True)
+    return [top / bottom if bottom else None for top, bottom in pairs]
+
+
+class MetricsFile:
+    """Appends records to `metrics.jsonl`, one line each, flushed at once."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens the file for appending."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.file: TextIO = open(path, "a", encoding="utf-8")
+
+    def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Appends one record with its kind, step and time of day; numbers that are not finite become `None`."""
+        record = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
+        self.file.write(json.dumps(finite(record)) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self.file.close()
+
+
+def finite(value: Any) -> Any:
+    """The value with NaN and infinities, which JSON does not have, as `None`."""
+    if isinstance(value, dict):
+        return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_metrics(path: Path, kind: str | None = None) -> Iterator[dict[str, Any]]:
+    """Records of a `metrics.jsonl`, all or of one kind; nothing where there is no file."""
+    if not path.is_file():
+        return
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n") and (record := json.loads(line)) and kind in (None, record["kind"]):
+                yield record

@@ -1,0 +1,328 @@
+"""Checkpoints that are whole or not there: temporary name, manifest last, atomic rename.
+
+    checkpoints/step-000100/
+        zero/...                DeepSpeed's shards
+        latest                  "zero", so that DeepSpeed's own tools read the folder
+        hf/                     config and tokenizer of the model, for export
+        lanes.json              data position
+        run.json                resolved run config and DeepSpeed JSON
+        manifest.json           step, world size, model fingerprint, size and SHA-256 of every other file
+    checkpoints/latest          name of the newest whole checkpoint
+
+Every rank hashes its own files; rank 0 collects, writes the manifest, syncs and renames. A checkpoint counts only if its
+manifest does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .engine import Engine
+
+MANIFEST = "manifest.json"
+ZERO_TAG = "zero"
+TEMPORARY_PREFIX = ".writing-"
+HASH_BLOCK_BYTES = 1 << 20
+SPARE_BYTES = 64 << 20
+BYTES_PER_PARAMETER = 14
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size and SHA-256 of one file."""
+
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint holds.
+
+    Args:
+        step: Optimizer steps taken.
+        world_size: Ranks that wrote it.
+        zero_stage: ZeRO stage of its shards.
+        model: Fingerprint of the model's parameter names and shapes.
+        files: Every file but the manifest, by path inside the checkpoint.
+    """
+
+    step: int
+    world_size: int
+    zero_stage: int
+    model: str
+    files: dict[str, FileRecord]
+
+
+def model_fingerprint(shapes: dict[str, Any]) -> str:
+    """Hash of parameter names and shapes."""
+    listed = sorted((name, list(shape)) for name, shape in shapes.items())
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+
+
+def checkpoint_name(step: int) -> str:
+    """Folder name of a step's checkpoint."""
+    return f"step-{step:06d}"
+
+
+def save_checkpoint(
+    engine: Engine,
+    folder: Path,
+    step: int,
+    lanes: dict[str, Any],
+    run: dict[str, Any],
+    hf_folder: Path,
+    fingerprint: str,
+    keep: int,
+) -> Path:
+    """Writes the state of all ranks; returns the checkpoint's folder.
+
+    Args:
+        engine: The training engine.
+        folder: `checkpoints` of the run.
+        step: Optimizer steps taken.
+        lanes: Data position.
+        run: Resolved configuration.
+        hf_folder: Where the model's config and tokenizer are.
+        fingerprint: `model_fingerprint` of the model.
+        keep: Newest checkpoints to keep.
+
+    Raises:
+        RuntimeError: The disk is too full, or a rank could not write; older checkpoints are untouched.
+    """
+    final = folder / checkpoint_name(step)
+    temporary = folder / f"{TEMPORARY_PREFIX}{final.name}"
+    if engine.rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+    agree(engine, lambda: check_disk(folder, engine.num_parameters()) if engine.rank == 0 else None, final)
+    write_shards(engine, temporary)
+    mine = agree(engine, lambda: hash_own_shards(engine, temporary), final)
+    everyones = engine.gather_objects(mine)
+
+    def finish() -> None:
+        if engine.rank != 0:
+            return
+        (temporary / "lanes.json").write_text(json.dumps(lanes))
+        (temporary / "run.json").write_text(json.dumps(run, indent=2))
+        copy_hf_files(hf_folder, temporary / "hf")
+        files = {name: record for part in everyones for name, record in part.items()}
+        for path in sorted(temporary.rglob("*")):
+            name = str(path.relative_to(temporary))
+            if path.is_file() and name not in files:
+                files[name] = hash_file(path)
+        write_synced(
+            temporary / MANIFEST,
+            json.dumps(asdict(Manifest(step, engine.world_size, engine.stage, fingerprint, files)), indent=1),
+        )
+        publish(temporary, final)
+        remove_old(folder, keep)
+
+    agree(engine, finish, final)
+    return final
+
+
+def agree(engine: Engine, action: Any, final: Path) -> Any:
+    """Runs `action` on every rank; if it fails anywhere, every rank raises the same error.
+
+    Raises:
+        RuntimeError: The action failed on some rank.
+    """
+    result, problem = None, None
+    try:
+        result = action()
+    except (OSError, RuntimeError) as error:
+        problem = f"rank {engine.rank}: {error}"
+    problems = [found for found in engine.gather_objects(problem) if found]
+    if problems:
+        raise RuntimeError(describe_failure(final, "; ".join(problems)))
+    return result
+
+
+def check_disk(folder: Path, num_parameters: int) -> None:
+    """Compares free space with what the shards will take (bf16 weights, float32 master and two moments).
+
+    Raises:
+        OSError: There is not enough.
+    """
+    needed = num_parameters * BYTES_PER_PARAMETER + SPARE_BYTES
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(f"{free / 2**30:.2f} GiB free in {folder}, about {needed / 2**30:.2f} GiB needed")
+
+
+def write_shards(engine: Engine, temporary: Path) -> None:
+    """DeepSpeed's own save, into the temporary folder.
+
+    Raises:
+        RuntimeError: This rank could not write. The other ranks may be inside a collective of DeepSpeed's, so nothing
+            can be agreed on any more: this process ends, and the launcher ends the others.
+    """
+    try:
+        engine.ds.save_checkpoint(str(temporary), tag=ZERO_TAG)
+    except (OSError, RuntimeError) as error:
+        raise RuntimeError(describe_failure(temporary, f"rank {engine.rank}: {error}")) from error
+
+
+def describe_failure(path: Path, reason: str) -> str:
+    """The message of a failed save."""
+    return (
+        f"checkpoint {path} could not be written: {reason}. "
+        "Older checkpoints are untouched; free space or set another output, and resume."
+    )
+
+
+def hash_own_shards(engine: Engine, temporary: Path) -> dict[str, FileRecord]:
+    """Syncs and hashes the shards that this rank wrote, recognised by the rank in their names."""
+    files = sorted((temporary / ZERO_TAG).iterdir())
+    mine = files[engine.rank :: engine.world_size]
+    return {str(path.relative_to(temporary)): sync_and_hash(path) for path in mine}
+
+
+def sync_and_hash(path: Path) -> FileRecord:
+    """Forces a file to disk, then hashes it."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+    return hash_file(path)
+
+
+def hash_file(path: Path) -> FileRecord:
+    """Size and SHA-256."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(HASH_BLOCK_BYTES):
+            digest.update(block)
+    return FileRecord(path.stat().st_size, digest.hexdigest())
+
+
+def copy_hf_files(source: Path, target: Path) -> None:
+    """Copies config and tokenizer files, not weights."""
+    target.mkdir(exist_ok=True)
+    for path in sorted(source.iterdir()):
+        if path.is_file() and path.suffix in (".json", ".jinja", ".model", ".txt") and "safetensors" not in path.name:
+            shutil.copy(path, target / path.name)
+
+
+def write_synced(path: Path, text: str) -> None:
+    """Writes a file and forces it to disk."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def publish(temporary: Path, final: Path) -> None:
+    """Renames the finished folder and points `latest` at it, each in one atomic step."""
+    if final.exists():
+        shutil.rmtree(final)
+    os.rename(temporary, final)
+    pointer = final.parent / ".latest"
+    write_synced(pointer, final.name + "\n")
+    os.replace(pointer, final.parent / "latest")
+    sync_folder(final.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Forces a folder's entries to disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_old(folder: Path, keep: int) -> None:
+    """Removes all but the `keep` newest checkpoints, and what interrupted saves left."""
+    for path in sorted(folder.glob("step-*"))[:-keep]:
+        shutil.rmtree(path)
+    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        shutil.rmtree(path)
+
+
+def read_manifest(checkpoint: Path) -> Manifest:
+    """The manifest of a checkpoint.
+
+    Raises:
+        ValueError: There is none, or it cannot be read.
+    """
+    try:
+        loaded = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        files = {name: FileRecord(**record) for name, record in loaded.pop("files").items()}
+        return Manifest(files=files, **loaded)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{checkpoint}: no readable {MANIFEST}: {error}; this is no whole checkpoint.") from error
+
+
+def find_faults(checkpoint: Path, manifest: Manifest) -> list[str]:
+    """What is wrong with a checkpoint's files: missing, of another size, or of another checksum."""
+    faults = []
+    for name, record in manifest.files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            faults.append(f"{name} is missing")
+        elif path.stat().st_size != record.num_bytes:
+            faults.append(f"{name} has {path.stat().st_size} bytes instead of {record.num_bytes}")
+        elif hash_file(path) != record:
+            faults.append(f"{name} has changed (checksum)")
+    return faults
+
+
+def find_checkpoint(folder: Path, resume: str) -> tuple[Path | None, list[str]]:
+    """The checkpoint to start from, and why newer ones were passed over.
+
+    Args:
+        folder: `checkpoints` of the run.
+        resume: `none`, `auto` (newest whole one, if any), or a checkpoint's folder.
+
+    Raises:
+        ValueError: A named checkpoint is not whole, or `auto` finds only broken ones.
+    """
+    if resume == "none":
+        return None, []
+    if resume != "auto":
+        faults = find_faults(Path(resume), read_manifest(Path(resume)))
+        if faults:
+            raise ValueError(f"checkpoint.resume={resume}: not whole: {'; '.join(faults)}.")
+        return Path(resume), []
+    passed_over = [f"{path.name}: an interrupted save" for path in folder.glob(f"{TEMPORARY_PREFIX}*")]
+    found = sorted(folder.glob("step-*"), reverse=True)
+    for path in found:
+        try:
+            faults = find_faults(path, read_manifest(path))
+        except ValueError as error:
+            faults = [str(error)]
+        if not faults:
+            return path, passed_over
+        passed_over.append(f"{path.name}: {'; '.join(faults)}")
+    if found:
+        raise ValueError(
+            f"checkpoint.resume=auto: no whole checkpoint in {folder}: {' | '.join(passed_over)}. "
+            "Remove the broken ones to start anew."
+        )
+    return None, passed_over
+
+
+def load_checkpoint(engine: Engine, checkpoint: Path, fingerprint: str) -> tuple[int, dict[str, Any]]:
+    """Restores weights and optimizer; returns the step and the data position.
+
+    Raises:
+        ValueError: It belongs to another model, world size or ZeRO stage.
+    """
+    manifest = read_manifest(checkpoint)
+    if manifest.model != fingerprint:
+        raise ValueError(f"{checkpoint} belongs to another model: its parameter names or shapes differ.")
+    if (manifest.world_size, manifest.zero_stage) != (engine.world_size, engine.stage):
+        raise ValueError(
+            f"{checkpoint} was written by {manifest.world_size} ranks under ZeRO-{manifest.zero_stage}; this run has "
+            f"{engine.world_size} under ZeRO-{engine.stage}. Resume with the same numbers."
+        )
+    loaded, _ = engine.ds.load_checkpoint(str(checkpoint), tag=ZERO_TAG)
+    if loaded is None:
+        raise RuntimeError(f"{checkpoint}: DeepSpeed loaded nothing from it.")
+    return manifest.step, json.loads((checkpoint / "lanes.json").read_text())

@@ -1,0 +1,176 @@
+"""The only door to DeepSpeed: distributed start, the partitioned model, the optimizer, collectives."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.accelerator import get_accelerator
+from deepspeed.utils import set_z3_leaf_modules
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from lift_ds.config import OptimConfig
+from lift_ds.models.families import family_of
+from lift_ds.models.weights import WeightSource, fill_parameters, whole_shape
+
+from .cluster import Launch, cores_per_process
+from .schedule import learning_rate
+from .step import DiffusionStep
+
+
+def has_accelerator() -> bool:
+    """Whether DeepSpeed runs on something other than the CPU."""
+    return bool(get_accelerator().device_name() != "cpu")
+
+
+def start_distributed(launch: Launch) -> None:
+    """Joins the process group and takes this rank's device; CPU ranks share the cores."""
+    if not has_accelerator() and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(cores_per_process(launch.local_world_size))
+    get_accelerator().set_device(launch.local_rank)
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+
+
+def stop_distributed() -> None:
+    """Leaves the process group."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+class Engine:
+    """A partitioned model that trains, with what the loop needs of DeepSpeed.
+
+    Args:
+        config: The model's config.
+        source: Its weights.
+        ds_json: Resolved DeepSpeed JSON.
+        optim: Optimizer and schedule.
+        is_scored: See `DiffusionStep`.
+        time_scaling: See `DiffusionStep`.
+        gradient_checkpointing: Recompute blocks in backward.
+        label: What to call the weights in messages.
+    """
+
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        source: WeightSource,
+        ds_json: dict[str, Any],
+        optim: OptimConfig,
+        is_scored: bool,
+        time_scaling: bool,
+        gradient_checkpointing: bool,
+        label: str,
+    ) -> None:
+        """Builds the model (cut under ZeRO-3 from the start), fills it, and hands it to DeepSpeed."""
+        self.optim = optim
+        self.stage = ds_json["zero_optimization"]["stage"]
+        dtype = torch.bfloat16 if ds_json["bf16"]["enabled"] else torch.float32
+        family = family_of(config)
+        with deepspeed.zero.Init(config_dict_or_path=ds_json, enabled=self.stage == 3, dtype=dtype):
+            model = family.model_class(config)
+        model.to(dtype)
+        fill_parameters(model.named_parameters(), source, label)
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        root = DiffusionStep(model, is_scored, time_scaling)
+        if self.stage == 3:
+            set_z3_leaf_modules(root, [family.layer_class])
+        optimizer = torch.optim.AdamW(
+            parameter_groups(root, optim.weight_decay),
+            lr=optim.lr,
+            betas=(optim.beta1, optim.beta2),
+            eps=optim.eps,
+        )
+        self.ds, *_ = deepspeed.initialize(model=root, optimizer=optimizer, config=ds_json)
+        self.num_micro_batches = int(self.ds.gradient_accumulation_steps())
+
+    @property
+    def root(self) -> DiffusionStep:
+        """The root module inside DeepSpeed's engine."""
+        return self.ds.module
+
+    @property
+    def model(self) -> nn.Module:
+        """The language model inside the root module."""
+        return self.root.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where this rank computes."""
+        return torch.device(self.ds.device)
+
+    @property
+    def rank(self) -> int:
+        """This rank."""
+        return int(torch.distributed.get_rank())
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return int(torch.distributed.get_world_size())
+
+    @property
+    def loss_factor(self) -> int:
+        """What a loss that is normalised over the whole step is multiplied by: DeepSpeed divides by the same."""
+        return self.world_size * self.num_micro_batches
+
+    def num_parameters(self) -> int:
+        """Parameters of the whole model."""
+        return sum(whole_shape(parameter).numel() for parameter in self.root.parameters())
+
+    def set_learning_rate(self, step: int) -> float:
+        """Sets and returns the rate of optimizer step `step`."""
+        rate = learning_rate(step, self.optim)
+        for group in self.ds.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def update(self) -> float:
+        """The optimizer step; returns the global gradient norm before clipping."""
+        self.ds.step()
+        norm = self.ds.get_global_grad_norm()
+        return float(norm) if norm is not None else float("nan")
+
+    def all_reduce(self, values: Tensor, op: str = "sum") -> Tensor:
+        """Sum or maximum over ranks, in place, on this rank's device; returned on the CPU."""
+        moved = values.to(self.device)
+        torch.distributed.all_reduce(moved, op=getattr(torch.distributed.ReduceOp, op.upper()))
+        return moved.cpu()
+
+    def gather_objects(self, mine: Any) -> list[Any]:
+        """Every rank's object, in rank order, on every rank."""
+        gathered: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(gathered, mine)
+        return gathered
+
+    def barrier(self) -> None:
+        """Waits for every rank."""
+        torch.distributed.barrier()
+
+    def write_monitor(self, values: dict[str, float], step: int) -> None:
+        """Passes scalars to the monitors that the JSON switches on (tensorboard, wandb, csv)."""
+        if self.ds.monitor.enabled:
+            self.ds.monitor.write_events([(f"train/{name}", value, step) for name, value in values.items()])
+
+    @contextmanager
+    def evaluating(self) -> Iterator[nn.Module]:
+        """The language model in eval mode without gradients; every rank must run the same forwards inside."""
+        self.root.eval()
+        with torch.no_grad():
+            yield self.model
+        self.root.train()
+
+
+def parameter_groups(root: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices with weight decay, vectors (norms, biases) without."""
+    trained = [parameter for parameter in root.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if len(whole_shape(parameter)) > 1]
+    vectors = [parameter for parameter in trained if len(whole_shape(parameter)) <= 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]

@@ -1,0 +1,50 @@
+"""The normaliser of a step: what each document's loss is multiplied by.
+
+    response_tokens   1 / (response tokens of the step, all micro-batches and ranks)
+    masked_tokens     1 / (kept tokens of the step)
+    per_example       1 / (documents of the step x response tokens of the document)     LLaDA GUIDELINES
+    reference         1 / (micro-batches of the step x (B L - prompt tokens of the micro-batch, padding counted))
+
+All but `reference` give the same gradient however the step is cut into micro-batches and ranks.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lift_ds.data.batch import MicroBatch
+
+from .step import count_kept
+
+Normalizer = Literal["response_tokens", "masked_tokens", "per_example", "reference"]
+
+
+def step_counts(micro_batches: list[MicroBatch]) -> Tensor:
+    """What a rank adds to the step's totals: float64 (3,), its response tokens, kept tokens and documents."""
+    response = sum(int(batch.response_mask.sum()) for batch in micro_batches)
+    kept = sum(int(count_kept(batch).sum()) for batch in micro_batches)
+    documents = sum(int((batch.sample_ids >= 0).sum()) for batch in micro_batches)
+    return torch.tensor([response, kept, documents], dtype=torch.float64)
+
+
+def document_scale(batch: MicroBatch, normalizer: Normalizer, totals: Tensor, num_micro_batches: int) -> Tensor:
+    """Factor of each document's summed loss: float32 (B,).
+
+    Args:
+        batch: One micro-batch.
+        normalizer: See the module's table.
+        totals: `step_counts` summed over all ranks.
+        num_micro_batches: Micro-batches of the step over all ranks.
+    """
+    response, kept, documents = (max(float(total), 1.0) for total in totals)
+    lengths = batch.response_mask.sum(-1).clamp(min=1).float()
+    ones = torch.ones_like(lengths)
+    if normalizer == "per_example":
+        return 1.0 / (lengths * documents)
+    if normalizer == "reference":
+        prompt_tokens = int((batch.attention_mask & ~batch.response_mask).sum())
+        return ones / (num_micro_batches * max(batch.clean_ids.numel() - prompt_tokens, 1))
+    return ones / (response if normalizer == "response_tokens" else kept)

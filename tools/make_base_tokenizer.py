@@ -1,0 +1,123 @@
+"""Trains the tokenizer of the small base model and writes it, with the model's config, to a folder.
+
+    python tools/make_base_tokenizer.py lift_ds/assets/base
+
+Byte-level BPE with single digits and single line breaks (a chat header ends in two; they must not merge differently
+depending on what follows), on the built-in tasks' text and common words; special tokens and chat template are LLaDA's. The output
+is the same on every machine. `launchers/recipes/pretrain_base.yaml` then trains the weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from lift_ds.data.tasks import TASKS, draw_item, pretraining_text
+from lift_ds.models.llada import LLaDAConfig
+
+VOCABULARY = 2048
+NUM_TEXTS = 20_000
+WORD_REPEATS = 60
+SPECIAL_TOKENS = (
+    "<|startoftext|>",
+    "<|endoftext|>",
+    "<|mdm_mask|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+)
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n{{ message['content'] | trim }}<|eot_id|>"
+    "{% endfor %}<|start_header_id|>assistant<|end_header_id|>\n\n"
+)
+
+
+def texts() -> Iterator[str]:
+    """The tasks' text without special tokens, and common English words, so that people's own text stays short."""
+    words = (files("lift_ds") / "assets" / "common_words.txt").read_text().split()
+    for _ in range(WORD_REPEATS):
+        yield " ".join(words)
+    for index in range(NUM_TEXTS):
+        text = pretraining_text(0, "train", index)
+        for token in SPECIAL_TOKENS:
+            text = text.replace(token, "\n")
+        yield text
+        item = draw_item(list(TASKS.values())[index % len(TASKS)], 0, "train", index)
+        yield f"{item.question}\n\n{item.response}"
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Trains the tokenizer."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split("\n", "isolated"),
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts(), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|startoftext|>",
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        mask_token="<|mdm_mask|>",
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make_config(tokenizer: PreTrainedTokenizerFast) -> LLaDAConfig:
+    """The base model's architecture: 1.8 M parameters."""
+    return LLaDAConfig(
+        d_model=128,
+        n_layers=6,
+        n_heads=4,
+        mlp_hidden_size=384,
+        vocab_size=VOCABULARY,
+        max_sequence_length=2048,
+        rope_theta=10000.0,
+        mask_token_id=tokenizer.mask_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        architectures=["LLaDAModelLM"],
+    )
+
+
+def name_class_for_every_release(path: Path) -> None:
+    """Names the tokenizer class as transformers 4 and 5 both know it; 5 alone writes `TokenizersBackend`."""
+    config = json.loads(path.read_text())
+    config.pop("backend", None)
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path, help="folder to write tokenizer.json, tokenizer_config.json and config.json to")
+    output = parser.parse_args().output
+    tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(output)
+    name_class_for_every_release(output / "tokenizer_config.json")
+    make_config(tokenizer).save_pretrained(output)
+    print(f"{len(tokenizer)} tokens written to {output}")
+
+
+if __name__ == "__main__":
+    main()

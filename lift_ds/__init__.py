@@ -1,0 +1,16 @@
+"""Fine-tuning of masked diffusion language models with LIFT under DeepSpeed ZeRO-3.
+
+The stable API:
+
+    model, tokenizer = lift_ds.load_pretrained("builtin:base")
+    kept = lift_ds.select_kept(gold_logprob, superset, t, rho, "hard")
+    loss = lift_ds.sft_loss(model, clean_ids, kept, t, num_targets=response_mask.sum())
+    ids = lift_ds.generate(model, prompt_ids, steps=48, gen_length=48, block_length=48)
+"""
+
+from lift_ds.lift.selection import select_kept
+from lift_ds.models.weights import load_pretrained
+from lift_ds.sampling.reverse import generate
+from lift_ds.training.step import sft_loss
+
+__all__ = ["generate", "load_pretrained", "select_kept", "sft_loss"]

@@ -66,10 +66,14 @@ class DataConfig(Section):
     pad_targets: Literal["none", "one_eos", "all"] = Field(
         "one_eos", description="end tokens after the response: none, one, or up to pad_to_multiple, all learned"
     )
-    pad_to_multiple: int = Field(1, ge=1, description="response length is filled to a multiple of this (pad_targets: all)")
+    pad_to_multiple: int = Field(
+        1, ge=1, description="response length is filled to a multiple of this (pad_targets: all)"
+    )
     lanes: int = Field(64, ge=1, description="virtual streams of the sample order; part of a run's identity")
     window_chunks: int = Field(4, ge=1, description="chunks that are shuffled together")
-    check_rows: int = Field(2000, ge=0, description="rows that are read and tokenised before training, to find bad ones")
+    check_rows: int = Field(
+        2000, ge=0, description="rows that are read and tokenised before training, to find bad ones"
+    )
     builtin_rows: int = Field(30_000, ge=1, description="number of training rows of builtin data")
     builtin_seed: int = Field(0, ge=0, description="seed of builtin data")
 
@@ -110,16 +114,22 @@ class CheckpointConfig(Section):
 
     save_every: int = Field(100, ge=0, description="steps between checkpoints; 0 writes only the last one")
     keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
-    resume: str = Field("none", description="none, auto (newest whole checkpoint of output, if any), or a checkpoint folder")
+    resume: str = Field(
+        "none", description="none, auto (newest whole checkpoint of output, if any), or a checkpoint folder"
+    )
 
 
 class EvalConfig(Section):
     """What is measured on held-out data."""
 
     every: int = Field(50, ge=0, description="steps between held-out losses; 0 measures before and after only")
-    path: str | list[str] | None = Field(None, description="held-out rows; default: eval.rows rows kept out of data.path")
+    path: str | list[str] | None = Field(
+        None, description="held-out rows; default: eval.rows rows kept out of data.path"
+    )
     rows: int = Field(48, ge=0, description="number of held-out rows; 0 turns the held-out loss off")
-    solve_items: int = Field(200, ge=0, description="items of the builtin tasks solved before and after; 0 turns it off")
+    solve_items: int = Field(
+        200, ge=0, description="items of the builtin tasks solved before and after; 0 turns it off"
+    )
     steps: int = Field(48, ge=1, description="denoising steps of an answer")
     gen_length: int = Field(48, ge=1, description="most tokens of an answer")
     block_length: int = Field(48, ge=1, description="tokens of a block, denoised before the next one begins")
@@ -142,18 +152,11 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def check_numbers_fit(self) -> RunConfig:
         """Checks that hold between keys."""
-        problems = []
-        if self.eval.gen_length % self.eval.block_length:
-            problems.append(
-                f"eval.gen_length={self.eval.gen_length}: must be a multiple of eval.block_length={self.eval.block_length}"
-            )
-        elif self.eval.steps % (self.eval.gen_length // self.eval.block_length):
-            problems.append(
-                f"eval.steps={self.eval.steps}: must be a multiple of the number of blocks, "
-                f"{self.eval.gen_length // self.eval.block_length}"
-            )
-        if problems:
-            raise ValueError("\n".join(problems))
+        length, block, steps = self.eval.gen_length, self.eval.block_length, self.eval.steps
+        if length % block:
+            raise ValueError(f"eval.gen_length={length}: must be a multiple of eval.block_length={block}")
+        if steps % (length // block):
+            raise ValueError(f"eval.steps={steps}: must be a multiple of the number of blocks, {length // block}")
         return self
 
 
@@ -247,7 +250,7 @@ def describe(details: ErrorDetails) -> list[str]:
         hint = f"did you mean {close[0]}?" if close else "see --help for all keys"
         return [f"{key}: unknown key; {hint}"]
     if details["type"] == "value_error":
-        return str(details["ctx"]["error"]).split("\n")
+        return [str(details["ctx"]["error"])]
     return [f"{key}={details['input']!r}: {details['msg'][0].lower()}{details['msg'][1:]} ({help_of(key)})"]
 
 

@@ -98,7 +98,7 @@ class MetricsFile:
     def __init__(self, path: Path) -> None:
         """Opens the file for appending."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.file: TextIO = open(path, "a", encoding="utf-8")
+        self.file: TextIO = path.open("a", encoding="utf-8")
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Appends one record with its kind, step and time of day; numbers that are not finite become `None`."""

@@ -3,8 +3,8 @@
     python tools/make_base_tokenizer.py lift_ds/assets/base
 
 Byte-level BPE with single digits and single line breaks (a chat header ends in two; they must not merge differently
-depending on what follows), on the built-in tasks' text and common words; special tokens and chat template are LLaDA's. The output
-is the same on every machine. `launchers/recipes/pretrain_base.yaml` then trains the weights.
+depending on what follows), on the built-in tasks' text and common words; special tokens and chat template are LLaDA's.
+The output is the same on every machine. `launchers/recipes/pretrain_base.yaml` then trains the weights.
 """
 
 from __future__ import annotations
@@ -110,7 +110,9 @@ def name_class_for_every_release(path: Path) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path, help="folder to write tokenizer.json, tokenizer_config.json and config.json to")
+    parser.add_argument(
+        "output", type=Path, help="folder to write tokenizer.json, tokenizer_config.json and config.json to"
+    )
     output = parser.parse_args().output
     tokenizer = make_tokenizer()
     tokenizer.save_pretrained(output)

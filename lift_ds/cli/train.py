@@ -37,15 +37,25 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="keys for overrides and recipes:\n" + explain_keys().replace("%", "%%"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--deepspeed", type=Path, required=True, metavar="JSON", help="DeepSpeed configuration, as ds_configs/zero3.json")
+    parser.add_argument(
+        "--deepspeed",
+        type=Path,
+        required=True,
+        metavar="JSON",
+        help="DeepSpeed configuration, as ds_configs/zero3.json",
+    )
     parser.add_argument("--config", type=Path, metavar="YAML", help="recipe, as in launchers/recipes")
     parser.add_argument("--model", help="same as model.path=...")
     parser.add_argument("--data", nargs="+", help="same as data.path=...; several files are allowed")
     parser.add_argument("--output", help="same as output=...")
     parser.add_argument("--resume", help="same as checkpoint.resume=...: auto, or a checkpoint folder")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the resolved configuration, stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, print the resolved configuration, stop"
+    )
     parser.add_argument("--local_rank", "--local-rank", type=int, help="set by the launcher; ignored")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example objective.method=lift2 optim.steps=300")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="for example objective.method=lift2 optim.steps=300"
+    )
     return parser
 
 
@@ -118,10 +128,11 @@ def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
 def describe(run: RunConfig, ds_json: dict[str, Any], launch: Launch, num_rows: int, num_checked: int) -> str:
     """The first lines of a run: where it runs and on what."""
     ranks = "1 rank" if launch.world_size == 1 else f"{launch.world_size} ranks"
+    stage = ds_json["zero_optimization"]["stage"]
     hint = " (all slots that the launcher found; --num_gpus 2 asks for two)" if launch.world_size == 1 else ""
     precision = "bf16" if ds_json["bf16"]["enabled"] else "float32"
     return (
-        f"{ranks}{hint}, ZeRO-{ds_json['zero_optimization']['stage']}, {precision}, global batch {run.optim.global_batch} = "
+        f"{ranks}{hint}, ZeRO-{stage}, {precision}, global batch {run.optim.global_batch} = "
         f"{ds_json['gradient_accumulation_steps']} x {ds_json['train_micro_batch_size_per_gpu']} documents a rank\n"
         f"model {run.model.path}, data {run.data.path}: {num_rows} rows, {num_checked} checked; "
         f"{run.objective.method}, {run.optim.steps} steps -> {run.output}"

@@ -19,7 +19,7 @@ PadTargets = Literal["none", "one_eos", "all"]
 TrainOn = Literal["all", "last"]
 
 
-class TooLong(ValueError):
+class TooLongError(ValueError):
     """A row is longer than the limit; `data.on_long` decides what happens."""
 
 
@@ -42,7 +42,7 @@ class ChatEncoder:
             `all` fills the last response up to a multiple of `pad_to_multiple` with learned end tokens.
         pad_to_multiple: See `pad_targets`; in tokens.
         train_on: Learn every assistant turn, or the last one only.
-        truncate: Cut rows that are too long instead of raising `TooLong`.
+        truncate: Cut rows that are too long instead of raising `TooLongError`.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class ChatEncoder:
 
     def render(self, messages: list[dict[str, str]] | tuple[dict[str, str], ...], invite: bool) -> str:
         """Text of the messages, with or without the assistant's header at the end, whatever the template's habit."""
-        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=invite)
+        text = str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=invite))
         if invite:
             return text
         return text.removesuffix(self.invitation) if messages[-1]["role"] == "assistant" else text
@@ -82,7 +82,7 @@ class ChatEncoder:
             where: File and line, for messages.
 
         Raises:
-            TooLong: It has more than `max_length` tokens and is not cut, or its prompt alone is too long.
+            TooLongError: It has more than `max_length` tokens and is not cut, or its prompt alone is too long.
             ValueError: The template changes earlier turns when a turn is added.
         """
         if conversation.text is not None:
@@ -111,8 +111,8 @@ class ChatEncoder:
             after = self.render(messages[: place + 1], invite=False)
             if not before.startswith(done) or not after.startswith(before):
                 raise ValueError(
-                    f"{where}: the chat template rewrites earlier turns when turn {place + 1} is added, so the response "
-                    "cannot be marked; use data.train_on=last or another template."
+                    f"{where}: the chat template rewrites earlier turns when turn {place + 1} is added, so the "
+                    "response cannot be marked; use data.train_on=last or another template."
                 )
             pieces += [(before[len(done) :], False), (after[len(before) :], True)]
             done = after
@@ -134,9 +134,9 @@ class ChatEncoder:
         limit = self.max_length
         prompt_length = response.index(True) if True in response else len(ids)
         if prompt_length >= limit:
-            raise TooLong(f"{where}: the prompt alone has {prompt_length} tokens; data.max_length is {limit}.")
+            raise TooLongError(f"{where}: the prompt alone has {prompt_length} tokens; data.max_length is {limit}.")
         if not self.truncate:
-            raise TooLong(
+            raise TooLongError(
                 f"{where}: {len(ids)} tokens, more than data.max_length={limit}. "
                 "Raise it, or set data.on_long to skip or truncate."
             )
@@ -153,7 +153,7 @@ def find_invitation(tokenizer: PreTrainedTokenizerBase) -> str:
     def render(roles: str, invite: bool) -> str:
         names = {"u": "user", "a": "assistant"}
         turns = [{"role": names[role], "content": f"<{place}>"} for place, role in enumerate(roles)]
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=invite)
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=invite))
 
     invited, plain = render("u", True), render("u", False)
     if invited != plain:
@@ -175,6 +175,6 @@ def common_prefix_tokens(tokenizer: PreTrainedTokenizerBase, end_and_invite: str
     while end_ids and start_ids and end_ids[-1] == start_ids[-1]:
         end_ids.pop()
         start_ids.pop()
-    end_of_turn = tokenizer.decode(end_ids)
+    end_of_turn = str(tokenizer.decode(end_ids))
     assert end_and_invite.startswith(end_of_turn), (end_and_invite, end_of_turn)
     return end_of_turn

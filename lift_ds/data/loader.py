@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .batch import Document, MicroBatch, Noise, collate, stand_in
-from .chat import ChatEncoder, TooLong
+from .chat import ChatEncoder, TooLongError
 from .lanes import Lanes, SampleRef
 from .records import Columns, detect_columns, read_conversation
 from .sources import Manifest, Row
@@ -86,7 +86,7 @@ class RowReader:
         row = self.chunk(ref.chunk_index)[ref.row]
         try:
             tokens = self.encoder.encode(read_conversation(row, self.columns, self.system), row.where)
-        except TooLong:
+        except TooLongError:
             if self.skip_long:
                 return None
             raise

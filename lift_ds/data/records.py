@@ -126,7 +126,9 @@ def as_turn(turn: Any, columns: Columns, where: str) -> dict[str, str]:
         raise ValueError(f"{where}: a message without {columns.role!r} and {columns.content!r}: {str(turn)[:80]}")
     role, content = turn[columns.role], turn[columns.content]
     if role not in ROLES or not isinstance(content, str):
-        raise ValueError(f"{where}: message role {role!r} with {type(content).__name__} content; allowed roles: {sorted(ROLES)}")
+        raise ValueError(
+            f"{where}: message role {role!r} with {type(content).__name__} content; allowed roles: {sorted(ROLES)}"
+        )
     return turn_of(ROLES[role], content)
 
 

@@ -10,6 +10,7 @@ import glob
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -23,7 +24,6 @@ from .tasks import TASKS, draw_item, pretraining_text
 JSONL_CHUNK_ROWS = 256
 BUILTIN_CHUNK_ROWS = 512
 BUILTIN_PREFIX = "builtin:"
-SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,9 @@ class Parquet(Source):
         return [Row(values, f"{self.name}: row {chunk.first_line + number}") for number, values in enumerate(records)]
 
 
+FILE_KINDS: dict[str, Callable[[str], Source]] = {".jsonl": JsonLines, ".json": JsonList, ".parquet": Parquet}
+
+
 class Builtin(Source):
     """Rows of the built-in tasks: `builtin:reasoning` (all of them), a task's name, or `builtin:pretraining`.
 
@@ -244,8 +247,7 @@ def open_sources(paths: list[str], seed: int, split: str, builtin_rows: int) -> 
             sources.append(Builtin(path, seed, split, builtin_rows))
             continue
         for file in expand(path):
-            kind = {".jsonl": JsonLines, ".json": JsonList, ".parquet": Parquet}[Path(file).suffix]
-            sources.append(kind(file))
+            sources.append(FILE_KINDS[Path(file).suffix](file))
     return sources
 
 
@@ -256,14 +258,14 @@ def expand(path: str) -> list[str]:
         ValueError: Nothing is there, or a file's ending is not known.
     """
     if Path(path).is_dir():
-        found = sorted(str(file) for file in Path(path).iterdir() if file.suffix in SUFFIXES)
+        found = sorted(str(file) for file in Path(path).iterdir() if file.suffix in FILE_KINDS)
     else:
         found = sorted(glob.glob(path)) if glob.has_magic(path) else [path] * Path(path).is_file()
     if not found:
-        raise ValueError(f"data.path={path!r}: no such file, or no {', '.join(SUFFIXES)} file in it.")
+        raise ValueError(f"data.path={path!r}: no such file, or no {', '.join(FILE_KINDS)} file in it.")
     for file in found:
-        if Path(file).suffix not in SUFFIXES:
-            raise ValueError(f"data.path: {file}: unknown ending; allowed: {', '.join(SUFFIXES)}.")
+        if Path(file).suffix not in FILE_KINDS:
+            raise ValueError(f"data.path: {file}: unknown ending; allowed: {', '.join(FILE_KINDS)}.")
         if Path(file).stat().st_size == 0:
             raise ValueError(f"data.path: {file} is empty.")
     return found

@@ -1,0 +1,1 @@
+"""Mathematics of masked diffusion: forward process and loss, on plain tensors."""

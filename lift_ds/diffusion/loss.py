@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def gold_logprob(logits: Tensor, gold_ids: Tensor) -> Tensor:
-    """log p(gold) in float32.
+    """Log p(gold) in float32.
 
     Args:
         logits: (R, V) logits of R rows, any float type.

@@ -1,0 +1,1 @@
+"""Held-out loss and solve rates, in lockstep over the ranks."""

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lift_ds.data.batch import Document, MicroBatch, Noise, collate
 from lift_ds.diffusion.noise import superset_mask
-from lift_ds.models.head import masked_gold_logprob
+from lift_ds.models.head import MaskedDiffusionModel, masked_gold_logprob
 from lift_ds.rng import Stream, keyed_uniform
 
 from .ranks import Ranks, equal_share
@@ -31,7 +31,7 @@ class HeldoutLoss:
 
 
 def heldout_loss(
-    model: nn.Module, documents: Sequence[Document], ranks: Ranks, batch_size: int, seed: int
+    model: MaskedDiffusionModel, documents: Sequence[Document], ranks: Ranks, batch_size: int, seed: int
 ) -> HeldoutLoss:
     """Measures a model; every rank runs the same number of forwards.
 
@@ -66,7 +66,7 @@ def fixed_noise(document: Document, seed: int) -> Noise:
 
 
 @torch.no_grad()
-def level_sums(model: nn.Module, batch: MicroBatch, level: float, counts: Tensor) -> tuple[Tensor, Tensor]:
+def level_sums(model: MaskedDiffusionModel, batch: MicroBatch, level: float, counts: Tensor) -> tuple[Tensor, Tensor]:
     """Summed -log p and number of masked, counted tokens at one level."""
     t = torch.full_like(batch.t, level)
     masked = superset_mask(batch.mask_uniform, batch.response_mask, t, torch.zeros_like(t))

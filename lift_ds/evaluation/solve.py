@@ -6,10 +6,10 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from lift_ds.data.chat import ChatEncoder
 from lift_ds.data.tasks import TASKS, Item, Verdict, draw_item
+from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.sampling.reverse import generate
 
 from .ranks import Ranks, equal_share
@@ -62,7 +62,7 @@ def held_out_items(num_items: int, seed: int) -> list[Item]:
 
 
 def solve_items(
-    model: nn.Module, encoder: ChatEncoder, items: list[Item], decoding: Decoding, ranks: Ranks
+    model: MaskedDiffusionModel, encoder: ChatEncoder, items: list[Item], decoding: Decoding, ranks: Ranks
 ) -> SolveReport:
     """Answers items greedily and counts the verdicts; every rank runs the same number of forwards.
 
@@ -96,7 +96,7 @@ def solve_items(
 
 
 def answer(
-    model: nn.Module, encoder: ChatEncoder, questions: list[str], decoding: Decoding, device: torch.device
+    model: MaskedDiffusionModel, encoder: ChatEncoder, questions: list[str], decoding: Decoding, device: torch.device
 ) -> list[str]:
     """The model's answers to single-turn questions, as text up to the first end token."""
     prompts = [encoder.prompt_ids([{"role": "user", "content": question}]) for question in questions]
@@ -119,4 +119,4 @@ def decode_answer(encoder: ChatEncoder, ids: list[int]) -> str:
     """Text before the first end token, without special tokens."""
     end_id = encoder.tokenizer.eos_token_id
     kept = ids[: ids.index(end_id)] if end_id in ids else ids
-    return encoder.tokenizer.decode(kept, skip_special_tokens=True)
+    return str(encoder.tokenizer.decode(kept, skip_special_tokens=True))

@@ -70,7 +70,9 @@ def select_kept(
     lowest = torch.finfo(torch.float32).min
     priority = priority.clamp(min=lowest).masked_fill(~superset, -torch.inf)
     order = priority.argsort(dim=-1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(-1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+    rank = torch.empty_like(order).scatter_(
+        -1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
     return superset & (rank < num_kept(superset.sum(-1), t, rho, min_kept)[:, None])
 
 

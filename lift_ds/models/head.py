@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -11,6 +11,8 @@ from lift_ds.diffusion.loss import gold_logprob
 
 class MaskedDiffusionModel(Protocol):
     """What the trainer asks of a model; every family of `models.families` provides it."""
+
+    config: Any
 
     def encode(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
@@ -28,7 +30,7 @@ def masked_gold_logprob(
     clean_ids: Tensor,
     attention_mask: Tensor | None = None,
 ) -> Tensor:
-    """log p(clean) of chosen positions, given the noised input.
+    """Log p(clean) of chosen positions, given the noised input.
 
     Args:
         model: The model.

@@ -113,7 +113,8 @@ class LLaDAConfig(PretrainedConfig):
         self.init_std = init_std
         self.mask_token_id = mask_token_id
         kwargs["tie_word_embeddings"] = weight_tying
-        super().__init__(eos_token_id=eos_token_id, pad_token_id=pad_token_id, **kwargs)
+        kwargs |= {"eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
+        super().__init__(**kwargs)
 
     @property
     def hidden_size(self) -> int:
@@ -231,6 +232,13 @@ class LLaDAModel(nn.Module):
             modules["ff_out"] = nn.Linear(config.d_model, config.embedding_size, bias=False)
         self.transformer = nn.ModuleDict(modules)
 
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The decoder layers."""
+        blocks = self.transformer["blocks"]
+        assert isinstance(blocks, nn.ModuleList)
+        return blocks
+
     def encode(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
     ) -> Tensor:
@@ -244,7 +252,7 @@ class LLaDAModel(nn.Module):
         cos, sin = rotary_tables(position_ids, self.config.d_model // self.config.n_heads, self.config.rope_theta)
         hidden = self.transformer["wte"](input_ids)
         hidden = F.dropout(hidden, self.config.embedding_dropout, self.training)
-        for block in self.transformer["blocks"]:
+        for block in self.blocks:
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
                 hidden = self._gradient_checkpointing_func(block.__call__, hidden, cos, sin, visible)
             else:
@@ -254,7 +262,7 @@ class LLaDAModel(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., D)."""
         if self.config.weight_tying:
-            return F.linear(hidden, self.transformer["wte"].weight)
+            return F.linear(hidden, self.transformer["wte"].get_parameter("weight"))
         return self.transformer["ff_out"](hidden)
 
 
@@ -266,7 +274,6 @@ class LLaDAModelLM(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["LLaDABlock"]  # noqa: RUF012
     _supports_sdpa = True
-    _tied_weights_keys: dict[str, str] | list[str] | None = None
 
     def __init__(self, config: LLaDAConfig) -> None:
         """Creates the model with new weights; loading replaces them."""

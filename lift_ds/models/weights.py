@@ -160,7 +160,7 @@ def fill_parameters(parameters: Iterable[tuple[str, nn.Parameter]], source: Weig
         if part is None:
             parameter.data.copy_(tensor)
             continue
-        start = part.numel() * parameter.ds_zero_partition_rank
+        start = part.numel() * getattr(parameter, "ds_zero_partition_rank")  # noqa: B009 - DeepSpeed's attribute
         mine = tensor.flatten()[start : start + part.numel()]
         part.data[: mine.numel()].copy_(mine)
 
@@ -197,5 +197,7 @@ def load_pretrained(
     wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
     check_names(wanted, source.shapes(), str(folder))
     state = {name: source.tensor(name) for name in wanted}
-    model.load_state_dict({name: tensor.clone().to(dtype or tensor.dtype) for name, tensor in state.items()}, assign=True)
+    model.load_state_dict(
+        {name: tensor.clone().to(dtype or tensor.dtype) for name, tensor in state.items()}, assign=True
+    )
     return model.eval().requires_grad_(True), tokenizer

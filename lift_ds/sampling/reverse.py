@@ -13,14 +13,16 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from lift_ds.models.head import MaskedDiffusionModel
 
 Remasking = Literal["low_confidence", "random"]
 
 
 @torch.no_grad()
 def generate(
-    model: nn.Module,
+    model: MaskedDiffusionModel,
     prompt_ids: Tensor,
     steps: int,
     gen_length: int,
@@ -52,7 +54,7 @@ def generate(
         ValueError: The blocks do not divide `gen_length`, or the steps the blocks.
     """
     check_blocks(steps, gen_length, block_length)
-    mask_id = model.config.mask_token_id
+    mask_id = int(model.config.mask_token_id)
     batch, prompt_length = prompt_ids.shape
     tail = torch.full((batch, gen_length), mask_id, dtype=prompt_ids.dtype, device=prompt_ids.device)
     ids = torch.cat([prompt_ids, tail], dim=1)
@@ -78,7 +80,7 @@ def check_blocks(steps: int, gen_length: int, block_length: int) -> None:
 
 
 def make_predictor(
-    model: nn.Module, is_prompt: Tensor, cfg_scale: float, prompt_attention: Tensor | None, gen_length: int
+    model: MaskedDiffusionModel, is_prompt: Tensor, cfg_scale: float, prompt_attention: Tensor | None, gen_length: int
 ) -> Callable[[Tensor, slice], Tensor]:
     """Logits (B, block, V) of one block, with guidance and padding applied."""
     attention_mask, position_ids = None, None

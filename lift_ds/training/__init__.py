@@ -1,0 +1,1 @@
+"""The training run: step, engine, loop, checkpoints."""

@@ -9,8 +9,8 @@
         manifest.json           step, world size, model fingerprint, size and SHA-256 of every other file
     checkpoints/latest          name of the newest whole checkpoint
 
-Every rank hashes its own files; rank 0 collects, writes the manifest, syncs and renames. A checkpoint counts only if its
-manifest does.
+Every rank hashes its share of the files; rank 0 collects, writes the manifest, syncs and renames. A checkpoint counts
+only if its manifest does.
 """
 
 from __future__ import annotations

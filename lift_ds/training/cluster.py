@@ -53,7 +53,9 @@ def export_mpi() -> None:
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
-        raise RuntimeError(f"started by mpirun, but mpi4py cannot load MPI: {error}. Install libmpi (OpenMPI).") from error
+        raise RuntimeError(
+            f"started by mpirun, but mpi4py cannot load MPI: {error}. Install libmpi (OpenMPI)."
+        ) from error
     world = MPI.COMM_WORLD
     local = world.Split_type(MPI.COMM_TYPE_SHARED)
     is_one_machine = world.allreduce(local.Get_size(), op=MPI.MIN) == world.Get_size()

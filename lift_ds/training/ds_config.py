@@ -68,7 +68,7 @@ def resolve_ds_json(
         has_bf16: What "auto" means for bf16: true on accelerators, false on CPU.
 
     Returns:
-        The JSON that DeepSpeed gets, without optimizer and scheduler (ours are built from the run config), and problems.
+        The JSON that DeepSpeed gets, without optimizer and scheduler (built from the run config), and problems.
     """
     resolved = json.loads(json.dumps(loaded))
     problems: list[str] = []
@@ -76,14 +76,16 @@ def resolve_ds_json(
     def settle(section: dict[str, Any], key: str, value: Any, ours: str, label: str) -> None:
         given = section.get(key, "auto")
         if given not in ("auto", value):
-            problems.append(f"{path}: {label}={given} but {ours} gives {value}; write \"auto\" in the JSON, or change one")
+            problems.append(
+                f'{path}: {label}={given} but {ours} gives {value}; write "auto" in the JSON, or change one'
+            )
         section[key] = value
 
     micro_batch = resolved.get("train_micro_batch_size_per_gpu", "auto")
     if micro_batch == "auto":
         micro_batch = -(-config.optim.global_batch // world_size)
     if not isinstance(micro_batch, int) or micro_batch < 1:
-        problems.append(f"{path}: train_micro_batch_size_per_gpu={micro_batch!r}: a positive number or \"auto\"")
+        problems.append(f'{path}: train_micro_batch_size_per_gpu={micro_batch!r}: a positive number or "auto"')
         return resolved, problems
     resolved["train_micro_batch_size_per_gpu"] = micro_batch
     accumulation = micro_batches_per_step(config.optim.global_batch, micro_batch, world_size)
@@ -111,7 +113,13 @@ def resolve_ds_json(
         if key not in expected:
             problems.append(f"{path}: optimizer.params.{key}: unknown; allowed: {', '.join(expected)}")
         else:
-            settle(params, key, expected[key], f"optim.{'beta1, optim.beta2' if key == 'betas' else key}", f"optimizer.params.{key}")
+            settle(
+                params,
+                key,
+                expected[key],
+                f"optim.{'beta1, optim.beta2' if key == 'betas' else key}",
+                f"optimizer.params.{key}",
+            )
     if resolved.pop("scheduler", None) is not None:
         problems.append(f"{path}: scheduler: the schedule is part of what is learned; remove it and set optim.schedule")
     zero = resolved["zero_optimization"]

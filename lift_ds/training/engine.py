@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
+from deepspeed.ops.adam import DeepSpeedCPUAdam
 from deepspeed.utils import set_z3_leaf_modules
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from lift_ds.config import OptimConfig
 from lift_ds.models.families import family_of
+from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.weights import WeightSource, fill_parameters, whole_shape
 
 from .cluster import Launch, cores_per_process
@@ -74,19 +76,15 @@ class Engine:
         family = family_of(config)
         with deepspeed.zero.Init(config_dict_or_path=ds_json, enabled=self.stage == 3, dtype=dtype):
             model = family.model_class(config)
-        model.to(dtype)
+        torch.nn.Module.to(model, dtype=dtype)
         fill_parameters(model.named_parameters(), source, label)
         if gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        root = DiffusionStep(model, is_scored, time_scaling)
+        root = DiffusionStep(cast(MaskedDiffusionModel, model), is_scored, time_scaling)
         if self.stage == 3:
             set_z3_leaf_modules(root, [family.layer_class])
-        optimizer = torch.optim.AdamW(
-            parameter_groups(root, optim.weight_decay),
-            lr=optim.lr,
-            betas=(optim.beta1, optim.beta2),
-            eps=optim.eps,
-        )
+        offload = ds_json["zero_optimization"].get("offload_optimizer", {}).get("device", "none")
+        optimizer = make_optimizer(root, optim, is_offloaded=offload != "none")
         self.ds, *_ = deepspeed.initialize(model=root, optimizer=optimizer, config=ds_json)
         self.num_micro_batches = int(self.ds.gradient_accumulation_steps())
 
@@ -96,7 +94,7 @@ class Engine:
         return self.ds.module
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> MaskedDiffusionModel:
         """The language model inside the root module."""
         return self.root.model
 
@@ -159,7 +157,7 @@ class Engine:
             self.ds.monitor.write_events([(f"train/{name}", value, step) for name, value in values.items()])
 
     @contextmanager
-    def evaluating(self) -> Iterator[nn.Module]:
+    def evaluating(self) -> Iterator[MaskedDiffusionModel]:
         """The language model in eval mode without gradients; every rank must run the same forwards inside."""
         self.root.eval()
         with torch.no_grad():
@@ -174,3 +172,12 @@ def parameter_groups(root: nn.Module, weight_decay: float) -> list[dict[str, Any
     vectors = [parameter for parameter in trained if len(whole_shape(parameter)) <= 1]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def make_optimizer(root: nn.Module, optim: OptimConfig, is_offloaded: bool) -> torch.optim.Optimizer:
+    """AdamW; DeepSpeed's own where the optimizer state is kept off the accelerator."""
+    groups = parameter_groups(root, optim.weight_decay)
+    betas = (optim.beta1, optim.beta2)
+    if is_offloaded:
+        return DeepSpeedCPUAdam(groups, lr=optim.lr, betas=betas, eps=optim.eps, adamw_mode=True)
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, eps=optim.eps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from typing import Any, Protocol
@@ -107,7 +108,9 @@ class LiveProgress:
         numbers.add_row("lr", f"{record['lr']:.2e}", "grad norm", f"{record['grad_norm']:.3f}")
         curve = Text.assemble(("loss  ", "bold"), (sparkline(self.losses, CURVE_WIDTH), "cyan"))
         levels = Text.assemble(
-            ("t 0 ", "bold"), (sparkline([float(count) for count in record["t_documents"]], 0), "magenta"), (" 1", "bold")
+            ("t 0 ", "bold"),
+            (sparkline([float(count) for count in record["t_documents"]], 0), "magenta"),
+            (" 1", "bold"),
         )
         return Panel(
             Group(
@@ -142,7 +145,7 @@ def sparkline(values: list[float], width: int) -> str:
     """Values as bars of eight heights; averaged down to `width` columns where it is positive."""
     if width and len(values) > width:
         edges = [len(values) * column // width for column in range(width + 1)]
-        values = [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+        values = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
     top, bottom = max(values), min(values)
     span = (top - bottom) or 1.0
     return "".join(BLOCKS[1 + int((value - bottom) / span * 7)] for value in values)

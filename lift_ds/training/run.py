@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +188,13 @@ class Trainer:
         micro_batch = self.ds_json["train_micro_batch_size_per_gpu"]
         engine, run = self.engine, self.run
         loader = make_loader(
-            run, self.prepared.data, micro_batch, engine.rank, engine.world_size, self.prepared.config.pad_token_id, first_step
+            run,
+            self.prepared.data,
+            micro_batch,
+            engine.rank,
+            engine.world_size,
+            self.prepared.config.pad_token_id,
+            first_step,
         )
         saved_at = first_step
 
@@ -197,7 +203,9 @@ class Trainer:
             if step % run.log_every == 0 or step == run.optim.steps:
                 self.record("step", step, record)
                 self.progress.show_step(step, record)
-                engine.write_monitor({key: record[key] for key in ("loss", "grad_norm", "lr", "tokens_per_second")}, step)
+                engine.write_monitor(
+                    {key: record[key] for key in ("loss", "grad_norm", "lr", "tokens_per_second")}, step
+                )
             if run.eval.every and step % run.eval.every == 0 and step < run.optim.steps:
                 self.measure_heldout(step)
             if run.checkpoint.save_every and step % run.checkpoint.save_every == 0:

@@ -18,7 +18,7 @@ from lift_ds.data.batch import MicroBatch
 from lift_ds.diffusion.loss import gold_logprob, weighted_nll
 from lift_ds.diffusion.noise import superset_mask
 from lift_ds.lift.selection import num_kept, select_kept
-from lift_ds.models.head import masked_gold_logprob
+from lift_ds.models.head import MaskedDiffusionModel, masked_gold_logprob
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class DiffusionStep(nn.Module):
         time_scaling: Whether each token's loss is divided by its document's level t.
     """
 
-    def __init__(self, model: nn.Module, is_scored: bool, time_scaling: bool = True) -> None:
+    def __init__(self, model: MaskedDiffusionModel, is_scored: bool, time_scaling: bool = True) -> None:
         """Stores the model as `model`, the prefix that exports strip."""
         super().__init__()
-        self.model = model
+        self.model: MaskedDiffusionModel = model
         self.is_scored = is_scored
         self.time_scaling = time_scaling
         self._row_gradients: list[tuple[Tensor, Tensor]] = []
@@ -114,7 +114,7 @@ def count_kept(batch: MicroBatch) -> Tensor:
 
 
 def sft_loss(
-    model: nn.Module,
+    model: MaskedDiffusionModel,
     clean_ids: Tensor,
     kept: Tensor,
     t: Tensor,

@@ -19,8 +19,16 @@ STARTS = (
     "{name} keeps {n} {things} at the {place}.",
     "There are {n} {things} in the bag of {name}.",
 )
-JOINS = ("{name} {first} and {second}.", "{name} {first}. Then {name} {second}.", "First {name} {first}, later {name} {second}.")
-ASKS = ("How many {things} does {name} have now?", "How many {things} are left for {name}?", "Count the {things} of {name}.")
+JOINS = (
+    "{name} {first} and {second}.",
+    "{name} {first}. Then {name} {second}.",
+    "First {name} {first}, later {name} {second}.",
+)
+ASKS = (
+    "How many {things} does {name} have now?",
+    "How many {things} are left for {name}?",
+    "Count the {things} of {name}.",
+)
 
 
 @dataclass(frozen=True)
@@ -109,7 +117,7 @@ def comparison(chance: random.Random) -> Story | None:
     first, n = chance.randint(2, 30), chance.randint(2, 15)
     has_more = chance.random() < 0.5
     second = first + n if has_more else first - n
-    if not (1 <= second and first + second <= LARGEST):
+    if not (second >= 1 and first + second <= LARGEST):
         return None
     sign = "+" if has_more else "-"
     question = chance.choice(

@@ -28,7 +28,7 @@ LEVELS = {1: (9, "+-"), 2: (20, "+-"), 3: (12, "+-*")}
 class Countdown:
     """Three numbers and a target, with the steps written out.
 
-    Level 1 draws numbers from 1 to 9 and level 2 from 1 to 20, both with + and -; level 3 draws from 1 to 12 and adds *.
+    Level 1 draws numbers from 1 to 9 and level 2 from 1 to 20, with + and -; level 3 draws from 1 to 12 and adds *.
     Intermediate results stay between 0 and 99. Any expression that uses each number once and gives the target is right.
     """
 

@@ -53,9 +53,7 @@ def all_grids() -> tuple[str, ...]:
 def fits(grid: str) -> bool:
     """Whether whole rows so far repeat no digit in a column or a 2x2 box."""
     columns = (grid[column::4] for column in range(4))
-    boxes = (
-        grid[start : start + 2] + grid[start + 4 : start + 6] for start in (0, 2, 8, 10) if len(grid) >= start + 6
-    )
+    boxes = (grid[start : start + 2] + grid[start + 4 : start + 6] for start in (0, 2, 8, 10) if len(grid) >= start + 6)
     return all(len(set(group)) == len(group) for group in (*columns, *boxes))
 
 

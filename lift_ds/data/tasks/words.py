@@ -1,4 +1,4 @@
-"""Vocabulary of the word problems, most frequent word first: draws follow Zipf's law, so common and rare words exist."""
+"""Words of the word problems, most frequent first: draws follow Zipf's law, so that common and rare words exist."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ snowglobes tambourines artichokes kaleidoscopes gooseberries medallions tangerin
 PLACES = """shop market school park garden library fair station harbour kitchen museum farm beach bakery theatre
 workshop cabin attic orchard cellar lighthouse greenhouse observatory monastery vineyard aquarium""".split()
 
-HOLDERS = "boxes bags baskets jars trays crates drawers bowls shelves packets tins cases barrels satchels hampers".split()
+HOLDERS = (
+    "boxes bags baskets jars trays crates drawers bowls shelves packets tins cases barrels satchels hampers".split()
+)
 
 DAYS = "Monday Friday Sunday Tuesday Saturday Thursday Wednesday".split()
 

@@ -1,0 +1,118 @@
+"""Shared fixtures: reference vectors, small checkpoints in the public layout, and real two-rank launches."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lift_ds.models.weights import load_pretrained
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+VECTORS = Path(__file__).resolve().parent / "data"
+BENCH = REPOSITORY.parent / "shared" / "bench"
+BASE = REPOSITORY / "lift_ds" / "assets" / "base"
+
+
+@pytest.fixture(scope="session")
+def llada_dir() -> Path:
+    return VECTORS / "llada_tiny"
+
+
+@pytest.fixture
+def llada(llada_dir: Path):
+    model, tokenizer = load_pretrained(llada_dir)
+    assert tokenizer is None
+    return model
+
+
+@pytest.fixture(scope="session")
+def vectors(llada_dir: Path) -> dict[str, torch.Tensor]:
+    return load_file(llada_dir / "cases.safetensors")
+
+
+@pytest.fixture(scope="session")
+def cases(llada_dir: Path) -> list[dict[str, Any]]:
+    return json.loads((llada_dir / "cases.json").read_text())["cases"]
+
+
+@pytest.fixture(scope="session")
+def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base's tokenizer with a much smaller model: whole runs take seconds."""
+    import shutil
+
+    folder = tmp_path_factory.mktemp("tiny")
+    for path in BASE.iterdir():
+        if path.suffix != ".safetensors":
+            shutil.copy(path, folder / path.name)
+    config = json.loads((BASE / "config.json").read_text())
+    config |= {"d_model": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 2, "mlp_hidden_size": 64}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bench() -> Path:
+    if not BENCH.is_dir():
+        pytest.skip(f"real generations are not at {BENCH}")
+    return BENCH
+
+
+def clean_environment(**extra: str) -> dict[str, str]:
+    """The environment of a launched rank: CPU, one thread, the repository importable, no rank of a parent."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RANK", "WORLD_SIZE"))}
+    paths = [str(REPOSITORY), environment.get("PYTHONPATH", "")]
+    bin_dir = str(Path(sys.executable).parent)
+    return environment | {
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "PATH": bin_dir + os.pathsep + environment["PATH"],
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        **extra,
+    }
+
+
+def run(command: list[str], timeout: int = 300, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    """Runs a command in the repository and returns what it printed; a failure shows it."""
+    kwargs.setdefault("cwd", REPOSITORY)
+    kwargs.setdefault("env", clean_environment())
+    check = kwargs.pop("check", True)
+    done = subprocess.run(command, timeout=timeout, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs)
+    assert not check or done.returncode == 0, f"{command} exited with {done.returncode}:\n{done.stdout[-6000:]}"
+    return done
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def launch_train(*arguments: str | Path, num_ranks: int = 2, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    """`deepspeed --num_gpus N launchers/train.py ...`."""
+    command = ["deepspeed", "--num_gpus", str(num_ranks), "--master_port", str(free_port()), "launchers/train.py"]
+    return run([*command, *map(str, arguments)], **kwargs)
+
+
+def launch_job(job: str, output: Path, *arguments: str, num_ranks: int = 2, **kwargs: Any) -> Any:
+    """Runs a job of `tests/distributed/jobs.py` with torchrun; returns what rank 0 wrote."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(num_ranks)]
+    command += ["--master_port", str(free_port()), "tests/distributed/jobs.py", job, str(output), *arguments]
+    run(command, **kwargs)
+    return json.loads(output.read_text())
+
+
+def read_steps(output: Path) -> list[dict[str, Any]]:
+    """The step records of a run folder."""
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == "step"]

@@ -85,7 +85,9 @@ def run(command: list[str], timeout: int = 300, **kwargs: Any) -> subprocess.Com
     kwargs.setdefault("cwd", REPOSITORY)
     kwargs.setdefault("env", clean_environment())
     check = kwargs.pop("check", True)
-    done = subprocess.run(command, timeout=timeout, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs)
+    done = subprocess.run(
+        command, timeout=timeout, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs
+    )
     assert not check or done.returncode == 0, f"{command} exited with {done.returncode}:\n{done.stdout[-6000:]}"
     return done
 

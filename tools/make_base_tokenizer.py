@@ -32,10 +32,11 @@ SPECIAL_TOKENS = (
     "<|end_header_id|>",
     "<|eot_id|>",
 )
-CHAT_TEMPLATE = (
+HEADER = "'<|start_header_id|>' + {role} + '<|end_header_id|>\\n\\n'"
+CHAT_TEMPLATE = (  # all text in expressions: a template drops a line break at its own end
     "{{ bos_token }}{% for message in messages %}"
-    "<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n{{ message['content'] | trim }}<|eot_id|>"
-    "{% endfor %}<|start_header_id|>assistant<|end_header_id|>\n\n"
+    "{{ " + HEADER.format(role="message['role']") + " + message['content'] | trim + '<|eot_id|>' }}"
+    "{% endfor %}{{ " + HEADER.format(role="'assistant'") + " }}"
 )
 
 

@@ -6,7 +6,15 @@ from lift_ds.lift.schedule import Component, lift2_component, lift3_component
 
 @pytest.mark.parametrize(
     ("t", "name"),
-    [(0.001, "HARD"), (0.33, "HARD"), (0.34, "RANDOM"), (0.5, "RANDOM"), (0.66, "RANDOM"), (0.67, "EASY"), (1.0, "EASY")],
+    [
+        (0.001, "HARD"),
+        (0.33, "HARD"),
+        (0.34, "RANDOM"),
+        (0.5, "RANDOM"),
+        (0.66, "RANDOM"),
+        (0.67, "EASY"),
+        (1.0, "EASY"),
+    ],
 )
 def test_lift3_thresholds(t, name):
     assert lift3_component(torch.tensor([t])).item() == Component[name]

@@ -33,9 +33,7 @@ def test_only_the_superset_is_kept():
 
 
 def test_components_per_example():
-    chosen = select_kept(
-        SCORES.repeat(2, 1), ALL.repeat(2, 1), T.repeat(2), RHO.repeat(2), ["easy", "hard"]
-    )
+    chosen = select_kept(SCORES.repeat(2, 1), ALL.repeat(2, 1), T.repeat(2), RHO.repeat(2), ["easy", "hard"])
     assert chosen.tolist() == [[True, False, True, False, False], [False, True, False, True, False]]
 
 

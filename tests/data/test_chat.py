@@ -1,0 +1,102 @@
+import pytest
+from transformers import AutoTokenizer
+
+from lift_ds.data.chat import ChatEncoder, TooLongError, find_invitation
+from lift_ds.data.records import Conversation
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TURNS = (("user", "How many?"), ("assistant", "Three."), ("user", "And now?"), ("assistant", "Four."))
+
+
+def chat(*turns):
+    return Conversation(messages=tuple({"role": role, "content": content} for role, content in turns))
+
+
+@pytest.fixture
+def tokenizer(tiny_dir):
+    return AutoTokenizer.from_pretrained(tiny_dir)
+
+
+def split(encoder, conversation):
+    """Decoded text of the prompt tokens and of the learned ones."""
+    tokens = encoder.encode(conversation, "rows.jsonl:1")
+    decode = encoder.tokenizer.decode
+    return decode(tokens.ids[~tokens.response_mask]), decode(tokens.ids[tokens.response_mask]), tokens
+
+
+def test_a_template_that_always_invites(tokenizer):
+    invitation = "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    assert find_invitation(tokenizer) == invitation
+    prompt, learned, _ = split(ChatEncoder(tokenizer, 100), chat(*TURNS[:2]))
+    assert prompt == f"<|startoftext|><|start_header_id|>user<|end_header_id|>\n\nHow many?<|eot_id|>{invitation}"
+    assert learned == "Three.<|eot_id|><|endoftext|>"
+
+
+def test_a_template_that_asks(tokenizer):
+    tokenizer.chat_template = CHATML
+    assert find_invitation(tokenizer) == "<|im_start|>assistant\n"
+    prompt, learned, _ = split(ChatEncoder(tokenizer, 200), chat(*TURNS[:2]))
+    assert prompt == "<|im_start|>user\nHow many?<|im_end|>\n<|im_start|>assistant\n"
+    assert learned == "Three.<|im_end|>\n<|endoftext|>"
+
+
+@pytest.mark.parametrize("template", [None, CHATML])
+def test_several_turns(tokenizer, template):
+    tokenizer.chat_template = template or tokenizer.chat_template
+    end = "<|im_end|>\n" if template else "<|eot_id|>"
+    _, every, _ = split(ChatEncoder(tokenizer, 200), chat(*TURNS))
+    _, last, _ = split(ChatEncoder(tokenizer, 200, train_on="last"), chat(*TURNS))
+    assert every == f"Three.{end}Four.{end}<|endoftext|>"
+    assert last == f"Four.{end}<|endoftext|>"
+
+
+def test_prompt_tokens_are_those_of_inference(tokenizer):
+    encoder = ChatEncoder(tokenizer, 100)
+    tokens = encoder.encode(chat(*TURNS[:2]), "x")
+    prompt = encoder.prompt_ids([{"role": "user", "content": "How many?"}])
+    assert tokens.ids[: len(prompt)].tolist() == prompt
+    assert not tokens.response_mask[: len(prompt)].any()
+
+
+@pytest.mark.parametrize(
+    ("pad_targets", "multiple", "num_end", "num_filler"), [("none", 1, 0, 0), ("one_eos", 1, 1, 0), ("all", 8, 4, 3)]
+)
+def test_end_tokens(tokenizer, pad_targets, multiple, num_end, num_filler):
+    # the response "Three.<|eot_id|>" has 4 tokens here
+    encoder = ChatEncoder(tokenizer, 100, pad_targets=pad_targets, pad_to_multiple=multiple)
+    tokens = encoder.encode(chat(*TURNS[:2]), "x")
+    response = tokens.ids[tokens.response_mask].tolist()
+    assert len(tokenizer("Three.<|eot_id|>", add_special_tokens=False).input_ids) == 4
+    assert response[4:] == [tokenizer.eos_token_id] * num_end
+    assert tokens.filler_mask.sum() == num_filler
+    assert tokens.filler_mask[len(tokens.ids) - num_filler :].all()
+
+
+def test_plain_text_is_learned_whole(tokenizer):
+    tokens = ChatEncoder(tokenizer, 100).encode(Conversation(text="2+2=4"), "x")
+    assert tokens.response_mask.all()
+    assert tokenizer.decode(tokens.ids) == "2+2=4<|endoftext|>"
+
+
+def test_long_rows(tokenizer):
+    long = chat(("user", "How many?"), ("assistant", "Three. " * 40))
+    with pytest.raises(TooLongError, match=r"rows.jsonl:1: \d+ tokens, more than data.max_length=60"):
+        split(ChatEncoder(tokenizer, 60), long)
+    _, learned, tokens = split(ChatEncoder(tokenizer, 60, truncate=True), long)
+    assert len(tokens.ids) == len(tokens.response_mask) == len(tokens.filler_mask) == 60
+    assert learned.startswith("Three.")
+
+
+def test_a_prompt_that_is_too_long_is_never_cut(tokenizer):
+    long = chat(("user", "How many? " * 40), ("assistant", "Three."))
+    with pytest.raises(TooLongError, match="rows.jsonl:1: the prompt alone has"):
+        split(ChatEncoder(tokenizer, 60, truncate=True), long)
+
+
+def test_a_template_that_rewrites_history(tokenizer):
+    tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
+    with pytest.raises(ValueError, match="rewrites earlier turns"):
+        split(ChatEncoder(tokenizer, 60), chat(*TURNS[:2]))

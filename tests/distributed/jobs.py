@@ -1,0 +1,166 @@
+"""What the ranks of a distributed test do: `torchrun jobs.py JOB OUTPUT ARGUMENT...`; rank 0 writes JSON to OUTPUT."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from deepspeed import zero
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+from deepspeed.utils import safe_get_full_grad
+from deepspeed.utils.z3_leaf_module import z3_leaf_module
+
+from lift_ds.config import OptimConfig, RunConfig
+from lift_ds.data.batch import Document, MicroBatch, Noise, collate
+from lift_ds.lift.schedule import lift3_component
+from lift_ds.models.families import read_config
+from lift_ds.models.weights import NewWeights, SafetensorsFolder, fill_parameters
+from lift_ds.training.cluster import read_launch
+from lift_ds.training.ds_config import resolve_ds_json
+from lift_ds.training.engine import Engine, start_distributed, stop_distributed
+from lift_ds.training.normalizer import document_scale, step_counts
+
+VECTORS = Path(__file__).resolve().parents[1] / "data" / "llada_tiny"
+NUM_STEPS = 50
+THRESHOLDS = ("stage3_param_persistence_threshold", "stage3_max_reuse_distance", "stage3_max_live_parameters")
+
+
+def make_documents(seed: int, levels: list[float], nothing_masked: set[int]) -> tuple[list[Document], list[Noise]]:
+    """Documents of varying length with given levels; those in `nothing_masked` have no response."""
+    generator = torch.Generator().manual_seed(seed)
+    documents, noises = [], []
+    for place, level in enumerate(levels):
+        length = int(torch.randint(12, 40, (1,), generator=generator))
+        ids = torch.randint(0, 98, (length,), generator=generator).numpy()
+        response = (torch.arange(length) >= 4).numpy() & (place not in nothing_masked)
+        uniform = [torch.rand(length, generator=generator).numpy() for _ in range(2)]
+        t = torch.tensor([level])
+        rho = (1 - level) * 0.6
+        documents.append(Document(ids, response, response & False, sample_id=place, epoch=0, where="made"))
+        noises.append(Noise(level, rho, int(lift3_component(t)), *uniform))
+    return documents, noises
+
+
+def make_engine(ds_json: dict, global_batch: int, micro_batch: int, lr: float = 1e-3) -> Engine:
+    """A LIFT-3 engine on the reference checkpoint."""
+    config = read_config(VECTORS)
+    optim = OptimConfig(global_batch=global_batch, lr=lr, steps=NUM_STEPS, schedule="constant", warmup_ratio=0.0)
+    run = RunConfig(optim=optim)
+    world_size = torch.distributed.get_world_size()
+    ds_json = {**ds_json, "train_micro_batch_size_per_gpu": micro_batch}
+    resolved, problems = resolve_ds_json(ds_json, Path("test.json"), run, world_size, config.d_model, False)
+    assert not problems, problems
+    return Engine(config, SafetensorsFolder(VECTORS), resolved, optim, True, True, False, "reference")
+
+
+def forward_backward(engine: Engine, batches: list[MicroBatch]) -> float:
+    """One step's gradients; returns its loss over all ranks."""
+    totals = engine.all_reduce(step_counts(batches))
+    loss_sum = torch.zeros(1)
+    for place, batch in enumerate(batches):
+        scale = document_scale(batch, "response_tokens", totals, len(batches) * engine.world_size)
+        loss, _ = engine.ds(batch, scale * engine.loss_factor)
+        engine.ds.backward(loss)
+        engine.root.pop_gradient_norms(len(scale))
+        loss_sum += loss.detach() / engine.loss_factor
+        if place + 1 < len(batches):
+            engine.ds.step()
+    return float(engine.all_reduce(loss_sum))
+
+
+def divergent(rank: int, *json_paths: str) -> dict:
+    """50 LIFT-3 steps for each JSON; the ranks have wildly different levels, and sometimes nothing is masked."""
+    invalidations = []
+    invalidate = PartitionedParameterCoordinator._invalidate_trace
+
+    def counted(self: PartitionedParameterCoordinator) -> None:
+        invalidations.append(1)
+        invalidate(self)
+
+    PartitionedParameterCoordinator._invalidate_trace = counted
+    results = {}
+    for path in json_paths:
+        invalidations.clear()
+        engine = make_engine(json.loads(Path(path).read_text()), global_batch=8, micro_batch=2)
+        losses = []
+        for step in range(NUM_STEPS):
+            everyones = []
+            for owner in (0, 1):
+                level = 0.03 if owner == step % 2 else 0.97
+                silent = {0, 1, 2, 3} if owner == 0 and step % 5 == 3 else set()
+                everyones.append(make_documents(1000 * step + owner, [level, 0.5, level, level], silent))
+            documents, noises = everyones[rank]
+            batches = [collate(documents[start : start + 2], noises[start : start + 2], 99) for start in (0, 2)]
+            losses.append(forward_backward(engine, batches))
+            engine.update()
+        results[Path(path).stem] = {"losses": losses, "invalidations": len(invalidations)}
+        if engine.stage == 3:
+            blocks = engine.root.model.model.blocks
+            results[Path(path).stem]["leaves"] = sum(z3_leaf_module(block) for block in blocks)
+            results[Path(path).stem]["invalidations_when_the_pattern_changes"] = change_pattern(
+                engine, batches, invalidations
+            )
+        engine.ds.destroy()
+    return results
+
+
+def change_pattern(engine: Engine, batches: list[MicroBatch], invalidations: list[int]) -> int:
+    """Trace invalidations when scoring is left out of every second step: what the constant pattern avoids."""
+    invalidations.clear()
+    for step in range(4):
+        engine.root.is_scored = step % 2 == 0
+        forward_backward(engine, batches)
+        engine.update()
+    return len(invalidations)
+
+
+def gradients(rank: int, stage: str, output: str) -> dict:
+    """The gradient of one step of four documents, cut over ranks and micro-batches of one; saved by rank 0."""
+    section = {"stage": int(stage)}
+    if stage == "3":
+        section |= dict.fromkeys(THRESHOLDS, 0)
+    world_size = torch.distributed.get_world_size()
+    engine = make_engine({"bf16": {"enabled": False}, "zero_optimization": section}, global_batch=4, micro_batch=1)
+    documents, noises = make_documents(7, [0.2, 0.5, 0.8, 0.9], {3})
+    mine = range(rank, 4, world_size)
+    batches = [collate([documents[place]], [noises[place]], 99) for place in mine]
+    loss = forward_backward(engine, batches)
+    found = {name: safe_get_full_grad(parameter) for name, parameter in engine.root.named_parameters()}
+    if rank == 0:
+        torch.save({name: gradient.clone() for name, gradient in found.items()}, output)
+    engine.ds.step()
+    norm = float(engine.ds.get_global_grad_norm())
+    return {"loss": loss, "norm": norm, "micro_batches": len(batches)}
+
+
+def partitioned_loading(rank: int) -> dict:
+    """Each rank's share of every weight, gathered again, equals the file; so do weights drawn anew."""
+    engine = make_engine({"bf16": {"enabled": False}, "zero_optimization": {"stage": 3}}, 2, 1)
+    source = SafetensorsFolder(VECTORS)
+    worst, elements = 0.0, 0
+    for name, parameter in engine.root.model.named_parameters():
+        elements += parameter.ds_tensor.numel()
+        with zero.GatheredParameters([parameter]):
+            worst = max(worst, float((parameter - source.tensor(name)).abs().max()))
+    new = NewWeights(engine.root.model.config, 5)
+    fill_parameters(engine.root.model.named_parameters(), new, "new weights")
+    for name, parameter in engine.root.model.named_parameters():
+        with zero.GatheredParameters([parameter]):
+            worst = max(worst, float((parameter - new.tensor(name)).abs().max()))
+    return {"worst": worst, "share": elements / engine.num_parameters()}
+
+
+def main() -> None:
+    job, output, *arguments = sys.argv[1:]
+    launch = read_launch()
+    start_distributed(launch)
+    result = globals()[job](launch.rank, *arguments)
+    if launch.is_main:
+        Path(output).write_text(json.dumps(result))
+    stop_distributed()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Two real ranks on gloo: same losses under every ZeRO stage, same gradient however a step is cut."""
+
+import json
+
+import pytest
+import torch
+
+from lift_ds import load_pretrained
+from lift_ds.data.batch import collate
+from lift_ds.training.normalizer import document_scale, step_counts
+from lift_ds.training.step import DiffusionStep
+from tests.conftest import REPOSITORY, VECTORS, launch_job
+from tests.distributed.jobs import THRESHOLDS, make_documents
+
+pytestmark = pytest.mark.distributed
+
+
+def test_wildly_different_ranks_agree_with_zero_0(tmp_path):
+    """50 LIFT-3 steps, levels near 0 on one rank and near 1 on the other, sometimes nothing masked.
+
+    With all thresholds at 0 every parameter is gathered for every use: a rank that runs another forward would compute
+    with wrong weights or hang. With the shipped ones parameters are kept, which shows other faults.
+    """
+    shipped = json.loads((REPOSITORY / "ds_configs" / "zero3.json").read_text()) | {"bf16": {"enabled": False}}
+    zero = shipped["zero_optimization"]
+    configs = {
+        "zero0": shipped | {"zero_optimization": {"stage": 0}},
+        "thresholds0": shipped | {"zero_optimization": zero | dict.fromkeys(THRESHOLDS, 0)},
+        "shipped": shipped,
+    }
+    paths = []
+    for name, config in configs.items():
+        paths.append(tmp_path / f"{name}.json")
+        paths[-1].write_text(json.dumps(config))
+    results = launch_job("divergent", tmp_path / "out.json", *map(str, paths))
+    expected = results["zero0"]["losses"]
+    assert len(expected) == 50
+    assert expected[-1] != pytest.approx(expected[0], rel=0.05)  # it did train
+    for name in ("thresholds0", "shipped"):
+        losses = results[name]["losses"]
+        assert losses[0] == pytest.approx(expected[0], rel=1e-5)
+        assert losses[-1] == pytest.approx(expected[-1], rel=1e-3)
+        assert results[name]["leaves"] == 2
+        assert results[name]["invalidations"] == 0
+        assert results[name]["invalidations_when_the_pattern_changes"] > 0
+
+
+@pytest.fixture(scope="module")
+def plain_gradient():
+    """Loss and gradient of the four documents in one batch, by plain autograd."""
+    model, _ = load_pretrained(VECTORS / "llada_tiny")
+    batch = collate(*make_documents(7, [0.2, 0.5, 0.8, 0.9], {3}), 99)
+    root = DiffusionStep(model, is_scored=True).train()
+    loss, _ = root(batch, document_scale(batch, "response_tokens", step_counts([batch]), 1))
+    loss.backward()
+    return loss.item(), {name: parameter.grad for name, parameter in root.named_parameters()}
+
+
+@pytest.mark.parametrize(("num_ranks", "stage"), [(1, 3), (2, 3), (2, 2)])
+def test_the_cut_does_not_change_the_gradient(tmp_path, plain_gradient, num_ranks, stage):
+    """1 rank x 4 micro-batches = 2 ranks x 2 = one plain batch of 4, before clipping."""
+    result = launch_job(
+        "gradients", tmp_path / "out.json", str(stage), str(tmp_path / "gradients.pt"), num_ranks=num_ranks
+    )
+    assert result["micro_batches"] == 4 // num_ranks
+    loss, expected = plain_gradient
+    assert result["loss"] == pytest.approx(loss, rel=1e-6)
+    found = torch.load(tmp_path / "gradients.pt")
+    assert found.keys() == expected.keys()
+    largest = max(gradient.abs().max().item() for gradient in expected.values())
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).abs().max().item() <= 1e-6 * largest, name
+    norm = torch.stack([gradient.norm() for gradient in expected.values()]).norm().item()
+    assert result["norm"] == pytest.approx(norm, rel=1e-5)
+
+
+def test_every_rank_reads_its_own_share(tmp_path):
+    result = launch_job("partitioned_loading", tmp_path / "out.json")
+    assert result["worst"] == 0
+    assert result["share"] == pytest.approx(0.5, rel=0.01)

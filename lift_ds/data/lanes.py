@@ -66,8 +66,12 @@ class Lanes:
         return SampleRef(epoch, chunk_index, sample_id - self.manifest.first_ids[chunk_index], sample_id)
 
     def part_rows(self, part: int) -> np.ndarray:
-        """Sample ids of one part, counted over all epochs."""
-        window, piece = divmod(part, self.parts_per_window)
+        """Sample ids of one part, counted over all epochs.
+
+        Pieces of a window differ by a row; they rotate, so that no lane gets the short (or empty) ones every time.
+        """
+        window, place = divmod(part, self.parts_per_window)
+        piece = (place + window) % self.parts_per_window
         rows = self.window_rows(*divmod(window, self.num_windows))
         bounds = [len(rows) * edge // self.parts_per_window for edge in (piece, piece + 1)]
         return rows[bounds[0] : bounds[1]]

@@ -7,11 +7,9 @@ import time
 from collections import deque
 from typing import Any, Protocol
 
-from rich.columns import Columns
 from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -87,7 +85,6 @@ class LiveProgress:
         self.console, self.num_steps, self.title = console, num_steps, title
         self.clock = Clock(num_steps)
         self.losses: list[float] = []
-        self.heldout: list[tuple[int, float]] = []
         self.live = Live(console=console, refresh_per_second=4, transient=False)
         self.live.start()
 
@@ -102,26 +99,16 @@ class LiveProgress:
 
     def panel(self, step: int, record: dict[str, Any], eta: str) -> Panel:
         """The whole panel."""
-        numbers = Table.grid(padding=(0, 2))
-        numbers.add_row("step", f"[bold]{step}[/] / {self.num_steps}", "loss", f"[bold]{record['loss']:.4f}[/]")
-        numbers.add_row("ETA", eta, "tokens/s", f"{record['tokens_per_second']:,.0f}")
-        numbers.add_row("lr", f"{record['lr']:.2e}", "grad norm", f"{record['grad_norm']:.3f}")
-        curve = Text.assemble(("loss  ", "bold"), (sparkline(self.losses, CURVE_WIDTH), "cyan"))
-        levels = Text.assemble(
-            ("t 0 ", "bold"),
-            (sparkline([float(count) for count in record["t_documents"]], 0), "magenta"),
-            (" 1", "bold"),
-        )
-        return Panel(
-            Group(
-                ProgressBar(total=self.num_steps, completed=step, width=72),
-                numbers,
-                curve,
-                Columns([shares_bar(record["component_share"]), levels], padding=(0, 3)),
-            ),
-            title=self.title,
-            width=80,
-        )
+        numbers = Table.grid(padding=(0, 3))
+        numbers.add_row("[bold]step", f"{step} / {self.num_steps}", "[bold]loss", f"{record['loss']:.4f}")
+        numbers.add_row("[bold]ETA", eta, "[bold]tokens/s", f"{record['tokens_per_second']:,.0f}")
+        numbers.add_row("[bold]lr", f"{record['lr']:.2e}", "[bold]grad norm", f"{record['grad_norm']:.3f}")
+        levels = [float(count) for count in record["t_documents"]]
+        rows = Table.grid(padding=(0, 2))
+        rows.add_row("[bold]loss", Text(sparkline(self.losses, CURVE_WIDTH), "cyan"))
+        rows.add_row("[bold]learning", shares_bar(record["component_share"]))
+        rows.add_row("[bold]levels", Text.assemble("t 0 ", (sparkline(levels, 0), "magenta"), " 1"))
+        return Panel(Group(bar(step / self.num_steps, 74), numbers, rows), title=self.title, width=80)
 
     def close(self) -> None:
         """Leaves the last panel on the screen."""
@@ -149,6 +136,12 @@ def sparkline(values: list[float], width: int) -> str:
     top, bottom = max(values), min(values)
     span = (top - bottom) or 1.0
     return "".join(BLOCKS[1 + int((value - bottom) / span * 7)] for value in values)
+
+
+def bar(share: float, width: int) -> Text:
+    """A line of which `share` is bright."""
+    filled = round(share * width)
+    return Text.assemble(("━" * filled, "green"), ("━" * (width - filled), "bright_black"))
 
 
 def shares_bar(shares: dict[str, float], width: int = 30) -> Text:

@@ -98,20 +98,36 @@ def test_the_thread_gives_the_same_steps_and_commits_what_was_consumed(path, tok
     loader.close()
 
 
+class Rows:
+    """A manifest of chunks of 16 rows."""
+
+    digest = "rows"
+
+    def __init__(self, num_rows):
+        self.num_rows = num_rows
+        self.first_ids = [*range(0, num_rows, 16), num_rows]
+        self.chunks = self.first_ids[:-1]
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 400), st.integers(1, 40), st.integers(1, 5))
 def test_every_epoch_has_every_row_once(num_rows, num_lanes, window_chunks):
-    class Rows:
-        chunks = list(range(-(-num_rows // 16)))
-        first_ids = [*range(0, num_rows, 16), num_rows]
-        digest = "rows"
-
-    Rows.num_rows = num_rows
-    lanes = Lanes(Rows, set(), num_lanes, window_chunks, seed=1)
+    lanes = Lanes(Rows(num_rows), set(), num_lanes, window_chunks, seed=1)
     parts_per_epoch = lanes.num_windows * lanes.parts_per_window
     for epoch in (0, 1):
         parts = range(epoch * parts_per_epoch, (epoch + 1) * parts_per_epoch)
         assert sorted(row for part in parts for row in lanes.part_rows(part).tolist()) == list(range(num_rows))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 400), st.integers(1, 40), st.integers(1, 5))
+def test_no_lane_starves(num_rows, num_lanes, window_chunks):
+    """Also with fewer rows than lanes: after ten passes every row was seen about ten times."""
+    lanes = Lanes(Rows(num_rows), set(), num_lanes, window_chunks, seed=1)
+    seen = [lanes.next(draw % num_lanes).sample_id for draw in range(10 * num_rows)]
+    counts = [seen.count(row) for row in range(num_rows)]
+    assert min(counts) >= 5
+    assert max(counts) <= 15
 
 
 def test_small_data_is_spread_over_all_lanes(path, tokenizer):

@@ -18,7 +18,8 @@ def test_bad_t_min_is_refused(t_min):
 
 
 def test_rho_of_the_public_code():
-    # u = 0.3: room 0.7, lower 0.1, rho = 0.1 + 0.6 * 0.5 = 0.4.   u = 0.95: room 0.05, lower 0, rho = 0.05 * 0.5 = 0.025
+    # u = 0.3: room 0.7, lower 0.1, rho = 0.1 + 0.6 * 0.5 = 0.4
+    # u = 0.95: room 0.05, lower 0, rho = 0.05 * 0.5 = 0.025
     u = torch.tensor([0.3, 0.95])
     rho = extra_level(u, level_from_uniform(u), torch.tensor([0.5, 0.5]), "code")
     assert rho.tolist() == pytest.approx([0.4, 0.025])

@@ -1,0 +1,39 @@
+# `make train` and `make test` do the whole set-up on a fresh machine: Debian with Python 3.11 or newer, its venv and
+# headers, and a compiler.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+INSTALLED := $(VENV)/.installed
+export PATH := $(BIN):$(PATH)
+
+.PHONY: train test lint test-multinode test-export base clean
+
+train: $(INSTALLED)  ## fine-tune the built-in base with LIFT-3 on two ranks, evaluate, export
+	deepspeed --num_gpus 2 launchers/train.py --deepspeed ds_configs/zero3.json $(ARGS)
+
+test: $(INSTALLED)  ## lint, types, layers, unit and property tests, two-rank runs, the README's commands
+	pytest -m "not slow" $(ARGS)
+
+lint: $(INSTALLED)  ## only the static checks
+	pytest tests/test_style.py
+
+test-multinode: $(INSTALLED)  ## three steps over two hosts (network namespaces; root, iproute2, openssh-server, pdsh)
+	bash tests/multinode/two_hosts.sh
+
+test-export: $(INSTALLED)  ## an export in a clean environment with transformers 4
+	pytest -m slow tests/models/test_export.py
+
+base: $(INSTALLED)  ## make the built-in base anew: about three hours on two cores
+	python tools/make_base_tokenizer.py lift_ds/assets/base
+	deepspeed --num_gpus 2 launchers/train.py --deepspeed ds_configs/zero2_micro16.json \
+	  --config launchers/recipes/pretrain_base.yaml
+	python tools/zero_to_hf.py runs/pretrain_base runs/pretrain_base/bf16 --dtype bfloat16
+
+$(INSTALLED): setup.cfg constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch setuptools wheel
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[test]"
+	touch $(INSTALLED)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,61 @@
+import pytest
+import torch
+
+from lift_ds.evaluation.heldout import LEVELS, heldout_loss
+from lift_ds.evaluation.ranks import OneRank, equal_share
+from tests.distributed.jobs import make_documents
+
+
+class Share(OneRank):
+    """One of several ranks whose sums are collected by hand."""
+
+    def __init__(self, rank, world_size):
+        super().__init__(torch.device("cpu"))
+        self.rank, self.world_size = rank, world_size
+        self.sums = None
+
+    def all_reduce(self, values, op="sum"):
+        self.sums = values
+        return values
+
+
+@pytest.fixture
+def documents():
+    return make_documents(5, [0.5] * 7, set())[0]
+
+
+def measure(model, documents, batch_size=3, ranks=None, seed=1):
+    return heldout_loss(model.eval(), documents, ranks or OneRank(torch.device("cpu")), batch_size, seed)
+
+
+def test_batches_and_ranks_change_nothing(llada, documents):
+    expected = measure(llada, documents)
+    assert len(expected.by_level) == len(LEVELS)
+    assert expected.mean == pytest.approx(sum(expected.by_level) / len(LEVELS))
+    assert measure(llada, documents, batch_size=1).mean == pytest.approx(expected.mean, rel=1e-6)
+    shares = [Share(rank, 3) for rank in range(3)]
+    for share in shares:
+        measure(llada, documents, batch_size=2, ranks=share)
+    sums = torch.stack([share.sums for share in shares]).sum(0)
+    assert (sums[0] / sums[1]).tolist() == pytest.approx(list(expected.by_level), rel=1e-6)
+
+
+def test_it_is_the_cross_entropy_of_the_fixed_masks(llada, documents):
+    one = documents[0]
+    from lift_ds.evaluation.heldout import fixed_noise
+
+    uniform = torch.from_numpy(fixed_noise(one, 1).mask_uniform)
+    ids = torch.from_numpy(one.ids)
+    masked = torch.from_numpy(one.response_mask) & (uniform < 0.5)
+    with torch.no_grad():
+        logprob = torch.log_softmax(llada(input_ids=ids.masked_fill(masked, 100)[None]).logits[0], -1)
+    expected = -logprob[masked, ids[masked]].mean().item()
+    assert measure(llada, [one]).by_level[LEVELS.index(0.5)] == pytest.approx(expected, rel=1e-5)
+
+
+def test_equal_shares():
+    shares = [equal_share("abcde", Share(rank, 3)) for rank in range(3)]
+    assert [len(share) for share in shares] == [2, 2, 2]
+    assert sorted(item for share in shares for item, counts in share if counts) == list("abcde")
+    with pytest.raises(ValueError, match="no items"):
+        equal_share([], Share(0, 1))

@@ -1,0 +1,96 @@
+import io
+
+import pytest
+import torch
+from rich.console import Console
+
+from lift_ds.metrics import MetricsFile, StepTotals, read_metrics
+from lift_ds.training.progress import LiveProgress, PlainProgress, sparkline
+
+
+def make_totals():
+    totals = StepTotals()
+    totals.add_loss(torch.tensor(1.5))
+    totals.add_counts(tokens=100, skipped=2)
+    totals.add_documents(
+        t=torch.tensor([0.05, 0.55, 0.95]),
+        component=torch.tensor([2, 1, 0]),
+        nll_sum=torch.tensor([2.0, 6.0, 8.0]),
+        num_kept=torch.tensor([1, 3, 8]),
+        gradient_norm=torch.tensor([0.5, 0.25, 0.125]),
+    )
+    return totals
+
+
+def test_a_step_record():
+    record = make_totals().record(time_scaling=True)
+    assert record["loss"] == 1.5
+    assert (record["num_tokens"], record["num_documents"], record["num_skipped"]) == (100, 3, 2)
+    assert record["component_share"] == pytest.approx({"easy": 1 / 3, "random": 1 / 3, "hard": 1 / 3})
+    assert record["t_documents"] == [1, 0, 0, 0, 0, 1, 0, 0, 0, 1]
+    assert record["t_token_nll"][0::5][:2] == [2.0, 2.0]  # 2/1 and 6/3
+    assert record["t_token_nll"][1] is None
+    assert record["t_gradient_norm"][9] == 0.125
+    assert record["max_inverse_t"] == pytest.approx(20)
+    assert record["t_max_inverse_t"][9] == pytest.approx(1 / 0.95)
+
+
+def test_sums_over_ranks():
+    one, other = make_totals(), make_totals()
+    one.replace(one.summed() + other.summed(), torch.maximum(one.max_weight, other.max_weight))
+    record = one.record(time_scaling=True)
+    assert (record["loss"], record["num_documents"]) == (3.0, 6)
+    assert record["max_inverse_t"] == pytest.approx(20)
+
+
+def test_metrics_file(tmp_path):
+    path = tmp_path / "run" / "metrics.jsonl"
+    file = MetricsFile(path)
+    file.write("step", 1, {"loss": 2.0, "list": [float("nan"), 1.0]})
+    file.write("heldout", 1, {"mean": 3.0})
+    file.close()
+    with path.open("a") as cut:
+        cut.write('{"kind": "step", "st')  # killed in the middle of a line
+    records = list(read_metrics(path))
+    assert [record["kind"] for record in records] == ["step", "heldout"]
+    assert records[0]["list"] == [None, 1.0]
+    assert [record["mean"] for record in read_metrics(path, "heldout")] == [3.0]
+
+
+def show(progress, steps):
+    for step in range(1, steps + 1):
+        record = make_totals().record(True) | {
+            "grad_norm": 0.7,
+            "lr": 1e-3,
+            "seconds": 0.1,
+            "tokens_per_second": 1234.0,
+        }
+        progress.show_step(step, record | {"loss": 3.0 / step})
+    progress.close()
+
+
+def test_plain_lines():
+    output = io.StringIO()
+    show(PlainProgress(Console(file=output, width=200), 3, every_seconds=0.0), 3)
+    lines = output.getvalue().splitlines()
+    assert len(lines) == 3
+    assert (
+        lines[-1]
+        == "step 3/3  loss 1.0000  easy 33% random 33% hard 33%  grad 0.700  lr 1.00e-03  1,234 tok/s  ETA 0:00"
+    )
+
+
+def test_live_panel():
+    output = io.StringIO()
+    progress = LiveProgress(Console(file=output, force_terminal=True, width=100), 40, "title")
+    progress.say("a message")
+    show(progress, 40)
+    text = output.getvalue()
+    for part in ("title", "a message", "40 / 40", "1,234", "grad norm", "easy 33%", "█"):
+        assert part in text
+
+
+def test_sparkline():
+    assert sparkline([0.0, 1.0], 0) == "▁█"
+    assert len(sparkline([float(value) for value in range(500)], 60)) == 60
+    assert sparkline([2.0, 2.0], 0) == "▁▁"

@@ -1,0 +1,221 @@
+"""Whole runs with two real ranks: checkpoint, kill, resume, export, and what goes wrong on the way."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lift_ds import load_pretrained
+from tests.conftest import REPOSITORY, clean_environment, free_port, launch_train, read_steps, run
+
+pytestmark = pytest.mark.distributed
+SMALL = [
+    "--deepspeed", "ds_configs/zero3.json",
+    "model.from_scratch=true", "optim.steps=6", "optim.global_batch=8", "data.builtin_rows=200",
+    "data.pad_targets=all", "data.pad_to_multiple=48", "checkpoint.save_every=3", "eval.every=0", "eval.rows=4",
+    "eval.solve_items=3", "eval.steps=2", "optim.lr=1e-2", "optim.schedule=constant", "optim.warmup_ratio=0",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def straight(tiny_dir, tmp_path_factory):
+    """A run of six steps that nobody disturbs."""
+    output = tmp_path_factory.mktemp("straight") / "run"
+    done = launch_train(*SMALL, "--model", tiny_dir, "--output", output)
+    return output, done.stdout
+
+
+def losses_of(output):
+    """The last recorded loss and gradient norm of each step."""
+    return {record["step"]: (record["loss"], record["grad_norm"]) for record in read_steps(output)}
+
+
+def test_the_run_folder(straight):
+    output, printed = straight
+    resolved = json.loads((output / "run.json").read_text())
+    assert resolved["run"]["optim"]["steps"] == 6
+    assert resolved["deepspeed"]["gradient_accumulation_steps"] == 1
+    assert resolved["deepspeed"]["train_micro_batch_size_per_gpu"] == 4
+    steps = read_steps(output)
+    assert [record["step"] for record in steps] == [1, 2, 3, 4, 5, 6]
+    assert all(sum(record["t_documents"]) == 8 for record in steps)
+    assert all(sum(record["component_share"].values()) == pytest.approx(1) for record in steps)
+    assert all(1 <= record["max_inverse_t"] <= 1000 for record in steps)
+    kinds = [json.loads(line)["kind"] for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert kinds.count("heldout") == kinds.count("solve") == 2
+    assert (output / "checkpoints" / "latest").read_text().strip() == "step-000006"
+    assert sorted(path.name for path in (output / "checkpoints").glob("step-*")) == ["step-000003", "step-000006"]
+    assert "2 ranks, ZeRO-3" in printed
+    assert "Held-out items, before -> after" in printed
+    assert "logits from the trained model's: 0.0e+00" in printed
+
+
+def test_killed_and_resumed_is_bit_equal(straight, tiny_dir, tmp_path):
+    """SIGKILL after the first checkpoint; `--resume auto` then gives the same losses and weights, bit for bit."""
+    output = tmp_path / "run"
+    command = ["deepspeed", "--num_gpus", "2", "--master_port", str(free_port()), "launchers/train.py", *SMALL]
+    command += ["--model", str(tiny_dir), "--output", str(output), "optim.steps=100000", "checkpoint.keep=100000"]
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 240
+        while not (output / "checkpoints" / "latest").is_file():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        kill_ranks(output)
+        process.wait(timeout=60)
+    for path in (output / "checkpoints").glob("step-*"):
+        if path.name != "step-000003":
+            shutil.rmtree(path)
+    (output / "checkpoints" / ".writing-step-000006").mkdir(exist_ok=True)
+    before = len(read_steps(output))
+    done = launch_train(*SMALL, "--model", tiny_dir, "--output", output, "--resume", "auto")
+    assert f"resumed from {output}/checkpoints/step-000003 at step 3" in done.stdout
+    assert "passed over .writing-step-000006: an interrupted save" in done.stdout
+    reference, _ = straight
+    resumed = {record["step"]: (record["loss"], record["grad_norm"]) for record in read_steps(output)[before:]}
+    assert resumed == {step: values for step, values in losses_of(reference).items() if step > 3}
+    ours, theirs = (load_file(folder / "export" / "model.safetensors") for folder in (output, reference))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def kill_ranks(output):
+    """SIGKILL to every rank of the run, as if the machine had gone."""
+    found = subprocess.run(["pgrep", "-f", str(output)], text=True, stdout=subprocess.PIPE, check=False).stdout
+    for pid in found.split():
+        if int(pid) != os.getpid():
+            os.kill(int(pid), signal.SIGKILL)
+
+
+def test_a_stop_signal_saves(tiny_dir, tmp_path):
+    output = tmp_path / "run"
+    command = ["torchrun", "--nproc_per_node", "2", "--master_port", str(free_port()), "launchers/train.py", *SMALL]
+    command += ["--model", str(tiny_dir), "--output", str(output), "optim.steps=100000", "checkpoint.save_every=0"]
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    deadline = time.monotonic() + 240
+    while not (output / "metrics.jsonl").is_file() or len(read_steps(output)) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    ranks = subprocess.run(["pgrep", "-f", f"python.*{output}"], text=True, stdout=subprocess.PIPE, check=False).stdout
+    one_rank = next(pid for pid in map(int, ranks.split()) if pid != process.pid)
+    os.kill(one_rank, signal.SIGTERM)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, printed[-3000:]
+    stopped_at = len(read_steps(output))
+    assert f"stopped after step {stopped_at}" in printed
+    assert (output / "checkpoints" / "latest").read_text().strip() == f"step-{stopped_at:06d}"
+
+
+def test_zero_to_hf_loads_without_this_package(straight, tmp_path):
+    """The folder loads in a process that cannot import lift_ds, and gives the trained logits."""
+    output, _ = straight
+    folder = tmp_path / "model"
+    run(["python", "tools/zero_to_hf.py", str(output), str(folder)])
+    model, tokenizer = load_pretrained(folder)
+    ids = torch.tensor([tokenizer("Solve this 4x4 Sudoku", add_special_tokens=False).input_ids])
+    torch.save(ids, tmp_path / "ids.pt")
+    code = f"""
+import sys, torch
+sys.modules["lift_ds"] = None
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+ids = torch.load({str(tmp_path / "ids.pt")!r})
+tokenizer = AutoTokenizer.from_pretrained({str(folder)!r}, trust_remote_code=True)
+assert tokenizer("Solve this 4x4 Sudoku", add_special_tokens=False).input_ids == ids[0].tolist()
+for auto in (AutoModel, AutoModelForCausalLM):
+    model = auto.from_pretrained({str(folder)!r}, trust_remote_code=True).eval()
+    torch.save(model(input_ids=ids).logits, {str(tmp_path / "logits.pt")!r})
+"""
+    environment = {name: value for name, value in clean_environment().items() if name != "PYTHONPATH"}
+    run(["python", "-c", code], cwd=tmp_path, env=environment | {"HF_HOME": str(tmp_path / "hf")})
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), model(input_ids=ids).logits, atol=1e-6, rtol=1e-6)
+    assert (folder / "config.json").stat().st_mode & 0o777 == 0o644
+    again = run(["python", "tools/zero_to_hf.py", str(output), str(folder)], check=False)
+    assert again.returncode == 2
+    assert "exists and is not empty" in again.stdout
+
+
+def copy_of(straight, tmp_path):
+    output, _ = straight
+    shutil.copytree(output, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_broken_checkpoints_are_passed_over(straight, tiny_dir, tmp_path):
+    """A flipped bit in the newest one: resume says so and takes the one before."""
+    output = copy_of(straight, tmp_path)
+    shard = sorted((output / "checkpoints" / "step-000006" / "zero").iterdir())[0]
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(bytes(content))
+    done = launch_train(*SMALL, "--model", tiny_dir, "--output", output, "--resume", "auto", num_ranks=2)
+    assert f"passed over step-000006: zero/{shard.name} has changed (checksum)" in done.stdout
+    assert "step-000003 at step 3" in done.stdout
+
+
+def test_a_checkpoint_of_another_world_size(straight, tiny_dir, tmp_path):
+    output = copy_of(straight, tmp_path)
+    done = launch_train(*SMALL, "--model", tiny_dir, "--output", output, "--resume", "auto", num_ranks=1, check=False)
+    assert done.returncode != 0
+    assert "was written by 2 ranks under ZeRO-3; this run has 1" in done.stdout
+
+
+def test_a_checkpoint_of_another_model(straight, tiny_dir, tmp_path):
+    output = copy_of(straight, tmp_path)
+    other = tmp_path / "model"
+    shutil.copytree(tiny_dir, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"n_layers": 1}))
+    arguments = ["--model", other, "--resume", output / "checkpoints" / "step-000006", "--output", tmp_path / "new"]
+    done = launch_train(*SMALL, *arguments, num_ranks=1, check=False)
+    assert done.returncode != 0
+    assert "belongs to another model" in done.stdout
+
+
+def test_a_full_disk(tiny_dir, tmp_path):
+    """A file-size limit stops the write half-way: one clear error, and nothing under the final name."""
+    output = tmp_path / "run"
+    limit = 40_000
+
+    def limit_file_size():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    command = [*SMALL, "--model", tiny_dir, "--output", output, "eval.solve_items=0", "eval.rows=0"]
+    done = launch_train(*command, num_ranks=1, check=False, preexec_fn=limit_file_size)
+    assert done.returncode != 0
+    assert "could not be written" in done.stdout
+    assert "Older checkpoints are untouched" in done.stdout
+    assert not list((output / "checkpoints").glob("step-*"))
+    assert not (output / "checkpoints" / "latest").exists()
+
+
+def test_a_bad_row_in_the_middle_stops_every_rank_and_saves(tiny_dir, tmp_path):
+    """Row 30 is malformed and not among the checked ones: the steps before it are kept."""
+    data = tmp_path / "rows.jsonl"
+    rows = [json.dumps({"prompt": f"q{number}", "response": "r"}) for number in range(40)]
+    rows[30] = json.dumps({"prompt": "q"})
+    data.write_text("\n".join(rows))
+    output = tmp_path / "run"
+    command = [*SMALL, "--model", tiny_dir, "--data", data, "--output", output, "data.check_rows=4", "eval.rows=0"]
+    done = launch_train(*command, "eval.solve_items=0", check=False)
+    assert done.returncode != 0
+    assert f"{data}:31: no column 'response'" in done.stdout
+    steps = len(read_steps(output))
+    assert 0 < steps < 6
+    assert (output / "checkpoints" / "latest").read_text().strip() == f"step-{steps:06d}"
+    checked = launch_train(*command, "data.check_rows=100", check=False)
+    assert f"{data}:31: no column 'response'" in checked.stdout
+    assert len(read_steps(output)) == steps

@@ -10,6 +10,7 @@ from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoin
 from torch import Tensor
 
 from lift_ds.models.export import DTYPES, export_folder
+from lift_ds.models.lora import merge_adapters
 
 from .checkpoint import ZERO_TAG, find_faults, read_manifest
 
@@ -33,10 +34,12 @@ def convert_checkpoint(checkpoint: Path, output: Path, dtype_name: str = "auto")
     run = json.loads((checkpoint / "run.json").read_text(encoding="utf-8"))
     if dtype_name == "auto":
         dtype_name = "bfloat16" if run["deepspeed"]["bf16"]["enabled"] else "float32"
-    export_folder(read_master_weights(checkpoint), checkpoint / "hf", output, DTYPES[dtype_name])
+    lora = run["run"]["lora"]
+    state = merge_adapters(read_master_weights(checkpoint), lora["rank"], lora["alpha"])
+    export_folder(state, checkpoint / "hf", output, DTYPES[dtype_name])
 
 
 def read_master_weights(checkpoint: Path) -> dict[str, Tensor]:
-    """The float32 weights of a checkpoint, by their official names."""
+    """The float32 weights of a checkpoint, by their names in the model; adapters are still apart."""
     state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=ZERO_TAG)
     return {name.removeprefix(ROOT_PREFIX): tensor.to(torch.float32) for name, tensor in state.items()}

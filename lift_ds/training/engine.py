@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import deepspeed
 import torch
@@ -13,7 +13,7 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.adam import DeepSpeedCPUAdam
 from deepspeed.utils import set_z3_leaf_modules
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from lift_ds.config import OptimConfig
 from lift_ds.models.families import family_of
@@ -44,46 +44,44 @@ def stop_distributed() -> None:
         torch.distributed.destroy_process_group()
 
 
-class Engine:
-    """A partitioned model that trains, with what the loop needs of DeepSpeed.
+def build_model(config: PretrainedConfig, source: WeightSource, ds_json: dict[str, Any], label: str) -> PreTrainedModel:
+    """A model with its weights; under ZeRO-3 it is cut from the start, and each rank reads only its own part.
 
     Args:
         config: The model's config.
         source: Its weights.
         ds_json: Resolved DeepSpeed JSON.
-        optim: Optimizer and schedule.
-        is_scored: See `DiffusionStep`.
-        time_scaling: See `DiffusionStep`.
-        gradient_checkpointing: Recompute blocks in backward.
         label: What to call the weights in messages.
+
+    Raises:
+        ValueError: Names or shapes of the weights do not fit the config.
+    """
+    dtype = torch.bfloat16 if ds_json["bf16"]["enabled"] else torch.float32
+    is_cut = ds_json["zero_optimization"]["stage"] == 3
+    with deepspeed.zero.Init(config_dict_or_path=ds_json, enabled=is_cut, dtype=dtype):
+        model = family_of(config).model_class(config)
+    torch.nn.Module.to(model, dtype=dtype)
+    fill_parameters(model.named_parameters(), source, label)
+    return model
+
+
+class Engine:
+    """A partitioned model that trains, with what the loop needs of DeepSpeed.
+
+    Args:
+        root: The root module with its model.
+        ds_json: Resolved DeepSpeed JSON.
+        optim: Optimizer and schedule.
     """
 
-    def __init__(
-        self,
-        config: PretrainedConfig,
-        source: WeightSource,
-        ds_json: dict[str, Any],
-        optim: OptimConfig,
-        is_scored: bool,
-        time_scaling: bool,
-        gradient_checkpointing: bool,
-        label: str,
-    ) -> None:
-        """Builds the model (cut under ZeRO-3 from the start), fills it, and hands it to DeepSpeed."""
+    def __init__(self, root: DiffusionStep, ds_json: dict[str, Any], optim: OptimConfig) -> None:
+        """Marks the decoder layers as units and hands everything to DeepSpeed."""
         self.optim = optim
-        self.stage = ds_json["zero_optimization"]["stage"]
-        dtype = torch.bfloat16 if ds_json["bf16"]["enabled"] else torch.float32
-        family = family_of(config)
-        with deepspeed.zero.Init(config_dict_or_path=ds_json, enabled=self.stage == 3, dtype=dtype):
-            model = family.model_class(config)
-        torch.nn.Module.to(model, dtype=dtype)
-        fill_parameters(model.named_parameters(), source, label)
-        if gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        root = DiffusionStep(cast(MaskedDiffusionModel, model), is_scored, time_scaling)
+        zero = ds_json["zero_optimization"]
+        self.stage = zero["stage"]
         if self.stage == 3:
-            set_z3_leaf_modules(root, [family.layer_class])
-        offload = ds_json["zero_optimization"].get("offload_optimizer", {}).get("device", "none")
+            set_z3_leaf_modules(root, [family_of(root.model.config).layer_class])
+        offload = zero.get("offload_optimizer", {}).get("device", "none")
         optimizer = make_optimizer(root, optim, is_offloaded=offload != "none")
         self.ds, *_ = deepspeed.initialize(model=root, optimizer=optimizer, config=ds_json)
         self.num_micro_batches = int(self.ds.gradient_accumulation_steps())

@@ -15,6 +15,7 @@ import torch
 from lift_ds.config import RunConfig
 from lift_ds.data.loader import StepBatch, StepLoader
 from lift_ds.metrics import StepTotals
+from lift_ds.rng import Stream, keyed_generator
 
 from .engine import Engine
 from .normalizer import document_scale, step_counts
@@ -86,7 +87,7 @@ def plan_step(engine: Engine, loader: StepLoader, stop: StopRequest) -> StepPlan
     return StepPlan(batch, agreed[:3], bool(agreed[3]), problem)
 
 
-def compute_step(engine: Engine, run: RunConfig, plan: StepPlan) -> StepTotals:
+def compute_step(engine: Engine, run: RunConfig, plan: StepPlan, step: int) -> StepTotals:
     """Forwards and backwards of one step; gradients are accumulated, nothing is updated yet."""
     assert plan.batch is not None
     totals = StepTotals()
@@ -95,6 +96,9 @@ def compute_step(engine: Engine, run: RunConfig, plan: StepPlan) -> StepTotals:
     for place, on_cpu in enumerate(plan.batch.micro_batches):
         scale = document_scale(on_cpu, run.objective.normalizer, plan.totals, num_micro_batches)
         batch = on_cpu.to(engine.device)
+        if engine.root.has_dropout:
+            generator = keyed_generator(run.seed, step, int(on_cpu.sample_ids[0]) + 1, Stream.DROPOUT)
+            engine.root.dropout_seed = int(generator.integers(2**62))
         loss, stats = engine.ds(batch, (scale * engine.loss_factor).to(engine.device))
         engine.ds.backward(loss)
         gradient_norm = engine.root.pop_gradient_norms(len(scale)) / engine.world_size
@@ -137,7 +141,7 @@ def train_steps(
             plan = plan_step(engine, loader, stop)
             if plan.must_stop:
                 return Outcome(step, plan.problem)
-            totals = compute_step(engine, run, plan)
+            totals = compute_step(engine, run, plan, step)
             if not math.isfinite(totals.loss):
                 raise RuntimeError(
                     f"step {step + 1}: the loss is {totals.loss}; the step was not applied. "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -17,6 +17,8 @@ from lift_ds.evaluation.heldout import LEVELS, heldout_loss
 from lift_ds.evaluation.solve import Decoding, held_out_items, solve_items
 from lift_ds.metrics import MetricsFile
 from lift_ds.models.families import check_mask_token, read_config
+from lift_ds.models.head import MaskedDiffusionModel
+from lift_ds.models.lora import add_adapters
 from lift_ds.models.weights import (
     NewWeights,
     SafetensorsFolder,
@@ -24,16 +26,18 @@ from lift_ds.models.weights import (
     load_pretrained,
     load_tokenizer,
     resolve_folder,
+    whole_shape,
 )
 
 from .checkpoint import find_checkpoint, load_checkpoint, model_fingerprint, save_checkpoint
 from .convert import convert_checkpoint
 from .data import RunData, make_loader, open_data
-from .engine import Engine
+from .engine import Engine, build_model
 from .loop import train_steps
 from .objective import METHODS
 from .progress import Progress, make_progress
 from .report import print_summary, solve_record
+from .step import DiffusionStep
 
 EXPORT_TOLERANCE = 1e-4
 
@@ -107,8 +111,9 @@ class Trainer:
 
     @property
     def fingerprint(self) -> str:
-        """Names and shapes of the model's weights, as a hash."""
-        return model_fingerprint(self.prepared.source.shapes())
+        """Names and shapes of all weights, adapters included, as a hash."""
+        parameters = self.engine.root.named_parameters()
+        return model_fingerprint({name: whole_shape(parameter) for name, parameter in parameters})
 
     @property
     def resolved(self) -> dict[str, Any]:
@@ -263,20 +268,23 @@ class Trainer:
         return float((reloaded - logits).abs().max())
 
 
+def build_root(prepared: Prepared, ds_json: dict[str, Any]) -> DiffusionStep:
+    """The root module that the config describes: weights loaded, adapters and checkpointing in place."""
+    run = prepared.run
+    model = build_model(prepared.config, prepared.source, ds_json, str(prepared.folder))
+    if run.lora.rank:
+        lora = run.lora
+        add_adapters(model, lora.rank, lora.alpha, lora.dropout, lora.targets, run.seed)
+    if run.model.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    method = METHODS[run.objective.method]
+    return DiffusionStep(cast(MaskedDiffusionModel, model), method.is_scored, run.objective.time_scaling)
+
+
 def execute(prepared: Prepared, ds_json: dict[str, Any], is_main: bool) -> None:
     """Runs a prepared config on this rank, from engine to export."""
     run = prepared.run
-    method = METHODS[run.objective.method]
-    engine = Engine(
-        prepared.config,
-        prepared.source,
-        ds_json,
-        run.optim,
-        method.is_scored,
-        run.objective.time_scaling,
-        run.model.gradient_checkpointing,
-        str(prepared.folder),
-    )
+    engine = Engine(build_root(prepared, ds_json), ds_json, run.optim)
     output = Path(run.output)
     metrics = None
     if is_main:

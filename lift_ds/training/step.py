@@ -9,6 +9,8 @@ Shapes: B documents, L tokens, R kept tokens.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +38,10 @@ class DiffusionStep(nn.Module):
         model: A masked diffusion model with `encode`, `head` and `config.mask_token_id`.
         is_scored: Whether the kept tokens are chosen by a scoring pass (LIFT) or all of the superset (vanilla SFT).
         time_scaling: Whether each token's loss is divided by its document's level t.
+
+    Attributes:
+        has_dropout: Whether the model draws random numbers while it trains.
+        dropout_seed: Seed of the next forward's dropout; the global generator is used where it is `None`.
     """
 
     def __init__(self, model: MaskedDiffusionModel, is_scored: bool, time_scaling: bool = True) -> None:
@@ -44,6 +50,8 @@ class DiffusionStep(nn.Module):
         self.model: MaskedDiffusionModel = model
         self.is_scored = is_scored
         self.time_scaling = time_scaling
+        self.has_dropout = has_dropout(self)
+        self.dropout_seed: int | None = None
         self._row_gradients: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, batch: MicroBatch, document_scale: Tensor) -> tuple[Tensor, StepStats]:
@@ -59,7 +67,8 @@ class DiffusionStep(nn.Module):
         superset, filler = candidates(batch)
         kept = self.choose(batch, superset, filler) if self.is_scored else superset | filler
         noised_ids = self.mask(batch.clean_ids, kept)
-        rows = self.model.encode(noised_ids, batch.attention_mask)[kept]
+        with self.keyed_dropout():
+            rows = self.model.encode(noised_ids, batch.attention_mask)[kept]
         document_of_row = kept.nonzero()[:, 0]
         self.watch_gradient(rows, document_of_row)
         token_nll = -gold_logprob(self.model.head(rows), batch.clean_ids[kept])
@@ -80,6 +89,17 @@ class DiffusionStep(nn.Module):
         self.train()
         return filler | select_kept(scores, superset, batch.t, batch.rho, batch.component, scores=batch.tie_uniform)
 
+    @contextmanager
+    def keyed_dropout(self) -> Iterator[None]:
+        """Draws dropout from `dropout_seed` where it is set, and leaves the global generators as they were."""
+        if self.dropout_seed is None:
+            yield
+            return
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self.dropout_seed)
+            yield
+
     def mask(self, clean_ids: Tensor, masked: Tensor) -> Tensor:
         """The ids with the mask token on the masked positions."""
         return clean_ids.masked_fill(masked, self.model.config.mask_token_id)
@@ -94,6 +114,16 @@ class DiffusionStep(nn.Module):
         gradient, document_of_row = self._row_gradients.pop()
         squares = gradient.float().pow(2).sum(-1)
         return torch.zeros(num_documents, device=squares.device).index_add_(0, document_of_row, squares).sqrt()
+
+
+def has_dropout(root: nn.Module) -> bool:
+    """Whether a dropout module, or a dropout field of a config, is above 0."""
+    modules = list(root.modules())
+    fields = ("attention_dropout", "residual_dropout", "embedding_dropout")
+    configs = [module.config for module in modules if hasattr(module, "config")]
+    return any(isinstance(module, nn.Dropout) and module.p > 0 for module in modules) or any(
+        getattr(config, field, 0) for config in configs for field in fields
+    )
 
 
 def candidates(batch: MicroBatch) -> tuple[Tensor, Tensor]:

@@ -19,8 +19,9 @@ from lift_ds.models.families import read_config
 from lift_ds.models.weights import NewWeights, SafetensorsFolder, fill_parameters
 from lift_ds.training.cluster import read_launch
 from lift_ds.training.ds_config import resolve_ds_json
-from lift_ds.training.engine import Engine, start_distributed, stop_distributed
+from lift_ds.training.engine import Engine, build_model, start_distributed, stop_distributed
 from lift_ds.training.normalizer import document_scale, step_counts
+from lift_ds.training.step import DiffusionStep
 
 VECTORS = Path(__file__).resolve().parents[1] / "data" / "llada_tiny"
 NUM_STEPS = 50
@@ -52,7 +53,8 @@ def make_engine(ds_json: dict, global_batch: int, micro_batch: int, lr: float = 
     ds_json = {**ds_json, "train_micro_batch_size_per_gpu": micro_batch}
     resolved, problems = resolve_ds_json(ds_json, Path("test.json"), run, world_size, config.d_model, False)
     assert not problems, problems
-    return Engine(config, SafetensorsFolder(VECTORS), resolved, optim, True, True, False, "reference")
+    model = build_model(config, SafetensorsFolder(VECTORS), resolved, "reference")
+    return Engine(DiffusionStep(model, is_scored=True), resolved, optim)
 
 
 def forward_backward(engine: Engine, batches: list[MicroBatch]) -> float:

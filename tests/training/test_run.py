@@ -219,3 +219,23 @@ def test_a_bad_row_in_the_middle_stops_every_rank_and_saves(tiny_dir, tmp_path):
     checked = launch_train(*command, "data.check_rows=100", check=False)
     assert f"{data}:31: no column 'response'" in checked.stdout
     assert len(read_steps(output)) == steps
+
+
+def test_lora(tiny_dir, tmp_path):
+    """Adapters with dropout under ZeRO-3: the base stays, resuming is bit-equal, the export is merged."""
+    base = tmp_path / "base"
+    launch_train(*SMALL, "--model", tiny_dir, "--output", tmp_path / "made", "optim.steps=1", num_ranks=1)
+    shutil.move(tmp_path / "made" / "export", base)
+    lora = [*SMALL, "--model", base, "model.from_scratch=false", "lora.rank=4", "lora.alpha=8", "lora.dropout=0.2"]
+    lora += ["model.gradient_checkpointing=true", "eval.solve_items=0"]
+    whole = launch_train(*lora, "--output", tmp_path / "whole")
+    difference = float(whole.stdout.split("logits from the trained model's: ")[1].split()[0])
+    assert difference < 1e-5
+    launch_train(*lora, "--output", tmp_path / "half", "optim.steps=3")
+    launch_train(*lora, "--output", tmp_path / "half", "--resume", "auto")
+    assert losses_of(tmp_path / "half") == losses_of(tmp_path / "whole")
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "whole" / "export"))
+    changed = {name.split(".")[-2] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"q_proj", "k_proj", "v_proj"}
+    unknown = launch_train(*lora, "lora.targets=[wrong]", "--output", tmp_path / "new", num_ranks=1, check=False)
+    assert "lora.targets: wrong not in the model" in unknown.stdout

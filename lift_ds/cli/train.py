@@ -130,6 +130,8 @@ def describe(run: RunConfig, ds_json: dict[str, Any], launch: Launch, num_rows: 
     ranks = "1 rank" if launch.world_size == 1 else f"{launch.world_size} ranks"
     stage = ds_json["zero_optimization"]["stage"]
     hint = " (all slots that the launcher found; --num_gpus 2 asks for two)" if launch.world_size == 1 else ""
+    if launch.world_size > run.optim.global_batch:
+        hint += f" ({launch.world_size - run.optim.global_batch} of them without a document: raise optim.global_batch)"
     precision = "bf16" if ds_json["bf16"]["enabled"] else "float32"
     return (
         f"{ranks}{hint}, ZeRO-{stage}, {precision}, global batch {run.optim.global_batch} = "
@@ -142,7 +144,10 @@ def describe(run: RunConfig, ds_json: dict[str, Any], launch: Launch, num_rows: 
 def main(argv: list[str] | None = None) -> None:
     """Entry point; exits with 2 on a configuration or data error."""
     arguments = make_parser().parse_intermixed_args(argv)
-    launch = read_launch()
+    try:
+        launch = read_launch()
+    except RuntimeError as error:
+        sys.exit(f"error: {error}")
     try:
         run_training(arguments, launch)
     except (ValueError, RuntimeError) as error:

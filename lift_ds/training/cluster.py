@@ -32,8 +32,14 @@ class Launch:
 
 
 def read_launch() -> Launch:
-    """Reads the variables that `deepspeed` and `torchrun` set; maps MPI's; alone without either."""
+    """Reads the variables that `deepspeed` and `torchrun` set; maps MPI's; alone without either.
+
+    Raises:
+        RuntimeError: Started by srun as several tasks that know nothing of each other, or MPI cannot be loaded.
+    """
     if "RANK" not in os.environ:
+        if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and not any(name in os.environ for name in MPI_SIZES):
+            raise RuntimeError("several srun tasks without torchrun: launchers/train.slurm starts one torchrun a node.")
         if any(name in os.environ for name in MPI_SIZES):
             export_mpi()
         else:
@@ -59,7 +65,7 @@ def export_mpi() -> None:
     world = MPI.COMM_WORLD
     local = world.Split_type(MPI.COMM_TYPE_SHARED)
     is_one_machine = world.allreduce(local.Get_size(), op=MPI.MIN) == world.Get_size()
-    here = "127.0.0.1" if is_one_machine else socket.gethostbyname(socket.gethostname())
+    here = "127.0.0.1" if is_one_machine else socket.gethostname()
     address, port = world.bcast((here, free_port()), root=0)
     export_rank(world.Get_rank(), world.Get_size(), local.Get_rank(), local.Get_size(), address, port)
 

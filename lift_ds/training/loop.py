@@ -24,7 +24,10 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopRequest:
-    """Whether this process was asked to stop; the ranks decide together when they do."""
+    """Whether this process was asked to stop; the ranks decide together when they do.
+
+    It listens for as long as anything could be lost: a second signal must not end a save.
+    """
 
     def __init__(self) -> None:
         """Nobody has asked yet."""
@@ -117,6 +120,7 @@ def train_steps(
     run: RunConfig,
     loader: StepLoader,
     first_step: int,
+    stop: StopRequest,
     after_step: Callable[[int, dict[str, Any]], None],
 ) -> Outcome:
     """Trains from `first_step` to `optim.steps`, or until somebody asks to stop.
@@ -126,6 +130,7 @@ def train_steps(
         run: The run config.
         loader: Steps from `first_step` on.
         first_step: Steps already taken.
+        stop: Whether this process was asked to stop.
         after_step: Called on every rank with the number of steps taken and the step's metrics.
 
     Returns:
@@ -134,26 +139,26 @@ def train_steps(
     Raises:
         RuntimeError: The loss is not finite; the step is not applied.
     """
-    stop = StopRequest()
-    with stop.listening():
-        for step in range(first_step, run.optim.steps):
-            began = time.perf_counter()
-            plan = plan_step(engine, loader, stop)
-            if plan.must_stop:
-                return Outcome(step, plan.problem)
-            totals = compute_step(engine, run, plan, step)
-            if not math.isfinite(totals.loss):
-                raise RuntimeError(
-                    f"step {step + 1}: the loss is {totals.loss}; the step was not applied. "
-                    "Lower optim.lr or raise objective.t_min, and resume from the last checkpoint."
-                )
-            rate = engine.set_learning_rate(step)
-            grad_norm = engine.update()
-            record = totals.record(run.objective.time_scaling)
-            seconds = time.perf_counter() - began
-            speed = record["num_tokens"] / seconds
-            after_step(
-                step + 1,
-                record | {"grad_norm": grad_norm, "lr": rate, "seconds": seconds, "tokens_per_second": speed},
+    for step in range(first_step, run.optim.steps):
+        began = time.perf_counter()
+        position = loader.state
+        plan = plan_step(engine, loader, stop)
+        if plan.must_stop:
+            loader.state = position  # the step was fetched, but is not taken
+            return Outcome(step, plan.problem)
+        totals = compute_step(engine, run, plan, step)
+        if not math.isfinite(totals.loss):
+            raise RuntimeError(
+                f"step {step + 1}: the loss is {totals.loss}; the step was not applied. "
+                "Lower optim.lr or raise objective.t_min, and resume from the last checkpoint."
             )
+        rate = engine.set_learning_rate(step)
+        grad_norm = engine.update()
+        record = totals.record(run.objective.time_scaling)
+        seconds = time.perf_counter() - began
+        speed = record["num_tokens"] / seconds
+        after_step(
+            step + 1,
+            record | {"grad_norm": grad_norm, "lr": rate, "seconds": seconds, "tokens_per_second": speed},
+        )
     return Outcome(run.optim.steps, None)

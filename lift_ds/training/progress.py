@@ -36,9 +36,9 @@ class Clock:
     """Steps per second over the last steps, and the time that remains."""
 
     def __init__(self, num_steps: int) -> None:
-        """Starts now."""
+        """Starts with the first step that it is told of."""
         self.num_steps = num_steps
-        self.times: deque[tuple[int, float]] = deque([(0, time.perf_counter())], maxlen=SPEED_WINDOW)
+        self.times: deque[tuple[int, float]] = deque(maxlen=SPEED_WINDOW)
 
     def eta(self, step: int) -> str:
         """Time to the last step, as minutes and seconds."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +12,6 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from lift_ds.config import RunConfig
 from lift_ds.data.batch import Document
-from lift_ds.data.tasks import Item
 from lift_ds.evaluation.heldout import LEVELS, heldout_loss
 from lift_ds.evaluation.solve import Decoding, held_out_items, solve_items
 from lift_ds.metrics import MetricsFile
@@ -33,7 +32,7 @@ from .checkpoint import find_checkpoint, load_checkpoint, model_fingerprint, sav
 from .convert import convert_checkpoint
 from .data import RunData, make_loader, open_data
 from .engine import Engine, build_model
-from .loop import train_steps
+from .loop import StopRequest, train_steps
 from .objective import METHODS
 from .progress import Progress, make_progress
 from .report import print_summary, solve_record
@@ -90,6 +89,7 @@ class Trainer:
         engine: The training engine.
         progress: The display.
         metrics: `metrics.jsonl`, on rank 0 only.
+        stop: Whether this process was asked to stop.
     """
 
     prepared: Prepared
@@ -97,7 +97,7 @@ class Trainer:
     engine: Engine
     progress: Progress
     metrics: MetricsFile | None
-    items: list[Item] = field(default_factory=list)
+    stop: StopRequest
 
     @property
     def run(self) -> RunConfig:
@@ -218,7 +218,7 @@ class Trainer:
                 saved_at = step
 
         try:
-            outcome = train_steps(engine, run, loader, first_step, after_step)
+            outcome = train_steps(engine, run, loader, first_step, self.stop, after_step)
         finally:
             loader.close()
         if outcome.step > saved_at:
@@ -291,15 +291,17 @@ def execute(prepared: Prepared, ds_json: dict[str, Any], is_main: bool) -> None:
         output.mkdir(parents=True, exist_ok=True)
         metrics = MetricsFile(output / "metrics.jsonl")
     progress = make_progress(is_main, run.optim.steps, f"lift_ds  {run.objective.method}  {output}")
-    trainer = Trainer(prepared, ds_json, engine, progress, metrics)
+    stop = StopRequest()
+    trainer = Trainer(prepared, ds_json, engine, progress, metrics, stop)
     if is_main:
         (output / "run.json").write_text(json.dumps(trainer.resolved, indent=2) + "\n")
     try:
-        step = trainer.fit()
-        if step == run.optim.steps:
-            trainer.finish(step)
-        else:
-            progress.say(f"stopped after step {step}; continue with checkpoint.resume=auto")
+        with stop.listening():
+            step = trainer.fit()
+            if step == run.optim.steps:
+                trainer.finish(step)
+            else:
+                progress.say(f"stopped after step {step}; continue with checkpoint.resume=auto")
     finally:
         progress.close()
         if metrics is not None:

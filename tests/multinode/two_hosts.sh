@@ -48,10 +48,9 @@ check_machine() {
 clean_up() {
     local namespace
     for namespace in "${namespaces[@]}"; do
-        ip netns pids "$namespace" 2>/dev/null | xargs --no-run-if-empty kill -KILL 2>/dev/null || true
-        ip netns delete "$namespace" 2>/dev/null || true
-    done
-    wait 2>/dev/null || true # otherwise bash reports what was just killed
+        ip netns pids "$namespace" | xargs --no-run-if-empty kill -KILL || true
+        ip netns delete "$namespace" || true
+    done 2>/dev/null # a namespace may not be there yet, and bash would report each process that it sees killed
     [[ $made_run_sshd == no ]] || rmdir /run/sshd
     rm -rf "$work"
 }

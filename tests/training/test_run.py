@@ -118,6 +118,10 @@ def test_a_stop_signal_saves(tiny_dir, tmp_path):
     stopped_at = len(read_steps(output))
     assert f"stopped after step {stopped_at}" in printed
     assert (output / "checkpoints" / "latest").read_text().strip() == f"step-{stopped_at:06d}"
+    more = [f"optim.steps={stopped_at + 2}", "checkpoint.save_every=0"]
+    launch_train(*SMALL, *more, "--model", tiny_dir, "--output", output, "--resume", "auto")
+    launch_train(*SMALL, *more, "--model", tiny_dir, "--output", tmp_path / "straight")
+    assert losses_of(output) == losses_of(tmp_path / "straight")  # the fetched, untaken step was not skipped
 
 
 def test_zero_to_hf_loads_without_this_package(straight, tmp_path):

@@ -61,6 +61,15 @@ def equation(chance: random.Random) -> str:
             return f"{first}{sign_a}{second}{sign_b}{third}={last}"
 
 
+def echoes(chance: random.Random) -> str:
+    """A list of words and numbers, written two or three times: what copying is learned from first."""
+    entries = [
+        chance.choice((str(chance.randint(0, 99)), *pick(NAMES, chance), *pick(THINGS, chance)))
+        for _ in range(chance.randint(4, 10))
+    ]
+    return "\n".join([", ".join(entries)] * chance.randint(2, 3))
+
+
 def worked_sum(chance: random.Random) -> Chat:
     """`Work out 12+7-3.`, in two steps, with the value as the answer."""
     expression, steps, value = two_steps(chance)
@@ -138,6 +147,7 @@ def counted_things(chance: random.Random) -> Chat:
 
 DOCUMENTS: tuple[Callable[[random.Random], str | Chat], ...] = (
     equations,
+    echoes,
     worked_sum,
     free_expression,
     grids,
@@ -147,4 +157,4 @@ DOCUMENTS: tuple[Callable[[random.Random], str | Chat], ...] = (
     copied_story,
     counted_things,
 )
-WEIGHTS = (5, 3, 3, 1, 2, 3, 1, 2, 2)
+WEIGHTS = (5, 4, 3, 3, 1, 2, 3, 1, 2, 2)

@@ -97,15 +97,15 @@ class ObjectiveConfig(Section):
 class OptimConfig(Section):
     """AdamW and its schedule."""
 
-    steps: int = Field(300, ge=1, description="optimizer steps of the whole run")
-    global_batch: int = Field(96, ge=1, description="documents of one step, over all ranks and micro-batches")
-    lr: float = Field(1e-3, gt=0, description="peak learning rate")
-    schedule: Literal["linear", "cosine", "constant"] = Field("cosine", description="course after the warm-up")
-    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="share of the steps with linear warm-up")
+    steps: int = Field(1000, ge=1, description="optimizer steps of the whole run")
+    global_batch: int = Field(8, ge=1, description="documents of one step, over all ranks and micro-batches")
+    lr: float = Field(5e-6, gt=0, description="peak learning rate")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="course after the warm-up")
+    warmup_ratio: float = Field(0.0, ge=0, lt=1, description="share of the steps with linear warm-up")
     min_lr_ratio: float = Field(0.0, ge=0, le=1, description="final learning rate over the peak (linear, cosine)")
-    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay of matrices; norms have none")
+    weight_decay: float = Field(0.1, ge=0, description="decoupled weight decay of matrices; norms have none")
     beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
-    beta2: float = Field(0.98, ge=0, lt=1, description="decay of the second moment")
+    beta2: float = Field(0.999, ge=0, lt=1, description="decay of the second moment")
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
 
 
@@ -122,17 +122,15 @@ class CheckpointConfig(Section):
 class EvalConfig(Section):
     """What is measured on held-out data."""
 
-    every: int = Field(50, ge=0, description="steps between held-out losses; 0 measures before and after only")
+    every: int = Field(100, ge=0, description="steps between held-out losses; 0 measures before and after only")
     path: str | list[str] | None = Field(
         None, description="held-out rows; default: eval.rows rows kept out of data.path"
     )
-    rows: int = Field(48, ge=0, description="number of held-out rows; 0 turns the held-out loss off")
-    solve_items: int = Field(
-        200, ge=0, description="items of the builtin tasks solved before and after; 0 turns it off"
-    )
-    steps: int = Field(48, ge=1, description="denoising steps of an answer")
-    gen_length: int = Field(48, ge=1, description="most tokens of an answer")
-    block_length: int = Field(48, ge=1, description="tokens of a block, denoised before the next one begins")
+    rows: int = Field(32, ge=0, description="number of held-out rows; 0 turns the held-out loss off")
+    solve_items: int = Field(0, ge=0, description="items of the builtin tasks solved before and after; 0 turns it off")
+    steps: int = Field(64, ge=1, description="denoising steps of an answer")
+    gen_length: int = Field(64, ge=1, description="most tokens of an answer")
+    block_length: int = Field(64, ge=1, description="tokens of a block, denoised before the next one begins")
 
 
 class RunConfig(Section):

@@ -8,7 +8,7 @@ from lift_ds.config import ConfigError, RunConfig, explain_keys, known_keys, loa
 from lift_ds.training.ds_config import read_ds_json, resolve_ds_json
 from tests.conftest import REPOSITORY
 
-RECIPES = sorted((REPOSITORY / "launchers" / "recipes").glob("*.yaml"))
+RECIPES = [REPOSITORY / "lift_ds/assets/reasoning.yaml", *sorted((REPOSITORY / "launchers/recipes").glob("*.yaml"))]
 DS_CONFIGS = sorted((REPOSITORY / "ds_configs").glob("*.json"))
 STABLE_KEYS = ["optim.steps", "optim.lr", "objective.method", "checkpoint.save_every", "eval.solve_items"]
 
@@ -42,10 +42,10 @@ def test_all_problems_at_once():
 
 
 def test_keys_that_do_not_fit_each_other():
-    assert "must be a multiple of eval.block_length=48" in load_run_config(None, ["eval.gen_length=50"])[1][0]
+    assert "must be a multiple of eval.block_length=64" in load_run_config(None, ["eval.gen_length=50"])[1][0]
     assert (
-        "must be a multiple of the number of blocks, 3"
-        in load_run_config(None, ["eval.block_length=16", "eval.steps=32"])[1][0]
+        "must be a multiple of the number of blocks, 4"
+        in load_run_config(None, ["eval.block_length=16", "eval.steps=30"])[1][0]
     )
 
 
@@ -95,7 +95,7 @@ def test_auto_is_filled():
     }
     resolved, problems = resolve(loaded)
     assert not problems
-    assert resolved["train_micro_batch_size_per_gpu"] == 48  # 96 documents over 2 ranks
+    assert resolved["train_micro_batch_size_per_gpu"] == 4  # 8 documents over 2 ranks
     assert resolved["gradient_accumulation_steps"] == 1
     assert resolved["bf16"] == {"enabled": False}
     assert resolve(loaded, has_bf16=True)[0]["bf16"] == {"enabled": True}
@@ -106,12 +106,12 @@ def test_auto_is_filled():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"train_batch_size": 64}, "train_batch_size=64 but optim.global_batch gives 96"),
-        ({"train_micro_batch_size_per_gpu": 8, "gradient_accumulation_steps": 2}, "gradient_accumulation_steps=2 but"),
+        ({"train_batch_size": 64}, "train_batch_size=64 but optim.global_batch gives 8"),
+        ({"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 4}, "gradient_accumulation_steps=2 but"),
         ({"train_micro_batch_size_per_gpu": 0}, "a positive number"),
         (
             {"optimizer": {"type": "AdamW", "params": {"lr": 1e-5}}},
-            "optimizer.params.lr=1e-05 but optim.lr gives 0.001",
+            "optimizer.params.lr=1e-05 but optim.lr gives 5e-06",
         ),
         ({"optimizer": {"type": "Lamb"}}, "optimizer.type='Lamb'"),
         ({"optimizer": {"type": "AdamW", "params": {"momentum": 1}}}, "optimizer.params.momentum: unknown"),
@@ -126,9 +126,9 @@ def test_two_homes_of_a_number(change, message):
 
 
 def test_equal_numbers_are_allowed():
-    params = {"lr": 1e-3, "betas": "auto", "eps": "auto", "weight_decay": 0.01}
+    params = {"lr": 5e-6, "betas": "auto", "eps": "auto", "weight_decay": 0.1}
     resolved, problems = resolve(
-        {"zero_optimization": {"stage": 3}, "train_batch_size": 96, "optimizer": {"type": "AdamW", "params": params}}
+        {"zero_optimization": {"stage": 3}, "train_batch_size": 8, "optimizer": {"type": "AdamW", "params": params}}
     )
     assert not problems
     assert "optimizer" not in resolved

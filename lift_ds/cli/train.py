@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import warnings
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ DESCRIPTION = """Fine-tunes a masked diffusion language model under DeepSpeed.
     deepspeed launchers/train.py --deepspeed ds_configs/zero3.json
     deepspeed launchers/train.py --deepspeed ds_configs/zero3.json --model FOLDER --data FILE.jsonl optim.lr=5e-6
 
-Without --model and --data it fine-tunes the small built-in base on the built-in reasoning tasks. `torchrun` and
-`mpirun -np 2 python` start it as well. What is learned comes from --config and the overrides, how it runs from
---deepspeed.
+Without --config and --data the built-in recipe fine-tunes the small built-in base on the built-in reasoning tasks.
+`torchrun` and `mpirun -np 2 python` start it as well. What is learned comes from --config and the overrides, how it
+runs from --deepspeed.
 """
 SHORTCUTS = {"model": "model.path", "data": "data.path", "output": "output", "resume": "checkpoint.resume"}
 
@@ -70,6 +71,13 @@ def all_overrides(arguments: argparse.Namespace) -> list[str]:
     return flags + arguments.overrides
 
 
+def choose_recipe(given: Path | None, overrides: list[str]) -> Path | None:
+    """The recipe that was named, or the built-in one where neither a recipe nor data were."""
+    if given is not None or any(override.startswith("data.path=") for override in overrides):
+        return given
+    return Path(str(files("lift_ds") / "assets" / "reasoning.yaml"))
+
+
 def quieten(is_main: bool) -> None:
     """Keeps the libraries' chatter off the screen; errors and warnings of rank 0 stay."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -88,7 +96,8 @@ def resolve(arguments: argparse.Namespace, launch: Launch) -> tuple[RunConfig, d
     Raises:
         ConfigError: Everything that is wrong with either.
     """
-    run, problems = load_run_config(arguments.config, all_overrides(arguments))
+    overrides = all_overrides(arguments)
+    run, problems = load_run_config(choose_recipe(arguments.config, overrides), overrides)
     loaded, json_problems = read_ds_json(arguments.deepspeed)
     problems += json_problems
     if run is not None and not json_problems:

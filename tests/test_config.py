@@ -107,7 +107,7 @@ def test_auto_is_filled():
     ("change", "message"),
     [
         ({"train_batch_size": 64}, "train_batch_size=64 but optim.global_batch gives 8"),
-        ({"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 4}, "gradient_accumulation_steps=2 but"),
+        ({"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 4}, "gradient_accumulation_steps=4 but"),
         ({"train_micro_batch_size_per_gpu": 0}, "a positive number"),
         (
             {"optimizer": {"type": "AdamW", "params": {"lr": 1e-5}}},

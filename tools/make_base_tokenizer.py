@@ -92,7 +92,8 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> LLaDAConfig:
         mlp_hidden_size=384,
         vocab_size=VOCABULARY,
         max_sequence_length=2048,
-        rope_theta=10000.0,
+        rope_theta=300.0,  # documents have about 100 tokens: most of the frequencies should turn within them
+        init_std=0.088,  # 1 / sqrt(d_model); with 0.02 attention starts flat, and copying is learned late
         mask_token_id=tokenizer.mask_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -20,7 +20,8 @@ SMALL = [
     "--deepspeed", "ds_configs/zero3.json",
     "model.from_scratch=true", "optim.steps=6", "optim.global_batch=8", "data.builtin_rows=200",
     "data.pad_targets=all", "data.pad_to_multiple=48", "checkpoint.save_every=3", "eval.every=0", "eval.rows=4",
-    "eval.solve_items=3", "eval.steps=2", "eval.gen_length=48", "eval.block_length=48", "optim.lr=1e-2", "optim.schedule=constant", "optim.warmup_ratio=0",
+    "eval.solve_items=3", "eval.steps=2", "eval.gen_length=48", "eval.block_length=48",
+    "optim.lr=1e-2", "optim.schedule=constant", "optim.warmup_ratio=0",
 ]  # fmt: skip
 
 

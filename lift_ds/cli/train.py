@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,11 @@ from typing import Any
 import yaml
 
 from lift_ds.config import ConfigError, RunConfig, explain_keys, load_run_config
+from lift_ds.data.sources import open_sources
+from lift_ds.models.families import read_config
+from lift_ds.models.weights import resolve_folder
 from lift_ds.training.cluster import Launch, read_launch
+from lift_ds.training.data import as_list, check_first_rows, make_columns
 from lift_ds.training.ds_config import read_ds_json, resolve_ds_json
 
 DESCRIPTION = """Fine-tunes a masked diffusion language model under DeepSpeed.
@@ -47,7 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", type=Path, metavar="YAML", help="recipe, as in launchers/recipes")
     parser.add_argument("--model", help="same as model.path=...")
-    parser.add_argument("--data", nargs="+", help="same as data.path=...; several files are allowed")
+    parser.add_argument("--data", action="append", help="same as data.path=...; give it again for more files")
     parser.add_argument("--output", help="same as output=...")
     parser.add_argument("--resume", help="same as checkpoint.resume=...: auto, or a checkpoint folder")
     parser.add_argument(
@@ -100,11 +105,30 @@ def resolve(arguments: argparse.Namespace, launch: Launch) -> tuple[RunConfig, d
     run, problems = load_run_config(choose_recipe(arguments.config, overrides), overrides)
     loaded, json_problems = read_ds_json(arguments.deepspeed)
     problems += json_problems
-    if run is not None and not json_problems:
-        problems += resolve_ds_json(loaded, arguments.deepspeed, run, launch.world_size, 1, True)[1]
+    if run is not None:
+        problems += find_missing(run)
+        if not json_problems:
+            problems += resolve_ds_json(loaded, arguments.deepspeed, run, launch.world_size, 1, True)[1]
     if problems or run is None:
         raise ConfigError(problems)
     return run, loaded
+
+
+def find_missing(run: RunConfig) -> list[str]:
+    """What the config names that is not there: model folder or hub name, data files, a usable set of columns."""
+    problems = []
+
+    def attempt(action: Callable[..., object], *arguments: object) -> None:
+        try:
+            action(*arguments)
+        except ValueError as error:
+            problems.append(str(error))
+
+    attempt(lambda: read_config(resolve_folder(run.model.path)))
+    for path in [*as_list(run.data.path), *(as_list(run.eval.path) if run.eval.path else [])]:
+        attempt(open_sources, [path], 0, "train", 1)
+    attempt(make_columns, run.data)
+    return problems
 
 
 def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
@@ -112,7 +136,6 @@ def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
     run, loaded = resolve(arguments, launch)
     quieten(launch.is_main)
     from lift_ds.training import engine  # deepspeed is slow to import; configuration errors come first
-    from lift_ds.training.data import check_first_rows
     from lift_ds.training.run import execute, prepare
 
     prepared = prepare(run)

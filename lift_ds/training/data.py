@@ -54,6 +54,21 @@ def make_encoder(data: DataConfig, tokenizer: PreTrainedTokenizerBase, config: P
     )
 
 
+def make_columns(data: DataConfig) -> Columns | None:
+    """The configured column mapping, or `None` where none is.
+
+    Raises:
+        ValueError: The named columns do not make a format.
+    """
+    if data.columns == ColumnsConfig():
+        return None
+    columns = Columns(**data.columns.model_dump())
+    problem = columns.problem()
+    if problem:
+        raise ValueError(f"data.columns: {problem}.")
+    return columns
+
+
 def open_data(run: RunConfig, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> RunData:
     """Opens the files, sets held-out rows apart and reads those.
 
@@ -62,10 +77,7 @@ def open_data(run: RunConfig, tokenizer: PreTrainedTokenizerBase, config: Pretra
     """
     data = run.data
     encoder = make_encoder(data, tokenizer, config)
-    columns = None if data.columns == ColumnsConfig() else Columns(**data.columns.model_dump())
-    problem = columns.problem() if columns else None
-    if problem:
-        raise ValueError(f"data.columns: {problem}.")
+    columns = make_columns(data)
     paths = as_list(data.path)
 
     def reader(paths: list[str], split: str, num_rows: int) -> RowReader:

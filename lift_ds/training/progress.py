@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
+from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console, Group
@@ -128,6 +129,29 @@ class NoProgress:
         """Nothing to end."""
 
 
+class LoggedProgress:
+    """Another display, whose messages also go to `log.txt` with the time of day."""
+
+    def __init__(self, shown: Progress, path: Path) -> None:
+        """Opens the file for appending."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.shown, self.file = shown, path.open("a", encoding="utf-8")
+
+    def say(self, message: str) -> None:
+        """Prints and logs one line."""
+        self.shown.say(message)
+        self.file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
+        self.file.flush()
+
+    def show_step(self, step: int, record: dict[str, Any]) -> None:
+        """Shows a step."""
+        self.shown.show_step(step, record)
+
+    def close(self) -> None:
+        """Ends the display; the log stays open for last messages."""
+        self.shown.close()
+
+
 def sparkline(values: list[float], width: int) -> str:
     """Values as bars of eight heights; averaged down to `width` columns where it is positive."""
     if width and len(values) > width:
@@ -154,9 +178,11 @@ def shares_bar(shares: dict[str, float], width: int = 30) -> Text:
     return bar
 
 
-def make_progress(is_main: bool, num_steps: int, title: str) -> Progress:
-    """The display that fits: live in a terminal, plain elsewhere, none on other ranks."""
+def make_progress(is_main: bool, num_steps: int, title: str, log_path: Path) -> Progress:
+    """The display that fits: live in a terminal, plain elsewhere, none on other ranks; messages are logged."""
     if not is_main:
         return NoProgress()
     console = Console()
-    return LiveProgress(console, num_steps, title) if console.is_terminal else PlainProgress(console, num_steps)
+    is_live = console.is_terminal
+    shown = LiveProgress(console, num_steps, title) if is_live else PlainProgress(console, num_steps)
+    return LoggedProgress(shown, log_path)

@@ -290,7 +290,7 @@ def execute(prepared: Prepared, ds_json: dict[str, Any], is_main: bool) -> None:
     if is_main:
         output.mkdir(parents=True, exist_ok=True)
         metrics = MetricsFile(output / "metrics.jsonl")
-    progress = make_progress(is_main, run.optim.steps, f"lift_ds  {run.objective.method}  {output}")
+    progress = make_progress(is_main, run.optim.steps, f"lift_ds  {run.objective.method}  {output}", output / "log.txt")
     stop = StopRequest()
     trainer = Trainer(prepared, ds_json, engine, progress, metrics, stop)
     if is_main:

@@ -53,6 +53,7 @@ def test_the_run_folder(straight):
     assert kinds.count("heldout") == kinds.count("solve") == 2
     assert (output / "checkpoints" / "latest").read_text().strip() == "step-000006"
     assert sorted(path.name for path in (output / "checkpoints").glob("step-*")) == ["step-000003", "step-000006"]
+    assert "step 3: checkpoint" in (output / "log.txt").read_text()
     assert "2 ranks, ZeRO-3" in printed
     assert "Held-out items, before -> after" in printed
     assert "logits from the trained model's: 0.0e+00" in printed

@@ -1,0 +1,200 @@
+"""What a user installs, and the commands that the README gives."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from tests.conftest import REPOSITORY, launch_train, read_steps, run
+
+README = (REPOSITORY / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """A wheel of the tracked files, built as `pip install .` builds it."""
+    source, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    tracked = run(["git", "ls-files"]).stdout.split()
+    for name in tracked:
+        if (REPOSITORY / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(REPOSITORY / name, source / name)
+    run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(output), str(source)])
+    return zipfile.ZipFile(next(output.glob("*.whl")))
+
+
+def test_the_wheel_has_everything(wheel):
+    names = set(wheel.namelist())
+    for path in (REPOSITORY / "lift_ds").rglob("*"):
+        if path.is_file() and "__pycache__" not in path.parts:
+            assert str(path.relative_to(REPOSITORY)) in names
+    shared = {name.split("/share/lift_ds/")[1] for name in names if "/share/lift_ds/" in name}
+    assert {"ds_configs/zero3.json", "ds_configs/zero2.json", "recipes/llada_8b_lift3_lora.yaml"} <= shared
+    assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
+    entry_points = next(name for name in names if name.endswith("entry_points.txt"))
+    assert "lift-ds-train = lift_ds.cli.train:main" in wheel.read(entry_points).decode()
+
+
+def test_dependencies_are_declared(wheel):
+    metadata = wheel.read(next(name for name in wheel.namelist() if name.endswith("METADATA"))).decode()
+    required = set(re.findall(r"^Requires-Dist: ([A-Za-z0-9_.-]+)", metadata, re.MULTILINE))
+    imported = set()
+    for path in (REPOSITORY / "lift_ds").rglob("*.py"):
+        imported |= set(re.findall(r"^\s*(?:from|import) ([a-z0-9_]+)", path.read_text(), re.MULTILINE))
+    names = {"yaml": "pyyaml", "lift_ds": None, "pydantic_core": "pydantic"}
+    outside = {names.get(name, name) for name in imported - set(sys.stdlib_module_names)} - {None}
+    assert {name.lower() for name in outside} <= {name.lower() for name in required}
+    assert {"datasets", "sentencepiece", "mpi4py", "rich"} <= required
+
+
+@pytest.mark.parametrize("script", ["launchers/train.py", "tools/zero_to_hf.py", "tools/make_base_tokenizer.py"])
+def test_help(script):
+    printed = run([sys.executable, script, "--help"]).stdout
+    assert "usage:" in printed
+    if script.endswith("train.py"):
+        for key in ("optim.steps", "optim.lr", "objective.method", "checkpoint.save_every", "eval.solve_items"):
+            assert key in printed
+
+
+def commands(section_word):
+    """The shell commands of the README's code blocks that contain a word; continued lines are joined."""
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", README, re.DOTALL)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if section_word in line and not line.startswith("#")]
+
+
+def test_readme_begins_with_the_two_commands():
+    first_block = re.search(r"```bash\n(.*?)```", README, re.DOTALL).group(1)
+    assert [line.split()[:2] for line in first_block.strip().splitlines()] == [["make", "train"], ["make", "test"]]
+
+
+def test_readme_names_every_file():
+    listed = README.split("## Where things are")[1].split("\n## ")[0]
+    files = [*(REPOSITORY / "lift_ds").rglob("*.py")]
+    for folder in ("tools", "ds_configs", "launchers", "launchers/recipes"):
+        files += [path for path in (REPOSITORY / folder).glob("*") if path.is_file()]
+    assert not [path.name for path in files if path.name != "__init__.py" and path.name not in listed]
+
+
+@pytest.mark.distributed
+def test_the_default_command(tmp_path):
+    """`deepspeed launchers/train.py --deepspeed ds_configs/zero3.json` with fewer steps and items, on one slot."""
+    command = "deepspeed launchers/train.py --deepspeed ds_configs/zero3.json"
+    assert command in commands("launchers/train.py")
+    output = tmp_path / "run"
+    reduced = ["optim.steps=3", "eval.solve_items=6", "eval.rows=6", f"output={output}"]
+    done = run([*command.split(), *reduced], timeout=600)
+    assert "1 rank (all slots that the launcher found" in done.stdout
+    assert "Held-out items, before -> after" in done.stdout
+    assert len(read_steps(output)) == 3
+    assert (output / "export" / "model.safetensors").is_file()
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("number", range(len(commands("--data"))))
+def test_readme_commands_with_data(number, tiny_dir, tmp_path):
+    """Every README command that reads a data file runs, with a small file and model of ours in place of the user's."""
+    command = commands("--data")[number]
+    data = tmp_path / "rows.jsonl"
+    rows = [
+        {
+            "question": f"What is {n} + 1?",
+            "generation": f"It is {n + 1}.",
+            "messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}!"}],
+        }
+        for n in range(60)
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = re.sub(r"--data \S+", f"--data {data}", command)
+    command = re.sub(r"--model \S+", "", command)
+    command = re.sub(r"--hostfile \S+", "", command)
+    arguments = command.split()
+    place = arguments.index("launchers/train.py")
+    reduced = ["optim.steps=2", "eval.rows=4", "optim.global_batch=4", f"output={tmp_path / 'run'}"]
+    reduced += ["model.from_scratch=true", f"model.path={tiny_dir}"]
+    done = launch_train(*arguments[place + 1 :], *reduced, num_ranks=1)
+    assert "step 2/2" in done.stdout
+
+
+def test_dry_run_of_the_8b_recipe(tiny_dir, tmp_path):
+    """Everything but the weights: recipe, JSON, columns, template."""
+    data = tmp_path / "s1k.jsonl"
+    row = {"question": "q", "thinking_trajectories": ["because"], "attempt": "4"}
+    data.write_text((json.dumps(row) + "\n") * 40)
+    for stage in ("zero2", "zero3"):
+        done = run([
+            sys.executable, "launchers/train.py", "--deepspeed", f"ds_configs/{stage}.json", "--dry-run",
+            "--config", "launchers/recipes/llada_8b_lift3_lora.yaml",
+            "--model", str(tiny_dir), "--data", str(data), "model.from_scratch=true", "data.max_length=2048",
+        ])  # fmt: skip
+        assert "40 rows, 40 checked; lift3" in done.stdout
+        assert "rank: 128" in done.stdout
+        assert not (REPOSITORY / "runs" / "llada_8b_lift3_lora").exists()
+
+
+def test_multi_node_files_parse():
+    from deepspeed.launcher.runner import fetch_hostfile
+
+    assert fetch_hostfile(str(REPOSITORY / "launchers" / "hostfile.example")) == {f"node{n}": 8 for n in (1, 2, 3, 4)}
+    for script in ("launchers/train.slurm", "tests/multinode/two_hosts.sh", ".ci/run"):
+        subprocess.run(["bash", "-n", script], cwd=REPOSITORY, check=True)
+
+
+def test_errors_come_before_training_and_all_at_once(tmp_path):
+    bad = tmp_path / "zero.json"
+    bad.write_text(json.dumps({"zero_optimization": {"stage": 3}, "train_batch_size": 7, "gradient_cliping": 1.0}))
+    command = [sys.executable, "launchers/train.py", "--deepspeed", str(bad), "optim.stepz=3", "optim.lr=fast"]
+    done = run(command, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stdout
+    for part in ("3 problems", "did you mean optim.steps?", "optim.lr='fast'", "did you mean gradient_clipping?"):
+        assert part in done.stdout
+    bad.write_text(json.dumps({"zero_optimization": {"stage": 3}, "train_batch_size": 7}))
+    conflict = run(command[:4], check=False)
+    assert conflict.returncode == 2
+    assert "train_batch_size=7 but optim.global_batch gives 96" in conflict.stdout
+    everything = [*command[:2], "--deepspeed", "ds_configs/zero3.json", "--model", "no/model"]
+    everything += ["--data", "a.jsonl", "--data", "b.txt", "data.columns.prompt=q"]
+    missing = run(everything, check=False)
+    for part in (
+        "4 problems",
+        "model.path='no/model'",
+        "'a.jsonl': no such file",
+        "'b.txt': no such file",
+        "columns [",
+    ):
+        assert part in missing.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere.jsonl"], "no such file"),
+        (["--data", "{tmp}/empty.jsonl"], "empty.jsonl is empty"),
+        (["--data", "{tmp}/rows.jsonl", "data.columns.prompt=q"], "do not make a format"),
+        (
+            ["--data", "{tmp}/rows.jsonl", "data.columns.prompt=q", "data.columns.response=x"],
+            "rows.jsonl:1: no column 'x'",
+        ),
+        (["--data", "{tmp}/long.jsonl", "data.max_length=30"], "long.jsonl:2: the prompt alone has"),
+        (["--model", "nobody/nothing"], "fetching it as a hub name failed"),
+        (["--deepspeed", "nowhere.json"], "cannot be read"),
+        (["--config", "nowhere.yaml"], "cannot be read"),
+    ],
+)
+def test_bad_input_is_one_clear_error(arguments, message, tiny_dir, tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "rows.jsonl").write_text('{"q": "why", "r": "so"}\n' * 9)
+    long = {"prompt": "a " * 99, "response": "b"}
+    (tmp_path / "long.jsonl").write_text('{"prompt": "a", "response": "b"}\n' + json.dumps(long) + "\n")
+    command = [sys.executable, "launchers/train.py", "--deepspeed", "ds_configs/zero3.json", "--model", str(tiny_dir)]
+    command += ["model.from_scratch=true", "eval.rows=0", *(argument.format(tmp=tmp_path) for argument in arguments)]
+    done = run([*command, f"output={tmp_path / 'run'}"], check=False)
+    assert done.returncode == 2
+    assert message in done.stdout
+    assert "Traceback" not in done.stdout
+    assert not (tmp_path / "run").exists()

@@ -22,6 +22,7 @@ from .weights import INDEX_FILE, check_names
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_SHARD_SIZE = "5GB"
+READABLE = 0o644
 
 
 def export_folder(state: dict[str, Tensor], hf_folder: Path, output: Path, dtype: torch.dtype) -> None:
@@ -62,6 +63,7 @@ def write_shards(state: dict[str, Tensor], folder: Path) -> None:
     plan = split_torch_state_dict_into_shards(state, max_shard_size=MAX_SHARD_SIZE)
     for file_name, names in plan.filename_to_tensors.items():
         save_file({name: state[name] for name in names}, folder / file_name, metadata={"format": "pt"})
+        (folder / file_name).chmod(READABLE)
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2))

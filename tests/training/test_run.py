@@ -154,6 +154,26 @@ for auto in (AutoModel, AutoModelForCausalLM):
     assert "exists and is not empty" in again.stdout
 
 
+@pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun here; apt-get install openmpi-bin")
+def test_mpirun_starts_it_too(straight, tiny_dir, tmp_path):
+    output = tmp_path / "run"
+    command = ["mpirun", "-np", "2", "--allow-run-as-root", "--oversubscribe", "python", "launchers/train.py", *SMALL]
+    run([*command, "--model", str(tiny_dir), "--output", str(output), "eval.solve_items=0"])
+    reference, _ = straight
+    assert losses_of(output) == losses_of(reference)
+
+
+def test_deepspeeds_monitor(tiny_dir, tmp_path):
+    """A csv monitor, switched on in the JSON, gets every step."""
+    loaded = json.loads((REPOSITORY / "ds_configs" / "zero3.json").read_text())
+    loaded["csv_monitor"] = {"enabled": True, "output_path": str(tmp_path / "csv"), "job_name": "job"}
+    (tmp_path / "zero.json").write_text(json.dumps(loaded))
+    command = [*SMALL, "--deepspeed", tmp_path / "zero.json", "--model", tiny_dir, "--output", tmp_path / "run"]
+    launch_train(*command, "optim.steps=2", "eval.solve_items=0", "eval.rows=0", num_ranks=1)
+    written = (tmp_path / "csv" / "job" / "train_loss.csv").read_text().splitlines()
+    assert len(written) == 3  # a heading and two steps
+
+
 def copy_of(straight, tmp_path):
     output, _ = straight
     shutil.copytree(output, tmp_path / "run")

@@ -1,3 +1,4 @@
+import re
 import time
 
 import pytest
@@ -5,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lift_ds.data.tasks import TASKS, Item, Verdict, draw_item, pretraining_text, split_of
-from lift_ds.data.tasks.countdown import Countdown, evaluate_expression
+from lift_ds.data.tasks.countdown import Countdown, apply_sign, countdown_key, evaluate_expression
 from lift_ds.data.tasks.sudoku import all_grids, solutions_of
 
 COUNT = 300
@@ -142,10 +143,16 @@ def test_word_problems_vary_and_stay_in_range():
 
 
 def test_pretraining_text_has_no_solved_item():
-    """No question of a task is followed by an answer, and no whole valid grid appears."""
-    texts = [pretraining_text(0, "train", index) for index in range(3000)]
+    """No question of a task, no whole valid grid, and no solution of a test item of Countdown in any form."""
+    texts = [pretraining_text(0, "train", index) for index in range(6000)]
     questions = ("Solve this 4x4 Sudoku", " once each with ", "Make ", "Reach ")
     assert not any(question in text for text in texts for question in questions)
+    sums = [found for text in texts for found in re.findall(r"(\d+)([+-])(\d+)([+-])(\d+)(?:=(\d+))?", text)]
+    assert len(sums) > 4000
+    for first, sign_a, second, sign_b, third, _ in sums:
+        numbers = [int(first), int(second), int(third)]
+        target = apply_sign(apply_sign(numbers[0], sign_a, numbers[1]), sign_b, numbers[2])
+        assert split_of(countdown_key(numbers, target)) == "train"
     grids = {"\n".join(grid[row : row + 4] for row in range(0, 16, 4)) for grid in all_grids()}
     assert not any(grid in text for text in texts for grid in grids)
     stories = [text for text in texts if "How many" in text and "<answer>" in text]

@@ -57,8 +57,7 @@ class Countdown:
         question = chance.choice(QUESTIONS).format(
             numbers=f"{shown[0]}, {shown[1]} and {shown[2]}", signs=" ".join(signs), target=target
         )
-        key = f"countdown {sorted(shown)} {target}"
-        return Item(self.name, question, f"{steps}\n<answer>{expression}</answer>", key)
+        return Item(self.name, question, f"{steps}\n<answer>{expression}</answer>", countdown_key(shown, target))
 
     def verify(self, item: Item, generation: str) -> Verdict:
         """Exact: parsed by `ast`, integers and + - * / only, fractions, each number used exactly once."""
@@ -76,6 +75,11 @@ class Countdown:
 def apply_sign(left: int, sign: str, right: int) -> int:
     """`left sign right` for +, - and *."""
     return left + right if sign == "+" else left - right if sign == "-" else left * right
+
+
+def countdown_key(numbers: list[int], target: int) -> str:
+    """What makes two items the same: the numbers in any order, and the target."""
+    return f"countdown {sorted(numbers)} {target}"
 
 
 def numbers_and_target(item: Item) -> tuple[list[int], int]:

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 
 from .arithmetic import Arithmetic
-from .countdown import apply_sign
+from .countdown import apply_sign, countdown_key
 from .item import split_of
 from .sudoku import BLANK, FEWEST_BLANKS, MOST_BLANKS, all_grids, as_rows, punch_holes
 from .words import NAMES, THINGS, pick
@@ -46,7 +46,7 @@ def equations(chance: random.Random) -> str:
 def equation(chance: random.Random) -> str:
     """One true equation of two or three numbers; results between 0 and 99."""
     while True:
-        largest = chance.choice((9, 20, 40, 90))
+        largest = chance.choice((9, 20, 20, 40, 60))
         first, second, third = (chance.randint(0, largest) for _ in range(3))
         sign_a, sign_b = chance.choice("++--*"), chance.choice("+-")
         if sign_a == "*":
@@ -57,7 +57,7 @@ def equation(chance: random.Random) -> str:
         if chance.random() < 0.5:
             return f"{first}{sign_a}{second}={middle}"
         last = apply_sign(middle, sign_b, third)
-        if 0 <= last <= 99:
+        if 0 <= last <= 99 and not is_held_out(first, second, third, last):
             return f"{first}{sign_a}{second}{sign_b}{third}={last}"
 
 
@@ -94,9 +94,14 @@ def two_steps(chance: random.Random) -> tuple[str, str, int]:
         sign_a, sign_b = chance.choice("+-"), chance.choice("+-")
         middle = apply_sign(first, sign_a, second)
         value = apply_sign(middle, sign_b, third)
-        if 0 <= middle <= 99 and 0 <= value <= 99:
+        if 0 <= middle <= 99 and 0 <= value <= 99 and not is_held_out(first, second, third, value):
             expression = f"{first}{sign_a}{second}{sign_b}{third}"
             return expression, f"{first}{sign_a}{second}={middle}\n{middle}{sign_b}{third}={value}", value
+
+
+def is_held_out(first: int, second: int, third: int, target: int) -> bool:
+    """Whether three numbers and a target are a test item of Countdown, whose solution must not occur here."""
+    return split_of(countdown_key([first, second, third], target)) == "test"
 
 
 def partial_grid(chance: random.Random) -> str:

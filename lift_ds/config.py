@@ -7,6 +7,7 @@ in one of the two. All problems are collected and reported at once: key, value, 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
+
+ROW_COLUMNS = ("messages", "prompt", "response", "reasoning", "answer", "text")
+ROW_FORMATS = ({"messages"}, {"text"}, {"prompt", "response"}, {"prompt", "reasoning", "answer"})
+EXPONENT_NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+")
 
 
 class Section(BaseModel):
@@ -52,6 +57,20 @@ class ColumnsConfig(Section):
     reasoning: str | None = Field(None, description="wrapped as <reasoning>...</reasoning>, with columns.answer")
     answer: str | None = Field(None, description="wrapped as <answer>...</answer>, with columns.reasoning")
     text: str | None = Field(None, description="plain text without a template, all of it learned")
+
+    def named(self) -> dict[str, str]:
+        """The columns that a row must have, by their meaning."""
+        return {name: column for name in ROW_COLUMNS if (column := getattr(self, name)) is not None}
+
+    @model_validator(mode="after")
+    def check_combination(self) -> ColumnsConfig:
+        """Checks that the named columns make a format, or that none is named."""
+        if self.named() and set(self.named()) not in ROW_FORMATS:
+            raise ValueError(
+                f"data.columns: {sorted(self.named())} do not make a format; name messages, or text, or prompt and "
+                "response, or prompt, reasoning and answer"
+            )
+        return self
 
 
 class DataConfig(Section):
@@ -144,7 +163,7 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="")
     eval: EvalConfig = Field(EvalConfig(), description="")
     seed: int = Field(42, ge=0, description="seed of noise, order and new weights")
-    output: str = Field("runs/default", description="run folder")
+    output: str = Field("auto", description="run folder; auto: the next free number below runs/")
     log_every: int = Field(1, ge=1, description="steps between lines in metrics.jsonl and the display")
 
     @model_validator(mode="after")
@@ -168,28 +187,47 @@ class ConfigError(ValueError):
         super().__init__(f"{count} in the configuration:\n" + "\n".join(f"  - {problem}" for problem in problems))
 
 
-def load_run_config(recipe: Path | None, overrides: list[str]) -> tuple[RunConfig | None, list[str]]:
-    """Resolves a recipe and overrides.
+def load_run_config(
+    recipe: Path | None, overrides: list[str], flags: dict[str, Any] | None = None
+) -> tuple[RunConfig, list[str]]:
+    """Resolves a recipe, flags and overrides; later ones win.
 
     Args:
         recipe: YAML file, or `None` for the defaults.
-        overrides: `section.key=value` strings; later ones win. Values are read as YAML.
+        overrides: `section.key=value` strings; values are read as YAML.
+        flags: Values by dotted key, taken as they are.
 
     Returns:
-        The config, or `None` where something is wrong, and the list of problems.
+        The config and what is wrong with it. Where something is, the wrong values are defaults in it, so that the
+        rest can still be checked; it must not be run.
     """
     values, problems = read_recipe(recipe)
+    for key, value in (flags or {}).items():
+        problems += set_dotted(values, key, value)
     for override in overrides:
         key, found, text = override.partition("=")
         if not found or not key:
             problems.append(f"{override!r}: an override has the form section.key=value, for example optim.steps=300")
             continue
         problems += set_dotted(values, key, parse_scalar(text))
-    try:
-        config = RunConfig.model_validate(values)
-    except ValidationError as error:
-        return None, problems + [line for details in error.errors() for line in describe(details)]
-    return (None if problems else config), problems
+    while True:
+        try:
+            return RunConfig.model_validate(values), problems
+        except ValidationError as error:
+            problems += [line for details in error.errors() for line in describe(details)]
+            for details in error.errors():
+                remove(values, details["loc"] or ("eval",))  # the one check between keys is about eval
+
+
+def remove(values: dict[str, Any], place: tuple[int | str, ...]) -> None:
+    """Removes the innermost key of nested dictionaries that `place` leads to."""
+    owner, key = values, place[0]
+    for part in place[1:]:
+        inner = owner.get(str(key))
+        if not isinstance(inner, dict) or part not in inner:
+            break
+        owner, key = inner, part
+    owner.pop(str(key), None)
 
 
 def read_recipe(recipe: Path | None) -> tuple[dict[str, Any], list[str]]:
@@ -221,12 +259,7 @@ def float_strings(value: Any) -> Any:
     """Reads 5e-6 as a number: YAML 1.1 takes it for a string unless it has a dot."""
     if isinstance(value, dict):
         return {key: float_strings(entry) for key, entry in value.items()}
-    if isinstance(value, str) and value[:1].isdigit():
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    return float(value) if isinstance(value, str) and EXPONENT_NUMBER.fullmatch(value) else value
 
 
 def set_dotted(values: dict[str, Any], key: str, value: Any) -> list[str]:

@@ -22,24 +22,18 @@ COMPONENTS = ("easy", "random", "hard")
 class StepTotals:
     """Sums of one step, as one float64 vector, so that one collective adds them over the ranks."""
 
-    SCALARS = ("loss", "tokens", "documents", "skipped")
     BINNED = ("documents", "nll", "kept", "gradient")
 
     def __init__(self) -> None:
         """Starts at zero."""
-        self.scalars = torch.zeros(len(self.SCALARS), dtype=torch.float64)
+        self.scalars = torch.zeros(3, dtype=torch.float64)
         self.components = torch.zeros(len(COMPONENTS), dtype=torch.float64)
         self.binned = torch.zeros(len(self.BINNED), NUM_BINS, dtype=torch.float64)
         self.max_weight = torch.zeros(NUM_BINS, dtype=torch.float64)
 
-    def add_loss(self, loss: Tensor) -> None:
-        """Adds a micro-batch's share of the step's loss."""
-        self.scalars[0] += float(loss)
-
-    def add_counts(self, tokens: int, skipped: int) -> None:
-        """Adds a rank's tokens and skipped documents."""
-        self.scalars[1] += tokens
-        self.scalars[3] += skipped
+    def add(self, loss: float = 0.0, num_tokens: int = 0, num_skipped: int = 0) -> None:
+        """Adds a share of the step's loss, tokens and skipped documents."""
+        self.scalars += torch.tensor([loss, num_tokens, num_skipped], dtype=torch.float64)
 
     def add_documents(
         self, t: Tensor, component: Tensor, nll_sum: Tensor, num_kept: Tensor, gradient_norm: Tensor
@@ -49,7 +43,6 @@ class StepTotals:
         values = torch.stack([torch.ones_like(t), nll_sum, num_kept, gradient_norm]).double()
         self.binned.index_add_(1, place, values)
         self.components.index_add_(0, component, torch.ones_like(t).double())
-        self.scalars[2] += len(t)
         self.max_weight.scatter_reduce_(0, place, 1.0 / t.double(), "amax")
 
     def summed(self) -> Tensor:
@@ -70,13 +63,14 @@ class StepTotals:
 
     def record(self, time_scaling: bool) -> dict[str, Any]:
         """The step as a line of `metrics.jsonl`; a bin without documents is `None`."""
+        loss, num_tokens, num_skipped = self.scalars.tolist()
         documents, nll, kept, gradient = self.binned
         shares = self.components / self.components.sum().clamp(min=1)
         return {
-            "loss": self.loss,
-            "num_tokens": int(self.scalars[1]),
-            "num_documents": int(self.scalars[2]),
-            "num_skipped": int(self.scalars[3]),
+            "loss": loss,
+            "num_tokens": int(num_tokens),
+            "num_documents": int(documents.sum()),
+            "num_skipped": int(num_skipped),
             "component_share": dict(zip(COMPONENTS, shares.tolist(), strict=True)),
             "max_inverse_t": float(self.max_weight.max()) if time_scaling else 1.0,
             "t_documents": documents.int().tolist(),
@@ -98,7 +92,10 @@ class MetricsFile:
     def __init__(self, path: Path) -> None:
         """Opens the file for appending."""
         path.parent.mkdir(parents=True, exist_ok=True)
+        is_torn = path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
         self.file: TextIO = path.open("a", encoding="utf-8")
+        if is_torn:  # a killed run's last line
+            self.file.write("\n")
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Appends one record with its kind, step and time of day; numbers that are not finite become `None`."""
@@ -121,10 +118,12 @@ def finite(value: Any) -> Any:
 
 
 def read_metrics(path: Path, kind: str | None = None) -> Iterator[dict[str, Any]]:
-    """Records of a `metrics.jsonl`, all or of one kind; nothing where there is no file."""
-    if not path.is_file():
-        return
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n") and (record := json.loads(line)) and kind in (None, record["kind"]):
-                yield record
+    """Records of a `metrics.jsonl`, all or of one kind, without lines that a kill cut short; none without a file."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if kind in (None, record["kind"]):
+            yield record

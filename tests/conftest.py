@@ -21,6 +21,17 @@ BENCH = REPOSITORY.parent / "shared" / "bench"
 BASE = REPOSITORY / "lift_ds" / "assets" / "base"
 
 
+class OneRank:
+    """A single process without a process group, as evaluation sees it."""
+
+    rank = 0
+    world_size = 1
+    device = torch.device("cpu")
+
+    def all_reduce(self, values: torch.Tensor, op: str = "sum") -> torch.Tensor:
+        return values
+
+
 @pytest.fixture(scope="session")
 def llada_dir() -> Path:
     return VECTORS / "llada_tiny"

@@ -131,7 +131,7 @@ def test_dry_run_of_the_8b_recipe(tiny_dir, tmp_path):
             "--config", "launchers/recipes/llada_8b_lift3_lora.yaml",
             "--model", str(tiny_dir), "--data", str(data), "model.from_scratch=true", "data.max_length=2048",
         ])  # fmt: skip
-        assert "40 rows, 40 checked; lift3" in done.stdout
+        assert "40 rows, 40 checked; columns {'prompt': 'question'" in done.stdout
         assert "rank: 128" in done.stdout
         assert not (REPOSITORY / "runs" / "llada_8b_lift3_lora").exists()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -13,6 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from lift_ds.config import ConfigError, RunConfig, explain_keys, load_run_config
@@ -20,7 +20,7 @@ from lift_ds.data.sources import open_sources
 from lift_ds.models.families import read_config
 from lift_ds.models.weights import resolve_folder
 from lift_ds.training.cluster import Launch, read_launch
-from lift_ds.training.data import as_list, check_first_rows, make_columns
+from lift_ds.training.data import RunData, as_list, check_first_rows
 from lift_ds.training.ds_config import read_ds_json, resolve_ds_json
 
 DESCRIPTION = """Fine-tunes a masked diffusion language model under DeepSpeed.
@@ -32,6 +32,7 @@ Without --config and --data the built-in recipe fine-tunes the small built-in ba
 `torchrun` and `mpirun -np 2 python` start it as well. What is learned comes from --config and the overrides, how it
 runs from --deepspeed.
 """
+RUNS = Path("runs")
 SHORTCUTS = {"model": "model.path", "data": "data.path", "output": "output", "resume": "checkpoint.resume"}
 
 
@@ -65,20 +66,19 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def all_overrides(arguments: argparse.Namespace) -> list[str]:
-    """The overrides, flags included; flags come first, so an explicit override wins."""
-    flags = []
-    for flag, key in SHORTCUTS.items():
-        value = getattr(arguments, flag)
-        if value is not None:
-            value = value[0] if isinstance(value, list) and len(value) == 1 else value
-            flags.append(f"{key}={json.dumps(value)}")
-    return flags + arguments.overrides
+def read_flags(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The flags that stand for a key of the run config, by that key."""
+    given = {key: getattr(arguments, flag) for flag, key in SHORTCUTS.items()}
+    flags = {key: value for key, value in given.items() if value is not None}
+    if len(flags.get("data.path", [])) == 1:
+        flags["data.path"] = flags["data.path"][0]
+    return flags
 
 
-def choose_recipe(given: Path | None, overrides: list[str]) -> Path | None:
-    """The recipe that was named, or the built-in one where neither a recipe nor data were."""
-    if given is not None or any(override.startswith("data.path=") for override in overrides):
+def choose_recipe(given: Path | None, flags: dict[str, Any], overrides: list[str]) -> Path | None:
+    """The recipe that was named, or the built-in one where neither recipe nor model nor data were."""
+    named = [*flags, *(override.partition("=")[0] for override in overrides)]
+    if given is not None or "data.path" in named or "model.path" in named:
         return given
     return Path(str(files("lift_ds") / "assets" / "reasoning.yaml"))
 
@@ -96,26 +96,36 @@ def resolve(arguments: argparse.Namespace, launch: Launch) -> tuple[RunConfig, d
     """Reads and checks both configurations.
 
     Returns:
-        The run config and the DeepSpeed JSON as read.
+        The run config, with its run folder settled, and the DeepSpeed JSON as read.
 
     Raises:
         ConfigError: Everything that is wrong with either.
     """
-    overrides = all_overrides(arguments)
-    run, problems = load_run_config(choose_recipe(arguments.config, overrides), overrides)
+    flags = read_flags(arguments)
+    recipe = choose_recipe(arguments.config, flags, arguments.overrides)
+    run, problems = load_run_config(recipe, arguments.overrides, flags)
     loaded, json_problems = read_ds_json(arguments.deepspeed)
     problems += json_problems
-    if run is not None:
-        problems += find_missing(run)
-        if not json_problems:
-            problems += resolve_ds_json(loaded, arguments.deepspeed, run, launch.world_size, 1, True)[1]
-    if problems or run is None:
+    run = run.model_copy(update={"output": settle_output(run)})
+    problems += find_missing(run)
+    if not json_problems:
+        problems += resolve_ds_json(loaded, arguments.deepspeed, run, launch.world_size, 1, True)[1]
+    if problems:
         raise ConfigError(problems)
     return run, loaded
 
 
+def settle_output(run: RunConfig) -> str:
+    """The run folder: as named, or the next number below `runs`; the last one where a run is to be resumed."""
+    if run.output != "auto":
+        return run.output
+    numbers = [int(path.name) for path in RUNS.glob("[0-9]*") if path.name.isdigit()]
+    last = max(numbers, default=0)
+    return str(RUNS / f"{last if run.checkpoint.resume == 'auto' and last else last + 1:03d}")
+
+
 def find_missing(run: RunConfig) -> list[str]:
-    """What the config names that is not there: model folder or hub name, data files, a usable set of columns."""
+    """What the config names that is not there (model, data), or that is there and must not be (another run)."""
     problems = []
 
     def attempt(action: Callable[..., object], *arguments: object) -> None:
@@ -124,10 +134,14 @@ def find_missing(run: RunConfig) -> list[str]:
         except ValueError as error:
             problems.append(str(error))
 
-    attempt(lambda: read_config(resolve_folder(run.model.path)))
+    attempt(lambda: read_config(resolve_folder(run.model.path, with_weights=False)))
     for path in [*as_list(run.data.path), *(as_list(run.eval.path) if run.eval.path else [])]:
         attempt(open_sources, [path], 0, "train", 1)
-    attempt(make_columns, run.data)
+    output = Path(run.output)
+    if run.checkpoint.resume == "none" and (
+        (output / "metrics.jsonl").exists() or list(output.glob("checkpoints/step-*"))
+    ):
+        problems.append(f"output={output}: holds a run already; continue it with --resume auto, or name another folder")
     return problems
 
 
@@ -136,28 +150,27 @@ def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
     run, loaded = resolve(arguments, launch)
     quieten(launch.is_main)
     from lift_ds.training import engine  # deepspeed is slow to import; configuration errors come first
-    from lift_ds.training.run import execute, prepare
+    from lift_ds.training.run import execute, open_weights, prepare
 
-    prepared = prepare(run)
+    prepared = prepare(run, with_weights=not arguments.dry_run)
     hidden_size = prepared.config.hidden_size
     ds_json, _ = resolve_ds_json(
         loaded, arguments.deepspeed, run, launch.world_size, hidden_size, engine.has_accelerator()
     )
     num_checked = check_first_rows(prepared.data, run.data.check_rows)
     if launch.is_main:
-        print(describe(run, ds_json, launch, prepared.data.num_rows, num_checked), flush=True)
+        print(describe(run, ds_json, launch, prepared.data, num_checked), flush=True)
     if arguments.dry_run:
         if launch.is_main:
             print(yaml.safe_dump({"run": run.model_dump(), "deepspeed": ds_json}, sort_keys=False))
         return
+    source = open_weights(prepared)
     engine.start_distributed(launch)
-    try:
-        execute(prepared, ds_json, launch.is_main)
-    finally:
-        engine.stop_distributed()
+    execute(prepared, source, ds_json, launch.is_main)
+    engine.stop_distributed()
 
 
-def describe(run: RunConfig, ds_json: dict[str, Any], launch: Launch, num_rows: int, num_checked: int) -> str:
+def describe(run: RunConfig, ds_json: dict[str, Any], launch: Launch, data: RunData, num_checked: int) -> str:
     """The first lines of a run: where it runs and on what."""
     ranks = "1 rank" if launch.world_size == 1 else f"{launch.world_size} ranks"
     stage = ds_json["zero_optimization"]["stage"]
@@ -168,7 +181,8 @@ def describe(run: RunConfig, ds_json: dict[str, Any], launch: Launch, num_rows: 
     return (
         f"{ranks}{hint}, ZeRO-{stage}, {precision}, global batch {run.optim.global_batch} = "
         f"{ds_json['gradient_accumulation_steps']} x {ds_json['train_micro_batch_size_per_gpu']} documents a rank\n"
-        f"model {run.model.path}, data {run.data.path}: {num_rows} rows, {num_checked} checked; "
+        f"model {run.model.path}, data {run.data.path}: {data.num_rows} rows, {num_checked} checked; "
+        f"columns {data.reader.columns.named()}\n"
         f"{run.objective.method}, {run.optim.steps} steps -> {run.output}"
     )
 
@@ -182,10 +196,15 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     try:
         run_training(arguments, launch)
-    except (ValueError, RuntimeError) as error:
-        if launch.is_main or not isinstance(error, ConfigError):
+    except (ValueError, RuntimeError, OSError) as error:
+        if launch.is_main or has_started():  # before the start all ranks find the same
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
+
+
+def has_started() -> bool:
+    """Whether this process has joined the other ranks."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 if __name__ == "__main__":

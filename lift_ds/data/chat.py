@@ -37,6 +37,7 @@ class ChatEncoder:
 
     Args:
         tokenizer: A tokenizer with a chat template (plain text needs none).
+        end_token_id: Id of the end token, from the model's config.
         max_length: Most tokens of a document.
         pad_targets: `none` ends with the template's own end of turn, `one_eos` adds the end token once and learns it,
             `all` fills the last response up to a multiple of `pad_to_multiple` with learned end tokens.
@@ -48,6 +49,7 @@ class ChatEncoder:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
+        end_token_id: int,
         max_length: int,
         pad_targets: PadTargets = "one_eos",
         pad_to_multiple: int = 1,
@@ -56,12 +58,19 @@ class ChatEncoder:
     ) -> None:
         """Stores the settings and finds out how the template invites an answer."""
         self.tokenizer = tokenizer
+        self.end_token_id = end_token_id
         self.max_length = max_length
         self.pad_targets = pad_targets
         self.pad_to_multiple = pad_to_multiple
         self.train_on = train_on
         self.truncate = truncate
         self.invitation = find_invitation(tokenizer) if tokenizer.chat_template else ""
+
+    def answer_text(self, ids: list[int]) -> str:
+        """Text of generated ids before the first special token: the end of the turn or of the answer."""
+        special = {token_id for token_id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        stop = next((place for place, token_id in enumerate(ids) if token_id in special), len(ids))
+        return str(self.tokenizer.decode(ids[:stop]))
 
     def prompt_ids(self, messages: list[dict[str, str]]) -> list[int]:
         """Token ids of a conversation that the assistant is to continue."""
@@ -125,7 +134,7 @@ class ChatEncoder:
         count = 1
         if self.pad_targets == "all":
             count += -(response_length + 1) % self.pad_to_multiple
-        return [self.tokenizer.eos_token_id] * count
+        return [self.end_token_id] * count
 
     def shorten(
         self, ids: list[int], response: list[bool], filler: list[bool], where: str

@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from lift_ds.config import ColumnsConfig
+
 from .batch import Document, MicroBatch, Noise, collate, stand_in
 from .chat import ChatEncoder, TooLongError
 from .lanes import Lanes, SampleRef
-from .records import Columns, detect_columns, read_conversation
+from .records import detect_columns, read_conversation
 from .sources import Manifest, Row
 
 STEPS_AHEAD = 2
@@ -57,7 +59,7 @@ class RowReader:
         self,
         manifest: Manifest,
         encoder: ChatEncoder,
-        columns: Columns | None,
+        columns: ColumnsConfig | None,
         system: str | None = None,
         skip_long: bool = False,
         max_chunks: int = 256,
@@ -90,6 +92,11 @@ class RowReader:
             if self.skip_long:
                 return None
             raise
+        except Exception as error:  # templates and tokenizers raise what they like; the ranks must hear of all of it
+            located = (
+                str(error) if str(error).startswith(row.where) else f"{row.where}: {type(error).__name__}: {error}"
+            )
+            raise ValueError(located) from error
         return Document(tokens.ids, tokens.response_mask, tokens.filler_mask, ref.sample_id, ref.epoch, row.where)
 
     def by_sample_id(self, sample_ids: Iterable[int]) -> Iterator[Document]:

@@ -7,13 +7,15 @@
     columns.text                          plain text, all of it learned
 
 A column may be a path into a list or object: `thinking_trajectories.0`. Nothing is guessed beyond the table of known
-formats, and which one was taken is printed.
+formats, and which one was taken is said at the start of a run.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+
+from lift_ds.config import ColumnsConfig
 
 from .sources import Row
 
@@ -30,36 +32,6 @@ KNOWN_FORMATS: tuple[dict[str, str], ...] = (
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Which column holds what; `None` where a format has no such column."""
-
-    messages: str | None = None
-    role: str = "role"
-    content: str = "content"
-    prompt: str | None = None
-    response: str | None = None
-    reasoning: str | None = None
-    answer: str | None = None
-    text: str | None = None
-
-    def named(self) -> dict[str, str]:
-        """The columns that a row must have."""
-        names = {"messages", "prompt", "response", "reasoning", "answer", "text"}
-        return {name: column for name, column in vars(self).items() if name in names and column is not None}
-
-    def problem(self) -> str | None:
-        """What is wrong with the combination, or `None`."""
-        given = set(self.named())
-        allowed = ({"messages"}, {"text"}, {"prompt", "response"}, {"prompt", "reasoning", "answer"})
-        if given in allowed:
-            return None
-        return (
-            f"columns {sorted(given)} do not make a format; name messages, or text, or prompt and response, "
-            "or prompt, reasoning and answer"
-        )
-
-
-@dataclass(frozen=True)
 class Conversation:
     """Messages of a chat, or plain text without a template."""
 
@@ -67,14 +39,14 @@ class Conversation:
     text: str | None = None
 
 
-def detect_columns(row: Row) -> Columns:
+def detect_columns(row: Row) -> ColumnsConfig:
     """The first known format whose columns the row has.
 
     Raises:
         ValueError: None fits; the message lists the row's columns.
     """
     for known in KNOWN_FORMATS:
-        columns = Columns(**known)
+        columns = ColumnsConfig(**known)
         if all(column.split(".")[0] in row.values for column in columns.named().values()):
             return columns
     raise ValueError(
@@ -83,7 +55,7 @@ def detect_columns(row: Row) -> Columns:
     )
 
 
-def read_conversation(row: Row, columns: Columns, system: str | None) -> Conversation:
+def read_conversation(row: Row, columns: ColumnsConfig, system: str | None) -> Conversation:
     """The conversation of one row.
 
     Args:
@@ -107,7 +79,7 @@ def read_conversation(row: Row, columns: Columns, system: str | None) -> Convers
     return Conversation(messages=tuple(turns))
 
 
-def response_of(row: Row, columns: Columns) -> str:
+def response_of(row: Row, columns: ColumnsConfig) -> str:
     """The assistant's text: a response column, or reasoning and answer in their tags."""
     if columns.response is not None:
         return text_at(row, columns.response)
@@ -120,12 +92,12 @@ def turn_of(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def as_turn(turn: Any, columns: Columns, where: str) -> dict[str, str]:
+def as_turn(turn: Any, columns: ColumnsConfig, where: str) -> dict[str, str]:
     """One message of a list, with its role in the templates' words."""
     if not isinstance(turn, dict) or columns.role not in turn or columns.content not in turn:
         raise ValueError(f"{where}: a message without {columns.role!r} and {columns.content!r}: {str(turn)[:80]}")
     role, content = turn[columns.role], turn[columns.content]
-    if role not in ROLES or not isinstance(content, str):
+    if not isinstance(role, str) or role not in ROLES or not isinstance(content, str):
         raise ValueError(
             f"{where}: message role {role!r} with {type(content).__name__} content; allowed roles: {sorted(ROLES)}"
         )

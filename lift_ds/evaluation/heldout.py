@@ -24,7 +24,7 @@ LEVELS = (0.15, 0.35, 0.5, 0.65, 0.85)
 
 @dataclass(frozen=True)
 class HeldoutLoss:
-    """Cross-entropy in nats per masked token: by level of `LEVELS`, and their mean."""
+    """Cross-entropy in nats per masked token: by level of `LEVELS` (NaN where none was masked), and their mean."""
 
     by_level: tuple[float, ...]
     mean: float
@@ -55,8 +55,8 @@ def heldout_loss(
             sums[0, place] += nll.cpu()
             sums[1, place] += num_tokens.cpu()
     sums = ranks.all_reduce(sums)
-    by_level = (sums[0] / sums[1].clamp(min=1)).tolist()
-    return HeldoutLoss(tuple(by_level), sum(by_level) / len(by_level))
+    by_level = sums[0] / sums[1]  # NaN where a level masked no token
+    return HeldoutLoss(tuple(by_level.tolist()), float(by_level.nanmean()))
 
 
 def fixed_noise(document: Document, seed: int) -> Noise:

@@ -30,21 +30,6 @@ class Ranks(Protocol):
         """Sum or maximum over ranks."""
 
 
-class OneRank:
-    """A single process without a process group."""
-
-    rank = 0
-    world_size = 1
-
-    def __init__(self, device: torch.device) -> None:
-        """Stores the device."""
-        self.device = device
-
-    def all_reduce(self, values: Tensor, op: str = "sum") -> Tensor:
-        """The values themselves."""
-        return values.cpu()
-
-
 def equal_share(items: Sequence[Item], ranks: Ranks) -> list[tuple[Item, bool]]:
     """This rank's items, as many on every rank: (item, counts); repeats that fill up do not count.
 

@@ -40,11 +40,6 @@ class TaskScore:
         """Share of items solved."""
         return self.num_solved / max(self.num_items, 1)
 
-    @property
-    def unparsed_rate(self) -> float:
-        """Share of items without a well-formed answer."""
-        return self.num_unparsed / max(self.num_items, 1)
-
 
 @dataclass(frozen=True)
 class SolveReport:
@@ -101,8 +96,7 @@ def answer(
     """The model's answers to single-turn questions, as text up to the first end token."""
     prompts = [encoder.prompt_ids([{"role": "user", "content": question}]) for question in questions]
     width = max(map(len, prompts))
-    end_id = encoder.tokenizer.eos_token_id
-    prompt_ids = torch.tensor([[end_id] * (width - len(prompt)) + prompt for prompt in prompts])
+    prompt_ids = torch.tensor([[encoder.end_token_id] * (width - len(prompt)) + prompt for prompt in prompts])
     attention = torch.tensor([[False] * (width - len(prompt)) + [True] * len(prompt) for prompt in prompts])
     ids = generate(
         model,
@@ -112,11 +106,4 @@ def answer(
         decoding.block_length,
         attention_mask=attention.to(device),
     )
-    return [decode_answer(encoder, row) for row in ids[:, width:].tolist()]
-
-
-def decode_answer(encoder: ChatEncoder, ids: list[int]) -> str:
-    """Text before the first end token, without special tokens."""
-    end_id = encoder.tokenizer.eos_token_id
-    kept = ids[: ids.index(end_id)] if end_id in ids else ids
-    return str(encoder.tokenizer.decode(kept, skip_special_tokens=True))
+    return [encoder.answer_text(row) for row in ids[:, width:].tolist()]

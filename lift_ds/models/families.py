@@ -51,12 +51,28 @@ def read_config(folder: Path) -> PretrainedConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder}: no config.json; a model folder in the public layout is expected.")
-    model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}.") from error
+    model_type = raw.get("model_type")
     if model_type not in FAMILIES:
         raise ValueError(f"{path}: model_type={model_type!r} is not supported; supported: {', '.join(FAMILIES)}.")
+    refuse_relatives(raw, path)
     config = FAMILIES[model_type].config_class.from_pretrained(folder)
     check_token_ids(config, path)
     return config
+
+
+def refuse_relatives(raw: dict[str, Any], path: Path) -> None:
+    """Refuses models that share LLaDA's `model_type` but not its architecture.
+
+    Raises:
+        ValueError: It is LLaDA-MoE, or has another layout's fields.
+    """
+    if raw["model_type"] == "llada" and ("num_experts" in raw or "d_model" not in raw):
+        name = "LLaDA-MoE" if "num_experts" in raw else "another layout of LLaDA (without d_model)"
+        raise ValueError(f"{path}: {name} is not supported; supported: LLaDA-8B Base, Instruct and 1.5.")
 
 
 def family_of(config: PretrainedConfig) -> Family:
@@ -82,14 +98,22 @@ def check_token_ids(config: PretrainedConfig, path: Path) -> None:
             raise ValueError(f"{path}: {name}={value!r}: an id from 0 to {rows - 1} (embedding rows) is needed.")
 
 
-def check_mask_token(config: PretrainedConfig, tokenizer: Any, folder: Path) -> None:
-    """Checks that the tokenizer agrees with the config's mask id.
+def check_tokenizer(config: PretrainedConfig, tokenizer: Any, folder: Path) -> None:
+    """Checks that the tokenizer agrees with the config's mask and end ids, and fits the embedding.
 
     Raises:
-        ValueError: The id decodes to something that is no mask token.
+        ValueError: The mask id decodes to something that is no mask token, the end tokens differ, or the tokenizer has
+            more tokens than the embedding has rows.
     """
+    if len(tokenizer) > config.embedding_size:
+        raise ValueError(f"{folder}: {len(tokenizer)} tokens for {config.embedding_size} embedding rows.")
+    if tokenizer.eos_token_id not in (None, config.eos_token_id):
+        raise ValueError(
+            f"{folder}: eos_token_id={config.eos_token_id} in config.json, {tokenizer.eos_token_id} in the tokenizer; "
+            "they must be the same token."
+        )
     text = tokenizer.convert_ids_to_tokens(config.mask_token_id)
-    if text not in MASK_STRINGS and text != tokenizer.mask_token:
+    if text is None or (text not in MASK_STRINGS and text != tokenizer.mask_token):
         raise ValueError(
             f"{folder}: mask_token_id={config.mask_token_id} decodes to {text!r}, which is no mask token "
             f"({', '.join(MASK_STRINGS)}); config.json and the tokenizer do not belong together."

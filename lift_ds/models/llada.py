@@ -214,6 +214,17 @@ class LLaDABlock(nn.Module):
         return hidden + F.dropout(gated, self.residual_dropout, self.training)
 
 
+class TokenEmbedding(nn.Embedding):
+    """An embedding that is also the head where the weights are tied.
+
+    Both uses go through `forward`, which is where ZeRO-3 gathers the matrix.
+    """
+
+    def forward(self, input: Tensor, is_hidden: bool = False) -> Tensor:
+        """Embeddings of ids (B, L), or logits of hidden states (..., D)."""
+        return F.linear(input, self.weight) if is_hidden else super().forward(input)
+
+
 class LLaDAModel(nn.Module):
     """Embedding, blocks, final norm and head, under the official key names."""
 
@@ -224,7 +235,7 @@ class LLaDAModel(nn.Module):
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Callable[..., Any] = checkpoint
         modules: dict[str, nn.Module] = {
-            "wte": nn.Embedding(config.embedding_size, config.d_model),
+            "wte": TokenEmbedding(config.embedding_size, config.d_model),
             "blocks": nn.ModuleList(LLaDABlock(config) for _ in range(config.n_layers)),
             "ln_f": RMSNorm(config.d_model, config.rms_norm_eps),
         }
@@ -262,7 +273,7 @@ class LLaDAModel(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., D)."""
         if self.config.weight_tying:
-            return F.linear(hidden, self.transformer["wte"].get_parameter("weight"))
+            return self.transformer["wte"](hidden, is_hidden=True)
         return self.transformer["ff_out"](hidden)
 
 

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTr
 
 from lift_ds.rng import Stream, keyed_generator
 
-from .families import check_mask_token, family_of, read_config
+from .families import check_tokenizer, family_of, read_config
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -95,8 +95,12 @@ class NewWeights:
         return torch.from_numpy(generator.standard_normal(tuple(shape), dtype="float32")) * self.std
 
 
-def resolve_folder(path: str) -> Path:
+def resolve_folder(path: str, with_weights: bool = True) -> Path:
     """The local folder of a model: the built-in base, a folder, or a hub name, which is fetched.
+
+    Args:
+        path: `builtin:base`, a folder, or a hub name.
+        with_weights: Fetch the weights too, not only config and tokenizer.
 
     Raises:
         ValueError: It is no folder, and the hub does not have it or cannot be reached.
@@ -106,7 +110,8 @@ def resolve_folder(path: str) -> Path:
     if Path(path).is_dir():
         return Path(path)
     try:
-        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]))
+        patterns = ["*.json", "*.model", "*.jinja", "*.txt", *(["*.safetensors"] if with_weights else [])]
+        return Path(snapshot_download(path, allow_patterns=patterns))
     except Exception as error:
         raise ValueError(
             f"model.path={path!r}: no such folder, and fetching it as a hub name failed: "
@@ -191,7 +196,7 @@ def load_pretrained(
     source = SafetensorsFolder(folder)
     tokenizer = load_tokenizer(folder)
     if tokenizer is not None:
-        check_mask_token(config, tokenizer, folder)
+        check_tokenizer(config, tokenizer, folder)
     with torch.device("meta"):
         model = family_of(config).model_class(config)
     wanted = {name: parameter.shape for name, parameter in model.named_parameters()}

@@ -30,7 +30,8 @@ ZERO_TAG = "zero"
 TEMPORARY_PREFIX = ".writing-"
 HASH_BLOCK_BYTES = 1 << 20
 SPARE_BYTES = 64 << 20
-BYTES_PER_PARAMETER = 14
+WEIGHT_BYTES = 4
+OPTIMIZER_BYTES = 12
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,7 @@ def save_checkpoint(
     """
     final = folder / checkpoint_name(step)
     temporary = folder / f"{TEMPORARY_PREFIX}{final.name}"
-    if engine.rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-    agree(engine, lambda: check_disk(folder, engine.num_parameters()) if engine.rank == 0 else None, final)
+    check_space(engine, folder, temporary)
     write_shards(engine, temporary)
     mine = agree(engine, lambda: hash_own_shards(engine, temporary), final)
     everyones = engine.gather_objects(mine)
@@ -122,7 +120,7 @@ def save_checkpoint(
             json.dumps(asdict(Manifest(step, engine.world_size, engine.stage, fingerprint, files)), indent=1),
         )
         publish(temporary, final)
-        remove_old(folder, keep)
+        remove_old(folder, step, keep)
 
     agree(engine, finish, final)
     return final
@@ -145,16 +143,26 @@ def agree(engine: Engine, action: Any, final: Path) -> Any:
     return result
 
 
-def check_disk(folder: Path, num_parameters: int) -> None:
-    """Compares free space with what the shards will take (bf16 weights, float32 master and two moments).
+def check_space(engine: Engine, folder: Path, temporary: Path | None = None) -> None:
+    """Makes the folder, clears the place of a new checkpoint, and compares free space with what one takes.
 
     Raises:
-        OSError: There is not enough.
+        RuntimeError: The folder cannot be written, or there is too little space; every rank raises it.
     """
-    needed = num_parameters * BYTES_PER_PARAMETER + SPARE_BYTES
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise OSError(f"{free / 2**30:.2f} GiB free in {folder}, about {needed / 2**30:.2f} GiB needed")
+    weights, trained = engine.num_parameters(), engine.num_parameters(only_trained=True)
+    needed = WEIGHT_BYTES * weights + OPTIMIZER_BYTES * trained + SPARE_BYTES
+
+    def check() -> None:
+        if engine.rank != 0:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise OSError(f"{free / 2**30:.2f} GiB free in {folder}, about {needed / 2**30:.2f} GiB needed")
+
+    agree(engine, check, folder)
 
 
 def write_shards(engine: Engine, temporary: Path) -> None:
@@ -179,7 +187,7 @@ def describe_failure(path: Path, reason: str) -> str:
 
 
 def hash_own_shards(engine: Engine, temporary: Path) -> dict[str, FileRecord]:
-    """Syncs and hashes the shards that this rank wrote, recognised by the rank in their names."""
+    """Syncs and hashes this rank's share of the shards, whoever wrote them: the folder is on a shared file system."""
     files = sorted((temporary / ZERO_TAG).iterdir())
     mine = files[engine.rank :: engine.world_size]
     return {str(path.relative_to(temporary)): sync_and_hash(path) for path in mine}
@@ -237,9 +245,15 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def remove_old(folder: Path, keep: int) -> None:
-    """Removes all but the `keep` newest checkpoints, and what interrupted saves left."""
-    for path in sorted(folder.glob("step-*"))[:-keep]:
+def step_of(checkpoint: Path) -> int:
+    """The step in a checkpoint's folder name."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def remove_old(folder: Path, newest: int, keep: int) -> None:
+    """Removes all but the last `keep` checkpoints up to step `newest`, and what interrupted saves left."""
+    upto = sorted((path for path in folder.glob("step-*") if step_of(path) <= newest), key=step_of)
+    for path in upto[:-keep]:
         shutil.rmtree(path)
     for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
         shutil.rmtree(path)
@@ -291,7 +305,7 @@ def find_checkpoint(folder: Path, resume: str) -> tuple[Path | None, list[str]]:
             raise ValueError(f"checkpoint.resume={resume}: not whole: {'; '.join(faults)}.")
         return Path(resume), []
     passed_over = [f"{path.name}: an interrupted save" for path in folder.glob(f"{TEMPORARY_PREFIX}*")]
-    found = sorted(folder.glob("step-*"), reverse=True)
+    found = sorted(folder.glob("step-*"), key=step_of, reverse=True)
     for path in found:
         try:
             faults = find_faults(path, read_manifest(path))

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from lift_ds.config import ColumnsConfig, DataConfig, RunConfig
+from lift_ds.config import DataConfig, RunConfig
 from lift_ds.data.batch import Document
 from lift_ds.data.chat import ChatEncoder
 from lift_ds.data.lanes import Lanes, choose_held_out
 from lift_ds.data.loader import RowReader, StepLoader
-from lift_ds.data.records import Columns
 from lift_ds.data.sources import BUILTIN_PREFIX, Manifest, open_sources
 from lift_ds.models.families import max_length_of
 
@@ -46,27 +45,13 @@ def make_encoder(data: DataConfig, tokenizer: PreTrainedTokenizerBase, config: P
     """The encoder that the config asks for."""
     return ChatEncoder(
         tokenizer,
+        end_token_id=int(config.eos_token_id),
         max_length=data.max_length or max_length_of(config),
         pad_targets=data.pad_targets,
         pad_to_multiple=data.pad_to_multiple,
         train_on=data.train_on,
         truncate=data.on_long == "truncate",
     )
-
-
-def make_columns(data: DataConfig) -> Columns | None:
-    """The configured column mapping, or `None` where none is.
-
-    Raises:
-        ValueError: The named columns do not make a format.
-    """
-    if data.columns == ColumnsConfig():
-        return None
-    columns = Columns(**data.columns.model_dump())
-    problem = columns.problem()
-    if problem:
-        raise ValueError(f"data.columns: {problem}.")
-    return columns
 
 
 def open_data(run: RunConfig, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> RunData:
@@ -77,7 +62,7 @@ def open_data(run: RunConfig, tokenizer: PreTrainedTokenizerBase, config: Pretra
     """
     data = run.data
     encoder = make_encoder(data, tokenizer, config)
-    columns = make_columns(data)
+    columns = data.columns if data.columns.named() else None
     paths = as_list(data.path)
 
     def reader(paths: list[str], split: str, num_rows: int) -> RowReader:

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lift_ds.config import RunConfig
+from lift_ds.config import OptimConfig, RunConfig
 from lift_ds.data.loader import micro_batches_per_step
 
 KNOWN_KEYS = frozenset(
@@ -23,6 +23,7 @@ KNOWN_KEYS = frozenset(
     train_batch_size train_micro_batch_size_per_gpu wall_clock_breakdown wandb zero_allow_untested_optimizer
     zero_force_ds_cpu_optimizer zero_optimization""".split()
 )
+SECTIONS = ("bf16", "bfloat16", "fp16", "data_types", "optimizer")
 ADAM_TYPES = ("AdamW", "Adam")
 HIDDEN_SIZE_RULES = {
     "reduce_bucket_size": lambda hidden: hidden * hidden,
@@ -47,8 +48,11 @@ def read_ds_json(path: Path) -> tuple[dict[str, Any], list[str]]:
         hint = f"did you mean {close[0]}?" if close else "see DeepSpeed's configuration page"
         problems.append(f"{path}: unknown key {key!r}; DeepSpeed would ignore it; {hint}")
     zero = loaded.get("zero_optimization")
-    if not isinstance(zero, dict) or zero.get("stage") not in (0, 1, 2, 3):
-        problems.append(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3; DeepSpeed would take nothing for 0")
+    if not isinstance(zero, dict) or zero.get("stage") not in (1, 2, 3):
+        problems.append(f"{path}: zero_optimization.stage must be 1, 2 or 3; DeepSpeed would take nothing for 0")
+    for key in SECTIONS:
+        if not isinstance(loaded.get(key, {}), dict):
+            problems.append(f"{path}: {key}={loaded[key]!r}: an object is expected")
     if isinstance(loaded.get("fp16"), dict) and loaded["fp16"].get("enabled") not in (None, False):
         problems.append(f"{path}: fp16.enabled: only bf16 and float32 are supported; remove it and use bf16")
     return loaded, problems
@@ -71,55 +75,11 @@ def resolve_ds_json(
         The JSON that DeepSpeed gets, without optimizer and scheduler (built from the run config), and problems.
     """
     resolved = json.loads(json.dumps(loaded))
-    problems: list[str] = []
-
-    def settle(section: dict[str, Any], key: str, value: Any, ours: str, label: str) -> None:
-        given = section.get(key, "auto")
-        if given not in ("auto", value):
-            problems.append(
-                f'{path}: {label}={given} but {ours} gives {value}; write "auto" in the JSON, or change one'
-            )
-        section[key] = value
-
-    micro_batch = resolved.get("train_micro_batch_size_per_gpu", "auto")
-    if micro_batch == "auto":
-        micro_batch = -(-config.optim.global_batch // world_size)
-    if not isinstance(micro_batch, int) or micro_batch < 1:
-        problems.append(f'{path}: train_micro_batch_size_per_gpu={micro_batch!r}: a positive number or "auto"')
-        return resolved, problems
-    resolved["train_micro_batch_size_per_gpu"] = micro_batch
-    accumulation = micro_batches_per_step(config.optim.global_batch, micro_batch, world_size)
-    ours = f"optim.global_batch={config.optim.global_batch} on {world_size} ranks x {micro_batch}"
-    settle(resolved, "gradient_accumulation_steps", accumulation, ours, "gradient_accumulation_steps")
-    settle(resolved, "train_batch_size", config.optim.global_batch, "optim.global_batch", "train_batch_size")
-    resolved["train_batch_size"] = accumulation * micro_batch * world_size
-
-    bf16 = resolved.setdefault("bf16", resolved.pop("bfloat16", {"enabled": "auto"}))
+    problems = settle_batch(resolved, path, config.optim, world_size)
+    problems += settle_optimizer(resolved.pop("optimizer", {}), path, config.optim)
+    bf16 = resolved.setdefault("bf16", resolved.pop("bfloat16", {}))
     if bf16.get("enabled", "auto") == "auto":
         bf16["enabled"] = has_bf16
-    if not bf16["enabled"] and resolved.get("data_types", {}).get("grad_accum_dtype") == "auto":
-        resolved["data_types"]["grad_accum_dtype"] = "fp32"
-    optimizer = resolved.pop("optimizer", {})
-    if optimizer and optimizer.get("type") not in ADAM_TYPES:
-        problems.append(f"{path}: optimizer.type={optimizer.get('type')!r}: allowed: {', '.join(ADAM_TYPES)}")
-    params = optimizer.get("params", {})
-    expected = {
-        "lr": config.optim.lr,
-        "betas": [config.optim.beta1, config.optim.beta2],
-        "eps": config.optim.eps,
-        "weight_decay": config.optim.weight_decay,
-    }
-    for key in params:
-        if key not in expected:
-            problems.append(f"{path}: optimizer.params.{key}: unknown; allowed: {', '.join(expected)}")
-        else:
-            settle(
-                params,
-                key,
-                expected[key],
-                f"optim.{'beta1, optim.beta2' if key == 'betas' else key}",
-                f"optimizer.params.{key}",
-            )
     if resolved.pop("scheduler", None) is not None:
         problems.append(f"{path}: scheduler: the schedule is part of what is learned; remove it and set optim.schedule")
     zero = resolved["zero_optimization"]
@@ -128,6 +88,62 @@ def resolve_ds_json(
             zero[key] = rule(hidden_size)
     problems += [f'{path}: {key}="auto" has no counterpart in the run config; write a value' for key in autos(resolved)]
     return resolved, problems
+
+
+def settle(section: dict[str, Any], key: str, value: Any, where: str, ours: str) -> list[str]:
+    """Writes the run config's value; a problem where the JSON has another one.
+
+    Args:
+        section: Part of the JSON, changed in place.
+        key: The key in it.
+        value: What the run config gives.
+        where: File and key, for messages.
+        ours: The run config's key, for messages.
+    """
+    given = section.get(key, "auto")
+    section[key] = value
+    if given in ("auto", value):
+        return []
+    return [f'{where}={given} but {ours} gives {value}; write "auto" in the JSON, or change one']
+
+
+def settle_batch(resolved: dict[str, Any], path: Path, optim: OptimConfig, world_size: int) -> list[str]:
+    """Micro-batch, accumulation and batch size; "auto" for the micro-batch is the rank's whole share of a step."""
+    key = "train_micro_batch_size_per_gpu"
+    if resolved.get(key, "auto") == "auto":
+        resolved[key] = -(-optim.global_batch // world_size)
+    micro_batch = resolved[key]
+    if not isinstance(micro_batch, int) or micro_batch < 1:
+        resolved |= {key: 1, "gradient_accumulation_steps": 1, "train_batch_size": 1}
+        return [f'{path}: {key}={micro_batch!r}: a positive number or "auto"']
+    accumulation = micro_batches_per_step(optim.global_batch, micro_batch, world_size)
+    ours = f"optim.global_batch={optim.global_batch} on {world_size} ranks x {micro_batch}"
+    key = "gradient_accumulation_steps"
+    problems = settle(resolved, key, accumulation, f"{path}: {key}", ours)
+    key = "train_batch_size"
+    problems += settle(resolved, key, optim.global_batch, f"{path}: {key}", "optim.global_batch")
+    resolved[key] = accumulation * micro_batch * world_size  # DeepSpeed wants the product; a rank may be short of one
+    return problems
+
+
+def settle_optimizer(optimizer: dict[str, Any], path: Path, optim: OptimConfig) -> list[str]:
+    """Compares DeepSpeed's optimizer section with the run config, which is what the optimizer is built from."""
+    problems = []
+    if optimizer and optimizer.get("type") not in ADAM_TYPES:
+        problems.append(f"{path}: optimizer.type={optimizer.get('type')!r}: allowed: {', '.join(ADAM_TYPES)}")
+    expected = {
+        "lr": (optim.lr, "optim.lr"),
+        "betas": ([optim.beta1, optim.beta2], "optim.beta1, optim.beta2"),
+        "eps": (optim.eps, "optim.eps"),
+        "weight_decay": (optim.weight_decay, "optim.weight_decay"),
+    }
+    params = optimizer.get("params", {})
+    for key in list(params):
+        if key in expected:
+            problems += settle(params, key, expected[key][0], f"{path}: optimizer.params.{key}", expected[key][1])
+        else:
+            problems.append(f"{path}: optimizer.params.{key}: unknown; allowed: {', '.join(expected)}")
+    return problems
 
 
 def autos(section: dict[str, Any], prefix: str = "") -> list[str]:

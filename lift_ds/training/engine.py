@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,9 +58,11 @@ def build_model(config: PretrainedConfig, source: WeightSource, ds_json: dict[st
     """
     dtype = torch.bfloat16 if ds_json["bf16"]["enabled"] else torch.float32
     is_cut = ds_json["zero_optimization"]["stage"] == 3
-    with deepspeed.zero.Init(config_dict_or_path=ds_json, enabled=is_cut, dtype=dtype):
+    with deepspeed.zero.Init(config_dict_or_path=ds_json, dtype=dtype) if is_cut else torch.device("meta"):
         model = family_of(config).model_class(config)
     torch.nn.Module.to(model, dtype=dtype)
+    if not is_cut:
+        torch.nn.Module.to_empty(model, device=get_accelerator().current_device_name())
     fill_parameters(model.named_parameters(), source, label)
     return model
 
@@ -116,9 +118,10 @@ class Engine:
         """What a loss that is normalised over the whole step is multiplied by: DeepSpeed divides by the same."""
         return self.world_size * self.num_micro_batches
 
-    def num_parameters(self) -> int:
-        """Parameters of the whole model."""
-        return sum(whole_shape(parameter).numel() for parameter in self.root.parameters())
+    def num_parameters(self, only_trained: bool = False) -> int:
+        """Parameters of the whole model, or only those that are trained."""
+        parameters = self.root.parameters()
+        return sum(whole_shape(each).numel() for each in parameters if each.requires_grad or not only_trained)
 
     def set_learning_rate(self, step: int) -> float:
         """Sets and returns the rate of optimizer step `step`."""
@@ -138,6 +141,23 @@ class Engine:
         moved = values.to(self.device)
         torch.distributed.all_reduce(moved, op=getattr(torch.distributed.ReduceOp, op.upper()))
         return moved.cpu()
+
+    def on_main(self, action: Callable[[], Any]) -> Any:
+        """What `action` returns on rank 0, on every rank.
+
+        Raises:
+            ValueError: It failed there; every rank raises the same message.
+        """
+        outcome: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                outcome[0] = action()
+            except (ValueError, OSError) as error:
+                outcome[1] = str(error)
+        torch.distributed.broadcast_object_list(outcome, src=0)
+        if outcome[1] is not None:
+            raise ValueError(outcome[1])
+        return outcome[0]
 
     def gather_objects(self, mine: Any) -> list[Any]:
         """Every rank's object, in rank order, on every rank."""

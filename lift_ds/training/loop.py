@@ -82,7 +82,7 @@ def plan_step(engine: Engine, loader: StepLoader, stop: StopRequest) -> StepPlan
     batch, problem = None, None
     try:
         batch = next(loader)
-    except (ValueError, OSError) as error:
+    except Exception as error:  # whatever it is, the other ranks must not wait for this one
         problem = error
     counts = torch.zeros(3, dtype=torch.float64) if batch is None else step_counts(batch.micro_batches)
     wants_stop = float(stop.signal_name is not None or problem is not None)
@@ -94,7 +94,7 @@ def compute_step(engine: Engine, run: RunConfig, plan: StepPlan, step: int) -> S
     """Forwards and backwards of one step; gradients are accumulated, nothing is updated yet."""
     assert plan.batch is not None
     totals = StepTotals()
-    totals.add_counts(plan.batch.num_tokens, plan.batch.num_skipped)
+    totals.add(num_tokens=plan.batch.num_tokens, num_skipped=plan.batch.num_skipped)
     num_micro_batches = engine.num_micro_batches * engine.world_size
     for place, on_cpu in enumerate(plan.batch.micro_batches):
         scale = document_scale(on_cpu, run.objective.normalizer, plan.totals, num_micro_batches)
@@ -105,7 +105,7 @@ def compute_step(engine: Engine, run: RunConfig, plan: StepPlan, step: int) -> S
         loss, stats = engine.ds(batch, (scale * engine.loss_factor).to(engine.device))
         engine.ds.backward(loss)
         gradient_norm = engine.root.pop_gradient_norms(len(scale)) / engine.world_size
-        totals.add_loss(loss.detach() / engine.loss_factor)
+        totals.add(loss=float(loss.detach()) / engine.loss_factor)
         is_real = on_cpu.sample_ids >= 0
         shown = (stats.nll_sum.cpu(), stats.num_kept.cpu(), gradient_norm.cpu())
         totals.add_documents(on_cpu.t[is_real], on_cpu.component[is_real], *(each[is_real] for each in shown))
@@ -154,6 +154,11 @@ def train_steps(
             )
         rate = engine.set_learning_rate(step)
         grad_norm = engine.update()
+        if not math.isfinite(grad_norm):
+            raise RuntimeError(
+                f"step {step + 1}: the gradient norm is {grad_norm}; DeepSpeed did not apply the step. "
+                "Lower optim.lr or raise objective.t_min, and resume from the last checkpoint."
+            )
         record = totals.record(run.objective.time_scaling)
         seconds = time.perf_counter() - began
         speed = record["num_tokens"] / seconds

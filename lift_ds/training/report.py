@@ -36,7 +36,7 @@ def print_summary(metrics_path: Path, files: dict[str, Path]) -> None:
     if "before" in solves and "after" in solves:
         console.print(solve_table(solves["before"], solves["after"]))
     heldout = list(read_metrics(metrics_path, "heldout"))
-    if heldout:
+    if heldout and heldout[0]["mean"] is not None:
         first, last = heldout[0], heldout[-1]
         console.print(
             f"held-out loss  {first['mean']:.4f} (step {first['step']}) -> {last['mean']:.4f} (step {last['step']})",

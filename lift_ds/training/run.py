@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig
 
 from lift_ds.config import RunConfig
 from lift_ds.data.batch import Document
 from lift_ds.evaluation.heldout import LEVELS, heldout_loss
 from lift_ds.evaluation.solve import Decoding, held_out_items, solve_items
 from lift_ds.metrics import MetricsFile
-from lift_ds.models.families import check_mask_token, read_config
+from lift_ds.models.families import check_tokenizer, read_config
 from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.lora import add_adapters
 from lift_ds.models.weights import (
@@ -28,7 +29,7 @@ from lift_ds.models.weights import (
     whole_shape,
 )
 
-from .checkpoint import find_checkpoint, load_checkpoint, model_fingerprint, save_checkpoint
+from .checkpoint import check_space, find_checkpoint, load_checkpoint, model_fingerprint, save_checkpoint
 from .convert import convert_checkpoint
 from .data import RunData, make_loader, open_data
 from .engine import Engine, build_model
@@ -38,45 +39,55 @@ from .progress import Progress, make_progress
 from .report import print_summary, solve_record
 from .step import DiffusionStep
 
-EXPORT_TOLERANCE = 1e-4
+FLOAT32_TOLERANCE = 1e-5
+BF16_TOLERANCE = 5e-2
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that is opened and checked before an engine exists.
+    """Everything but the weights that is opened and checked before an engine exists.
 
     Args:
         run: Run config.
         folder: Where model config and tokenizer were found.
         config: The model's config.
-        tokenizer: Its tokenizer.
-        source: Its weights.
         data: Training and held-out data.
     """
 
     run: RunConfig
     folder: Path
     config: PretrainedConfig
-    tokenizer: PreTrainedTokenizerBase
-    source: WeightSource
     data: RunData
 
 
-def prepare(run: RunConfig) -> Prepared:
+def prepare(run: RunConfig, with_weights: bool = True) -> Prepared:
     """Opens model folder and data, and checks both.
+
+    Args:
+        run: The run config.
+        with_weights: Fetch the weights of a hub name too.
 
     Raises:
         ValueError: Something is missing or does not fit; see the functions that it calls.
     """
-    folder = resolve_folder(run.model.path)
+    folder = resolve_folder(run.model.path, with_weights and not run.model.from_scratch)
     config = read_config(folder)
     tokenizer = load_tokenizer(folder)
     if tokenizer is None:
         raise ValueError(f"{folder}: no tokenizer; training needs one to read text.")
-    check_mask_token(config, tokenizer, folder)
-    source: WeightSource = NewWeights(config, run.seed) if run.model.from_scratch else SafetensorsFolder(folder)
-    data = open_data(run, tokenizer, config)
-    return Prepared(run, folder, config, tokenizer, source, data)
+    check_tokenizer(config, tokenizer, folder)
+    return Prepared(run, folder, config, open_data(run, tokenizer, config))
+
+
+def open_weights(prepared: Prepared) -> WeightSource:
+    """The weights that a run starts from.
+
+    Raises:
+        ValueError: The folder has none, or a file cannot be read.
+    """
+    if prepared.run.model.from_scratch:
+        return NewWeights(prepared.config, prepared.run.seed)
+    return SafetensorsFolder(prepared.folder)
 
 
 @dataclass
@@ -156,7 +167,8 @@ class Trainer:
 
     def resume(self) -> int:
         """Restores the newest checkpoint if the config asks for it; returns the steps already taken."""
-        checkpoint, passed_over = find_checkpoint(self.output / "checkpoints", self.run.checkpoint.resume)
+        folder, wanted = self.output / "checkpoints", self.run.checkpoint.resume
+        checkpoint, passed_over = self.engine.on_main(lambda: find_checkpoint(folder, wanted))
         for reason in passed_over:
             self.progress.say(f"passed over {reason}")
         if checkpoint is None:
@@ -187,6 +199,7 @@ class Trainer:
     def fit(self) -> int:
         """Trains from the start or a checkpoint to the end or a stop signal; returns the steps taken in all."""
         first_step = self.resume()
+        check_space(self.engine, self.output / "checkpoints")
         if first_step == 0:
             self.measure_heldout(0)
             self.measure_solving(0, "before")
@@ -238,13 +251,9 @@ class Trainer:
         if self.engine.rank != 0:
             return
         newest = self.output / "checkpoints" / (self.output / "checkpoints" / "latest").read_text().strip()
-        export = self.output / "export"
-        if export.exists():
-            export = self.output / f"export-step-{step:06d}"
+        export = free_name(self.output / "export")
         convert_checkpoint(newest, export)
-        difference = "not compared (no held-out rows)"
-        if logits is not None:
-            difference = f"{self.compare_export(export, probe[0], logits):.1e}"
+        difference = self.compare_export(export, probe[0], logits) if logits is not None else "not compared"
         files = {"run folder": self.output, "checkpoint": newest, "export": export}
         print_summary(self.output / "metrics.jsonl", files)
         print(f"reloaded       largest difference of the export's logits from the trained model's: {difference}")
@@ -260,18 +269,35 @@ class Trainer:
         ids = torch.from_numpy(document.ids)[None]
         return ids.masked_fill(torch.from_numpy(document.response_mask)[None], self.prepared.config.mask_token_id)
 
-    def compare_export(self, export: Path, document: Document, logits: torch.Tensor) -> float:
-        """Largest difference of the reloaded export's logits from the trained model's."""
+    def compare_export(self, export: Path, document: Document, logits: torch.Tensor) -> str:
+        """Largest difference of the reloaded export's logits from the trained model's, over the largest logit.
+
+        Raises:
+            RuntimeError: It is more than rounding explains.
+        """
         model, _ = load_pretrained(export)
+        torch.nn.Module.to(model, device=self.engine.device)
         with torch.no_grad():
-            reloaded = model(input_ids=self.probe_ids(document)).logits.float()
-        return float((reloaded - logits).abs().max())
+            reloaded = model(input_ids=self.probe_ids(document).to(self.engine.device)).logits.float().cpu()
+        difference = float((reloaded - logits).abs().max() / logits.abs().max())
+        tolerance = BF16_TOLERANCE if self.ds_json["bf16"]["enabled"] else FLOAT32_TOLERANCE
+        if difference > tolerance:
+            raise RuntimeError(
+                f"{export}: logits differ by {difference:.1e} of the largest; at most {tolerance} is expected."
+            )
+        return f"{difference:.1e}"
 
 
-def build_root(prepared: Prepared, ds_json: dict[str, Any]) -> DiffusionStep:
+def free_name(path: Path) -> Path:
+    """The path itself, or with the first number behind it that is not taken."""
+    candidates = chain([path], (path.with_name(f"{path.name}-{number}") for number in count(2)))
+    return next(candidate for candidate in candidates if not candidate.exists())
+
+
+def build_root(prepared: Prepared, source: WeightSource, ds_json: dict[str, Any]) -> DiffusionStep:
     """The root module that the config describes: weights loaded, adapters and checkpointing in place."""
     run = prepared.run
-    model = build_model(prepared.config, prepared.source, ds_json, str(prepared.folder))
+    model = build_model(prepared.config, source, ds_json, str(prepared.folder))
     if run.lora.rank:
         lora = run.lora
         add_adapters(model, lora.rank, lora.alpha, lora.dropout, lora.targets, run.seed)
@@ -281,10 +307,10 @@ def build_root(prepared: Prepared, ds_json: dict[str, Any]) -> DiffusionStep:
     return DiffusionStep(cast(MaskedDiffusionModel, model), method.is_scored, run.objective.time_scaling)
 
 
-def execute(prepared: Prepared, ds_json: dict[str, Any], is_main: bool) -> None:
+def execute(prepared: Prepared, source: WeightSource, ds_json: dict[str, Any], is_main: bool) -> None:
     """Runs a prepared config on this rank, from engine to export."""
     run = prepared.run
-    engine = Engine(build_root(prepared, ds_json), ds_json, run.optim)
+    engine = Engine(build_root(prepared, source, ds_json), ds_json, run.optim)
     output = Path(run.output)
     metrics = None
     if is_main:
@@ -298,10 +324,10 @@ def execute(prepared: Prepared, ds_json: dict[str, Any], is_main: bool) -> None:
     try:
         with stop.listening():
             step = trainer.fit()
-            if step == run.optim.steps:
-                trainer.finish(step)
-            else:
-                progress.say(f"stopped after step {step}; continue with checkpoint.resume=auto")
+        if step == run.optim.steps:
+            trainer.finish(step)
+        else:
+            progress.say(f"stopped after step {step}; continue with --resume auto --output {output}")
     finally:
         progress.close()
         if metrics is not None:

@@ -30,7 +30,7 @@ def split(encoder, conversation):
 def test_a_template_that_always_invites(tokenizer):
     invitation = "<|start_header_id|>assistant<|end_header_id|>\n\n"
     assert find_invitation(tokenizer) == invitation
-    prompt, learned, _ = split(ChatEncoder(tokenizer, 100), chat(*TURNS[:2]))
+    prompt, learned, _ = split(ChatEncoder(tokenizer, 1, 100), chat(*TURNS[:2]))
     assert prompt == f"<|startoftext|><|start_header_id|>user<|end_header_id|>\n\nHow many?<|eot_id|>{invitation}"
     assert learned == "Three.<|eot_id|><|endoftext|>"
 
@@ -38,7 +38,7 @@ def test_a_template_that_always_invites(tokenizer):
 def test_a_template_that_asks(tokenizer):
     tokenizer.chat_template = CHATML
     assert find_invitation(tokenizer) == "<|im_start|>assistant\n"
-    prompt, learned, _ = split(ChatEncoder(tokenizer, 200), chat(*TURNS[:2]))
+    prompt, learned, _ = split(ChatEncoder(tokenizer, 1, 200), chat(*TURNS[:2]))
     assert prompt == "<|im_start|>user\nHow many?<|im_end|>\n<|im_start|>assistant\n"
     assert learned == "Three.<|im_end|>\n<|endoftext|>"
 
@@ -47,14 +47,14 @@ def test_a_template_that_asks(tokenizer):
 def test_several_turns(tokenizer, template):
     tokenizer.chat_template = template or tokenizer.chat_template
     end = "<|im_end|>\n" if template else "<|eot_id|>"
-    _, every, _ = split(ChatEncoder(tokenizer, 200), chat(*TURNS))
-    _, last, _ = split(ChatEncoder(tokenizer, 200, train_on="last"), chat(*TURNS))
+    _, every, _ = split(ChatEncoder(tokenizer, 1, 200), chat(*TURNS))
+    _, last, _ = split(ChatEncoder(tokenizer, 1, 200, train_on="last"), chat(*TURNS))
     assert every == f"Three.{end}Four.{end}<|endoftext|>"
     assert last == f"Four.{end}<|endoftext|>"
 
 
 def test_prompt_tokens_are_those_of_inference(tokenizer):
-    encoder = ChatEncoder(tokenizer, 100)
+    encoder = ChatEncoder(tokenizer, 1, 100)
     tokens = encoder.encode(chat(*TURNS[:2]), "x")
     prompt = encoder.prompt_ids([{"role": "user", "content": "How many?"}])
     assert tokens.ids[: len(prompt)].tolist() == prompt
@@ -66,7 +66,7 @@ def test_prompt_tokens_are_those_of_inference(tokenizer):
 )
 def test_end_tokens(tokenizer, pad_targets, multiple, num_end, num_filler):
     # the response "Three.<|eot_id|>" has 4 tokens here
-    encoder = ChatEncoder(tokenizer, 100, pad_targets=pad_targets, pad_to_multiple=multiple)
+    encoder = ChatEncoder(tokenizer, 1, 100, pad_targets=pad_targets, pad_to_multiple=multiple)
     tokens = encoder.encode(chat(*TURNS[:2]), "x")
     response = tokens.ids[tokens.response_mask].tolist()
     assert len(tokenizer("Three.<|eot_id|>", add_special_tokens=False).input_ids) == 4
@@ -76,7 +76,7 @@ def test_end_tokens(tokenizer, pad_targets, multiple, num_end, num_filler):
 
 
 def test_plain_text_is_learned_whole(tokenizer):
-    tokens = ChatEncoder(tokenizer, 100).encode(Conversation(text="2+2=4"), "x")
+    tokens = ChatEncoder(tokenizer, 1, 100).encode(Conversation(text="2+2=4"), "x")
     assert tokens.response_mask.all()
     assert tokenizer.decode(tokens.ids) == "2+2=4<|endoftext|>"
 
@@ -84,8 +84,8 @@ def test_plain_text_is_learned_whole(tokenizer):
 def test_long_rows(tokenizer):
     long = chat(("user", "How many?"), ("assistant", "Three. " * 40))
     with pytest.raises(TooLongError, match=r"rows.jsonl:1: \d+ tokens, more than data.max_length=60"):
-        split(ChatEncoder(tokenizer, 60), long)
-    _, learned, tokens = split(ChatEncoder(tokenizer, 60, truncate=True), long)
+        split(ChatEncoder(tokenizer, 1, 60), long)
+    _, learned, tokens = split(ChatEncoder(tokenizer, 1, 60, truncate=True), long)
     assert len(tokens.ids) == len(tokens.response_mask) == len(tokens.filler_mask) == 60
     assert learned.startswith("Three.")
 
@@ -93,10 +93,10 @@ def test_long_rows(tokenizer):
 def test_a_prompt_that_is_too_long_is_never_cut(tokenizer):
     long = chat(("user", "How many? " * 40), ("assistant", "Three."))
     with pytest.raises(TooLongError, match="rows.jsonl:1: the prompt alone has"):
-        split(ChatEncoder(tokenizer, 60, truncate=True), long)
+        split(ChatEncoder(tokenizer, 1, 60, truncate=True), long)
 
 
 def test_a_template_that_rewrites_history(tokenizer):
     tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
     with pytest.raises(ValueError, match="rewrites earlier turns"):
-        split(ChatEncoder(tokenizer, 60), chat(*TURNS[:2]))
+        split(ChatEncoder(tokenizer, 1, 60), chat(*TURNS[:2]))

@@ -36,7 +36,7 @@ def make_loader(path, tokenizer, rank=0, world=1, micro_batch=4, first_step=0, s
     lanes = Lanes(manifest, set(range(5)), num_lanes=8, window_chunks=2, seed=3)
     if state is not None:
         lanes.load_state(state)
-    reader = RowReader(manifest, ChatEncoder(tokenizer, max_length), None, skip_long=skip)
+    reader = RowReader(manifest, ChatEncoder(tokenizer, 1, max_length), None, skip_long=skip)
     rule = make_noise_rule(ObjectiveConfig(), 3, GLOBAL_BATCH)
     return StepLoader(lanes, reader, rule, GLOBAL_BATCH, micro_batch, rank, world, 1, first_step)
 

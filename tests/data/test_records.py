@@ -1,6 +1,7 @@
 import pytest
 
-from lift_ds.data.records import Columns, detect_columns, read_conversation
+from lift_ds.config import ColumnsConfig as Columns
+from lift_ds.data.records import detect_columns, read_conversation
 from lift_ds.data.sources import Row
 
 
@@ -61,6 +62,8 @@ def test_mapping_with_paths_and_system_text():
         ({"m": [{"role": "user", "content": "q"}]}, Columns(messages="m"), "last message is from 'user'"),
         ({"m": [{"role": "tool", "content": "q"}]}, Columns(messages="m"), "role 'tool'"),
         ({"m": [{"content": "q"}]}, Columns(messages="m"), "a message without 'role' and 'content'"),
+        ({"m": [{"role": ["user"], "content": "q"}]}, Columns(messages="m"), "message role"),
+        ({"q": None, "r": "a"}, Columns(prompt="q", response="r"), "must hold text"),
     ],
 )
 def test_rows_that_do_not_fit(values, columns, message):
@@ -69,5 +72,6 @@ def test_rows_that_do_not_fit(values, columns, message):
 
 
 def test_combinations_of_columns():
-    assert Columns(prompt="q", response="r").problem() is None
-    assert "prompt and response" in Columns(prompt="q").problem()
+    assert Columns(prompt="q", response="r").named() == {"prompt": "q", "response": "r"}
+    with pytest.raises(ValueError, match="do not make a format"):
+        Columns(prompt="q")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lift_ds.data.tasks import TASKS, Item, Verdict, draw_item, pretraining_text, split_of
 from lift_ds.data.tasks.countdown import Countdown, apply_sign, countdown_key, evaluate_expression
-from lift_ds.data.tasks.sudoku import all_grids, solutions_of
+from lift_ds.data.tasks.sudoku import all_grids
 
 COUNT = 300
 
@@ -122,7 +122,8 @@ def test_sudoku_puzzles_have_one_solution():
     for index in range(COUNT):
         item = draw_item(TASKS["sudoku"], 0, "train", index)
         puzzle = item.question.split(":\n")[1].replace("\n", "")
-        assert solutions_of(puzzle) == [item.key.removeprefix("sudoku ")]
+        fitting = [g for g in all_grids() if all(clue in ("0", cell) for clue, cell in zip(puzzle, g, strict=True))]
+        assert fitting == [item.key.removeprefix("sudoku ")]
         assert 5 <= puzzle.count("0") <= 9
 
 

@@ -1,8 +1,13 @@
+import math
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
 from lift_ds.evaluation.heldout import LEVELS, heldout_loss
-from lift_ds.evaluation.ranks import OneRank, equal_share
+from lift_ds.evaluation.ranks import equal_share
+from tests.conftest import OneRank
 from tests.distributed.jobs import make_documents
 
 
@@ -10,7 +15,6 @@ class Share(OneRank):
     """One of several ranks whose sums are collected by hand."""
 
     def __init__(self, rank, world_size):
-        super().__init__(torch.device("cpu"))
         self.rank, self.world_size = rank, world_size
         self.sums = None
 
@@ -25,7 +29,7 @@ def documents():
 
 
 def measure(model, documents, batch_size=3, ranks=None, seed=1):
-    return heldout_loss(model.eval(), documents, ranks or OneRank(torch.device("cpu")), batch_size, seed)
+    return heldout_loss(model.eval(), documents, ranks or OneRank(), batch_size, seed)
 
 
 def test_batches_and_ranks_change_nothing(llada, documents):
@@ -51,6 +55,14 @@ def test_it_is_the_cross_entropy_of_the_fixed_masks(llada, documents):
         logprob = torch.log_softmax(llada(input_ids=ids.masked_fill(masked, 100)[None]).logits[0], -1)
     expected = -logprob[masked, ids[masked]].mean().item()
     assert measure(llada, [one]).by_level[LEVELS.index(0.5)] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_level_that_masks_nothing_is_left_out(llada, documents):
+    short = replace(documents[0], response_mask=np.arange(len(documents[0].ids)) == 5)
+    loss = measure(llada, [short])
+    masked = [value for value in loss.by_level if not math.isnan(value)]
+    assert 0 < len(masked) < len(LEVELS)
+    assert loss.mean == pytest.approx(sum(masked) / len(masked))
 
 
 def test_equal_shares():

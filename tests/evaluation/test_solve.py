@@ -6,13 +6,13 @@ from transformers import AutoTokenizer
 
 from lift_ds.data.chat import ChatEncoder
 from lift_ds.data.tasks import TASKS
-from lift_ds.evaluation.ranks import OneRank
-from lift_ds.evaluation.solve import Decoding, decode_answer, held_out_items, solve_items
+from lift_ds.evaluation.solve import Decoding, held_out_items, solve_items
+from tests.conftest import OneRank
 
 
 @pytest.fixture
 def encoder(tiny_dir):
-    return ChatEncoder(AutoTokenizer.from_pretrained(tiny_dir), 200)
+    return ChatEncoder(AutoTokenizer.from_pretrained(tiny_dir), 1, 200)
 
 
 class Oracle:
@@ -50,7 +50,7 @@ def test_scores_are_counted_by_task(encoder):
     others = [item for item in items if item.task == "arithmetic"]
     wrong = [replace(item, response="<answer>1</answer>") for item in others[:2]]
     model = Oracle(encoder, known + wrong)
-    report = solve_items(model, encoder, items, Decoding(48, 48, 48), OneRank(torch.device("cpu")))
+    report = solve_items(model, encoder, items, Decoding(48, 48, 48), OneRank())
     assert list(report.scores) == list(TASKS)
     assert [report.scores[name].num_items for name in TASKS] == [3, 3, 3]
     assert report.scores["countdown"].solve_rate == 1.0
@@ -65,5 +65,7 @@ def test_items_are_held_out_and_the_same_every_time():
 
 
 def test_answers_end_at_the_first_end_token(encoder):
-    ids = encoder.tokenizer("3+4=7<|eot_id|><|endoftext|>9<|endoftext|>", add_special_tokens=False).input_ids
-    assert decode_answer(encoder, ids) == "3+4=7"
+    for end in ("<|eot_id|><|endoftext|>", "<|eot_id|>", "<|endoftext|>", ""):
+        ids = encoder.tokenizer(f"3+4=7{end}", add_special_tokens=False).input_ids
+        junk = encoder.tokenizer("9<|endoftext|>", add_special_tokens=False).input_ids if end else []
+        assert encoder.answer_text(ids + junk) == "3+4=7"

@@ -21,7 +21,7 @@ def make_checkpoint(folder, step):
     temporary = folder / f".writing-step-{step:06d}"
     (temporary / "zero").mkdir(parents=True)
     for rank in range(2):
-        (temporary / "zero" / f"shard{rank}.pt").write_bytes(bytes([step, rank]) * 500)
+        (temporary / "zero" / f"shard{rank}.pt").write_bytes(bytes([step % 256, rank]) * 500)
     files = {str(path.relative_to(temporary)): hash_file(path) for path in temporary.rglob("*") if path.is_file()}
     (temporary / "manifest.json").write_text(json.dumps(asdict(Manifest(step, 2, 3, "model", files))))
     publish(temporary, folder / f"step-{step:06d}")
@@ -76,8 +76,20 @@ def test_nothing_there(tmp_path):
 
 def test_retention(folder):
     (folder / ".writing-step-000040").mkdir()
-    remove_old(folder, keep=2)
+    remove_old(folder, newest=30, keep=2)
     assert sorted(path.name for path in folder.iterdir()) == ["latest", "step-000020", "step-000030"]
+
+
+def test_the_checkpoint_just_written_is_never_removed(folder):
+    """Resumed at step 10 of a run whose later checkpoints are still there: those do not count."""
+    remove_old(folder, newest=10, keep=1)
+    assert (folder / "step-000010").is_dir()
+
+
+def test_order_is_by_number(folder):
+    make_checkpoint(folder, 1_000_010)
+    make_checkpoint(folder, 999_900)
+    assert find_checkpoint(folder, "auto")[0] == folder / "step-1000010"
 
 
 def test_saving_the_same_step_again_replaces_it(folder):

@@ -10,8 +10,8 @@ from lift_ds.training.progress import LiveProgress, PlainProgress, sparkline
 
 def make_totals():
     totals = StepTotals()
-    totals.add_loss(torch.tensor(1.5))
-    totals.add_counts(tokens=100, skipped=2)
+    totals.add(loss=1.5)
+    totals.add(num_tokens=100, num_skipped=2)
     totals.add_documents(
         t=torch.tensor([0.05, 0.55, 0.95]),
         component=torch.tensor([2, 1, 0]),
@@ -51,8 +51,11 @@ def test_metrics_file(tmp_path):
     file.close()
     with path.open("a") as cut:
         cut.write('{"kind": "step", "st')  # killed in the middle of a line
+    again = MetricsFile(path)
+    again.write("solve", 2, {})
+    again.close()
     records = list(read_metrics(path))
-    assert [record["kind"] for record in records] == ["step", "heldout"]
+    assert [record["kind"] for record in records] == ["step", "heldout", "solve"]
     assert records[0]["list"] == [None, 1.0]
     assert [record["mean"] for record in read_metrics(path, "heldout")] == [3.0]
 

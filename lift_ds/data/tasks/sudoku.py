@@ -57,12 +57,6 @@ def fits(grid: str) -> bool:
     return all(len(set(group)) == len(group) for group in (*columns, *boxes))
 
 
-def solutions_of(puzzle: str) -> list[str]:
-    """Every valid grid that agrees with the clues of `puzzle` (16 digits, 0 for a blank)."""
-    clues = [(place, digit) for place, digit in enumerate(puzzle) if digit != BLANK]
-    return [grid for grid in all_grids() if all(grid[place] == digit for place, digit in clues)]
-
-
 def punch_holes(solution: str, num_blanks: int, chance: random.Random) -> str:
     """Blanks up to `num_blanks` cells of `solution`, keeping it the only solution."""
     rivals = rival_differences(solution)

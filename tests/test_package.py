@@ -120,6 +120,21 @@ def test_readme_commands_with_data(number, tiny_dir, tmp_path):
     assert "step 2/2" in done.stdout
 
 
+def test_readme_python(tmp_path, tiny_dir):
+    """The API example, with a small model in place of the built-in base."""
+    launch_train(
+        "--deepspeed", "ds_configs/zero3.json", "--model", tiny_dir, "model.from_scratch=true", "optim.steps=1",
+        "eval.rows=0", "data.builtin_rows=100", f"output={tmp_path / 'run'}", num_ranks=1,
+    )  # fmt: skip
+    export = [command for command in commands("tools/zero_to_hf.py") if "runs/001" in command]
+    assert len(export) == 1
+    run(export[0].replace("runs/001", str(tmp_path / "run")).replace("export_folder", str(tmp_path / "model")).split())
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
+    code = code.replace("builtin:base", str(tmp_path / "model"))
+    printed = run([sys.executable, "-c", code + "\nprint(float(loss) > 0, ids.shape[1] - prompt.shape[1])"]).stdout
+    assert printed.strip().endswith("True 48")
+
+
 def test_dry_run_of_the_8b_recipe(tiny_dir, tmp_path):
     """Everything but the weights: recipe, JSON, columns, template."""
     data = tmp_path / "s1k.jsonl"
@@ -165,7 +180,7 @@ def test_errors_come_before_training_and_all_at_once(tmp_path):
         "model.path='no/model'",
         "'a.jsonl': no such file",
         "'b.txt': no such file",
-        "columns [",
+        "data.columns",
     ):
         assert part in missing.stdout
 

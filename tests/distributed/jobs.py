@@ -15,7 +15,7 @@ from deepspeed.utils.z3_leaf_module import z3_leaf_module
 from lift_ds.config import OptimConfig, RunConfig
 from lift_ds.data.batch import Document, MicroBatch, Noise, collate
 from lift_ds.lift.schedule import lift3_component
-from lift_ds.models.families import read_config
+from lift_ds.models.families import family_of, read_config
 from lift_ds.models.weights import NewWeights, SafetensorsFolder, fill_parameters
 from lift_ds.training.cluster import read_launch
 from lift_ds.training.ds_config import resolve_ds_json
@@ -152,6 +152,28 @@ def partitioned_loading(rank: int) -> dict:
         with zero.GatheredParameters([parameter]):
             worst = max(worst, float((parameter - new.tensor(name)).abs().max()))
     return {"worst": worst, "share": elements / engine.num_parameters()}
+
+
+def tied(rank: int) -> dict:
+    """A model with tied weights: training loss and evaluation under ZeRO-3 equal one process's."""
+    config = read_config(VECTORS)
+    config.weight_tying = True
+    ds_json = {"zero_optimization": {"stage": 3} | dict.fromkeys(THRESHOLDS, 0), "bf16": {"enabled": False}}
+    ds_json["train_micro_batch_size_per_gpu"] = 1
+    weights = NewWeights(config, 5)
+    engine = Engine(DiffusionStep(build_model(config, weights, ds_json, "tied"), True), ds_json, OptimConfig())
+    documents, noises = make_documents(7, [0.5, 0.8], set())
+    batches = [collate([documents[rank]], [noises[rank]], 99)]
+    alone = family_of(config).model_class(config)
+    fill_parameters(alone.named_parameters(), weights, "tied")
+    both = collate(documents, noises, 99)
+    loss, _ = DiffusionStep(alone, True)(both, document_scale(both, "response_tokens", step_counts([both]), 1))
+    before = forward_backward(engine, batches)
+    engine.update()
+    engine.root.eval()
+    with torch.no_grad():
+        logits = engine.model.head(engine.model.encode(both.clean_ids))
+    return {"loss": before, "expected": float(loss), "is_finite": bool(logits.isfinite().all())}
 
 
 def main() -> None:

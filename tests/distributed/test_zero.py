@@ -78,3 +78,9 @@ def test_every_rank_reads_its_own_share(tmp_path):
     result = launch_job("partitioned_loading", tmp_path / "out.json")
     assert result["worst"] == 0
     assert result["share"] == pytest.approx(0.5, rel=0.01)
+
+
+def test_tied_weights(tmp_path):
+    result = launch_job("tied", tmp_path / "out.json")
+    assert result["loss"] == pytest.approx(result["expected"], rel=1e-5)
+    assert result["is_finite"]

@@ -211,21 +211,42 @@ def test_a_checkpoint_of_another_model(straight, tiny_dir, tmp_path):
     assert "belongs to another model" in done.stdout
 
 
-def test_a_full_disk(tiny_dir, tmp_path):
-    """A file-size limit stops the write half-way: one clear error, and nothing under the final name."""
-    output = tmp_path / "run"
-    limit = 40_000
+def test_a_full_disk(straight, tiny_dir, tmp_path):
+    """A file-size limit stops a save half-way: one clear error, nothing under the final name, the older one whole."""
+    output = copy_of(straight, tmp_path)
 
     def limit_file_size():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 
-    command = [*SMALL, "--model", tiny_dir, "--output", output, "eval.solve_items=0", "eval.rows=0"]
-    done = launch_train(*command, num_ranks=1, check=False, preexec_fn=limit_file_size)
+    command = [*SMALL, "--model", tiny_dir, "--output", output, "eval.solve_items=0", "eval.rows=0", "optim.steps=9"]
+    done = launch_train(*command, "--resume", "auto", check=False, preexec_fn=limit_file_size)
     assert done.returncode != 0
     assert "could not be written" in done.stdout
     assert "Older checkpoints are untouched" in done.stdout
-    assert not list((output / "checkpoints").glob("step-*"))
-    assert not (output / "checkpoints" / "latest").exists()
+    checkpoints = output / "checkpoints"
+    assert (checkpoints / "latest").read_text().strip() == "step-000006"
+    assert not (checkpoints / "step-000009").exists()
+    again = launch_train(*command, "--resume", "auto")
+    assert "step-000006 at step 6" in again.stdout
+    assert (checkpoints / "latest").read_text().strip() == "step-000009"
+
+
+@pytest.mark.parametrize("config", ["zero2", "zero3"])
+def test_bf16_with_measurements_in_between(config, tiny_dir, tmp_path):
+    """bf16 as on a GPU; held-out losses between the steps; a row that its template refuses does not hang a rank."""
+    loaded = json.loads((REPOSITORY / "ds_configs" / f"{config}.json").read_text())
+    (tmp_path / "zero.json").write_text(json.dumps(loaded | {"bf16": {"enabled": True}}))
+    output = tmp_path / "run"
+    command = [*SMALL, "--deepspeed", tmp_path / "zero.json", "--model", tiny_dir, "--output", output, "eval.every=2"]
+    done = launch_train(*command, "objective.method=lift2", "optim.steps=4", "eval.rows=6")
+    assert "bf16" in done.stdout
+    kinds = [json.loads(line)["kind"] for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert kinds.count("heldout") == 3
+    assert {str(tensor.dtype) for tensor in load_file(output / "export" / "model.safetensors").values()} == {
+        "torch.bfloat16"
+    }
+    steps = read_steps(output)
+    assert steps[-1]["loss"] < steps[0]["loss"]
 
 
 def test_a_bad_row_in_the_middle_stops_every_rank_and_saves(tiny_dir, tmp_path):
@@ -266,3 +287,21 @@ def test_lora(tiny_dir, tmp_path):
     assert changed == {"q_proj", "k_proj", "v_proj"}
     unknown = launch_train(*lora, "lora.targets=[wrong]", "--output", tmp_path / "new", num_ranks=1, check=False)
     assert "lora.targets: wrong not in the model" in unknown.stdout
+
+
+def test_real_rows(bench, tiny_dir, tmp_path):
+    """GSM8K generations and AIME solutions of a real model, mapped on the command line."""
+    mappings = {
+        "gsm8k_256.jsonl": ["data.columns.prompt=question", "data.columns.response=generation"],
+        "aime24.json": [
+            "data.columns.prompt=question",
+            "data.columns.reasoning=thinking_trajectories.0",
+            "data.columns.answer=sol.0",
+        ],
+    }
+    for name, columns in mappings.items():
+        command = ["python", "launchers/train.py", "--deepspeed", "ds_configs/zero3.json", "--dry-run"]
+        command += ["--model", str(tiny_dir), "--data", str(bench / name), *columns, "eval.rows=8", "data.on_long=skip"]
+        done = run(command)
+        assert "rows" in done.stdout
+        assert "error" not in done.stdout

@@ -20,7 +20,7 @@ from lift_ds.data.sources import open_sources
 from lift_ds.models.families import read_config
 from lift_ds.models.weights import resolve_folder
 from lift_ds.training.cluster import Launch, read_launch
-from lift_ds.training.data import RunData, as_list, check_first_rows
+from lift_ds.training.data import RunData, as_list, check_first_rows, open_weights, prepare
 from lift_ds.training.ds_config import read_ds_json, resolve_ds_json
 
 DESCRIPTION = """Fine-tunes a masked diffusion language model under DeepSpeed.
@@ -150,7 +150,7 @@ def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
     run, loaded = resolve(arguments, launch)
     quieten(launch.is_main)
     from lift_ds.training import engine  # deepspeed is slow to import; configuration errors come first
-    from lift_ds.training.run import execute, open_weights, prepare
+    from lift_ds.training.run import execute
 
     prepared = prepare(run, with_weights=not arguments.dry_run)
     hidden_size = prepared.config.hidden_size

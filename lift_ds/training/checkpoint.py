@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: temporary name, manifest last, atomic rename.
+"""Saving and restoring a run's state on all ranks, whole or not at all.
 
     checkpoints/step-000100/
         zero/...                DeepSpeed's shards
@@ -15,61 +15,31 @@ only if its manifest does.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from .engine import Engine
+from .manifest import (
+    MANIFEST,
+    TEMPORARY_PREFIX,
+    FileRecord,
+    Manifest,
+    checkpoint_name,
+    hash_file,
+    publish,
+    read_manifest,
+    remove_old,
+    sync_and_hash,
+    write_synced,
+)
 
-MANIFEST = "manifest.json"
 ZERO_TAG = "zero"
-TEMPORARY_PREFIX = ".writing-"
-HASH_BLOCK_BYTES = 1 << 20
 SPARE_BYTES = 64 << 20
 WEIGHT_BYTES = 4
 OPTIMIZER_BYTES = 12
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """Size and SHA-256 of one file."""
-
-    num_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a checkpoint holds.
-
-    Args:
-        step: Optimizer steps taken.
-        world_size: Ranks that wrote it.
-        zero_stage: ZeRO stage of its shards.
-        model: Fingerprint of the model's parameter names and shapes.
-        files: Every file but the manifest, by path inside the checkpoint.
-    """
-
-    step: int
-    world_size: int
-    zero_stage: int
-    model: str
-    files: dict[str, FileRecord]
-
-
-def model_fingerprint(shapes: dict[str, Any]) -> str:
-    """Hash of parameter names and shapes."""
-    listed = sorted((name, list(shape)) for name, shape in shapes.items())
-    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
-
-
-def checkpoint_name(step: int) -> str:
-    """Folder name of a step's checkpoint."""
-    return f"step-{step:06d}"
 
 
 def save_checkpoint(
@@ -193,133 +163,12 @@ def hash_own_shards(engine: Engine, temporary: Path) -> dict[str, FileRecord]:
     return {str(path.relative_to(temporary)): sync_and_hash(path) for path in mine}
 
 
-def sync_and_hash(path: Path) -> FileRecord:
-    """Forces a file to disk, then hashes it."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-    return hash_file(path)
-
-
-def hash_file(path: Path) -> FileRecord:
-    """Size and SHA-256."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(HASH_BLOCK_BYTES):
-            digest.update(block)
-    return FileRecord(path.stat().st_size, digest.hexdigest())
-
-
 def copy_hf_files(source: Path, target: Path) -> None:
     """Copies config and tokenizer files, not weights."""
     target.mkdir(exist_ok=True)
     for path in sorted(source.iterdir()):
         if path.is_file() and path.suffix in (".json", ".jinja", ".model", ".txt") and "safetensors" not in path.name:
             shutil.copy(path, target / path.name)
-
-
-def write_synced(path: Path, text: str) -> None:
-    """Writes a file and forces it to disk."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def publish(temporary: Path, final: Path) -> None:
-    """Renames the finished folder and points `latest` at it, each in one atomic step."""
-    if final.exists():
-        shutil.rmtree(final)
-    os.rename(temporary, final)
-    pointer = final.parent / ".latest"
-    write_synced(pointer, final.name + "\n")
-    os.replace(pointer, final.parent / "latest")
-    sync_folder(final.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Forces a folder's entries to disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The step in a checkpoint's folder name."""
-    return int(checkpoint.name.removeprefix("step-"))
-
-
-def remove_old(folder: Path, newest: int, keep: int) -> None:
-    """Removes all but the last `keep` checkpoints up to step `newest`, and what interrupted saves left."""
-    upto = sorted((path for path in folder.glob("step-*") if step_of(path) <= newest), key=step_of)
-    for path in upto[:-keep]:
-        shutil.rmtree(path)
-    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
-        shutil.rmtree(path)
-
-
-def read_manifest(checkpoint: Path) -> Manifest:
-    """The manifest of a checkpoint.
-
-    Raises:
-        ValueError: There is none, or it cannot be read.
-    """
-    try:
-        loaded = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        files = {name: FileRecord(**record) for name, record in loaded.pop("files").items()}
-        return Manifest(files=files, **loaded)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{checkpoint}: no readable {MANIFEST}: {error}; this is no whole checkpoint.") from error
-
-
-def find_faults(checkpoint: Path, manifest: Manifest) -> list[str]:
-    """What is wrong with a checkpoint's files: missing, of another size, or of another checksum."""
-    faults = []
-    for name, record in manifest.files.items():
-        path = checkpoint / name
-        if not path.is_file():
-            faults.append(f"{name} is missing")
-        elif path.stat().st_size != record.num_bytes:
-            faults.append(f"{name} has {path.stat().st_size} bytes instead of {record.num_bytes}")
-        elif hash_file(path) != record:
-            faults.append(f"{name} has changed (checksum)")
-    return faults
-
-
-def find_checkpoint(folder: Path, resume: str) -> tuple[Path | None, list[str]]:
-    """The checkpoint to start from, and why newer ones were passed over.
-
-    Args:
-        folder: `checkpoints` of the run.
-        resume: `none`, `auto` (newest whole one, if any), or a checkpoint's folder.
-
-    Raises:
-        ValueError: A named checkpoint is not whole, or `auto` finds only broken ones.
-    """
-    if resume == "none":
-        return None, []
-    if resume != "auto":
-        faults = find_faults(Path(resume), read_manifest(Path(resume)))
-        if faults:
-            raise ValueError(f"checkpoint.resume={resume}: not whole: {'; '.join(faults)}.")
-        return Path(resume), []
-    passed_over = [f"{path.name}: an interrupted save" for path in folder.glob(f"{TEMPORARY_PREFIX}*")]
-    found = sorted(folder.glob("step-*"), key=step_of, reverse=True)
-    for path in found:
-        try:
-            faults = find_faults(path, read_manifest(path))
-        except ValueError as error:
-            faults = [str(error)]
-        if not faults:
-            return path, passed_over
-        passed_over.append(f"{path.name}: {'; '.join(faults)}")
-    if found:
-        raise ValueError(
-            f"checkpoint.resume=auto: no whole checkpoint in {folder}: {' | '.join(passed_over)}. "
-            "Remove the broken ones to start anew."
-        )
-    return None, passed_over
 
 
 def load_checkpoint(engine: Engine, checkpoint: Path, fingerprint: str) -> tuple[int, dict[str, Any]]:

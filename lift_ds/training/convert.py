@@ -12,7 +12,8 @@ from torch import Tensor
 from lift_ds.models.export import DTYPES, export_folder
 from lift_ds.models.lora import merge_adapters
 
-from .checkpoint import ZERO_TAG, find_faults, read_manifest
+from .checkpoint import ZERO_TAG
+from .manifest import find_faults, read_manifest
 
 ROOT_PREFIX = "model."
 

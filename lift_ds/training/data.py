@@ -1,8 +1,9 @@
-"""The data of a run, from its config: training steps and held-out documents."""
+"""What a run reads, opened and checked from its config: model folder, weights, training steps, held-out documents."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -12,7 +13,8 @@ from lift_ds.data.chat import ChatEncoder
 from lift_ds.data.lanes import Lanes, choose_held_out
 from lift_ds.data.loader import RowReader, StepLoader
 from lift_ds.data.sources import BUILTIN_PREFIX, Manifest, open_sources
-from lift_ds.models.families import max_length_of
+from lift_ds.models.families import check_tokenizer, max_length_of, read_config
+from lift_ds.models.weights import NewWeights, SafetensorsFolder, WeightSource, load_tokenizer, resolve_folder
 
 from .objective import make_noise_rule
 
@@ -112,3 +114,50 @@ def make_loader(
         pad_token_id=pad_token_id,
         first_step=first_step,
     )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything but the weights that is opened and checked before an engine exists.
+
+    Args:
+        run: Run config.
+        folder: Where model config and tokenizer were found.
+        config: The model's config.
+        data: Training and held-out data.
+    """
+
+    run: RunConfig
+    folder: Path
+    config: PretrainedConfig
+    data: RunData
+
+
+def prepare(run: RunConfig, with_weights: bool = True) -> Prepared:
+    """Opens model folder and data, and checks both.
+
+    Args:
+        run: The run config.
+        with_weights: Fetch the weights of a hub name too.
+
+    Raises:
+        ValueError: Something is missing or does not fit; see the functions that it calls.
+    """
+    folder = resolve_folder(run.model.path, with_weights and not run.model.from_scratch)
+    config = read_config(folder)
+    tokenizer = load_tokenizer(folder)
+    if tokenizer is None:
+        raise ValueError(f"{folder}: no tokenizer; training needs one to read text.")
+    check_tokenizer(config, tokenizer, folder)
+    return Prepared(run, folder, config, open_data(run, tokenizer, config))
+
+
+def open_weights(prepared: Prepared) -> WeightSource:
+    """The weights that a run starts from.
+
+    Raises:
+        ValueError: The folder has none, or a file cannot be read.
+    """
+    if prepared.run.model.from_scratch:
+        return NewWeights(prepared.config, prepared.run.seed)
+    return SafetensorsFolder(prepared.folder)

@@ -1,0 +1,233 @@
+"""One run on one rank: resume, measure, train, save, measure again, export."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lift_ds.config import RunConfig
+from lift_ds.data.batch import Document
+from lift_ds.evaluation.heldout import LEVELS, heldout_loss
+from lift_ds.evaluation.solve import Decoding, held_out_items, solve_items
+from lift_ds.metrics import MetricsFile
+from lift_ds.models.weights import load_pretrained, whole_shape
+
+from .checkpoint import check_space, load_checkpoint, save_checkpoint
+from .convert import convert_checkpoint
+from .data import Prepared, make_loader
+from .engine import Engine
+from .loop import StopRequest, train_steps
+from .manifest import find_checkpoint, model_fingerprint
+from .progress import Progress
+from .report import print_summary, solve_record
+
+FLOAT32_TOLERANCE = 1e-5
+BF16_TOLERANCE = 5e-2
+
+
+@dataclass
+class Trainer:
+    """One run on one rank.
+
+    Args:
+        prepared: What was opened.
+        ds_json: Resolved DeepSpeed JSON.
+        engine: The training engine.
+        progress: The display.
+        metrics: `metrics.jsonl`, on rank 0 only.
+        stop: Whether this process was asked to stop.
+    """
+
+    prepared: Prepared
+    ds_json: dict[str, Any]
+    engine: Engine
+    progress: Progress
+    metrics: MetricsFile | None
+    stop: StopRequest
+
+    @property
+    def run(self) -> RunConfig:
+        """The run config."""
+        return self.prepared.run
+
+    @property
+    def output(self) -> Path:
+        """The run folder."""
+        return Path(self.run.output)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names and shapes of all weights, adapters included, as a hash."""
+        parameters = self.engine.root.named_parameters()
+        return model_fingerprint({name: whole_shape(parameter) for name, parameter in parameters})
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """What `run.json` holds."""
+        return {"run": self.run.model_dump(), "deepspeed": self.ds_json, "world_size": self.engine.world_size}
+
+    def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Writes a line of `metrics.jsonl`, on rank 0."""
+        if self.metrics is not None:
+            self.metrics.write(kind, step, values)
+
+    def measure_heldout(self, step: int) -> None:
+        """Held-out cross-entropy, recorded and shown."""
+        if not self.prepared.data.held_out:
+            return
+        with self.engine.evaluating() as model:
+            loss = heldout_loss(
+                model,
+                self.prepared.data.held_out,
+                self.engine,
+                self.ds_json["train_micro_batch_size_per_gpu"],
+                self.run.seed,
+            )
+        self.record("heldout", step, {"mean": loss.mean, "levels": list(LEVELS), "by_level": list(loss.by_level)})
+        by_level = "  ".join(f"t {level}: {value:.3f}" for level, value in zip(LEVELS, loss.by_level, strict=True))
+        self.progress.say(f"step {step}: held-out loss {loss.mean:.4f}   ({by_level})")
+
+    def measure_solving(self, step: int, moment: str) -> None:
+        """Solve rates of the built-in tasks, recorded and shown."""
+        if not self.run.eval.solve_items:
+            return
+        evaluation = self.run.eval
+        decoding = Decoding(evaluation.steps, evaluation.gen_length, evaluation.block_length)
+        items = held_out_items(evaluation.solve_items, self.run.data.builtin_seed)
+        with self.engine.evaluating() as model:
+            report = solve_items(model, self.prepared.data.encoder, items, decoding, self.engine)
+        self.record("solve", step, solve_record(report, moment))
+        rates = "  ".join(f"{name} {score.solve_rate:.1%}" for name, score in report.scores.items())
+        self.progress.say(f"{moment} training: solved {rates}   ({report.seconds:.0f} s)")
+
+    def resume(self) -> int:
+        """Restores the newest checkpoint if the config asks for it; returns the steps already taken."""
+        folder, wanted = self.output / "checkpoints", self.run.checkpoint.resume
+        checkpoint, passed_over = self.engine.on_main(lambda: find_checkpoint(folder, wanted))
+        for reason in passed_over:
+            self.progress.say(f"passed over {reason}")
+        if checkpoint is None:
+            if self.run.checkpoint.resume == "auto":
+                self.progress.say(f"no checkpoint in {self.output}: starting at step 0")
+            return 0
+        step, lanes = load_checkpoint(self.engine, checkpoint, self.fingerprint)
+        self.prepared.data.lanes.load_state(lanes)
+        self.progress.say(f"resumed from {checkpoint} at step {step}")
+        self.record("resume", step, {"checkpoint": str(checkpoint)})
+        return step
+
+    def save(self, step: int, lanes: dict[str, Any]) -> Path:
+        """Writes a checkpoint."""
+        path = save_checkpoint(
+            self.engine,
+            self.output / "checkpoints",
+            step,
+            lanes,
+            self.resolved,
+            self.prepared.folder,
+            self.fingerprint,
+            self.run.checkpoint.keep,
+        )
+        self.progress.say(f"step {step}: checkpoint {path}")
+        return path
+
+    def fit(self) -> int:
+        """Trains from the start or a checkpoint to the end or a stop signal; returns the steps taken in all."""
+        first_step = self.resume()
+        check_space(self.engine, self.output / "checkpoints")
+        if first_step == 0:
+            self.measure_heldout(0)
+            self.measure_solving(0, "before")
+        micro_batch = self.ds_json["train_micro_batch_size_per_gpu"]
+        engine, run = self.engine, self.run
+        loader = make_loader(
+            run,
+            self.prepared.data,
+            micro_batch,
+            engine.rank,
+            engine.world_size,
+            self.prepared.config.pad_token_id,
+            first_step,
+        )
+        saved_at = first_step
+
+        def after_step(step: int, record: dict[str, Any]) -> None:
+            nonlocal saved_at
+            if step % run.log_every == 0 or step == run.optim.steps:
+                self.record("step", step, record)
+                self.progress.show_step(step, record)
+                engine.write_monitor(
+                    {key: record[key] for key in ("loss", "grad_norm", "lr", "tokens_per_second")}, step
+                )
+            if run.eval.every and step % run.eval.every == 0 and step < run.optim.steps:
+                self.measure_heldout(step)
+            if run.checkpoint.save_every and step % run.checkpoint.save_every == 0:
+                self.save(step, loader.state)
+                saved_at = step
+
+        try:
+            outcome = train_steps(engine, run, loader, first_step, self.stop, after_step)
+        finally:
+            loader.close()
+        if outcome.step > saved_at:
+            self.save(outcome.step, loader.state)
+        if outcome.problem is not None:
+            raise outcome.problem
+        return outcome.step
+
+    def finish(self, step: int) -> None:
+        """Measures the trained model, exports it, reloads the export and prints the summary."""
+        self.measure_heldout(step)
+        self.measure_solving(step, "after")
+        probe = self.prepared.data.held_out[:1]
+        logits = self.probe_logits(probe[0]) if probe else None
+        self.progress.close()
+        self.engine.barrier()
+        if self.engine.rank != 0:
+            return
+        newest = self.output / "checkpoints" / (self.output / "checkpoints" / "latest").read_text().strip()
+        export = free_name(self.output / "export")
+        convert_checkpoint(newest, export)
+        difference = self.compare_export(export, probe[0], logits) if logits is not None else "not compared"
+        files = {"run folder": self.output, "checkpoint": newest, "export": export}
+        print_summary(self.output / "metrics.jsonl", files)
+        print(f"reloaded       largest difference of the export's logits from the trained model's: {difference}")
+
+    def probe_logits(self, document: Document) -> torch.Tensor:
+        """The trained model's logits of one fully masked response, float32 on the CPU."""
+        ids = self.probe_ids(document).to(self.engine.device)
+        with self.engine.evaluating() as model:
+            return model.head(model.encode(ids)).float().cpu()
+
+    def probe_ids(self, document: Document) -> torch.Tensor:
+        """Input (1, L) of the probe."""
+        ids = torch.from_numpy(document.ids)[None]
+        return ids.masked_fill(torch.from_numpy(document.response_mask)[None], self.prepared.config.mask_token_id)
+
+    def compare_export(self, export: Path, document: Document, logits: torch.Tensor) -> str:
+        """Largest difference of the reloaded export's logits from the trained model's, over the largest logit.
+
+        Raises:
+            RuntimeError: It is more than rounding explains.
+        """
+        model, _ = load_pretrained(export)
+        torch.nn.Module.to(model, device=self.engine.device)
+        with torch.no_grad():
+            reloaded = model(input_ids=self.probe_ids(document).to(self.engine.device)).logits.float().cpu()
+        difference = float((reloaded - logits).abs().max() / logits.abs().max())
+        tolerance = BF16_TOLERANCE if self.ds_json["bf16"]["enabled"] else FLOAT32_TOLERANCE
+        if difference > tolerance:
+            raise RuntimeError(
+                f"{export}: logits differ by {difference:.1e} of the largest; at most {tolerance} is expected."
+            )
+        return f"{difference:.1e}"
+
+
+def free_name(path: Path) -> Path:
+    """The path itself, or with the first number behind it that is not taken."""
+    candidates = chain([path], (path.with_name(f"{path.name}-{number}") for number in count(2)))
+    return next(candidate for candidate in candidates if not candidate.exists())

@@ -108,6 +108,10 @@ def test_readme_commands_with_data(number, tiny_dir, tmp_path):
         }
         for n in range(60)
     ]
+    if "llada_8b_lift3_lora" in command:  # the recipe maps the columns of s1K
+        rows = [
+            {"question": f"{n} + 1?", "thinking_trajectories": [f"{n}, then one"], "attempt": "1"} for n in range(60)
+        ]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = re.sub(r"--data \S+", f"--data {data}", command)
     command = re.sub(r"--model \S+", "", command)

@@ -1,0 +1,105 @@
+"""What fine-tuning the built-in base brings, with its controls: LIFT-3, vanilla SFT, and shuffled answers, equal steps.
+
+    python benchmarks/controls.py --seeds 1 2 3 --json controls.json
+
+Every run starts from the same base and draws from the same questions; a seed changes their order, levels and masks.
+Solve rates are of held-out items, greedy. `--quick` is a smoke test and never quoted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+ARMS = {
+    "LIFT-3": ["objective.method=lift3"],
+    "LIFT-2": ["objective.method=lift2"],
+    "vanilla SFT": ["objective.method=vanilla"],
+    "vanilla SFT, shuffled answers": ["objective.method=vanilla", "data.path=builtin:reasoning-shuffled"],
+}
+TASKS = ("countdown", "sudoku", "arithmetic")
+RECIPE = "lift_ds/assets/reasoning.yaml"
+
+
+def train(arm: str, seed: int, overrides: list[str], folder: Path) -> dict[str, dict[str, float]]:
+    """One run on two ranks; its solve rates and held-out losses before and after, and its training speed."""
+    output = folder / f"{arm.replace(' ', '_').replace(',', '')}-{seed}"
+    command = ["deepspeed", "--num_gpus", "2", "launchers/train.py", "--deepspeed", "ds_configs/zero3.json"]
+    command += ["--config", RECIPE, *ARMS[arm], f"seed={seed}", f"output={output}", *overrides]
+    done = subprocess.run(command, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if done.returncode:
+        sys.exit(done.stdout[-4000:])
+    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    found: dict[str, dict[str, float]] = {}
+    for record in records:
+        if record["kind"] == "solve":
+            scores = record["scores"]
+            rates = {name: score["num_solved"] / score["num_items"] for name, score in scores.items()}
+            total = sum(score["num_items"] for score in scores.values())
+            rates["all"] = sum(score["num_solved"] for score in scores.values()) / total
+            rates["unparsed"] = sum(score["num_unparsed"] for score in scores.values()) / total
+            found[record["moment"]] = rates
+    losses = [record["mean"] for record in records if record["kind"] == "heldout"]
+    steps = [record for record in records if record["kind"] == "step"]
+    seconds = sum(record["seconds"] for record in steps)
+    found["run"] = {
+        "heldout_before": losses[0],
+        "heldout_after": losses[-1],
+        "tokens_per_second": sum(record["num_tokens"] for record in steps) / seconds,
+        "train_seconds": seconds,
+    }
+    return found
+
+
+def main() -> None:
+    """Runs every arm with every seed and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="one run of every arm for each")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="which methods to run")
+    parser.add_argument("--items", type=int, default=600, help="held-out items")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--quick", action="store_true", help="a smoke test of a few steps")
+    parser.add_argument("overrides", nargs="*", help="further key=value overrides of every run")
+    arguments = parser.parse_intermixed_args()
+    overrides = [f"eval.solve_items={arguments.items}", *arguments.overrides]
+    if arguments.quick:
+        arguments.seeds = arguments.seeds[:1]
+        overrides += ["optim.steps=2", "eval.solve_items=6", "eval.rows=6", "data.builtin_rows=600"]
+    figures: dict[str, float | bool] = {"quick": arguments.quick}
+    heads = "".join(f"{name:>12}" for name in TASKS)
+    print(f"{'':32}{heads}{'all':>16}{'no parse':>10}{'held-out':>10}{'tok/s':>8}")
+    with tempfile.TemporaryDirectory() as folder:
+        for place, arm in enumerate(arguments.arms):
+            runs = [train(arm, seed, overrides, Path(folder)) for seed in arguments.seeds]
+            if place == 0:
+                print_row(
+                    "base, before", [run["before"] for run in runs], [run["run"]["heldout_before"] for run in runs], 0
+                )
+            after = [run["after"] for run in runs]
+            speed = statistics.mean(run["run"]["tokens_per_second"] for run in runs)
+            print_row(arm, after, [run["run"]["heldout_after"] for run in runs], speed)
+            for run, seed in zip(runs, arguments.seeds, strict=True):
+                for moment in ("before", "after", "run"):
+                    figures |= {f"{arm}/{seed}/{moment}/{name}": value for name, value in run[moment].items()}
+            if arguments.json:
+                arguments.json.write_text(json.dumps(figures, indent=1))
+
+
+def print_row(label: str, rates: list[dict[str, float]], heldout: list[float], speed: float) -> None:
+    """One line: means over the seeds, and the range of the total."""
+    means = {name: 100 * statistics.mean(rate[name] for rate in rates) for name in rates[0]}
+    totals = [100 * rate["all"] for rate in rates]
+    spread = f"{means['all']:.1f} ({min(totals):.0f}-{max(totals):.0f})"
+    tasks = "".join(f"{means[name]:>10.1f} %" for name in TASKS)
+    tail = f"{spread:>16}{means['unparsed']:>8.1f} %{statistics.mean(heldout):>10.3f}{speed:>8,.0f}"
+    print(f"{label:32}{tasks}{tail}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from .tasks import TASKS, draw_item, pretraining_text
+from .tasks import TASKS, draw_item, instruction, pretraining_text
 
 JSONL_CHUNK_ROWS = 256
 BUILTIN_CHUNK_ROWS = 512
@@ -144,7 +144,9 @@ FILE_KINDS: dict[str, Callable[[str], Source]] = {".jsonl": JsonLines, ".json": 
 
 
 class Builtin(Source):
-    """Rows of the built-in tasks: `builtin:reasoning` (all of them), a task's name, or `builtin:pretraining`.
+    """Rows of the built-in tasks: `builtin:reasoning` (all of them) or a task's name.
+
+    `builtin:pretraining` and `builtin:instructions` are what the built-in base was made with.
 
     `builtin:reasoning-shuffled` answers every question with another item's response: the control that shows how much
     of a gain is the format alone.
@@ -158,7 +160,7 @@ class Builtin(Source):
         self.is_shuffled = kind.endswith("-shuffled")
         self.kind = kind.removesuffix("-shuffled")
         self.tasks = list(TASKS) if self.kind == "reasoning" else [self.kind]
-        allowed = ["pretraining", "reasoning", "reasoning-shuffled", *TASKS]
+        allowed = ["pretraining", "instructions", "reasoning", "reasoning-shuffled", *TASKS]
         if kind not in allowed:
             names = ", ".join(BUILTIN_PREFIX + each for each in allowed)
             raise ValueError(f"data.path={name!r}: no such built-in data; allowed: {names}, or files.")
@@ -178,6 +180,8 @@ class Builtin(Source):
         """The record of one row: tasks take turns."""
         if self.kind == "pretraining":
             return {"text": pretraining_text(self.seed, self.split, row)}
+        if self.kind == "instructions":
+            return dict(zip(("prompt", "response"), instruction(self.seed, self.split, row), strict=True))
         task = TASKS[self.tasks[row % len(self.tasks)]]
         index = row // len(self.tasks)
         item = draw_item(task, self.seed, self.split, index)

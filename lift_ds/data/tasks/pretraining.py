@@ -1,4 +1,4 @@
-"""Text for the small base model: the tasks' domains and answer format, but no solved item of any task.
+"""Text and instructions for the small base model: the tasks' domains and answer format, but no solved item of a task.
 
 The base learns that equations hold, what partial grids and stories look like, how to copy from a question, and to
 write `<answer>...</answer>`. How a question of Countdown, Sudoku or a word problem is solved is left to fine-tuning.
@@ -31,11 +31,17 @@ def pretraining_text(seed: int, split: str, index: int) -> str:
         Plain lines, or a chat in the LLaDA template.
     """
     chance = random.Random(f"pretraining/{seed}/{split}/{index}")
-    document = chance.choices(DOCUMENTS, weights=WEIGHTS)[0](chance)
+    document = chance.choices(list(DOCUMENTS), weights=list(DOCUMENTS.values()))[0](chance)
     if isinstance(document, str):
         return "<|startoftext|>" + document
     user, assistant = document
     return "<|startoftext|>" + TURN.format(role="user", content=user) + TURN.format(role="assistant", content=assistant)
+
+
+def instruction(seed: int, split: str, index: int) -> Chat:
+    """Chat number `index`, as (question, answer); arguments as in `pretraining_text`."""
+    chance = random.Random(f"instructions/{seed}/{split}/{index}")
+    return chance.choices(list(INSTRUCTIONS), weights=list(INSTRUCTIONS.values()))[0](chance)
 
 
 def equations(chance: random.Random) -> str:
@@ -150,16 +156,23 @@ def counted_things(chance: random.Random) -> Chat:
     return f"{facts} How many {things} does {names[asked]} have?", f"{line}\n<answer>{amounts[asked]}</answer>"
 
 
-DOCUMENTS: tuple[Callable[[random.Random], str | Chat], ...] = (
-    equations,
-    echoes,
-    worked_sum,
-    free_expression,
-    grids,
-    copied_grid,
-    refilled_grid,
-    wordings,
-    copied_story,
-    counted_things,
-)
-WEIGHTS = (5, 4, 3, 3, 1, 2, 3, 1, 2, 2)
+INSTRUCTIONS: dict[Callable[[random.Random], Chat], int] = {
+    worked_sum: 4,
+    free_expression: 4,
+    copied_grid: 1,
+    refilled_grid: 2,
+    copied_story: 2,
+    counted_things: 3,
+}
+DOCUMENTS: dict[Callable[[random.Random], str | Chat], int] = {
+    equations: 5,
+    echoes: 4,
+    worked_sum: 3,
+    free_expression: 3,
+    grids: 1,
+    copied_grid: 2,
+    refilled_grid: 3,
+    wordings: 1,
+    copied_story: 2,
+    counted_things: 2,
+}

@@ -23,11 +23,13 @@ test-multinode: $(INSTALLED)  ## three steps over two hosts (network namespaces;
 test-export: $(INSTALLED)  ## an export in a clean environment with transformers 4
 	pytest -m slow tests/models/test_export.py
 
-base: $(INSTALLED)  ## make the built-in base anew: about three hours on two cores
+base: $(INSTALLED)  ## make the built-in base anew, in two stages: about an hour on two cores
 	python tools/make_base_tokenizer.py lift_ds/assets/base
 	deepspeed --num_gpus 2 launchers/train.py --deepspeed ds_configs/zero2_micro16.json \
 	  --config launchers/recipes/pretrain_base.yaml
-	python tools/zero_to_hf.py runs/pretrain_base runs/pretrain_base/bf16 --dtype bfloat16
+	deepspeed --num_gpus 2 launchers/train.py --deepspeed ds_configs/zero2_micro16.json \
+	  --config launchers/recipes/instruct_base.yaml
+	python tools/zero_to_hf.py runs/instruct_base runs/instruct_base/bf16 --dtype bfloat16
 
 $(INSTALLED): setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)

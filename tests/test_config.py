@@ -160,6 +160,8 @@ def test_missing_json():
 
 
 def test_recipes_name_what_made_the_base():
-    recipe = yaml.safe_load((REPOSITORY / "launchers" / "recipes" / "pretrain_base.yaml").read_text())
-    assert recipe["data"]["path"] == "builtin:pretraining"
-    assert recipe["model"]["from_scratch"] is True
+    folder = REPOSITORY / "launchers" / "recipes"
+    text, chats = (yaml.safe_load((folder / f"{stage}_base.yaml").read_text()) for stage in ("pretrain", "instruct"))
+    assert (text["data"]["path"], chats["data"]["path"]) == ("builtin:pretraining", "builtin:instructions")
+    assert text["model"]["from_scratch"] is True
+    assert chats["model"]["path"] == f"{text['output']}/export"

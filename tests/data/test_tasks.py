@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lift_ds.data.tasks import TASKS, Item, Verdict, draw_item, pretraining_text, split_of
+from lift_ds.data.tasks import TASKS, Item, Verdict, draw_item, instruction, pretraining_text, split_of
 from lift_ds.data.tasks.countdown import Countdown, apply_sign, countdown_key, evaluate_expression
 from lift_ds.data.tasks.sudoku import all_grids
 
@@ -143,13 +143,21 @@ def test_word_problems_vary_and_stay_in_range():
     assert all(1 <= int(item.key.rsplit(" ", 1)[1]) <= 99 for item in items)
 
 
-def test_pretraining_text_has_no_solved_item():
+def stage_texts(stage):
+    """The first 6,000 documents of a stage of the built-in base's pretraining."""
+    if stage == "text":
+        return [pretraining_text(0, "train", index) for index in range(6000)]
+    return ["\n".join(instruction(0, "train", index)) for index in range(6000)]
+
+
+@pytest.mark.parametrize("stage", ["text", "instructions"])
+def test_the_base_saw_no_solved_item(stage):
     """No question of a task, no whole valid grid, and no solution of a test item of Countdown in any form."""
-    texts = [pretraining_text(0, "train", index) for index in range(6000)]
+    texts = stage_texts(stage)
     questions = ("Solve this 4x4 Sudoku", " once each with ", "Make ", "Reach ")
     assert not any(question in text for text in texts for question in questions)
     sums = [found for text in texts for found in re.findall(r"(\d+)([+-])(\d+)([+-])(\d+)(?:=(\d+))?", text)]
-    assert len(sums) > 4000
+    assert len(sums) > 2500
     for first, sign_a, second, sign_b, third, _ in sums:
         numbers = [int(first), int(second), int(third)]
         target = apply_sign(apply_sign(numbers[0], sign_a, numbers[1]), sign_b, numbers[2])

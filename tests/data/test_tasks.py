@@ -134,6 +134,8 @@ def test_sudoku_shapes():
     assert verify(item, f"<answer>{solution.replace(chr(10), '')}</answer>") is Verdict.UNPARSED
     swapped = solution.translate(str.maketrans("12", "21"))
     assert verify(item, f"<answer>{swapped}</answer>") is Verdict.WRONG
+    puzzle = item.question.split("\n", 1)[1]  # the question, copied: an answer, and a wrong one
+    assert verify(item, f"<answer>{puzzle}</answer>") is Verdict.WRONG
 
 
 def test_word_problems_vary_and_stay_in_range():

@@ -27,12 +27,12 @@ class Sudoku:
         return Item(self.name, question, f"<answer>{as_rows(solution)}</answer>", f"sudoku {solution}")
 
     def verify(self, item: Item, generation: str) -> Verdict:
-        """Right where the answer is the (unique) solution; unparsed where it is not four rows of four digits 1 to 4."""
+        """Right where the answer is the (unique) solution; unparsed where it is not four rows of four digits or blanks."""
         answer = read_answer(generation)
         if answer is None:
             return Verdict.UNPARSED
         rows = answer.split("\n")
-        if len(rows) != 4 or any(len(row) != 4 or set(row) - set(SYMBOLS) for row in rows):
+        if len(rows) != 4 or any(len(row) != 4 or set(row) - set(SYMBOLS + BLANK) for row in rows):
             return Verdict.UNPARSED
         return Verdict.SOLVED if "".join(rows) == item.key.removeprefix("sudoku ") else Verdict.WRONG
 

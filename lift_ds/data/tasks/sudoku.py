@@ -27,7 +27,7 @@ class Sudoku:
         return Item(self.name, question, f"<answer>{as_rows(solution)}</answer>", f"sudoku {solution}")
 
     def verify(self, item: Item, generation: str) -> Verdict:
-        """Right where the answer is the (unique) solution; unparsed where it is not four rows of four digits or blanks."""
+        """Right where the answer is the one solution; unparsed where it is not four rows of four digits or blanks."""
         answer = read_answer(generation)
         if answer is None:
             return Verdict.UNPARSED

@@ -1,40 +1,105 @@
-"""The masked-diffusion loss.
+"""The weighted cross-entropy of a vocabulary matrix, without ever holding all logits.
 
-    loss = sum_{b, i kept} w_{b,i} * -log p(clean_{b,i}) / t_b  /  N
+    loss = sum_r w_r nll_r,      nll_r = logsumexp_v(h_r . W_v) - h_r . W_{gold_r}
 
-N is the normaliser of the whole optimizer step (see `training.step`). Source: LLaDA eq. 5.
-Differs: the public code divides by the tokens of one micro-batch, so that its gradient depends on the split.
+Rows go through the matrix in chunks. The softmax of a chunk gives its loss and, at once, its share of both gradients:
+
+    dh_r = w_r (softmax_r W - W_{gold_r})          dW = sum_r w_r (softmax_r - onehot_r)^T h_r
+
+Nothing is recomputed in backward, which only scales what was kept: (R, D) and, where W is trained, (V, D).
+
+Shapes: R rows, D width, V vocabulary. Memory beyond that: a chunk's `CHUNK_LOGITS` logits in float32 (and once more in
+the matrix's type, where that is another one). Differs: the public code holds the logits of all positions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
 
-
-def gold_logprob(logits: Tensor, gold_ids: Tensor) -> Tensor:
-    """Log p(gold) in float32.
-
-    Args:
-        logits: (R, V) logits of R rows, any float type.
-        gold_ids: (R,) true token ids.
-
-    Returns:
-        (R,) float32, at most 0.
-    """
-    wide = logits.float()
-    return wide.gather(-1, gold_ids[:, None])[:, 0] - torch.logsumexp(wide, dim=-1)
+CHUNK_LOGITS = 1 << 25
 
 
-def weighted_nll(token_nll: Tensor, weights: Tensor, num_targets: float | Tensor) -> Tensor:
-    """sum(weights * token_nll) / num_targets.
+def chunked_gold_logprob(hidden: Tensor, weight: Tensor, gold_ids: Tensor) -> Tensor:
+    """Log p(gold) of rows, without gradient.
 
     Args:
-        token_nll: (R,) float32 negative log-likelihoods of the kept tokens.
-        weights: (R,) or broadcastable weights.
-        num_targets: The normaliser N, positive.
+        hidden: (R, D) hidden states.
+        weight: (V, D) vocabulary matrix.
+        gold_ids: int64 (R,) true ids.
 
     Returns:
-        A scalar; 0, and still attached to the graph, where R = 0.
+        float32 (R,), at most 0.
     """
-    return (token_nll * weights).sum() / num_targets
+    found = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
+    with torch.no_grad():
+        for rows in chunks(hidden.shape[0], weight.shape[0]):
+            logits = (hidden[rows] @ weight.T).float()
+            found[rows] = logits.gather(-1, gold_ids[rows, None])[:, 0] - logits.logsumexp(-1)
+    return found
+
+
+def chunked_weighted_nll(
+    hidden: Tensor, weight: Tensor, gold_ids: Tensor, row_weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The weighted loss of rows, differentiable in `hidden` and `weight`.
+
+    Args:
+        hidden: (R, D) hidden states.
+        weight: (V, D) vocabulary matrix, of the same type.
+        gold_ids: int64 (R,) true ids.
+        row_weights: (R,) factor of each row's loss; a constant.
+
+    Returns:
+        The float32 scalar sum_r w_r nll_r (0, and attached to the graph, where R = 0), and nll float32 (R,), detached.
+    """
+    loss, nll = _ChunkedWeightedNLL.apply(hidden, weight, gold_ids, row_weights)
+    return loss, nll
+
+
+class _ChunkedWeightedNLL(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, gold_ids: Tensor, row_weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        nll = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
+        hidden_gradient = torch.empty_like(hidden) if wants_hidden else None
+        weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        for rows in chunks(hidden.shape[0], weight.shape[0]):
+            wide = (hidden[rows] @ weight.T).float()
+            gold = gold_ids[rows, None]
+            gold_logits = wide.gather(-1, gold)
+            largest = wide.amax(-1, keepdim=True)
+            total = wide.sub_(largest).exp_().sum(-1, keepdim=True)
+            nll[rows] = (largest + total.log() - gold_logits)[:, 0]
+            if not (wants_hidden or wants_weight):
+                continue
+            factor = row_weights[rows, None].float()
+            wide.mul_(factor / total)
+            wide.scatter_add_(-1, gold, -factor)
+            narrow = wide.to(weight.dtype)
+            if hidden_gradient is not None:
+                torch.mm(narrow, weight, out=hidden_gradient[rows])
+            if weight_gradient is not None and weight.dtype == torch.float32:
+                weight_gradient.addmm_(narrow.T, hidden[rows])
+            elif weight_gradient is not None:
+                weight_gradient += narrow.T @ hidden[rows]
+        ctx.save_for_backward(hidden_gradient, None if weight_gradient is None else weight_gradient.to(weight.dtype))
+        ctx.mark_non_differentiable(nll)
+        return (nll * row_weights).sum(), nll
+
+    @staticmethod
+    def backward(ctx: Any, loss_gradient: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        kept = ctx.saved_tensors
+        hidden_gradient, weight_gradient = (None if part is None else part * loss_gradient.to(part) for part in kept)
+        return hidden_gradient, weight_gradient, None, None
+
+
+def chunks(num_rows: int, vocabulary: int) -> Iterator[slice]:
+    """Ranges of rows whose logits make one chunk."""
+    step = max(1, CHUNK_LOGITS // vocabulary)
+    return (slice(start, start + step) for start in range(0, num_rows, step))

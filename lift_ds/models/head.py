@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from lift_ds.diffusion.loss import gold_logprob
+from lift_ds.diffusion.loss import chunked_gold_logprob, chunked_weighted_nll
+
+from .llada import HeadFunction
 
 
 class MaskedDiffusionModel(Protocol):
@@ -19,10 +23,11 @@ class MaskedDiffusionModel(Protocol):
     ) -> Tensor:
         """(B, L, D) hidden states; row i holds what `head` needs to predict token i."""
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """(..., V) logits of (..., D) hidden states."""
+    def head(self, hidden: Tensor, through: HeadFunction = F.linear) -> Any:
+        """(..., V) logits of (..., D) hidden states, or `through(hidden, matrix)` instead."""
 
 
+@torch.no_grad()
 def masked_gold_logprob(
     model: MaskedDiffusionModel,
     noised_ids: Tensor,
@@ -30,7 +35,7 @@ def masked_gold_logprob(
     clean_ids: Tensor,
     attention_mask: Tensor | None = None,
 ) -> Tensor:
-    """Log p(clean) of chosen positions, given the noised input.
+    """Log p(clean) of chosen positions, given the noised input; without gradient.
 
     Args:
         model: The model.
@@ -40,7 +45,21 @@ def masked_gold_logprob(
         attention_mask: bool (B, L), false on padding.
 
     Returns:
-        (R,) float32, in row-major order; with R = 0 an empty tensor that is still attached to the graph.
+        (R,) float32, in row-major order.
     """
-    hidden = model.encode(noised_ids, attention_mask)
-    return gold_logprob(model.head(hidden[rows]), clean_ids[rows])
+    hidden = model.encode(noised_ids, attention_mask)[rows]
+    return model.head(hidden, lambda chosen, matrix: chunked_gold_logprob(chosen, matrix, clean_ids[rows]))
+
+
+def weighted_nll(
+    model: MaskedDiffusionModel, hidden: Tensor, gold_ids: Tensor, row_weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The weighted loss of given rows; see `diffusion.loss.chunked_weighted_nll`.
+
+    Args:
+        model: The model.
+        hidden: (R, D) rows of what `encode` returned.
+        gold_ids: int64 (R,) true ids.
+        row_weights: (R,) factor of each row's loss.
+    """
+    return model.head(hidden, lambda rows, matrix: chunked_weighted_nll(rows, matrix, gold_ids, row_weights))

@@ -214,15 +214,26 @@ class LLaDABlock(nn.Module):
         return hidden + F.dropout(gated, self.residual_dropout, self.training)
 
 
+HeadFunction = Callable[[Tensor, Tensor], Any]
+
+
 class TokenEmbedding(nn.Embedding):
     """An embedding that is also the head where the weights are tied.
 
     Both uses go through `forward`, which is where ZeRO-3 gathers the matrix.
     """
 
-    def forward(self, input: Tensor, is_hidden: bool = False) -> Tensor:
-        """Embeddings of ids (B, L), or logits of hidden states (..., D)."""
-        return F.linear(input, self.weight) if is_hidden else super().forward(input)
+    def forward(self, input: Tensor, through: HeadFunction | None = None) -> Any:
+        """Embeddings of ids (B, L), or `through(hidden states, matrix)`."""
+        return super().forward(input) if through is None else through(input, self.weight)
+
+
+class VocabularyHead(nn.Linear):
+    """The head; what is computed with its matrix is computed inside, which is where ZeRO-3 gathers it."""
+
+    def forward(self, input: Tensor, through: HeadFunction = F.linear) -> Any:
+        """`through(hidden states, matrix)`."""
+        return through(input, self.weight)
 
 
 class LLaDAModel(nn.Module):
@@ -240,7 +251,7 @@ class LLaDAModel(nn.Module):
             "ln_f": RMSNorm(config.d_model, config.rms_norm_eps),
         }
         if not config.weight_tying:
-            modules["ff_out"] = nn.Linear(config.d_model, config.embedding_size, bias=False)
+            modules["ff_out"] = VocabularyHead(config.d_model, config.embedding_size, bias=False)
         self.transformer = nn.ModuleDict(modules)
 
     @property
@@ -270,11 +281,9 @@ class LLaDAModel(nn.Module):
                 hidden = block(hidden, cos, sin, visible)
         return self.transformer["ln_f"](hidden)
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """Logits (..., V) of hidden states (..., D)."""
-        if self.config.weight_tying:
-            return self.transformer["wte"](hidden, is_hidden=True)
-        return self.transformer["ff_out"](hidden)
+    def head(self, hidden: Tensor, through: HeadFunction) -> Any:
+        """See `LLaDAModelLM.head`."""
+        return self.transformer["wte" if self.config.weight_tying else "ff_out"](hidden, through)
 
 
 class LLaDAModelLM(PreTrainedModel):
@@ -326,9 +335,14 @@ class LLaDAModelLM(PreTrainedModel):
         """
         return self.model.encode(input_ids, attention_mask, position_ids)
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """Logits (..., V) of hidden states (..., D); callers pass only the rows they need."""
-        return self.model.head(hidden)
+    def head(self, hidden: Tensor, through: HeadFunction = F.linear) -> Any:
+        """Logits (..., V) of hidden states (..., D); callers pass only the rows they need.
+
+        Args:
+            hidden: What `encode` returned, or some of its rows.
+            through: What is computed of `hidden` and the vocabulary matrix (V, D) instead of their product.
+        """
+        return self.model.head(hidden, through)
 
     def forward(
         self,

@@ -38,7 +38,9 @@ def add_adapters(model: nn.Module, rank: int, alpha: float, dropout: float, targ
     unknown = sorted(set(targets) - names)
     if unknown:
         raise ValueError(f"lora.targets: {', '.join(unknown)} not in the model; it has {', '.join(sorted(names))}.")
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)  # type: ignore[arg-type]
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, exclude_modules=r".*transformer\.ff_out"
+    )  # type: ignore[arg-type]
     inject_adapter_in_model(config, model)
     for place, (name, parameter) in enumerate(model.named_parameters()):
         if name.endswith(DOWN):

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from lift_ds.data.batch import MicroBatch
-from lift_ds.diffusion.loss import gold_logprob, weighted_nll
 from lift_ds.diffusion.noise import superset_mask
 from lift_ds.lift.selection import num_kept, select_kept
-from lift_ds.models.head import MaskedDiffusionModel, masked_gold_logprob
+from lift_ds.models.head import MaskedDiffusionModel, masked_gold_logprob, weighted_nll
 
 
 @dataclass(frozen=True)
@@ -71,10 +70,9 @@ class DiffusionStep(nn.Module):
             rows = self.model.encode(noised_ids, batch.attention_mask)[kept]
         document_of_row = kept.nonzero()[:, 0]
         self.watch_gradient(rows, document_of_row)
-        token_nll = -gold_logprob(self.model.head(rows), batch.clean_ids[kept])
         weights = document_scale / batch.t if self.time_scaling else document_scale
-        loss = weighted_nll(token_nll, weights[document_of_row], num_targets=1.0)
-        nll_sum = torch.zeros_like(batch.t).index_add_(0, document_of_row, token_nll.detach())
+        loss, token_nll = weighted_nll(self.model, rows, batch.clean_ids[kept], weights[document_of_row])
+        nll_sum = torch.zeros_like(batch.t).index_add_(0, document_of_row, token_nll)
         return loss, StepStats(nll_sum, kept.sum(-1))
 
     @torch.no_grad()
@@ -174,7 +172,8 @@ def sft_loss(
     if not bool(((t > 0) & (t <= 1)).all()):
         raise ValueError(f"t={t.tolist()}: levels must lie in (0, 1]; 1 is fully masked.")
     noised_ids = clean_ids.masked_fill(kept, model.config.mask_token_id)
-    token_nll = -masked_gold_logprob(model, noised_ids, kept, clean_ids, attention_mask)
+    rows = model.encode(noised_ids, attention_mask)[kept]
     token_weights = (1.0 / t if time_scaling else torch.ones_like(t))[:, None].expand_as(clean_ids)
     token_weights = token_weights if weights is None else token_weights * weights
-    return weighted_nll(token_nll, token_weights[kept], num_targets)
+    loss, _ = weighted_nll(model, rows, clean_ids[kept], token_weights[kept])
+    return loss / num_targets

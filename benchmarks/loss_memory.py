@@ -1,0 +1,153 @@
+"""Memory and time of the loss: the chunked head against the logits of all positions, through `sft_loss`.
+
+    python benchmarks/loss_memory.py --json loss_memory.json
+
+The model is an embedding, a norm and the head, so that the loss is all there is to measure; 8 x 512 positions,
+D = 1024, V = 126,464, float32. The baseline is what the public code does: logits of all positions, cross-entropy of the
+masked ones. Time: forward and backward, medians of interleaved pairs. Memory: the peak beyond model and gradients, each
+variant in a process of its own. `--quick` is a smoke test and never quoted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+import lift_ds
+from lift_ds.models.llada import LLaDAConfig, LLaDAModelLM
+
+LEVELS = (0.2, 0.5, 0.8)
+VARIANTS = ("chunked", "full")
+HEADS = ("trained", "frozen")
+Loss = Callable[[LLaDAModelLM, Tensor, Tensor, Tensor], Tensor]
+
+
+def chunked_loss(model: LLaDAModelLM, clean_ids: Tensor, kept: Tensor, t: Tensor) -> Tensor:
+    """What lift_ds computes."""
+    return lift_ds.sft_loss(model, clean_ids, kept, t, num_targets=clean_ids.numel())
+
+
+def full_loss(model: LLaDAModelLM, clean_ids: Tensor, kept: Tensor, t: Tensor) -> Tensor:
+    """The same with the logits of all positions."""
+    logits = model(input_ids=clean_ids.masked_fill(kept, model.config.mask_token_id)).logits
+    nll = F.cross_entropy(logits[kept], clean_ids[kept], reduction="none")
+    return (nll / t[:, None].expand_as(clean_ids)[kept]).sum() / clean_ids.numel()
+
+
+LOSSES: dict[str, Loss] = {"chunked": chunked_loss, "full": full_loss}
+
+
+class Setting:
+    """A model and a batch."""
+
+    def __init__(self, is_quick: bool, is_frozen: bool) -> None:
+        """Creates both, with gradients in place, on the GPU where there is one."""
+        torch.manual_seed(0)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        width, vocabulary, self.batch, self.length = (64, 8192, 2, 256) if is_quick else (1024, 126_464, 8, 512)
+        config = LLaDAConfig(
+            d_model=width, n_layers=0, n_heads=8, vocab_size=vocabulary, mask_token_id=0, eos_token_id=1, pad_token_id=1
+        )
+        with self.device:
+            self.model = LLaDAModelLM(config)
+            self.clean_ids = torch.randint(2, vocabulary, (self.batch, self.length))
+            self.uniform = torch.rand(self.batch, self.length)
+        self.model.get_output_embeddings().weight.requires_grad_(not is_frozen)
+        for parameter in self.model.parameters():
+            parameter.grad = torch.empty_like(parameter).fill_(0.0) if parameter.requires_grad else None
+
+    def step(self, variant: str, level: float) -> float:
+        """One forward and backward; its seconds."""
+        t = torch.full((self.batch,), level, device=self.device)
+        self.synchronize()
+        began = time.perf_counter()
+        LOSSES[variant](self.model, self.clean_ids, self.uniform < level, t).backward()
+        self.synchronize()
+        return time.perf_counter() - began
+
+    def synchronize(self) -> None:
+        """Waits for the GPU."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def peak_bytes(self, variant: str, level: float) -> int:
+        """Largest memory of a step, beyond what was there before."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            self.step(variant, level)
+            return torch.cuda.max_memory_allocated() - before
+        before = resident_bytes()
+        self.step(variant, level)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+
+
+def resident_bytes() -> int:
+    """Memory of this process now."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) * 1024
+
+
+def peak_in_own_process(variant: str, level: float, head: str, is_quick: bool) -> float:
+    """`peak_bytes` of a fresh process, in MiB."""
+    command = [sys.executable, __file__, "--probe", variant, str(level), head, *(["--quick"] if is_quick else [])]
+    return int(subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout) / 2**20
+
+
+def main() -> None:
+    """Measures and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=5, help="interleaved pairs for each level")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--quick", action="store_true", help="a smoke test with small shapes")
+    parser.add_argument("--probe", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.probe:
+        variant, level, head = arguments.probe
+        print(Setting(arguments.quick, head == "frozen").peak_bytes(variant, float(level)))
+        return
+    figures: dict[str, float | bool] = {"quick": arguments.quick}
+    names = ("full s", "chunked s", "ratio", "full MiB", "chunked MiB", "ratio")
+    print(f"{'head':10}{'t':>5}" + "".join(f"{name:>13}" for name in names))
+    for head in HEADS:
+        setting = Setting(arguments.quick, head == "frozen")
+        for level in LEVELS:
+            seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+            for _ in range(1 + arguments.pairs):  # the first pair warms up
+                for variant in VARIANTS:
+                    seconds[variant].append(setting.step(variant, level))
+            chunked, full = (statistics.median(seconds[variant][1:]) for variant in VARIANTS)
+            memory = {variant: peak_in_own_process(variant, level, head, arguments.quick) for variant in VARIANTS}
+            name = f"{head}_t{round(level * 100)}"
+            figures |= {
+                f"time_ratio_{name}": chunked / full,
+                f"peak_memory_ratio_{name}": memory["chunked"] / memory["full"],
+            }
+            print(
+                f"{head:10}{level:>5}{full:>13.2f}{chunked:>13.2f}{chunked / full:>13.2f}"
+                f"{memory['full']:>13,.0f}{memory['chunked']:>13,.0f}{memory['chunked'] / memory['full']:>13.2f}",
+                flush=True,
+            )
+    for level in LEVELS:
+        name = f"t{round(level * 100)}"
+        figures[f"time_ratio_{name}"] = max(float(figures[f"time_ratio_{head}_{name}"]) for head in HEADS)
+    ratios = [float(value) for name, value in figures.items() if name.startswith("peak_memory_ratio")]
+    figures["peak_memory_ratio_max"] = max(ratios)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -63,7 +63,7 @@ class Setting:
             self.model = LLaDAModelLM(config)
             self.clean_ids = torch.randint(2, vocabulary, (self.batch, self.length))
             self.uniform = torch.rand(self.batch, self.length)
-        self.model.get_output_embeddings().weight.requires_grad_(not is_frozen)
+        self.model.model.transformer["ff_out"].requires_grad_(not is_frozen)
         for parameter in self.model.parameters():
             parameter.grad = torch.empty_like(parameter).fill_(0.0) if parameter.requires_grad else None
 

@@ -8,9 +8,10 @@ The stable API:
     ids = lift_ds.generate(model, prompt_ids, steps=48, gen_length=48, block_length=48)
 """
 
+from lift_ds.diffusion.weights import cart_weights
 from lift_ds.lift.selection import select_kept
 from lift_ds.models.weights import load_pretrained
 from lift_ds.sampling.reverse import generate
-from lift_ds.training.step import sft_loss
+from lift_ds.training.step import gift_loss, sft_loss
 
-__all__ = ["generate", "load_pretrained", "select_kept", "sft_loss"]
+__all__ = ["cart_weights", "generate", "gift_loss", "load_pretrained", "select_kept", "sft_loss"]

@@ -100,7 +100,21 @@ class DataConfig(Section):
 class ObjectiveConfig(Section):
     """What the loss is."""
 
-    method: Literal["vanilla", "lift2", "lift3"] = Field("lift3", description="which tokens are learned at which level")
+    method: str = Field(
+        "lift3", description="vanilla, lift2, lift3, easy, hard, random (one component at every level) or gift"
+    )
+    policy: Literal["time", "random"] = Field("time", description="LIFT's component by level, or drawn uniformly")
+    scoring: Literal["exact", "approximate"] = Field(
+        "exact", description="LIFT's scores from a pass of their own, or from the training pass on the superset"
+    )
+    scoring_precision: Literal["model", "bf16"] = Field("model", description="type of the scoring pass's products")
+    complementary: bool = Field(False, description="also learn, in the same forward, what the mask left out, at 1 - t")
+    token_weight: Literal["none", "cart", "mgdm"] = Field(
+        "none", description="further weight of a token: CART's context weight, or MGDM's reweighting by its loss"
+    )
+    cart_p: float = Field(0.1, gt=0, le=1, description="parameter of CART's geometric kernel")
+    mgdm_alpha: float = Field(0.25, gt=0, description="alpha of MGDM's alpha (1 - exp(-l))^gamma l")
+    mgdm_gamma: float = Field(2.0, ge=0, description="gamma of the same")
     time_scaling: bool = Field(True, description="divide each token's loss by its level t")
     t_min: float = Field(1e-3, gt=0, lt=1, description="smallest level; bounds the weight 1/t")
     t_sampling: Literal["iid", "stratified"] = Field(

@@ -19,6 +19,7 @@ from lift_ds.config import ConfigError, RunConfig, explain_keys, load_run_config
 from lift_ds.data.sources import open_sources
 from lift_ds.models.families import read_config
 from lift_ds.models.weights import resolve_folder
+from lift_ds.objectives import find_objective_problems
 from lift_ds.training.cluster import Launch, read_launch
 from lift_ds.training.data import RunData, as_list, check_first_rows, open_weights, prepare
 from lift_ds.training.ds_config import read_ds_json, resolve_ds_json
@@ -107,7 +108,7 @@ def resolve(arguments: argparse.Namespace, launch: Launch) -> tuple[RunConfig, d
     loaded, json_problems = read_ds_json(arguments.deepspeed)
     problems += json_problems
     run = run.model_copy(update={"output": settle_output(run)})
-    problems += find_missing(run)
+    problems += find_objective_problems(run.objective) + find_missing(run)
     if not json_problems:
         problems += resolve_ds_json(loaded, arguments.deepspeed, run, launch.world_size, 1, True)[1]
     if problems:

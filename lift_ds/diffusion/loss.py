@@ -1,10 +1,10 @@
 """The weighted cross-entropy of a vocabulary matrix, without ever holding all logits.
 
-    loss = sum_r w_r nll_r,      nll_r = logsumexp_v(h_r . W_v) - h_r . W_{gold_r}
+    loss = sum_r w_r c(nll_r),      nll_r = logsumexp_v(h_r . W_v) - h_r . W_{gold_r},      c: a curve, or nothing
 
 Rows go through the matrix in chunks. The softmax of a chunk gives its loss and, at once, its share of both gradients:
 
-    dh_r = w_r (softmax_r W - W_{gold_r})          dW = sum_r w_r (softmax_r - onehot_r)^T h_r
+    dh_r = w_r c' (softmax_r W - W_{gold_r})          dW = sum_r w_r c' (softmax_r - onehot_r)^T h_r
 
 Nothing is recomputed in backward, which only scales what was kept: (R, D) and, where W is trained, (V, D).
 
@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from .weights import Curve
 
 CHUNK_LOGITS = 1 << 25
 
@@ -42,8 +44,18 @@ def chunked_gold_logprob(hidden: Tensor, weight: Tensor, gold_ids: Tensor) -> Te
     return found
 
 
+def chunked_entropy(hidden: Tensor, weight: Tensor) -> Tensor:
+    """Entropy in nats of the predicted distributions, without gradient: float32 (R,); arguments as above."""
+    found = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
+    with torch.no_grad():
+        for rows in chunks(hidden.shape[0], weight.shape[0]):
+            logprob = (hidden[rows] @ weight.T).float().log_softmax(-1)
+            found[rows] = -(logprob.exp() * logprob).sum(-1)
+    return found.clamp(min=0.0)
+
+
 def chunked_weighted_nll(
-    hidden: Tensor, weight: Tensor, gold_ids: Tensor, row_weights: Tensor
+    hidden: Tensor, weight: Tensor, gold_ids: Tensor, row_weights: Tensor, curve: Curve | None = None
 ) -> tuple[Tensor, Tensor]:
     """The weighted loss of rows, differentiable in `hidden` and `weight`.
 
@@ -52,18 +64,20 @@ def chunked_weighted_nll(
         weight: (V, D) vocabulary matrix, of the same type.
         gold_ids: int64 (R,) true ids.
         row_weights: (R,) factor of each row's loss; a constant.
+        curve: nll (R,) -> what is weighted and summed, and its derivative by nll; nll itself where not given.
 
     Returns:
-        The float32 scalar sum_r w_r nll_r (0, and attached to the graph, where R = 0), and nll float32 (R,), detached.
+        The float32 scalar sum_r w_r c(nll_r), and nll float32 (R,), detached. The scalar is 0, and attached to the graph,
+        where R = 0.
     """
-    loss, nll = _ChunkedWeightedNLL.apply(hidden, weight, gold_ids, row_weights)
+    loss, nll = _ChunkedWeightedNLL.apply(hidden, weight, gold_ids, row_weights, curve)
     return loss, nll
 
 
 class _ChunkedWeightedNLL(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, gold_ids: Tensor, row_weights: Tensor
+        ctx: Any, hidden: Tensor, weight: Tensor, gold_ids: Tensor, row_weights: Tensor, curve: Curve | None
     ) -> tuple[Tensor, Tensor]:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         nll = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
@@ -78,7 +92,8 @@ class _ChunkedWeightedNLL(torch.autograd.Function):
             nll[rows] = (largest + total.log() - gold_logits)[:, 0]
             if not (wants_hidden or wants_weight):
                 continue
-            factor = row_weights[rows, None].float()
+            slope = 1.0 if curve is None else curve(nll[rows])[1]
+            factor = (row_weights[rows].float() * slope)[:, None]
             wide.mul_(factor / total)
             wide.scatter_add_(-1, gold, -factor)
             narrow = wide.to(weight.dtype)
@@ -90,13 +105,14 @@ class _ChunkedWeightedNLL(torch.autograd.Function):
                 weight_gradient += narrow.T @ hidden[rows]
         ctx.save_for_backward(hidden_gradient, None if weight_gradient is None else weight_gradient.to(weight.dtype))
         ctx.mark_non_differentiable(nll)
-        return (nll * row_weights).sum(), nll
+        shaped = nll if curve is None else curve(nll)[0]
+        return (shaped * row_weights).sum(), nll
 
     @staticmethod
-    def backward(ctx: Any, loss_gradient: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, loss_gradient: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
         kept = ctx.saved_tensors
         hidden_gradient, weight_gradient = (None if part is None else part * loss_gradient.to(part) for part in kept)
-        return hidden_gradient, weight_gradient, None, None
+        return hidden_gradient, weight_gradient, None, None, None
 
 
 def chunks(num_rows: int, vocabulary: int) -> Iterator[slice]:

@@ -9,6 +9,7 @@ Source: LIFT (arXiv 2605.22939). Differs: decided per example; the public code u
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 
 import torch
@@ -21,6 +22,12 @@ class Component(IntEnum):
     EASY = 0
     RANDOM = 1
     HARD = 2
+
+
+def random_component(u: Tensor, components: Sequence[Component]) -> Tensor:
+    """Components (B,) drawn uniformly, whatever the level; `u` (B,) are uniforms in [0, 1)."""
+    choices = torch.tensor([int(component) for component in components], device=u.device)
+    return choices[(u * len(components)).long()]
 
 
 def lift2_component(t: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from lift_ds.rng import Stream, keyed_generator
 BASE = ".base_layer.weight"
 DOWN = ".lora_A.default.weight"
 UP = ".lora_B.default.weight"
+HEAD = r".*transformer\.ff_out"
 
 
 def add_adapters(model: nn.Module, rank: int, alpha: float, dropout: float, targets: list[str], seed: int) -> None:
@@ -39,8 +40,12 @@ def add_adapters(model: nn.Module, rank: int, alpha: float, dropout: float, targ
     if unknown:
         raise ValueError(f"lora.targets: {', '.join(unknown)} not in the model; it has {', '.join(sorted(names))}.")
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, exclude_modules=r".*transformer\.ff_out"
-    )  # type: ignore[arg-type]
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_dropout=dropout,
+        target_modules=targets,
+        exclude_modules=HEAD,
+    )
     inject_adapter_in_model(config, model)
     for place, (name, parameter) in enumerate(model.named_parameters()):
         if name.endswith(DOWN):

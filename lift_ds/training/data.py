@@ -16,7 +16,7 @@ from lift_ds.data.sources import BUILTIN_PREFIX, Manifest, open_sources
 from lift_ds.models.families import check_tokenizer, max_length_of, read_config
 from lift_ds.models.weights import NewWeights, SafetensorsFolder, WeightSource, load_tokenizer, resolve_folder
 
-from .objective import make_noise_rule
+from .draws import make_noise_rule
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,9 @@ def plan_step(engine: Engine, loader: StepLoader, stop: StopRequest) -> StepPlan
         batch = next(loader)
     except Exception as error:  # whatever it is, the other ranks must not wait for this one
         problem = error
-    counts = torch.zeros(3, dtype=torch.float64) if batch is None else step_counts(batch.micro_batches)
+    counts = torch.zeros(3, dtype=torch.float64)
+    if batch is not None:
+        counts = step_counts(batch.micro_batches, engine.root.objective)
     wants_stop = float(stop.signal_name is not None or problem is not None)
     agreed = engine.all_reduce(torch.cat([counts, torch.tensor([wants_stop], dtype=torch.float64)]))
     return StepPlan(batch, agreed[:3], bool(agreed[3]), problem)

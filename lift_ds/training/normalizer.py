@@ -10,22 +10,26 @@ All but `reference` give the same gradient however the step is cut into micro-ba
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lift_ds.data.batch import MicroBatch
-
-from .step import count_kept
+from lift_ds.objectives import Objective
 
 Normalizer = Literal["response_tokens", "masked_tokens", "per_example", "reference"]
 
 
-def step_counts(micro_batches: list[MicroBatch]) -> Tensor:
-    """What a rank adds to the step's totals: float64 (3,), its response tokens, kept tokens and documents."""
+def step_counts(micro_batches: list[MicroBatch], objective: Objective) -> Tensor:
+    """What a rank adds to the step's totals: float64 (3,), its response tokens, learned tokens and documents.
+
+    Learned tokens are NaN where the objective does not know them before its forward.
+    """
     response = sum(int(batch.response_mask.sum()) for batch in micro_batches)
-    kept = sum(int(count_kept(batch).sum()) for batch in micro_batches)
+    counts = [objective.num_targets(batch) for batch in micro_batches]
+    kept = sum(math.nan if count is None else float(count.sum()) for count in counts)
     documents = sum(int((batch.sample_ids >= 0).sum()) for batch in micro_batches)
     return torch.tensor([response, kept, documents], dtype=torch.float64)
 
@@ -39,7 +43,7 @@ def document_scale(batch: MicroBatch, normalizer: Normalizer, totals: Tensor, nu
         totals: `step_counts` summed over all ranks.
         num_micro_batches: Micro-batches of the step over all ranks.
     """
-    response, kept, documents = (max(float(total), 1.0) for total in totals)
+    response, kept, documents = totals.clamp(min=1.0).tolist()
     lengths = batch.response_mask.sum(-1).clamp(min=1).float()
     ones = torch.ones_like(lengths)
     if normalizer == "per_example":

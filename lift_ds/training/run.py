@@ -10,11 +10,11 @@ from lift_ds.metrics import MetricsFile
 from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.lora import add_adapters
 from lift_ds.models.weights import WeightSource
+from lift_ds.objectives import make_objective
 
 from .data import Prepared
 from .engine import Engine, build_model
 from .loop import StopRequest
-from .objective import METHODS
 from .progress import make_progress
 from .step import DiffusionStep
 from .trainer import Trainer
@@ -29,8 +29,7 @@ def build_root(prepared: Prepared, source: WeightSource, ds_json: dict[str, Any]
         add_adapters(model, lora.rank, lora.alpha, lora.dropout, lora.targets, run.seed)
     if run.model.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    method = METHODS[run.objective.method]
-    return DiffusionStep(cast(MaskedDiffusionModel, model), method.is_scored, run.objective.time_scaling)
+    return DiffusionStep(cast(MaskedDiffusionModel, model), make_objective(run.objective))
 
 
 def execute(prepared: Prepared, source: WeightSource, ds_json: dict[str, Any], is_main: bool) -> None:

@@ -1,15 +1,15 @@
-"""One training forward: noise, score, choose, train, inside one root module.
+"""One training forward: score, choose, train, inside one root module.
 
 Both passes sit in one forward, because ZeRO-3 records which parameters a root module uses in which order and prefetches
 them: two calls per step would invalidate that record every time. Every rank runs the same forwards whatever its data:
 choices are tensors, and a rank that has nothing masked goes through the same graph with no rows.
 
-Shapes: B documents, L tokens, R kept tokens.
+Shapes: B documents, L tokens, R learned tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,14 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from lift_ds.data.batch import MicroBatch
-from lift_ds.diffusion.noise import superset_mask
-from lift_ds.lift.selection import num_kept, select_kept
-from lift_ds.models.head import MaskedDiffusionModel, masked_gold_logprob, weighted_nll
+from lift_ds.diffusion.loss import chunked_entropy, chunked_gold_logprob, chunked_weighted_nll
+from lift_ds.models.head import MaskedDiffusionModel, weighted_nll
+from lift_ds.objectives import Objective
+from lift_ds.objectives.gift import gift_levels
 
 
 @dataclass(frozen=True)
 class StepStats:
-    """What one micro-batch shows, per document (B,): summed -log p and number of kept tokens."""
+    """What one micro-batch shows, per document (B,): summed -log p and number of learned tokens."""
 
     nll_sum: Tensor
     num_kept: Tensor
@@ -35,20 +36,18 @@ class DiffusionStep(nn.Module):
 
     Args:
         model: A masked diffusion model with `encode`, `head` and `config.mask_token_id`.
-        is_scored: Whether the kept tokens are chosen by a scoring pass (LIFT) or all of the superset (vanilla SFT).
-        time_scaling: Whether each token's loss is divided by its document's level t.
+        objective: What is seen and learned.
 
     Attributes:
         has_dropout: Whether the model draws random numbers while it trains.
         dropout_seed: Seed of the next forward's dropout; the global generator is used where it is `None`.
     """
 
-    def __init__(self, model: MaskedDiffusionModel, is_scored: bool, time_scaling: bool = True) -> None:
+    def __init__(self, model: MaskedDiffusionModel, objective: Objective) -> None:
         """Stores the model as `model`, the prefix that exports strip."""
         super().__init__()
         self.model: MaskedDiffusionModel = model
-        self.is_scored = is_scored
-        self.time_scaling = time_scaling
+        self.objective = objective
         self.has_dropout = has_dropout(self)
         self.dropout_seed: int | None = None
         self._row_gradients: list[tuple[Tensor, Tensor]] = []
@@ -61,31 +60,65 @@ class DiffusionStep(nn.Module):
             document_scale: float32 (B,), what each document's loss is multiplied by (the normaliser, see `normalizer`).
 
         Returns:
-            sum_b document_scale_b sum_{i kept} -log p_bi / t_b, and the statistics.
+            sum_b document_scale_b sum_{i learned} w_bi c(-log p_bi), and the statistics; w and c are the objective's.
         """
-        superset, filler = candidates(batch)
-        kept = self.choose(batch, superset, filler) if self.is_scored else superset | filler
-        noised_ids = self.mask(batch.clean_ids, kept)
+        view = self.objective.view(batch, self)
         with self.keyed_dropout():
-            rows = self.model.encode(noised_ids, batch.attention_mask)[kept]
-        document_of_row = kept.nonzero()[:, 0]
-        self.watch_gradient(rows, document_of_row)
-        weights = document_scale / batch.t if self.time_scaling else document_scale
-        loss, token_nll = weighted_nll(self.model, rows, batch.clean_ids[kept], weights[document_of_row])
-        nll_sum = torch.zeros_like(batch.t).index_add_(0, document_of_row, token_nll)
-        return loss, StepStats(nll_sum, kept.sum(-1))
+            rows = self.model.encode(view.noised_ids, view.attention_mask)[view.targets]
+        document = view.document[view.targets.nonzero()[:, 0]]
+        self.watch_gradient(rows, document)
+        gold_ids = view.clean_ids[view.targets]
+        weights = view.weights[view.targets] * document_scale[document]
+        learned = torch.ones_like(gold_ids, dtype=torch.bool)
+
+        def loss_of(hidden: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
+            if view.narrow is not None:
+                scores = torch.zeros_like(view.weights)
+                scores[view.targets] = chunked_gold_logprob(hidden.detach(), matrix, gold_ids)
+                learned.copy_(view.narrow(scores)[view.targets])
+            return chunked_weighted_nll(
+                hidden[learned], matrix, gold_ids[learned], weights[learned], self.objective.curve()
+            )
+
+        loss, token_nll = self.model.head(rows, loss_of)
+        zeros = torch.zeros_like(batch.t)
+        nll_sum = zeros.index_add(0, document[learned], token_nll)
+        return loss, StepStats(nll_sum, zeros.index_add(0, document, learned.float()).long())
+
+    def gold_logprob(self, batch: MicroBatch, masked: Tensor, wanted: Tensor) -> Tensor:
+        """Log p(clean) float32 (B, L) of masked positions of wanted (B,) documents; 0 elsewhere."""
+
+        def logprob(hidden: Tensor, matrix: Tensor, gold_ids: Tensor) -> Tensor:
+            return chunked_gold_logprob(hidden, matrix, gold_ids)
+
+        return self.score(batch, masked, wanted, logprob)
+
+    def entropy(self, batch: MicroBatch, masked: Tensor) -> Tensor:
+        """Entropy float32 (B, L) of masked positions; 0 elsewhere."""
+        wanted = torch.ones_like(batch.t, dtype=torch.bool)
+        return self.score(batch, masked, wanted, lambda hidden, matrix, _: chunked_entropy(hidden, matrix))
 
     @torch.no_grad()
-    def choose(self, batch: MicroBatch, superset: Tensor, filler: Tensor) -> Tensor:
-        """Scores the superset and keeps the tokens of each document's component; fillers stay as drawn."""
+    def score(
+        self, batch: MicroBatch, masked: Tensor, wanted: Tensor, of_rows: Callable[[Tensor, Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """One number (B, L) for each masked position of wanted documents, from a pass without dropout or gradient.
+
+        A rank that wants no document runs its first one, and ignores it: the pass is collective under ZeRO-3.
+        """
+        index = wanted.nonzero()[:, 0]
+        index = index if len(index) else torch.zeros_like(batch.sample_ids[:1])
+        rows = masked[index] & wanted[index, None]
+        clean_ids = batch.clean_ids[index]
+        narrow = self.objective.settings.scoring_precision == "bf16"
         self.eval()
-        masked = superset | filler
-        scores = torch.zeros_like(batch.mask_uniform)
-        scores[masked] = masked_gold_logprob(
-            self.model, self.mask(batch.clean_ids, masked), masked, batch.clean_ids, batch.attention_mask
-        )
+        with torch.autocast(clean_ids.device.type, torch.bfloat16, enabled=narrow):
+            hidden = self.model.encode(self.mask(clean_ids, masked[index]), batch.attention_mask[index])[rows]
+            found = self.model.head(hidden, lambda chosen, matrix: of_rows(chosen, matrix, clean_ids[rows]))
         self.train()
-        return filler | select_kept(scores, superset, batch.t, batch.rho, batch.component, scores=batch.tie_uniform)
+        scores = torch.zeros_like(batch.mask_uniform)
+        scores[masked & wanted[:, None]] = found
+        return scores
 
     @contextmanager
     def keyed_dropout(self) -> Iterator[None]:
@@ -124,23 +157,6 @@ def has_dropout(root: nn.Module) -> bool:
     )
 
 
-def candidates(batch: MicroBatch) -> tuple[Tensor, Tensor]:
-    """The superset that components choose from, and the masked fillers: bool (B, L) each, disjoint.
-
-    End tokens that only fill up a response are masked at level t and never scored or chosen: they would be the most
-    confident tokens of any superset.
-    """
-    superset = superset_mask(batch.mask_uniform, batch.response_mask & ~batch.filler_mask, batch.t, batch.rho)
-    filler = superset_mask(batch.mask_uniform, batch.filler_mask, batch.t, torch.zeros_like(batch.rho))
-    return superset, filler
-
-
-def count_kept(batch: MicroBatch) -> Tensor:
-    """Number of tokens (B,) that each document will train on; known before any forward."""
-    superset, filler = candidates(batch)
-    return num_kept(superset.sum(-1), batch.t, batch.rho) + filler.sum(-1)
-
-
 def sft_loss(
     model: MaskedDiffusionModel,
     clean_ids: Tensor,
@@ -169,11 +185,53 @@ def sft_loss(
     Raises:
         ValueError: A level is outside (0, 1].
     """
-    if not bool(((t > 0) & (t <= 1)).all()):
-        raise ValueError(f"t={t.tolist()}: levels must lie in (0, 1]; 1 is fully masked.")
+    check_levels(t)
     noised_ids = clean_ids.masked_fill(kept, model.config.mask_token_id)
     rows = model.encode(noised_ids, attention_mask)[kept]
     token_weights = (1.0 / t if time_scaling else torch.ones_like(t))[:, None].expand_as(clean_ids)
     token_weights = token_weights if weights is None else token_weights * weights
     loss, _ = weighted_nll(model, rows, clean_ids[kept], token_weights[kept])
     return loss / num_targets
+
+
+def gift_loss(
+    model: MaskedDiffusionModel,
+    clean_ids: Tensor,
+    response_mask: Tensor,
+    t: Tensor,
+    uniform: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """GIFT's loss of one batch: sum over masked of CE / t_i, divided by the number masked; see `objectives.gift`.
+
+    Args:
+        model: A model from `load_pretrained`.
+        clean_ids: int64 (B, L) true ids.
+        response_mask: bool (B, L), the positions that may be masked.
+        t: (B,) levels in (0, 1].
+        uniform: (B, L) uniforms in [0, 1) that decide the mask; drawn where not given.
+        generator: Source of those draws.
+
+    Returns:
+        A differentiable scalar; 0 where nothing is masked.
+
+    Raises:
+        ValueError: A level is outside (0, 1].
+    """
+    check_levels(t)
+    if uniform is None:
+        uniform = torch.rand(clean_ids.shape, generator=generator, device=clean_ids.device)
+    with torch.no_grad():
+        hidden = model.encode(clean_ids.masked_fill(response_mask, model.config.mask_token_id))[response_mask]
+        entropy = torch.zeros_like(uniform)
+        entropy[response_mask] = model.head(hidden, chunked_entropy)
+    levels = gift_levels(entropy, response_mask, t)
+    masked = response_mask & (uniform < levels)
+    every_level = torch.ones_like(t)
+    return sft_loss(model, clean_ids, masked, every_level, masked.sum().clamp(min=1), weights=1.0 / levels)
+
+
+def check_levels(t: Tensor) -> None:
+    """Checks that levels lie in (0, 1]."""
+    if not bool(((t > 0) & (t <= 1)).all()):
+        raise ValueError(f"t={t.tolist()}: levels must lie in (0, 1]; 1 is fully masked.")

@@ -54,7 +54,7 @@ def make_engine(ds_json: dict, global_batch: int, micro_batch: int, lr: float = 
     resolved, problems = resolve_ds_json(ds_json, Path("test.json"), run, world_size, config.d_model, False)
     assert not problems, problems
     model = build_model(config, SafetensorsFolder(VECTORS), resolved, "reference")
-    return Engine(DiffusionStep(model, is_scored=True), resolved, optim)
+    return Engine(DiffusionStep(model, make_objective(ObjectiveConfig(method="lift3"))), resolved, optim)
 
 
 def forward_backward(engine: Engine, batches: list[MicroBatch]) -> float:
@@ -112,7 +112,7 @@ def change_pattern(engine: Engine, batches: list[MicroBatch], invalidations: lis
     """Trace invalidations when scoring is left out of every second step: what the constant pattern avoids."""
     invalidations.clear()
     for step in range(4):
-        engine.root.is_scored = step % 2 == 0
+        engine.root.objective = make_objective(ObjectiveConfig(method="lift3" if step % 2 == 0 else "vanilla"))
         forward_backward(engine, batches)
         engine.update()
     return len(invalidations)

@@ -50,8 +50,8 @@ def plain_gradient():
     """Loss and gradient of the four documents in one batch, by plain autograd."""
     model, _ = load_pretrained(VECTORS / "llada_tiny")
     batch = collate(*make_documents(7, [0.2, 0.5, 0.8, 0.9], {3}), 99)
-    root = DiffusionStep(model, is_scored=True).train()
-    loss, _ = root(batch, document_scale(batch, "response_tokens", step_counts([batch]), 1))
+    root = DiffusionStep(model, make_objective(ObjectiveConfig(method="lift3"))).train()
+    loss, _ = root(batch, document_scale(batch, "response_tokens", step_counts([batch], root.objective), 1))
     loss.backward()
     return loss.item(), {name: parameter.grad for name, parameter in root.named_parameters()}
 

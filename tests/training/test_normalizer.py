@@ -1,12 +1,14 @@
 import pytest
 import torch
 
-from lift_ds.config import OptimConfig
+from lift_ds.config import ObjectiveConfig, OptimConfig
 from lift_ds.data.batch import collate, stand_in
+from lift_ds.objectives import make_objective
 from lift_ds.training.normalizer import document_scale, step_counts
 from lift_ds.training.schedule import learning_rate
-from lift_ds.training.step import count_kept
 from tests.distributed.jobs import make_documents
+
+LIFT3 = make_objective(ObjectiveConfig(method="lift3"))
 
 
 @pytest.fixture
@@ -16,16 +18,16 @@ def batches():
 
 
 def test_counts(batches):
-    response, kept, documents = step_counts(batches).tolist()
+    response, kept, documents = step_counts(batches, LIFT3).tolist()
     assert response == sum(int(batch.response_mask.sum()) for batch in batches)
-    assert kept == sum(int(count_kept(batch).sum()) for batch in batches)
+    assert kept == sum(int(LIFT3.num_targets(batch).sum()) for batch in batches)
     assert 0 < kept < response
     assert documents == 3
 
 
 def test_a_stand_in_counts_for_nothing():
     document, noise = stand_in(99)
-    assert step_counts([collate([document], [noise], 99)]).tolist() == [0, 0, 0]
+    assert step_counts([collate([document], [noise], 99)], LIFT3).tolist() == [0, 0, 0]
 
 
 def test_scales(batches):

@@ -5,11 +5,14 @@ import torch
 from torch import nn
 
 from lift_ds import select_kept, sft_loss
+from lift_ds.config import ObjectiveConfig
 from lift_ds.data.batch import MicroBatch
 from lift_ds.diffusion.noise import superset_mask
 from lift_ds.lift.schedule import Component, lift3_component
 from lift_ds.models.head import masked_gold_logprob
-from lift_ds.training.step import DiffusionStep, candidates, count_kept
+from lift_ds.objectives import make_objective
+from lift_ds.objectives.base import candidates
+from lift_ds.training.step import DiffusionStep
 
 CASES = [f"case{number:03d}" for number in range(24)]
 
@@ -93,6 +96,10 @@ def test_level_outside_its_range(llada, t):
         sft_loss(llada, ids, torch.ones_like(ids).bool(), torch.tensor([t]), 2)
 
 
+def make_root(model, method, **settings):
+    return DiffusionStep(model, make_objective(ObjectiveConfig(method=method, **settings)))
+
+
 def make_batch(t, rho, component, response_mask, filler_mask=None, seed=0):
     generator = torch.Generator().manual_seed(seed)
     shape = response_mask.shape
@@ -114,7 +121,7 @@ def test_one_forward_equals_the_pure_functions(llada):
     """The root module's loss is the sum over documents of what the API computes for each alone."""
     response = torch.arange(20)[None].expand(3, -1) >= 4
     batch = make_batch([0.2, 0.5, 0.8], [0.3, 0.2, 0.1], [Component.HARD, Component.RANDOM, Component.EASY], response)
-    root = DiffusionStep(llada, is_scored=True).train()
+    root = make_root(llada, "lift3").train()
     loss, stats = root(batch, torch.full((3,), 1 / 48))
     superset, _ = candidates(batch)
     expected = 0.0
@@ -127,14 +134,14 @@ def test_one_forward_equals_the_pure_functions(llada):
         assert int(kept.sum()) == int(stats.num_kept[row])
         expected += sft_loss(llada, batch.clean_ids[one], kept, batch.t[one], 48).item()
     assert loss.item() == pytest.approx(expected, rel=1e-5)
-    assert count_kept(batch).tolist() == stats.num_kept.tolist()
+    assert root.objective.num_targets(batch).tolist() == stats.num_kept.tolist()
 
 
 def test_a_batch_with_nothing_masked_runs_the_same_forwards(llada):
     """The public code returns early there, which hangs the other ranks."""
     calls = []
     hook = llada.model.blocks[0].register_forward_hook(lambda *_: calls.append(1))
-    root = DiffusionStep(llada, is_scored=True).train()
+    root = make_root(llada, "lift3").train()
     loss, _ = root(make_batch([0.5], [0.1], [Component.EASY], torch.zeros(1, 12, dtype=torch.bool)), torch.ones(1))
     loss.backward()
     hook.remove()
@@ -171,7 +178,7 @@ def test_scoring_runs_without_dropout():
             return through(hidden, self.embedding.weight)
 
     model = Recorder()
-    root = DiffusionStep(model, is_scored=True).train()
+    root = make_root(model, "lift3").train()
     root(make_batch([0.5], [0.3], [Component.HARD], torch.ones(1, 9, dtype=torch.bool)), torch.ones(1))
     assert model.modes == [(False, False), (True, True)]
 
@@ -179,7 +186,7 @@ def test_scoring_runs_without_dropout():
 def test_gradient_norms_by_document(llada):
     """The recorded norm is the norm of d loss / d hidden of each document's rows."""
     batch = make_batch([0.4, 0.9], [0.0, 0.0], [1, 1], torch.ones(2, 10, dtype=torch.bool))
-    root = DiffusionStep(llada, is_scored=False).train()
+    root = make_root(llada, "vanilla").train()
     scale = torch.tensor([0.1, 0.2])
     loss, _ = root(batch, scale)
     loss.backward()

@@ -1,0 +1,47 @@
+"""Objectives: each decides what the model sees and learns. The table is all that the rest of the package knows."""
+
+from __future__ import annotations
+
+from lift_ds.config import ObjectiveConfig
+
+from .base import Objective
+from .gift import Gift
+from .lift import Easy, Hard, Lift2, Lift3, RandomKept
+from .vanilla import Vanilla
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "vanilla": Vanilla,
+    "lift2": Lift2,
+    "lift3": Lift3,
+    "easy": Easy,
+    "hard": Hard,
+    "random": RandomKept,
+    "gift": Gift,
+}
+
+
+def make_objective(settings: ObjectiveConfig) -> Objective:
+    """The objective that the config names."""
+    return OBJECTIVES[settings.method](settings)
+
+
+def find_objective_problems(settings: ObjectiveConfig) -> list[str]:
+    """Options that the method does not have, and combinations that mean nothing; one line each."""
+    kind = OBJECTIVES.get(settings.method)
+    if kind is None:
+        return [f"objective.method={settings.method!r}: unknown; allowed: {', '.join(OBJECTIVES)}"]
+    optional = sorted(frozenset().union(*(each.options for each in OBJECTIVES.values())))
+    changed = [name for name in optional if getattr(settings, name) != ObjectiveConfig.model_fields[name].default]
+    problems = [
+        f"objective.{name}={getattr(settings, name)}: {settings.method} has no such option; remove it, or use "
+        + ", ".join(method for method, each in OBJECTIVES.items() if name in each.options)
+        for name in changed
+        if name not in kind.options
+    ]
+    if settings.complementary and settings.scoring == "approximate":
+        problems.append(
+            "objective.complementary with objective.scoring=approximate: the complement needs a mask before"
+        )
+    if settings.method == "gift" and settings.normalizer == "masked_tokens":
+        problems.append("objective.normalizer=masked_tokens: gift has no mask before its forward; use another")
+    return problems

@@ -1,0 +1,50 @@
+"""GIFT: tokens of which the model is unsure are masked more often.
+
+    beta_i = sqrt(entropy_i)                              one pass without gradient, the whole response masked
+    t_i = 1 - (1 - t)^(beta_i / mean beta)                mean over the response
+    mask_i = [U_i < t_i],     loss = sum_{i masked} CE_i / t_i  /  N
+
+Source: GIFT (arXiv 2509.20863). Differs: t_i is at least `SMALLEST_LEVEL`; the public code returns NaN at entropy 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lift_ds.data.batch import MicroBatch
+
+from .base import SMALLEST_LEVEL, Objective, Scorer, View
+
+
+def gift_levels(entropy: Tensor, response_mask: Tensor, t: Tensor) -> Tensor:
+    """Mask probabilities t_i of tokens.
+
+    Args:
+        entropy: (B, L) entropies in nats, at least 0.
+        response_mask: bool (B, L).
+        t: (B,) levels in (0, 1].
+
+    Returns:
+        float32 (B, L) in [SMALLEST_LEVEL, 1]; t itself where all of a response has entropy 0.
+    """
+    beta = entropy.clamp(min=0).sqrt() * response_mask
+    mean = beta.sum(-1, keepdim=True) / response_mask.sum(-1, keepdim=True).clamp(min=1)
+    exponent = torch.where(mean > 0, beta / mean.clamp(min=torch.finfo(beta.dtype).tiny), torch.ones_like(beta))
+    return (1 - (1 - t[:, None]) ** exponent).clamp(min=SMALLEST_LEVEL, max=1.0)
+
+
+class Gift(Objective):
+    """Masks drawn by entropy; their number is known only after the pass that measures it."""
+
+    options = frozenset({"scoring_precision"})
+
+    def view(self, batch: MicroBatch, scorer: Scorer) -> View:
+        """The tokens whose uniform lies below their own level."""
+        entropy = scorer.entropy(batch, batch.response_mask)
+        levels = gift_levels(entropy, batch.response_mask, batch.t)
+        return self.single_view(batch, batch.response_mask & (batch.mask_uniform < levels), scorer, levels)
+
+    def num_targets(self, batch: MicroBatch) -> None:
+        """Not known before the pass."""
+        return None

@@ -1,0 +1,103 @@
+"""LIFT: a superset is scored, its easy, hard or random tokens are learned, the others revealed.
+
+    exact         a scoring pass without gradient on the superset, then a training pass on the kept tokens
+    approximate   one pass, on the superset: it scores, and the kept tokens are learned right there
+
+Source: LIFT (arXiv 2605.22939) and its public code. Differs: the component is each document's own; see
+`lift.selection`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lift_ds.data.batch import MicroBatch
+from lift_ds.lift.schedule import Component, lift2_component, lift3_component, random_component
+from lift_ds.lift.selection import num_kept, select_kept
+
+from .base import Objective, Scorer, View, candidates
+
+
+class Lift(Objective):
+    """What the LIFT objectives share: all but which component a level has."""
+
+    draws_superset = True
+    options = frozenset({"complementary", "rho", "scoring", "scoring_precision"})
+
+    def view(self, batch: MicroBatch, scorer: Scorer) -> View:
+        """The kept tokens, masked in an input that shows the rest."""
+        superset, filler = candidates(batch)
+        masked = superset | filler
+        if self.settings.scoring == "approximate":
+            view = self.single_view(batch, masked, scorer, batch.t)
+            return replace(view, narrow=lambda scores: filler | self.select(batch, superset, scores))
+        scores = scorer.gold_logprob(batch, masked, batch.component != Component.RANDOM)
+        view = self.single_view(batch, filler | self.select(batch, superset, scores), scorer, batch.t)
+        return self.with_complement(batch, view, scorer) if self.settings.complementary else view
+
+    def select(self, batch: MicroBatch, superset: Tensor, scores: Tensor) -> Tensor:
+        """The kept tokens of each document's component."""
+        return select_kept(scores, superset, batch.t, batch.rho, batch.component, scores=batch.tie_uniform)
+
+    def num_targets(self, batch: MicroBatch) -> Tensor:
+        """Known from the masks: how many are kept does not depend on the scores."""
+        if self.settings.complementary:
+            return batch.response_mask.sum(-1) / 2
+        superset, filler = candidates(batch)
+        return num_kept(superset.sum(-1), batch.t, batch.rho) + filler.sum(-1)
+
+
+class Lift2(Lift):
+    """Hard below t = 1/2, easy above."""
+
+    options = Lift.options | {"policy"}
+
+    def component(self, t: Tensor, u: Tensor) -> Tensor:
+        """By level, or drawn."""
+        if self.settings.policy == "random":
+            return random_component(u, (Component.EASY, Component.HARD))
+        return lift2_component(t)
+
+
+class Lift3(Lift):
+    """Hard, random and easy by thirds of t (c = 3)."""
+
+    options = Lift.options | {"policy", "random_weight"}
+
+    def component(self, t: Tensor, u: Tensor) -> Tensor:
+        """By level, or drawn."""
+        if self.settings.policy == "random":
+            return random_component(u, tuple(Component))
+        return lift3_component(t, self.settings.random_weight)
+
+
+class Single(Lift):
+    """One component at every level: the ablations "what without when"."""
+
+    kept_component: ClassVar[Component]
+
+    def component(self, t: Tensor, u: Tensor) -> Tensor:
+        """Always the same."""
+        return torch.full_like(t, int(self.kept_component), dtype=torch.int64)
+
+
+class Easy(Single):
+    """The tokens that are predicted best."""
+
+    kept_component = Component.EASY
+
+
+class Hard(Single):
+    """The tokens that are predicted worst."""
+
+    kept_component = Component.HARD
+
+
+class RandomKept(Single):
+    """Random tokens of the superset: vanilla SFT with another way of drawing the mask."""
+
+    kept_component = Component.RANDOM

@@ -67,8 +67,8 @@ def chunked_weighted_nll(
         curve: nll (R,) -> what is weighted and summed, and its derivative by nll; nll itself where not given.
 
     Returns:
-        The float32 scalar sum_r w_r c(nll_r), and nll float32 (R,), detached. The scalar is 0, and attached to the graph,
-        where R = 0.
+        The float32 scalar sum_r w_r c(nll_r), and nll float32 (R,), detached. The scalar is 0, and attached to the
+        graph, where R = 0.
     """
     loss, nll = _ChunkedWeightedNLL.apply(hidden, weight, gold_ids, row_weights, curve)
     return loss, nll

@@ -12,11 +12,12 @@ from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedPara
 from deepspeed.utils import safe_get_full_grad
 from deepspeed.utils.z3_leaf_module import z3_leaf_module
 
-from lift_ds.config import OptimConfig, RunConfig
+from lift_ds.config import ObjectiveConfig, OptimConfig, RunConfig
 from lift_ds.data.batch import Document, MicroBatch, Noise, collate
 from lift_ds.lift.schedule import lift3_component
 from lift_ds.models.families import family_of, read_config
 from lift_ds.models.weights import NewWeights, SafetensorsFolder, fill_parameters
+from lift_ds.objectives import make_objective
 from lift_ds.training.cluster import read_launch
 from lift_ds.training.ds_config import resolve_ds_json
 from lift_ds.training.engine import Engine, build_model, start_distributed, stop_distributed
@@ -26,6 +27,8 @@ from lift_ds.training.step import DiffusionStep
 VECTORS = Path(__file__).resolve().parents[1] / "data" / "llada_tiny"
 NUM_STEPS = 50
 THRESHOLDS = ("stage3_param_persistence_threshold", "stage3_max_reuse_distance", "stage3_max_live_parameters")
+
+LIFT3, VANILLA = (make_objective(ObjectiveConfig(method=method)) for method in ("lift3", "vanilla"))
 
 
 def make_documents(seed: int, levels: list[float], nothing_masked: set[int]) -> tuple[list[Document], list[Noise]]:
@@ -54,12 +57,12 @@ def make_engine(ds_json: dict, global_batch: int, micro_batch: int, lr: float = 
     resolved, problems = resolve_ds_json(ds_json, Path("test.json"), run, world_size, config.d_model, False)
     assert not problems, problems
     model = build_model(config, SafetensorsFolder(VECTORS), resolved, "reference")
-    return Engine(DiffusionStep(model, make_objective(ObjectiveConfig(method="lift3"))), resolved, optim)
+    return Engine(DiffusionStep(model, LIFT3), resolved, optim)
 
 
 def forward_backward(engine: Engine, batches: list[MicroBatch]) -> float:
     """One step's gradients; returns its loss over all ranks."""
-    totals = engine.all_reduce(step_counts(batches))
+    totals = engine.all_reduce(step_counts(batches, engine.root.objective))
     loss_sum = torch.zeros(1)
     for place, batch in enumerate(batches):
         scale = document_scale(batch, "response_tokens", totals, len(batches) * engine.world_size)
@@ -112,7 +115,7 @@ def change_pattern(engine: Engine, batches: list[MicroBatch], invalidations: lis
     """Trace invalidations when scoring is left out of every second step: what the constant pattern avoids."""
     invalidations.clear()
     for step in range(4):
-        engine.root.objective = make_objective(ObjectiveConfig(method="lift3" if step % 2 == 0 else "vanilla"))
+        engine.root.objective = LIFT3 if step % 2 == 0 else VANILLA
         forward_backward(engine, batches)
         engine.update()
     return len(invalidations)
@@ -167,7 +170,8 @@ def tied(rank: int) -> dict:
     alone = family_of(config).model_class(config)
     fill_parameters(alone.named_parameters(), weights, "tied")
     both = collate(documents, noises, 99)
-    loss, _ = DiffusionStep(alone, True)(both, document_scale(both, "response_tokens", step_counts([both]), 1))
+    scale = document_scale(both, "response_tokens", step_counts([both], LIFT3), 1)
+    loss, _ = DiffusionStep(alone, LIFT3)(both, scale)
     before = forward_backward(engine, batches)
     engine.update()
     engine.root.eval()

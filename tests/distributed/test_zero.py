@@ -10,7 +10,7 @@ from lift_ds.data.batch import collate
 from lift_ds.training.normalizer import document_scale, step_counts
 from lift_ds.training.step import DiffusionStep
 from tests.conftest import REPOSITORY, VECTORS, launch_job
-from tests.distributed.jobs import THRESHOLDS, make_documents
+from tests.distributed.jobs import LIFT3, THRESHOLDS, make_documents
 
 pytestmark = pytest.mark.distributed
 
@@ -50,7 +50,7 @@ def plain_gradient():
     """Loss and gradient of the four documents in one batch, by plain autograd."""
     model, _ = load_pretrained(VECTORS / "llada_tiny")
     batch = collate(*make_documents(7, [0.2, 0.5, 0.8, 0.9], {3}), 99)
-    root = DiffusionStep(model, make_objective(ObjectiveConfig(method="lift3"))).train()
+    root = DiffusionStep(model, LIFT3).train()
     loss, _ = root(batch, document_scale(batch, "response_tokens", step_counts([batch], root.objective), 1))
     loss.backward()
     return loss.item(), {name: parameter.grad for name, parameter in root.named_parameters()}

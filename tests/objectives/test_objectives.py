@@ -1,0 +1,238 @@
+"""Every objective as the root module computes it, against the pure functions and the public code's faults."""
+
+import math
+import re
+
+import pytest
+import torch
+
+from lift_ds import cart_weights, gift_loss, select_kept, sft_loss
+from lift_ds.config import ObjectiveConfig
+from lift_ds.lift.schedule import Component, random_component
+from lift_ds.models.head import masked_gold_logprob
+from lift_ds.objectives import OBJECTIVES, find_objective_problems, make_objective
+from lift_ds.objectives.base import candidates
+from lift_ds.objectives.gift import gift_levels
+from lift_ds.training.step import DiffusionStep
+from tests.conftest import REPOSITORY
+from tests.training.test_step import make_batch, make_root
+
+NAMES = ["hard", "random", "easy"]
+
+
+@pytest.fixture
+def batch():
+    response = torch.arange(20)[None].expand(3, -1) >= 4
+    return make_batch([0.2, 0.5, 0.8], [0.3, 0.2, 0.1], [2, 1, 0], response)
+
+
+def loss_of(model, batch, method, **settings):
+    root = make_root(model, method, **settings).train()
+    loss, stats = root(batch, torch.full((3,), 1 / 48))
+    return loss, stats, root.objective
+
+
+@pytest.mark.parametrize("method", list(OBJECTIVES))
+def test_every_objective_trains(llada, batch, method):
+    """A loss with a gradient; and the count that the normaliser needs is the count that is learned."""
+    loss, stats, objective = loss_of(llada, batch, method)
+    loss.backward()
+    assert loss.item() > 0
+    assert llada.model.transformer["wte"].weight.grad.abs().sum() > 0
+    counted = objective.num_targets(batch)
+    assert counted is None or counted.tolist() == stats.num_kept.tolist()
+
+
+def test_components_by_level():
+    t, u = torch.tensor([0.1, 0.5, 0.9]), torch.tensor([0.0, 0.4, 0.99])
+
+    def names(method, **settings):
+        chosen = make_objective(ObjectiveConfig(method=method, **settings)).component(t, u)
+        return [Component(int(each)).name.lower() for each in chosen]
+
+    assert names("lift3") == ["hard", "random", "easy"]
+    assert names("lift2") == ["hard", "easy", "easy"]
+    assert names("easy") == ["easy"] * 3
+    assert names("hard") == ["hard"] * 3
+    assert names("random") == ["random"] * 3
+    assert names("lift3", policy="random") == ["easy", "random", "hard"]  # thirds of u, whatever t
+    assert names("lift2", policy="random") == ["easy", "easy", "hard"]  # halves of u
+    assert names("vanilla") == ["random"] * 3
+
+
+def test_random_policy_is_uniform():
+    chosen = random_component(torch.rand(30_000, generator=torch.Generator().manual_seed(0)), tuple(Component))
+    for share in torch.bincount(chosen) / len(chosen):
+        assert share.item() == pytest.approx(1 / 3, abs=0.01)
+
+
+def exact_kept(model, batch):
+    superset, _ = candidates(batch)
+    scores = torch.zeros(superset.shape)
+    noised_ids = batch.clean_ids.masked_fill(superset, 100)
+    scores[superset] = masked_gold_logprob(model, noised_ids, superset, batch.clean_ids)
+    return superset, select_kept(scores, superset, batch.t, batch.rho, NAMES, scores=batch.tie_uniform)
+
+
+def test_approximate_learns_the_kept_tokens_on_the_superset(llada, batch):
+    """One forward: the same tokens as exact scoring keeps, predicted from the superset's input."""
+    superset, kept = exact_kept(llada, batch)
+    calls = []
+    hook = llada.model.blocks[0].register_forward_hook(lambda *_: calls.append(1))
+    loss, stats, _ = loss_of(llada, batch, "lift3", scoring="approximate")
+    hook.remove()
+    assert len(calls) == 1
+    logits = llada(input_ids=batch.clean_ids.masked_fill(superset, 100)).logits
+    nll = -logits.log_softmax(-1).gather(-1, batch.clean_ids[..., None])[..., 0]
+    assert loss.item() == pytest.approx(((nll / batch.t[:, None])[kept].sum() / 48).item(), rel=1e-5)
+    assert stats.num_kept.tolist() == kept.sum(-1).tolist()
+    loss.backward()
+    ours = llada.model.transformer["ff_out"].weight.grad.clone()
+    llada.zero_grad()
+    logits = llada(input_ids=batch.clean_ids.masked_fill(superset, 100)).logits
+    nll = -logits.log_softmax(-1).gather(-1, batch.clean_ids[..., None])[..., 0]
+    ((nll / batch.t[:, None])[kept].sum() / 48).backward()
+    torch.testing.assert_close(ours, llada.model.transformer["ff_out"].weight.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["vanilla", "lift3", "hard"])
+def test_complementary_is_the_mean_of_both_views(llada, batch, method):
+    """For every component, with both views divided by the same normaliser."""
+    alone = make_root(llada, method)
+    first = alone.objective.view(batch, alone).targets
+    second = batch.response_mask & ~first
+    t = batch.t
+    expected = 0.5 * (
+        sft_loss(llada, batch.clean_ids, first, t, 48) + sft_loss(llada, batch.clean_ids, second, 1 - t, 48)
+    )
+    loss, stats, objective = loss_of(llada, batch, method, complementary=True)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert stats.num_kept.tolist() == batch.response_mask.sum(-1).tolist()
+    assert objective.num_targets(batch).sum() == stats.num_kept.sum() / 2
+
+
+@pytest.mark.parametrize("time_scaling", [True, False])
+def test_cart_multiplies_or_replaces_the_level(llada, batch, time_scaling):
+    superset, _ = candidates(batch)
+    weights = cart_weights(superset, 0.1)
+    expected = sft_loss(llada, batch.clean_ids, superset, batch.t, 48, time_scaling=time_scaling, weights=weights)
+    loss, _, _ = loss_of(llada, batch, "vanilla", token_weight="cart", time_scaling=time_scaling)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_only_documents_that_need_scores_are_scored(llada, batch):
+    """A random document needs none; where no document does, one is run and ignored, so that ranks stay together."""
+
+    def sizes(batch):
+        found = []
+        hook = llada.model.blocks[0].register_forward_pre_hook(lambda _, inputs: found.append(len(inputs[0])))
+        loss_of(llada, batch, "lift3")
+        hook.remove()
+        return found
+
+    assert sizes(batch) == [2, 3]  # hard and easy are scored, then all three are trained on
+    assert sizes(make_batch([0.5] * 3, [0.2] * 3, [1] * 3, batch.response_mask)) == [1, 3]
+
+
+def test_scores_of_unwanted_documents_are_0(llada, batch):
+    root = make_root(llada, "lift3")
+    superset, _ = candidates(batch)
+    nobody = torch.zeros(3, dtype=torch.bool)
+    assert not root.gold_logprob(batch, superset, nobody).any()
+    first = root.gold_logprob(batch, superset, torch.tensor([True, False, False]))
+    everyone = root.gold_logprob(batch, superset, ~nobody)
+    torch.testing.assert_close(first[0], everyone[0])
+    assert not first[1:].any() and (everyone[superset] < 0).all()
+
+
+def test_scoring_in_bf16_ranks_nearly_the_same(llada, batch):
+    superset, _ = candidates(batch)
+    wanted = torch.ones(3, dtype=torch.bool)
+    full = make_root(llada, "lift3").gold_logprob(batch, superset, wanted)
+    narrow = make_root(llada, "lift3", scoring_precision="bf16").gold_logprob(batch, superset, wanted)
+    assert narrow.dtype == torch.float32 and not torch.equal(full, narrow)
+    torch.testing.assert_close(full, narrow, rtol=0.05, atol=0.05)
+
+
+def test_gift_conformance(llada, vectors, cases):
+    for case in cases:
+        names = ("clean_ids", "t", "prompt_lengths", "gift.uniform", "gift.token_mask_prob")
+        clean_ids, t, prompts, uniform, expected = (vectors[f"{case['case']}.{name}"] for name in names)
+        response = torch.arange(clean_ids.shape[1])[None] >= prompts[:, None]
+        loss = gift_loss(llada, clean_ids, response, t, uniform=uniform)
+        assert loss.item() == pytest.approx(case["gift.loss"], rel=1e-5), case["case"]
+        root = make_root(llada, "gift")
+        batch = make_batch(t.tolist(), [0.0] * len(t), [1] * len(t), response)
+        object.__setattr__(batch, "clean_ids", clean_ids)
+        levels = gift_levels(root.entropy(batch, response), response, t)
+        torch.testing.assert_close(levels[response], expected[response].float(), rtol=1e-5, atol=1e-6)
+
+
+def test_gift_in_the_trainer_equals_the_function(llada, batch):
+    loss, stats, _ = loss_of(llada, batch, "gift")
+    alone = gift_loss(llada, batch.clean_ids, batch.response_mask, batch.t, uniform=batch.mask_uniform)
+    assert loss.item() == pytest.approx(alone.item() * int(stats.num_kept.sum()) / 48, rel=1e-5)
+
+
+def test_gift_has_no_nan_at_zero_entropy():
+    """The public code divides 0 by 0 there."""
+    response = torch.ones(2, 4, dtype=torch.bool)
+    entropy = torch.tensor([[0.0] * 4, [0.0, 1.0, 1.0, 0.0]])
+    levels = gift_levels(entropy, response, torch.tensor([0.5, 0.5]))
+    assert levels.isfinite().all()
+    assert levels[0].tolist() == [0.5] * 4
+    # mean beta is 1/2: exponents 0 and 2
+    assert levels[1].tolist() == pytest.approx([1e-3, 0.75, 0.75, 1e-3])
+
+
+def test_no_response_at_all(llada):
+    for method in OBJECTIVES:
+        empty = make_batch([0.5] * 3, [0.1] * 3, [0, 1, 2], torch.zeros(3, 12, dtype=torch.bool))
+        loss, stats, _ = loss_of(llada, empty, method)
+        loss.backward()
+        assert loss.item() == 0 and not stats.num_kept.any()
+        assert all(not parameter.grad.isnan().any() for parameter in llada.parameters())
+        llada.zero_grad()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "vanilla", "policy": "random"}, "vanilla has no such option"),
+        ({"method": "lift2", "random_weight": 4.0}, "lift2 has no such option; remove it, or use lift3"),
+        ({"method": "gift", "complementary": True}, "gift has no such option"),
+        ({"method": "vanilla", "scoring": "approximate"}, "vanilla has no such option"),
+        ({"method": "lift3", "scoring": "approximate", "complementary": True}, "no mask before its forward"),
+        ({"method": "gift", "normalizer": "masked_tokens"}, "no mask before its forward"),
+        ({"method": "lift4"}, "unknown; allowed: vanilla, lift2"),
+    ],
+)
+def test_options_that_a_method_does_not_have(settings, message):
+    problems = find_objective_problems(ObjectiveConfig(**settings))
+    assert len(problems) == 1 and message in problems[0]
+
+
+def test_defaults_are_no_problem():
+    for method in OBJECTIVES:
+        assert find_objective_problems(ObjectiveConfig(method=method)) == []
+
+
+def test_levels_are_checked(llada):
+    ids = torch.ones(1, 4, dtype=torch.long)
+    for t in (0.0, 1.01, math.nan):
+        with pytest.raises(ValueError, match=r"\(0, 1\]"):
+            gift_loss(llada, ids, ids.bool(), torch.tensor([t]))
+
+
+def test_an_objective_of_ones_own(llada, batch):
+    """The worked example of CONTRIBUTING.md."""
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text()
+    names: dict = {}
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1), names)
+    objective = names["SecondHalf"](ObjectiveConfig(method="vanilla"))
+    loss, stats = DiffusionStep(llada, objective).train()(batch, torch.full((3,), 1 / 48))
+    loss.backward()
+    superset, _ = candidates(batch)
+    late = superset & (torch.arange(20) >= 12)
+    assert stats.num_kept.tolist() == late.sum(-1).tolist() == objective.num_targets(batch).tolist()
+    assert loss.item() == pytest.approx(sft_loss(llada, batch.clean_ids, late, batch.t, 48).item(), rel=1e-5)

@@ -39,9 +39,7 @@ def find_objective_problems(settings: ObjectiveConfig) -> list[str]:
         if name not in kind.options
     ]
     if settings.complementary and settings.scoring == "approximate":
-        problems.append(
-            "objective.complementary with objective.scoring=approximate: the complement needs a mask before"
-        )
+        problems.append("objective.complementary: scoring=approximate has no mask before its forward; use exact")
     if settings.method == "gift" and settings.normalizer == "masked_tokens":
         problems.append("objective.normalizer=masked_tokens: gift has no mask before its forward; use another")
     return problems

@@ -1,10 +1,12 @@
 """GIFT: tokens of which the model is unsure are masked more often.
 
     beta_i = sqrt(entropy_i)                              one pass without gradient, the whole response masked
-    t_i = 1 - (1 - t)^(beta_i / mean beta)                mean over the response
+    t_i = 1 - (1 - t)^(beta_i / mean beta)                mean over the document's response
     mask_i = [U_i < t_i],     loss = sum_{i masked} CE_i / t_i  /  N
 
-Source: GIFT (arXiv 2509.20863). Differs: t_i is at least `SMALLEST_LEVEL`; the public code returns NaN at entropy 0.
+Source: GIFT (arXiv 2509.20863) and LIFT's public code. Differs: that code takes the mean over a whole micro-batch, so
+that how a step is cut changes its masks (`gift_loss` can do the same), and returns NaN at entropy 0; t_i is at least
+`SMALLEST_LEVEL` here.
 """
 
 from __future__ import annotations
@@ -17,19 +19,21 @@ from lift_ds.data.batch import MicroBatch
 from .base import SMALLEST_LEVEL, Objective, Scorer, View
 
 
-def gift_levels(entropy: Tensor, response_mask: Tensor, t: Tensor) -> Tensor:
+def gift_levels(entropy: Tensor, response_mask: Tensor, t: Tensor, over_batch: bool = False) -> Tensor:
     """Mask probabilities t_i of tokens.
 
     Args:
         entropy: (B, L) entropies in nats, at least 0.
         response_mask: bool (B, L).
         t: (B,) levels in (0, 1].
+        over_batch: Take the mean over all responses, as the public code does, instead of each document's own.
 
     Returns:
         float32 (B, L) in [SMALLEST_LEVEL, 1]; t itself where all of a response has entropy 0.
     """
     beta = entropy.clamp(min=0).sqrt() * response_mask
-    mean = beta.sum(-1, keepdim=True) / response_mask.sum(-1, keepdim=True).clamp(min=1)
+    dim = (0, 1) if over_batch else (1,)
+    mean = beta.sum(dim, keepdim=True) / response_mask.sum(dim, keepdim=True).clamp(min=1)
     exponent = torch.where(mean > 0, beta / mean.clamp(min=torch.finfo(beta.dtype).tiny), torch.ones_like(beta))
     return (1 - (1 - t[:, None]) ** exponent).clamp(min=SMALLEST_LEVEL, max=1.0)
 

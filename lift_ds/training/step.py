@@ -202,7 +202,9 @@ def gift_loss(
     uniform: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """GIFT's loss of one batch: sum over masked of CE / t_i, divided by the number masked; see `objectives.gift`.
+    """GIFT's loss of one batch, as the public code computes it; see `objectives.gift`, which the trainer uses.
+
+    Sum over masked of CE / t_i, divided by the number masked. The mean entropy is taken over the batch.
 
     Args:
         model: A model from `load_pretrained`.
@@ -225,7 +227,7 @@ def gift_loss(
         hidden = model.encode(clean_ids.masked_fill(response_mask, model.config.mask_token_id))[response_mask]
         entropy = torch.zeros_like(uniform)
         entropy[response_mask] = model.head(hidden, chunked_entropy)
-    levels = gift_levels(entropy, response_mask, t)
+    levels = gift_levels(entropy, response_mask, t, over_batch=True)
     masked = response_mask & (uniform < levels)
     every_level = torch.ones_like(t)
     return sft_loss(model, clean_ids, masked, every_level, masked.sum().clamp(min=1), weights=1.0 / levels)

@@ -164,14 +164,18 @@ def test_gift_conformance(llada, vectors, cases):
         root = make_root(llada, "gift")
         batch = make_batch(t.tolist(), [0.0] * len(t), [1] * len(t), response)
         object.__setattr__(batch, "clean_ids", clean_ids)
-        levels = gift_levels(root.entropy(batch, response), response, t)
+        levels = gift_levels(root.entropy(batch, response), response, t, over_batch=True)
         torch.testing.assert_close(levels[response], expected[response].float(), rtol=1e-5, atol=1e-6)
 
 
-def test_gift_in_the_trainer_equals_the_function(llada, batch):
+def test_gift_in_the_trainer_is_the_function_of_each_document(llada, batch):
+    """Whatever else is in the micro-batch."""
     loss, stats, _ = loss_of(llada, batch, "gift")
-    alone = gift_loss(llada, batch.clean_ids, batch.response_mask, batch.t, uniform=batch.mask_uniform)
-    assert loss.item() == pytest.approx(alone.item() * int(stats.num_kept.sum()) / 48, rel=1e-5)
+    expected = 0.0
+    for row in range(3):
+        inputs = [each[row : row + 1] for each in (batch.clean_ids, batch.response_mask, batch.t, batch.mask_uniform)]
+        expected += gift_loss(llada, *inputs).item() * int(stats.num_kept[row]) / 48
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_gift_has_no_nan_at_zero_entropy():

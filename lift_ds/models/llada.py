@@ -336,11 +336,9 @@ class LLaDAModelLM(PreTrainedModel):
         return self.model.encode(input_ids, attention_mask, position_ids)
 
     def head(self, hidden: Tensor, through: HeadFunction = F.linear) -> Any:
-        """Logits (..., V) of hidden states (..., D); callers pass only the rows they need.
+        """Logits (..., V) of hidden states (..., D), or what `through` makes of them and the vocabulary matrix (V, D).
 
-        Args:
-            hidden: What `encode` returned, or some of its rows.
-            through: What is computed of `hidden` and the vocabulary matrix (V, D) instead of their product.
+        Callers pass only the rows they need.
         """
         return self.model.head(hidden, through)
 

@@ -1,0 +1,226 @@
+"""How hard each token is at each mask level: a table that training fills as it scores.
+
+    S[b, v] = sum over observations of  decay^(now - step) nll,      N[b, v] = the same of 1
+    difficulty(b, v) = (S + k prior) / (N + k)
+
+    prior(b, v) = the mean of tokens of about v's frequency at level b, shrunk by k towards b's mean, and that towards
+                  the mean of all, so that a pair that was never seen has the difficulty of pairs like it
+
+b is a bin of the mask level, v a token id. Decay goes by the optimizer step of an observation, not by when it arrives,
+so the table does not depend on how a step is cut into micro-batches and ranks, or on how often ranks exchange.
+
+The vocabulary is cut into equal ranges, one a rank, which owns that part of the table. A rank notes what it observes
+and hands it to the owners at a sync; `training.difficulty` moves the parts. Memory of a rank: 8 bytes x bins x V / ranks.
+
+Source: none. The public code has no such table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+NUM_BINS = 16
+NUM_FREQUENCIES = 24
+PRIOR_COUNT = 2.0
+
+
+def level_bin(level: Tensor) -> Tensor:
+    """Bin (int64) of mask levels in (0, 1]; bin b holds (b / NUM_BINS, (b + 1) / NUM_BINS]."""
+    return (level * NUM_BINS).ceil().long().sub(1).clamp(0, NUM_BINS - 1)
+
+
+@dataclass(frozen=True)
+class Observations:
+    """Sums by (token, bin) as of one optimizer step.
+
+    Args:
+        keys: int64 (K,), token x NUM_BINS + bin, ascending and distinct.
+        sums: float64 (K,), decayed sums of -log p(gold).
+        counts: float64 (K,), decayed counts.
+    """
+
+    keys: Tensor
+    sums: Tensor
+    counts: Tensor
+
+    @staticmethod
+    def empty() -> Observations:
+        """No pair."""
+        nothing = torch.zeros(0, dtype=torch.float64)
+        return Observations(torch.zeros(0, dtype=torch.int64), nothing, nothing)
+
+    @staticmethod
+    def of(tokens: Tensor, levels: Tensor, nll: Tensor) -> Observations:
+        """Observations of one step.
+
+        Args:
+            tokens: int64 (R,) true ids.
+            levels: (R,) mask levels of the input that they were predicted from.
+            nll: (R,) their -log p.
+        """
+        keys = tokens.cpu() * NUM_BINS + level_bin(levels).cpu()
+        return Observations(keys, nll.cpu().double(), torch.ones(len(keys), dtype=torch.float64)).merged()
+
+    def merged(self) -> Observations:
+        """Each pair once."""
+        keys, place = self.keys.unique(return_inverse=True)
+        zeros = torch.zeros(len(keys), dtype=torch.float64)
+        return Observations(keys, zeros.index_add(0, place, self.sums), zeros.index_add(0, place, self.counts))
+
+    def joined(self, other: Observations) -> Observations:
+        """Both, each pair once."""
+        pairs = zip(self.columns(), other.columns(), strict=True)
+        return Observations(*(torch.cat(pair) for pair in pairs)).merged()
+
+    def scaled(self, factor: float) -> Observations:
+        """The same, decayed."""
+        return Observations(self.keys, self.sums * factor, self.counts * factor)
+
+    def columns(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys, sums and counts."""
+        return self.keys, self.sums, self.counts
+
+    def cut(self, bounds: list[int]) -> list[Observations]:
+        """Parts by token range; `bounds` are the first tokens of all ranges but the first."""
+        edges = torch.searchsorted(self.keys, torch.tensor(bounds, dtype=torch.int64) * NUM_BINS).tolist()
+        edges = [0, *edges, len(self.keys)]
+        return [Observations(*(column[start:end] for column in self.columns())) for start, end in pairwise(edges)]
+
+
+class DifficultyTable:
+    """One rank's range of the table, and what it noted since the last sync.
+
+    Args:
+        vocab_size: V.
+        rank: This rank.
+        world_size: Number of ranks.
+        decay: Factor of a step, in (0, 1].
+
+    Raises:
+        ValueError: `decay` is outside (0, 1].
+    """
+
+    def __init__(self, vocab_size: int, rank: int = 0, world_size: int = 1, decay: float = 0.999) -> None:
+        """Starts empty, at step 0."""
+        if not 0 < decay <= 1:
+            raise ValueError(f"decay={decay}: allowed are 0 < decay <= 1; 1 never forgets.")
+        self.vocab_size, self.rank, self.world_size, self.decay = vocab_size, rank, world_size, decay
+        self.range_size = -(-vocab_size // world_size)
+        self.first = min(rank * self.range_size, vocab_size)
+        width = min(self.first + self.range_size, vocab_size) - self.first
+        self.sums = torch.zeros(width, NUM_BINS)
+        self.counts = torch.zeros(width, NUM_BINS)
+        self.step = 0
+        self.pending, self.pending_step = Observations.empty(), 0
+        self.groups = torch.zeros(2, NUM_FREQUENCIES, NUM_BINS, dtype=torch.float64)
+
+    def observe(self, observations: Observations, step: int) -> None:
+        """Notes observations of optimizer step `step`, which never goes back."""
+        older = self.pending.scaled(self.decay ** (step - self.pending_step))
+        self.pending, self.pending_step = older.joined(observations), step
+
+    def outgoing(self, step: int) -> list[Observations]:
+        """What each owner gets at a sync after step `step`; nothing is pending then."""
+        ready = self.pending.scaled(self.decay ** (step - self.pending_step))
+        self.pending, self.pending_step = Observations.empty(), step
+        return ready.cut([rank * self.range_size for rank in range(1, self.world_size)])
+
+    def absorb(self, received: list[Observations], step: int) -> Tensor:
+        """Adds what the ranks sent.
+
+        Returns:
+            This range's sums by frequency class, to be summed over the ranks for `set_groups`.
+        """
+        factor = self.decay ** (step - self.step)
+        self.sums *= factor
+        self.counts *= factor
+        self.step = step
+        for part in received:
+            place = part.keys - self.first * NUM_BINS
+            self.sums.view(-1).index_add_(0, place, part.sums.float())
+            self.counts.view(-1).index_add_(0, place, part.counts.float())
+        groups = torch.zeros_like(self.groups)
+        frequency = self.frequency(torch.arange(len(self.sums)))
+        groups[0].index_add_(0, frequency, self.sums.double())
+        groups[1].index_add_(0, frequency, self.counts.double())
+        return groups
+
+    def set_groups(self, groups: Tensor) -> None:
+        """Takes the sums by frequency of all ranks, float64 (2, NUM_FREQUENCIES, NUM_BINS)."""
+        self.groups = groups
+
+    def frequency(self, rows: Tensor) -> Tensor:
+        """Frequency class (int64) of tokens, by their place in this range: 0 unseen, then powers of two."""
+        return self.counts[rows].sum(-1).add(1).log2().ceil().long().clamp(0, NUM_FREQUENCIES - 1)
+
+    def look_up(self, keys: Tensor) -> Tensor:
+        """Difficulties (K,) float32, in nats, of pairs (K,) int64 that this rank owns."""
+        rows, bins = keys // NUM_BINS - self.first, keys % NUM_BINS
+        prior = self.prior()[self.frequency(rows), bins]
+        return (self.sums[rows, bins] + PRIOR_COUNT * prior) / (self.counts[rows, bins] + PRIOR_COUNT)
+
+    def prior(self) -> Tensor:
+        """Difficulty of an unseen pair by frequency class and bin: float32 (NUM_FREQUENCIES, NUM_BINS)."""
+
+        def shrunk(sums: Tensor, counts: Tensor, towards: Tensor) -> Tensor:
+            return (sums + PRIOR_COUNT * towards) / (counts + PRIOR_COUNT)
+
+        sums, counts = self.groups
+        overall = sums.sum() / counts.sum().clamp(min=1e-9)
+        by_bin = shrunk(sums.sum(0), counts.sum(0), overall)
+        return shrunk(sums, counts, by_bin).float()
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps of this rank; pending observations are kept pending."""
+        keys, sums, counts = self.pending.columns()
+        numbers = torch.tensor([self.vocab_size, self.first, self.step, self.pending_step])
+        return {
+            "sums": self.sums,
+            "counts": self.counts,
+            "groups": self.groups,
+            "pending_keys": keys,
+            "pending_sums": sums,
+            "pending_counts": counts,
+            "numbers": numbers,
+        }
+
+    def load_states(self, states: list[dict[str, Tensor]]) -> None:
+        """Takes the states of all ranks that saved, however many they were; this rank keeps its range.
+
+        Args:
+            states: In rank order. Pending observations of rank r go to rank r mod world_size.
+
+        Raises:
+            ValueError: They are of another vocabulary, or do not cover it.
+        """
+        for state in states:
+            found = int(state["numbers"][0])
+            if found != self.vocab_size:
+                raise ValueError(
+                    f"difficulty buffers of a vocabulary of {found} tokens; the model has {self.vocab_size}."
+                )
+        whole_sums, whole_counts = (torch.cat([state[name] for state in states]) for name in ("sums", "counts"))
+        if len(whole_sums) != self.vocab_size:
+            raise ValueError(
+                f"difficulty buffers of {len(whole_sums)} tokens of {self.vocab_size}; a rank's file is missing."
+            )
+        mine = slice(self.first, self.first + len(self.sums))
+        self.sums, self.counts = whole_sums[mine].clone(), whole_counts[mine].clone()
+        self.groups = states[0]["groups"]
+        self.step = int(states[0]["numbers"][2])
+        self.pending, self.pending_step = Observations.empty(), self.step
+        for state in states[self.rank :: self.world_size]:
+            pending = Observations(state["pending_keys"], state["pending_sums"], state["pending_counts"])
+            step = int(state["numbers"][3])
+            if step < self.pending_step:
+                pending, step = pending.scaled(self.decay ** (self.pending_step - step)), self.pending_step
+            self.observe(pending, step)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of this rank's part."""
+        return 4 * (self.sums.numel() + self.counts.numel())

@@ -10,7 +10,8 @@ b is a bin of the mask level, v a token id. Decay goes by the optimizer step of 
 so the table does not depend on how a step is cut into micro-batches and ranks, or on how often ranks exchange.
 
 The vocabulary is cut into equal ranges, one a rank, which owns that part of the table. A rank notes what it observes
-and hands it to the owners at a sync; `training.difficulty` moves the parts. Memory of a rank: 8 bytes x bins x V / ranks.
+and hands it to the owners at a sync; `training.buffers` moves the parts.
+Memory of a rank: 8 bytes x bins x V / ranks.
 
 Source: none. The public code has no such table.
 """

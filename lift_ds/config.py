@@ -104,9 +104,13 @@ class ObjectiveConfig(Section):
         "lift3", description="vanilla, lift2, lift3, easy, hard, random (one component at every level) or gift"
     )
     policy: Literal["time", "random"] = Field("time", description="LIFT's component by level, or drawn uniformly")
-    scoring: Literal["exact", "approximate"] = Field(
-        "exact", description="LIFT's scores from a pass of their own, or from the training pass on the superset"
+    scoring: Literal["exact", "approximate", "buffer", "hybrid"] = Field(
+        "exact", description="LIFT's scores: a pass of their own, the training pass, the buffers, or both together"
     )
+    refresh_share: float = Field(
+        0.125, ge=0, le=1, description="share of documents that buffer and hybrid scoring still score exactly"
+    )
+    warm_start_steps: int = Field(50, ge=0, description="first steps in which they score every document exactly")
     scoring_precision: Literal["model", "bf16"] = Field("model", description="type of the scoring pass's products")
     complementary: bool = Field(False, description="also learn, in the same forward, what the mask left out, at 1 - t")
     token_weight: Literal["none", "cart", "mgdm"] = Field(
@@ -125,6 +129,14 @@ class ObjectiveConfig(Section):
     normalizer: Literal["response_tokens", "masked_tokens", "per_example", "reference"] = Field(
         "response_tokens", description="what the step's summed loss is divided by, over all ranks and micro-batches"
     )
+
+
+class DifficultyConfig(Section):
+    """The table of how hard each token is at each mask level."""
+
+    enabled: bool = Field(True, description="keep the table; buffer and hybrid scoring need it, the report reads it")
+    decay: float = Field(0.999, gt=0, le=1, description="factor of a step; 1 never forgets")
+    sync_every: int = Field(20, ge=1, description="steps between exchanges of the ranks")
 
 
 class OptimConfig(Section):
@@ -173,6 +185,7 @@ class RunConfig(Section):
     lora: LoraConfig = Field(LoraConfig(), description="")
     data: DataConfig = Field(DataConfig(), description="")
     objective: ObjectiveConfig = Field(ObjectiveConfig(), description="")
+    difficulty: DifficultyConfig = Field(DifficultyConfig(), description="")
     optim: OptimConfig = Field(OptimConfig(), description="")
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="")
     eval: EvalConfig = Field(EvalConfig(), description="")

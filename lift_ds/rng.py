@@ -24,6 +24,7 @@ class Stream(IntEnum):
     EVALUATION = 7
     INITIAL_WEIGHTS = 8
     DROPOUT = 9
+    REFRESH = 10
 
 
 def keyed_generator(seed: int, epoch: int, sample: int, stream: Stream) -> np.random.Generator:

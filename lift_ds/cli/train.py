@@ -108,7 +108,7 @@ def resolve(arguments: argparse.Namespace, launch: Launch) -> tuple[RunConfig, d
     loaded, json_problems = read_ds_json(arguments.deepspeed)
     problems += json_problems
     run = run.model_copy(update={"output": settle_output(run)})
-    problems += find_objective_problems(run.objective) + find_missing(run)
+    problems += find_objective_problems(run.objective, run.difficulty.enabled) + find_missing(run)
     if not json_problems:
         problems += resolve_ds_json(loaded, arguments.deepspeed, run, launch.world_size, 1, True)[1]
     if problems:

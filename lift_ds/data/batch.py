@@ -35,13 +35,17 @@ class Document:
 
 @dataclass(frozen=True)
 class Noise:
-    """The random numbers of one document: level, extra level, component, and uniforms (length,) for masks and ties."""
+    """The random numbers of one document: level, extra level, component, and uniforms (length,) for masks and ties.
+
+    `is_refreshed` says whether it is scored exactly where others are scored from the difficulty buffers.
+    """
 
     t: float
     rho: float
     component: int
     mask_uniform: np.ndarray
     tie_uniform: np.ndarray
+    is_refreshed: bool = True
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,9 @@ class MicroBatch:
         rho: float32 (B,), extra levels of the superset; 0 for vanilla SFT.
         component: int64 (B,) of `lift.schedule.Component`.
         sample_ids: int64 (B,); -1 for a stand-in that only keeps the ranks together.
+        is_refreshed: bool (B,), documents that are scored exactly, whatever `objective.scoring` says.
+        difficulty: float32 (B, L), expected -log p of the superset's tokens from the buffers, where they are used.
+        difficulty_count: float32 (B, L), the decayed number of observations behind it.
     """
 
     clean_ids: Tensor
@@ -71,10 +78,14 @@ class MicroBatch:
     rho: Tensor
     component: Tensor
     sample_ids: Tensor
+    is_refreshed: Tensor
+    difficulty: Tensor | None = None
+    difficulty_count: Tensor | None = None
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same micro-batch on `device`."""
-        return replace(self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        present = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: each.to(device) for name, each in present.items() if each is not None})
 
 
 def collate(documents: list[Document], noises: list[Noise], pad_token_id: int) -> MicroBatch:
@@ -108,6 +119,7 @@ def collate(documents: list[Document], noises: list[Noise], pad_token_id: int) -
         rho=torch.tensor([noise.rho for noise in noises], dtype=torch.float32),
         component=torch.tensor([noise.component for noise in noises]),
         sample_ids=torch.tensor([document.sample_id for document in documents]),
+        is_refreshed=torch.tensor([noise.is_refreshed for noise in noises]),
     )
 
 

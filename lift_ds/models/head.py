@@ -18,6 +18,9 @@ class MaskedDiffusionModel(Protocol):
 
     config: Any
 
+    def get_input_embeddings(self) -> Any:
+        """The embedding module."""
+
     def encode(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
     ) -> Tensor:

@@ -25,7 +25,7 @@ def make_objective(settings: ObjectiveConfig) -> Objective:
     return OBJECTIVES[settings.method](settings)
 
 
-def find_objective_problems(settings: ObjectiveConfig) -> list[str]:
+def find_objective_problems(settings: ObjectiveConfig, has_buffers: bool = True) -> list[str]:
     """Options that the method does not have, and combinations that mean nothing; one line each."""
     kind = OBJECTIVES.get(settings.method)
     if kind is None:
@@ -42,4 +42,6 @@ def find_objective_problems(settings: ObjectiveConfig) -> list[str]:
         problems.append("objective.complementary: scoring=approximate has no mask before its forward; use exact")
     if settings.method == "gift" and settings.normalizer == "masked_tokens":
         problems.append("objective.normalizer=masked_tokens: gift has no mask before its forward; use another")
+    if settings.scoring in ("buffer", "hybrid") and not has_buffers:
+        problems.append(f"objective.scoring={settings.scoring} needs difficulty.enabled=true")
     return problems

@@ -73,6 +73,14 @@ class Objective(ABC):
         """Stores the settings."""
         self.settings = settings
 
+    @property
+    def observes_targets(self) -> bool:
+        """Whether the learned tokens of random documents are masked at level t, independently of their difficulty.
+
+        The difficulty table may learn from them then.
+        """
+        return not self.settings.complementary and self.settings.scoring != "approximate"
+
     def component(self, t: Tensor, u: Tensor) -> Tensor:
         """Components (B,) of levels (B,); `u` (B,) are uniforms for policies that draw."""
         return torch.full_like(t, int(Component.RANDOM), dtype=torch.int64)

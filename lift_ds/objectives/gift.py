@@ -43,6 +43,11 @@ class Gift(Objective):
 
     options = frozenset({"scoring_precision"})
 
+    @property
+    def observes_targets(self) -> bool:
+        """Its masks follow the model's entropy."""
+        return False
+
     def view(self, batch: MicroBatch, scorer: Scorer) -> View:
         """The tokens whose uniform lies below their own level."""
         entropy = scorer.entropy(batch, batch.response_mask)

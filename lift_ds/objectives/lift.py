@@ -2,6 +2,8 @@
 
     exact         a scoring pass without gradient on the superset, then a training pass on the kept tokens
     approximate   one pass, on the superset: it scores, and the kept tokens are learned right there
+    buffer        no pass but for a fixed share of documents: the difficulty table's expected -log p at level t + rho
+    hybrid        as buffer, and exact scores are shrunk towards the table by how much it has seen
 
 Source: LIFT (arXiv 2605.22939) and its public code. Differs: the component is each document's own; see
 `lift.selection`.
@@ -21,12 +23,15 @@ from lift_ds.lift.selection import num_kept, select_kept
 
 from .base import Objective, Scorer, View, candidates
 
+TIE_NATS = 1e-4  # repeats of a token have the same expected score: the keyed uniform decides
+TRUSTED_COUNT = 8.0
+
 
 class Lift(Objective):
     """What the LIFT objectives share: all but which component a level has."""
 
     draws_superset = True
-    options = frozenset({"complementary", "rho", "scoring", "scoring_precision"})
+    options = frozenset({"complementary", "rho", "scoring", "scoring_precision", "refresh_share", "warm_start_steps"})
 
     def view(self, batch: MicroBatch, scorer: Scorer) -> View:
         """The kept tokens, masked in an input that shows the rest."""
@@ -35,9 +40,25 @@ class Lift(Objective):
         if self.settings.scoring == "approximate":
             view = self.single_view(batch, masked, scorer, batch.t)
             return replace(view, narrow=lambda scores: filler | self.select(batch, superset, scores))
-        scores = scorer.gold_logprob(batch, masked, batch.component != Component.RANDOM)
-        view = self.single_view(batch, filler | self.select(batch, superset, scores), scorer, batch.t)
+        kept = self.select(batch, superset, self.scores(batch, masked, scorer))
+        view = self.single_view(batch, filler | kept, scorer, batch.t)
         return self.with_complement(batch, view, scorer) if self.settings.complementary else view
+
+    def scores(self, batch: MicroBatch, masked: Tensor, scorer: Scorer) -> Tensor:
+        """Log p(gold), exact or expected: float32 (B, L)."""
+        needed = batch.component != Component.RANDOM
+        if self.settings.scoring == "exact":
+            return scorer.gold_logprob(batch, masked, needed)
+        assert batch.difficulty is not None and batch.difficulty_count is not None
+        expected = -batch.difficulty + TIE_NATS * batch.tie_uniform
+        if not self.settings.refresh_share:  # a constant of the run: no rank runs the pass
+            return expected
+        refreshed = needed & batch.is_refreshed
+        exact = scorer.gold_logprob(batch, masked, refreshed)
+        if self.settings.scoring == "hybrid":
+            seen = batch.difficulty_count / (batch.difficulty_count + TRUSTED_COUNT)
+            exact = (exact + seen * expected) / (1 + seen)
+        return torch.where(refreshed[:, None], exact, expected)
 
     def select(self, batch: MicroBatch, superset: Tensor, scores: Tensor) -> Tensor:
         """The kept tokens of each document's component."""

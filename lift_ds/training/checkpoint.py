@@ -4,6 +4,7 @@
         zero/...                DeepSpeed's shards
         latest                  "zero", so that DeepSpeed's own tools read the folder
         hf/                     config and tokenizer of the model, for export
+        difficulty/             the difficulty table, a file a rank
         lanes.json              data position
         run.json                resolved run config and DeepSpeed JSON
         manifest.json           step, world size, model fingerprint, size and SHA-256 of every other file
@@ -21,6 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .buffers import DifficultyBuffers
 from .engine import Engine
 from .manifest import (
     MANIFEST,
@@ -51,6 +53,7 @@ def save_checkpoint(
     hf_folder: Path,
     fingerprint: str,
     keep: int,
+    buffers: DifficultyBuffers | None = None,
 ) -> Path:
     """Writes the state of all ranks; returns the checkpoint's folder.
 
@@ -63,6 +66,7 @@ def save_checkpoint(
         hf_folder: Where the model's config and tokenizer are.
         fingerprint: `model_fingerprint` of the model.
         keep: Newest checkpoints to keep.
+        buffers: The difficulty table, where one is kept.
 
     Raises:
         RuntimeError: The disk is too full, or a rank could not write; older checkpoints are untouched.
@@ -71,7 +75,13 @@ def save_checkpoint(
     temporary = folder / f"{TEMPORARY_PREFIX}{final.name}"
     check_space(engine, folder, temporary)
     write_shards(engine, temporary)
-    mine = agree(engine, lambda: hash_own_shards(engine, temporary), final)
+
+    def finish_own() -> dict[str, FileRecord]:
+        if buffers is not None:
+            buffers.save(temporary)
+        return hash_own_shards(engine, temporary)
+
+    mine = agree(engine, finish_own, final)
     everyones = engine.gather_objects(mine)
 
     def finish() -> None:

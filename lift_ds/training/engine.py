@@ -142,6 +142,16 @@ class Engine:
         torch.distributed.all_reduce(moved, op=getattr(torch.distributed.ReduceOp, op.upper()))
         return moved.cpu()
 
+    def exchange(self, parts: list[Tensor]) -> list[Tensor]:
+        """Sends part r, one-dimensional, to rank r; returns what each rank sent here, on the CPU."""
+        sizes = torch.tensor([len(part) for part in parts], device=self.device)
+        expected = torch.empty_like(sizes)
+        torch.distributed.all_to_all_single(expected, sizes)
+        received = torch.empty(int(expected.sum()), dtype=parts[0].dtype, device=self.device)
+        sent = torch.cat(parts).to(self.device)
+        torch.distributed.all_to_all_single(received, sent, expected.tolist(), sizes.tolist())
+        return list(received.cpu().split(expected.tolist()))
+
     def on_main(self, action: Callable[[], Any]) -> Any:
         """What `action` returns on rank 0, on every rank.
 

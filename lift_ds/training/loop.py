@@ -17,9 +17,11 @@ from lift_ds.data.loader import StepBatch, StepLoader
 from lift_ds.metrics import StepTotals
 from lift_ds.rng import Stream, keyed_generator
 
+from .buffers import DifficultyBuffers
 from .engine import Engine
 from .normalizer import document_scale, step_counts
 
+BUFFERED = ("buffer", "hybrid")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -92,13 +94,19 @@ def plan_step(engine: Engine, loader: StepLoader, stop: StopRequest) -> StepPlan
     return StepPlan(batch, agreed[:3], bool(agreed[3]), problem)
 
 
-def compute_step(engine: Engine, run: RunConfig, plan: StepPlan, step: int) -> StepTotals:
+def compute_step(
+    engine: Engine, run: RunConfig, plan: StepPlan, step: int, buffers: DifficultyBuffers | None
+) -> StepTotals:
     """Forwards and backwards of one step; gradients are accumulated, nothing is updated yet."""
     assert plan.batch is not None
+    micro_batches = plan.batch.micro_batches
+    if run.objective.scoring in BUFFERED:
+        assert buffers is not None
+        micro_batches = buffers.fill(micro_batches)
     totals = StepTotals()
     totals.add(num_tokens=plan.batch.num_tokens, num_skipped=plan.batch.num_skipped)
     num_micro_batches = engine.num_micro_batches * engine.world_size
-    for place, on_cpu in enumerate(plan.batch.micro_batches):
+    for place, on_cpu in enumerate(micro_batches):
         scale = document_scale(on_cpu, run.objective.normalizer, plan.totals, num_micro_batches)
         batch = on_cpu.to(engine.device)
         if engine.root.has_dropout:
@@ -111,7 +119,7 @@ def compute_step(engine: Engine, run: RunConfig, plan: StepPlan, step: int) -> S
         is_real = on_cpu.sample_ids >= 0
         shown = (stats.nll_sum.cpu(), stats.num_kept.cpu(), gradient_norm.cpu())
         totals.add_documents(on_cpu.t[is_real], on_cpu.component[is_real], *(each[is_real] for each in shown))
-        if place + 1 < len(plan.batch.micro_batches):
+        if place + 1 < len(micro_batches):
             engine.ds.step()
     totals.replace(engine.all_reduce(totals.summed()), engine.all_reduce(totals.max_weight, "max"))
     return totals
@@ -123,6 +131,7 @@ def train_steps(
     loader: StepLoader,
     first_step: int,
     stop: StopRequest,
+    buffers: DifficultyBuffers | None,
     after_step: Callable[[int, dict[str, Any]], None],
 ) -> Outcome:
     """Trains from `first_step` to `optim.steps`, or until somebody asks to stop.
@@ -133,6 +142,7 @@ def train_steps(
         loader: Steps from `first_step` on.
         first_step: Steps already taken.
         stop: Whether this process was asked to stop.
+        buffers: The difficulty table, where one is kept.
         after_step: Called on every rank with the number of steps taken and the step's metrics.
 
     Returns:
@@ -148,7 +158,7 @@ def train_steps(
         if plan.must_stop:
             loader.state = position  # the step was fetched, but is not taken
             return Outcome(step, plan.problem)
-        totals = compute_step(engine, run, plan, step)
+        totals = compute_step(engine, run, plan, step, buffers)
         if not math.isfinite(totals.loss):
             raise RuntimeError(
                 f"step {step + 1}: the loss is {totals.loss}; the step was not applied. "
@@ -161,6 +171,9 @@ def train_steps(
                 f"step {step + 1}: the gradient norm is {grad_norm}; DeepSpeed did not apply the step. "
                 "Lower optim.lr or raise objective.t_min, and resume from the last checkpoint."
             )
+        observations = engine.root.pop_observations()
+        if buffers is not None:
+            buffers.observe(observations, step + 1)
         record = totals.record(run.objective.time_scaling)
         seconds = time.perf_counter() - began
         speed = record["num_tokens"] / seconds

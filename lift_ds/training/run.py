@@ -9,9 +9,10 @@ from typing import Any, cast
 from lift_ds.metrics import MetricsFile
 from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.lora import add_adapters
-from lift_ds.models.weights import WeightSource
+from lift_ds.models.weights import WeightSource, whole_shape
 from lift_ds.objectives import make_objective
 
+from .buffers import DifficultyBuffers
 from .data import Prepared
 from .engine import Engine, build_model
 from .loop import StopRequest
@@ -32,6 +33,15 @@ def build_root(prepared: Prepared, source: WeightSource, ds_json: dict[str, Any]
     return DiffusionStep(cast(MaskedDiffusionModel, model), make_objective(run.objective))
 
 
+def make_buffers(prepared: Prepared, engine: Engine) -> DifficultyBuffers | None:
+    """The difficulty table that the config asks for."""
+    difficulty = prepared.run.difficulty
+    if not difficulty.enabled:
+        return None
+    vocab_size = whole_shape(engine.model.get_input_embeddings().weight)[0]
+    return DifficultyBuffers(vocab_size, engine, difficulty.decay, difficulty.sync_every)
+
+
 def execute(prepared: Prepared, source: WeightSource, ds_json: dict[str, Any], is_main: bool) -> None:
     """Runs a prepared config on this rank, from engine to export."""
     run = prepared.run
@@ -43,7 +53,8 @@ def execute(prepared: Prepared, source: WeightSource, ds_json: dict[str, Any], i
         metrics = MetricsFile(output / "metrics.jsonl")
     progress = make_progress(is_main, run.optim.steps, f"lift_ds  {run.objective.method}  {output}", output / "log.txt")
     stop = StopRequest()
-    trainer = Trainer(prepared, ds_json, engine, progress, metrics, stop)
+    buffers = make_buffers(prepared, engine)
+    trainer = Trainer(prepared, ds_json, engine, progress, metrics, stop, buffers)
     if is_main:
         (output / "run.json").write_text(json.dumps(trainer.resolved, indent=2) + "\n")
     try:

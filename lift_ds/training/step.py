@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from lift_ds.data.batch import MicroBatch
 from lift_ds.diffusion.loss import chunked_entropy, chunked_gold_logprob, chunked_weighted_nll
+from lift_ds.lift.difficulty import Observations
+from lift_ds.lift.schedule import Component
 from lift_ds.models.head import MaskedDiffusionModel, weighted_nll
 from lift_ds.objectives import Objective
 from lift_ds.objectives.gift import gift_levels
@@ -51,6 +53,7 @@ class DiffusionStep(nn.Module):
         self.has_dropout = has_dropout(self)
         self.dropout_seed: int | None = None
         self._row_gradients: list[tuple[Tensor, Tensor]] = []
+        self._observed: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def forward(self, batch: MicroBatch, document_scale: Tensor) -> tuple[Tensor, StepStats]:
         """Loss of one micro-batch.
@@ -81,6 +84,8 @@ class DiffusionStep(nn.Module):
             )
 
         loss, token_nll = self.model.head(rows, loss_of)
+        is_filler = batch.filler_mask[view.document][view.targets]
+        self.note(batch, document[learned], gold_ids[learned], token_nll, is_filler[learned])
         zeros = torch.zeros_like(batch.t)
         nll_sum = zeros.index_add(0, document[learned], token_nll)
         return loss, StepStats(nll_sum, zeros.index_add(0, document, learned.float()).long())
@@ -91,7 +96,23 @@ class DiffusionStep(nn.Module):
         def logprob(hidden: Tensor, matrix: Tensor, gold_ids: Tensor) -> Tensor:
             return chunked_gold_logprob(hidden, matrix, gold_ids)
 
-        return self.score(batch, masked, wanted, logprob)
+        scores = self.score(batch, masked, wanted, logprob)
+        rows = masked & wanted[:, None] & ~batch.filler_mask
+        level = (batch.t + batch.rho).clamp(max=1.0)[:, None].expand_as(scores)
+        self._observed.append((batch.clean_ids[rows], level[rows], -scores[rows]))
+        return scores
+
+    def note(self, batch: MicroBatch, document: Tensor, gold_ids: Tensor, token_nll: Tensor, is_filler: Tensor) -> None:
+        """Keeps what the training pass shows of tokens that were not selected by their scores."""
+        if self.objective.observes_targets:
+            rows = (batch.component[document] == Component.RANDOM) & ~is_filler
+            self._observed.append((gold_ids[rows], batch.t[document[rows]], token_nll[rows]))
+
+    def pop_observations(self) -> list[Observations]:
+        """What the last micro-batches showed of tokens' difficulty, without bias by the selection."""
+        found = [Observations.of(*each) for each in self._observed]
+        self._observed.clear()
+        return found
 
     def entropy(self, batch: MicroBatch, masked: Tensor) -> Tensor:
         """Entropy float32 (B, L) of masked positions; 0 elsewhere."""

@@ -16,6 +16,7 @@ from lift_ds.evaluation.solve import Decoding, held_out_items, solve_items
 from lift_ds.metrics import MetricsFile
 from lift_ds.models.weights import load_pretrained, whole_shape
 
+from .buffers import DifficultyBuffers
 from .checkpoint import check_space, load_checkpoint, save_checkpoint
 from .convert import convert_checkpoint
 from .data import Prepared, make_loader
@@ -40,6 +41,7 @@ class Trainer:
         progress: The display.
         metrics: `metrics.jsonl`, on rank 0 only.
         stop: Whether this process was asked to stop.
+        buffers: The difficulty table, where one is kept.
     """
 
     prepared: Prepared
@@ -48,6 +50,7 @@ class Trainer:
     progress: Progress
     metrics: MetricsFile | None
     stop: StopRequest
+    buffers: DifficultyBuffers | None
 
     @property
     def run(self) -> RunConfig:
@@ -116,6 +119,8 @@ class Trainer:
             return 0
         step, lanes = load_checkpoint(self.engine, checkpoint, self.fingerprint)
         self.prepared.data.lanes.load_state(lanes)
+        if self.buffers is not None:
+            self.buffers.load(checkpoint)
         self.progress.say(f"resumed from {checkpoint} at step {step}")
         self.record("resume", step, {"checkpoint": str(checkpoint)})
         return step
@@ -131,6 +136,7 @@ class Trainer:
             self.prepared.folder,
             self.fingerprint,
             self.run.checkpoint.keep,
+            self.buffers,
         )
         self.progress.say(f"step {step}: checkpoint {path}")
         return path
@@ -170,7 +176,7 @@ class Trainer:
                 saved_at = step
 
         try:
-            outcome = train_steps(engine, run, loader, first_step, self.stop, after_step)
+            outcome = train_steps(engine, run, loader, first_step, self.stop, self.buffers, after_step)
         finally:
             loader.close()
         if outcome.step > saved_at:

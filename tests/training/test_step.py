@@ -114,6 +114,7 @@ def make_batch(t, rho, component, response_mask, filler_mask=None, seed=0):
         rho=torch.tensor(rho),
         component=torch.tensor(component),
         sample_ids=torch.arange(shape[0]),
+        is_refreshed=torch.ones(shape[0], dtype=torch.bool),
     )
 
 

@@ -1,0 +1,128 @@
+"""The difficulty table of a run, over all ranks: observations go to their owners, difficulties come from them.
+
+Every rank calls the same functions in the same order, also where it has nothing to send. What moves in a sync: 24 bytes
+for each (token, bin) pair that a rank observed since the last one. In a look-up: 8 bytes there and 8 back for each
+pair of a step's supersets. Both are counted in `bytes_moved`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lift_ds.data.batch import MicroBatch
+from lift_ds.lift.difficulty import NUM_BINS, DifficultyTable, Observations, level_bin
+from lift_ds.lift.schedule import Component
+from lift_ds.objectives.base import candidates
+
+FOLDER = "difficulty"
+
+
+class Exchange(Protocol):
+    """What moves data between ranks; `training.engine.Engine` is one."""
+
+    @property
+    def rank(self) -> int:
+        """This rank."""
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+
+    def exchange(self, parts: list[Tensor]) -> list[Tensor]:
+        """Sends part r to rank r and returns what each rank sent here."""
+
+    def all_reduce(self, values: Tensor, op: str = "sum") -> Tensor:
+        """Sum over ranks."""
+
+
+class DifficultyBuffers:
+    """A sharded `DifficultyTable` and its traffic.
+
+    Args:
+        vocab_size: Rows of the model's vocabulary matrix.
+        ranks: The run.
+        decay: Factor of a step.
+        sync_every: Steps between syncs.
+    """
+
+    def __init__(self, vocab_size: int, ranks: Exchange, decay: float, sync_every: int) -> None:
+        """Starts empty."""
+        self.table = DifficultyTable(vocab_size, ranks.rank, ranks.world_size, decay)
+        self.ranks, self.sync_every = ranks, sync_every
+        self.bytes_moved = 0
+
+    def observe(self, observations: list[Observations], step: int) -> None:
+        """Notes what this rank observed in optimizer step `step` (from 1), and syncs where it is time."""
+        for each in observations:
+            self.table.observe(each, step)
+        if step % self.sync_every == 0:
+            self.sync(step)
+
+    def sync(self, step: int) -> None:
+        """Hands pending observations to their owners."""
+        sent = [torch.stack([part.keys.double(), part.sums, part.counts], 1) for part in self.table.outgoing(step)]
+        received = [part.view(-1, 3) for part in self.exchange([part.flatten() for part in sent])]
+        parts = [Observations(part[:, 0].long(), part[:, 1], part[:, 2]) for part in received]
+        self.table.set_groups(self.ranks.all_reduce(self.table.absorb(parts, step)))
+
+    def exchange(self, parts: list[Tensor]) -> list[Tensor]:
+        """Sends parts to their ranks, and counts what leaves this one."""
+        self.bytes_moved += sum(part.nbytes for rank, part in enumerate(parts) if rank != self.ranks.rank)
+        return self.ranks.exchange(parts)
+
+    def look_up(self, tokens: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+        """Difficulties of tokens at mask levels.
+
+        Args:
+            tokens: int64 (R,) token ids.
+            levels: (R,) mask levels in (0, 1].
+
+        Returns:
+            float32 (R,) expected -log p in nats, and (R,) decayed counts that it rests on.
+        """
+        keys, place = (tokens * NUM_BINS + level_bin(levels)).unique(return_inverse=True)
+        bounds = [rank * self.table.range_size * NUM_BINS for rank in range(1, self.ranks.world_size)]
+        edges = torch.searchsorted(keys, torch.tensor(bounds, dtype=torch.int64)).tolist()
+        asked = self.exchange(list(keys.tensor_split(edges)))
+        answers = self.exchange([torch.stack(self.table.look_up(part), 1).flatten() for part in asked])
+        found = torch.cat(answers).view(-1, 2)[place]
+        return found[:, 0], found[:, 1]
+
+    def fill(self, batches: list[MicroBatch]) -> list[MicroBatch]:
+        """The micro-batches of a step with the difficulties of their supersets, from one look-up."""
+        wanted = [candidates(batch)[0] & (batch.component != Component.RANDOM)[:, None] for batch in batches]
+        levels = [(batch.t + batch.rho).clamp(max=1.0)[:, None].expand_as(batch.clean_ids) for batch in batches]
+        tokens = torch.cat([batch.clean_ids[rows] for batch, rows in zip(batches, wanted, strict=True)])
+        found = self.look_up(tokens, torch.cat([level[rows] for level, rows in zip(levels, wanted, strict=True)]))
+        filled, start = [], 0
+        for batch, rows in zip(batches, wanted, strict=True):
+            end = start + int(rows.sum())
+            difficulty, count = (torch.zeros_like(batch.mask_uniform) for _ in range(2))
+            difficulty[rows], count[rows] = found[0][start:end], found[1][start:end]
+            filled.append(replace(batch, difficulty=difficulty, difficulty_count=count))
+            start = end
+        return filled
+
+    def save(self, checkpoint: Path) -> None:
+        """Writes this rank's part; nothing is synced for it."""
+        folder = checkpoint / FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: tensor.contiguous() for name, tensor in self.table.state().items()}
+        save_file(state, folder / f"rank-{self.ranks.rank:05d}-of-{self.ranks.world_size:05d}.safetensors")
+
+    def load(self, checkpoint: Path) -> None:
+        """Reads the parts of all ranks that saved, however many they were.
+
+        Raises:
+            ValueError: They are missing, or of another vocabulary.
+        """
+        files = sorted((checkpoint / FOLDER).glob("rank-*.safetensors"))
+        if not files:
+            raise ValueError(f"{checkpoint}: no difficulty buffers; it was written with difficulty.enabled=false.")
+        self.table.load_states([load_file(file) for file in files])

@@ -14,10 +14,12 @@ from deepspeed.utils.z3_leaf_module import z3_leaf_module
 
 from lift_ds.config import ObjectiveConfig, OptimConfig, RunConfig
 from lift_ds.data.batch import Document, MicroBatch, Noise, collate
+from lift_ds.lift.difficulty import NUM_BINS, DifficultyTable, Observations, level_bin
 from lift_ds.lift.schedule import lift3_component
 from lift_ds.models.families import family_of, read_config
 from lift_ds.models.weights import NewWeights, SafetensorsFolder, fill_parameters
 from lift_ds.objectives import make_objective
+from lift_ds.training.buffers import DifficultyBuffers
 from lift_ds.training.cluster import read_launch
 from lift_ds.training.ds_config import resolve_ds_json
 from lift_ds.training.engine import Engine, build_model, start_distributed, stop_distributed
@@ -164,7 +166,7 @@ def tied(rank: int) -> dict:
     ds_json = {"zero_optimization": {"stage": 3} | dict.fromkeys(THRESHOLDS, 0), "bf16": {"enabled": False}}
     ds_json["train_micro_batch_size_per_gpu"] = 1
     weights = NewWeights(config, 5)
-    engine = Engine(DiffusionStep(build_model(config, weights, ds_json, "tied"), True), ds_json, OptimConfig())
+    engine = Engine(DiffusionStep(build_model(config, weights, ds_json, "tied"), LIFT3), ds_json, OptimConfig())
     documents, noises = make_documents(7, [0.5, 0.8], set())
     batches = [collate([documents[rank]], [noises[rank]], 99)]
     alone = family_of(config).model_class(config)
@@ -178,6 +180,31 @@ def tied(rank: int) -> dict:
     with torch.no_grad():
         logits = engine.model.head(engine.model.encode(both.clean_ids))
     return {"loss": before, "expected": float(loss), "is_finite": bool(logits.isfinite().all())}
+
+
+def buffers(rank: int) -> dict:
+    """The sharded table equals one process's; ranks observe and ask for different tokens, and one for none."""
+    engine = make_engine({"bf16": {"enabled": False}, "zero_optimization": {"stage": 3}}, 2, 1)
+    sharded = DifficultyBuffers(101, engine, decay=0.9, sync_every=3)
+    alone = DifficultyTable(101, decay=0.9)
+    generator = torch.Generator().manual_seed(3)
+    worst = 0.0
+    for step in range(1, 11):
+        tokens = torch.randint(101, (80,), generator=generator)
+        levels, nll = torch.rand(80, generator=generator), torch.rand(80, generator=generator)
+        mine = slice(0, 60) if rank == 0 else slice(60, 60 if step == 3 else 80)
+        everyone = slice(0, 60 if step == 3 else 80)
+        alone.observe(Observations.of(tokens[everyone], levels[everyone], nll[everyone]), step)
+        sharded.observe([Observations.of(tokens[mine], levels[mine], nll[mine])], step)
+        if step % 3 == 0:
+            alone.set_groups(alone.absorb(alone.outgoing(step), step))
+            asked = slice(0, 40) if rank == 0 else slice(40, 40 if step == 6 else 80)
+            found, counts = sharded.look_up(tokens[asked], levels[asked])
+            expected, their_counts = alone.look_up(tokens[asked] * NUM_BINS + level_bin(levels[asked]))
+            differences = torch.cat([(found - expected).abs(), (counts - their_counts).abs(), torch.zeros(1)])
+            worst = max(worst, float(differences.max()))
+    worst = float(engine.all_reduce(torch.tensor([worst]), "max"))
+    return {"worst": worst, "bytes": sharded.bytes_moved, "share": sharded.table.num_bytes / alone.num_bytes}
 
 
 def main() -> None:

@@ -84,3 +84,10 @@ def test_tied_weights(tmp_path):
     result = launch_job("tied", tmp_path / "out.json")
     assert result["loss"] == pytest.approx(result["expected"], rel=1e-5)
     assert result["is_finite"]
+
+
+def test_buffers_of_two_ranks_equal_one(tmp_path):
+    result = launch_job("buffers", tmp_path / "out.json")
+    assert result["worst"] < 1e-5
+    assert result["share"] == pytest.approx(0.5, abs=0.01)
+    assert result["bytes"] > 0

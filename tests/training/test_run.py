@@ -92,6 +92,27 @@ def test_killed_and_resumed_is_bit_equal(straight, tiny_dir, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.parametrize("scoring", ["buffer", "hybrid"])
+def test_buffers_resume_bit_equal(tiny_dir, tmp_path, scoring):
+    """Between two syncs, with observations pending, past the warm start."""
+    options = [f"objective.scoring={scoring}", "objective.warm_start_steps=2", "objective.refresh_share=0.5"]
+    options += ["difficulty.sync_every=2", "eval.rows=0", "eval.solve_items=0", "--model", str(tiny_dir)]
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    launch_train(*SMALL, *options, "--output", straight)
+    saved = straight / "checkpoints" / "step-000003"
+    assert len(list((saved / "difficulty").iterdir())) == 2
+    assert any(name.startswith("difficulty/") for name in json.loads((saved / "manifest.json").read_text())["files"])
+    launch_train(*SMALL, *options, "--output", resumed, f"checkpoint.resume={saved}")
+    expected = {step: values for step, values in losses_of(straight).items() if step > 3}
+    assert losses_of(resumed) == expected
+    ours, theirs = (
+        load_file(folder / "checkpoints" / "step-000006" / "difficulty" / "rank-00001-of-00002.safetensors")
+        for folder in (resumed, straight)
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert theirs["counts"].sum() > 0
+
+
 def kill_ranks(output):
     """SIGKILL to every rank of the run, as if the machine had gone."""
     found = subprocess.run(["pgrep", "-f", str(output)], text=True, stdout=subprocess.PIPE, check=False).stdout

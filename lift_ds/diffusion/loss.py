@@ -44,6 +44,17 @@ def chunked_gold_logprob(hidden: Tensor, weight: Tensor, gold_ids: Tensor) -> Te
     return found
 
 
+def chunked_confidence(hidden: Tensor, weight: Tensor, gold_ids: Tensor) -> Tensor:
+    """Largest probability and p(gold) of each row, without gradient: float32 (R, 2); arguments as above."""
+    found = hidden.new_empty((hidden.shape[0], 2), dtype=torch.float32)
+    with torch.no_grad():
+        for rows in chunks(hidden.shape[0], weight.shape[0]):
+            probability = (hidden[rows] @ weight.T).float().softmax(-1)
+            found[rows, 0] = probability.amax(-1)
+            found[rows, 1] = probability.gather(-1, gold_ids[rows, None])[:, 0]
+    return found
+
+
 def chunked_entropy(hidden: Tensor, weight: Tensor) -> Tensor:
     """Entropy in nats of the predicted distributions, without gradient: float32 (R,); arguments as above."""
     found = hidden.new_empty(hidden.shape[0], dtype=torch.float32)

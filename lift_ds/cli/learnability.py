@@ -1,0 +1,103 @@
+"""`tools/learnability.py`: how surely common and rare tokens are predicted at each mask level."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+from lift_ds.config import ConfigError, RunConfig, load_run_config
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The flags."""
+    parser = argparse.ArgumentParser(
+        prog="learnability.py",
+        description="Writes learnability.html (self-contained), .png and .csv: mean p(gold) and confidence of masked "
+        "tokens by how often they occur and how much is masked. A run folder is compared with the model it began from.",
+    )
+    parser.add_argument("model", help="run folder, model folder, hub name or builtin:base")
+    parser.add_argument("--compare", help="model to compare with, measured first; a run's own start where not given")
+    parser.add_argument(
+        "--data", action="append", help="file or builtin:<name>, more than once for several; default: a run's own data"
+    )
+    parser.add_argument("--rows", type=int, default=300, help="rows that are measured")
+    parser.add_argument("--batch-size", type=int, default=32, help="rows of one forward")
+    parser.add_argument("--output", type=Path, help="folder; RUN/learnability or ./learnability where not given")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.columns.prompt=question")
+    return parser
+
+
+def resolve(arguments: argparse.Namespace) -> tuple[RunConfig, dict[str, str], Path]:
+    """The config whose data is measured, the models by label, and where the report goes.
+
+    Raises:
+        ConfigError: Something is missing or wrong.
+    """
+    folder = Path(arguments.model)
+    flags: dict[str, Any] = {"eval.rows": arguments.rows}
+    models = {arguments.compare: arguments.compare} if arguments.compare else {}
+    recorded: dict[str, Any] = {}
+    if (folder / "run.json").is_file():
+        recorded = json.loads((folder / "run.json").read_text(encoding="utf-8"))["run"]
+        if not (folder / "export").is_dir():
+            raise ConfigError([f"{folder}: no export; make one with tools/zero_to_hf.py and name its folder"])
+        models = models or {f"before ({recorded['model']['path']})": recorded["model"]["path"]}
+        models[f"after ({folder})"] = str(folder / "export")
+        flags |= {"data.path": recorded["data"]["path"], "eval.path": recorded["eval"]["path"]}
+        flags |= {f"data.{name}": value for name, value in recorded["data"].items() if name != "path"}
+        flags["seed"] = recorded["seed"]
+    else:
+        models[arguments.model] = arguments.model
+    if arguments.data:
+        flags |= {"data.path": arguments.data if len(arguments.data) > 1 else arguments.data[0], "eval.path": None}
+    elif not recorded:
+        raise ConfigError(["--data is needed for a model: files, or builtin:reasoning"])
+    run, problems = load_run_config(None, arguments.overrides, flags | {"model.path": list(models.values())[-1]})
+    if problems:
+        raise ConfigError(problems)
+    return run, models, arguments.output or (folder if recorded else Path()) / "learnability"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point; exits with 2 where something is missing or wrong."""
+    arguments = make_parser().parse_intermixed_args(argv)
+    try:
+        run, models, output = resolve(arguments)
+        report(run, models, output, arguments.batch_size)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def report(run: RunConfig, models: dict[str, str], output: Path, batch_size: int) -> None:
+    """Measures the models on the run's held-out documents and writes the report."""
+    try:
+        from lift_ds.evaluation.learnability_page import write_report
+    except ImportError as error:
+        raise ValueError(f"{error}; the report needs matplotlib: pip install 'lift_ds[report]'") from error
+    import torch
+
+    from lift_ds.evaluation.learnability import measure
+    from lift_ds.models.head import MaskedDiffusionModel
+    from lift_ds.models.weights import load_pretrained
+    from lift_ds.training.data import prepare
+
+    prepared = prepare(run)
+    documents = prepared.data.held_out
+    measured = {}
+    for label, path in models.items():
+        model, tokenizer = load_pretrained(path)
+        on_gpu = torch.cuda.is_available()
+        torch.nn.Module.to(model, "cuda" if on_gpu else "cpu", None if on_gpu else torch.float32)
+        print(f"measuring {label} on {len(documents)} rows", flush=True)
+        measured[label] = measure(cast(MaskedDiffusionModel, model), documents, batch_size, run.seed)
+    assert tokenizer is not None  # prepare() has refused a folder without one
+    write_report(output, measured, tokenizer)
+    print(f"{output}/learnability.html, .png, .csv")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Learnability: how surely a model predicts common and rare tokens at each mask level (the paper's figure).
+
+For every masked response token: the confidence max_v p(v) and p(gold), summed by token id and level, and from there by
+frequency class. A class holds tokens whose count in the measured responses lies between two powers of two.
+
+Source: LIFT (arXiv 2605.22939), learnability figure. Differs: p(gold), by which LIFT ranks, stands beside the
+confidence, which is all that the public code logs; counts and intervals are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lift_ds.data.batch import Document, collate
+from lift_ds.diffusion.loss import chunked_confidence
+from lift_ds.diffusion.noise import superset_mask
+from lift_ds.models.head import MaskedDiffusionModel
+
+from .heldout import fixed_noise
+
+LEVELS = (0.1, 0.25, 0.4, 0.5, 0.6, 0.7071, 0.8409, 0.95)
+Z_95 = 1.96
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One frequency class at one level.
+
+    Args:
+        num_tokens: Masked tokens that were predicted.
+        confidence: Mean largest probability.
+        gold: Mean p(gold).
+        interval: Half width of the 95 % interval of `gold` (normal, tokens taken as independent).
+    """
+
+    num_tokens: int
+    confidence: float
+    gold: float
+    interval: float
+
+
+@dataclass(frozen=True)
+class Learnability:
+    """Sums over masked tokens.
+
+    Args:
+        frequency: int64 (V,), how often a token occurs in the measured responses.
+        counts: float64 (V, levels).
+        confidence: float64 (V, levels), summed.
+        gold: float64 (V, levels), summed.
+        gold_squares: float64 (V, levels), summed.
+    """
+
+    frequency: Tensor
+    counts: Tensor
+    confidence: Tensor
+    gold: Tensor
+    gold_squares: Tensor
+
+    def frequency_class(self) -> Tensor:
+        """Class (V,) of each token: floor(log2(count)); -1 where it does not occur."""
+        return torch.where(self.frequency > 0, self.frequency.clamp(min=1).double().log2().floor().long(), -1)
+
+    def cells(self) -> dict[int, list[Cell]]:
+        """By frequency class, ascending: a cell for each of `LEVELS`."""
+        classes = self.frequency_class()
+        return {
+            int(each): [self.cell(classes == each, place) for place in range(len(LEVELS))]
+            for each in classes[classes >= 0].unique()
+        }
+
+    def cell(self, tokens: Tensor, level: int) -> Cell:
+        """Means over some tokens (V,) bool at one level; NaN where none was masked."""
+        count, confidence, gold, squares = (
+            float(sums[tokens, level].sum()) for sums in (self.counts, self.confidence, self.gold, self.gold_squares)
+        )
+        if count == 0:
+            return Cell(0, float("nan"), float("nan"), float("nan"))
+        mean = gold / count
+        deviation = max(squares / count - mean**2, 0.0) ** 0.5
+        return Cell(int(count), confidence / count, mean, Z_95 * deviation / count**0.5)
+
+    def token_gold(self) -> Tensor:
+        """Mean p(gold) of each token over all levels (V,); NaN where it was never masked."""
+        return self.gold.sum(-1) / self.counts.sum(-1)
+
+
+@torch.no_grad()
+def measure(model: MaskedDiffusionModel, documents: Sequence[Document], batch_size: int, seed: int) -> Learnability:
+    """Measures a model on documents with fixed masks.
+
+    Args:
+        model: In eval mode.
+        documents: Tokenised rows; fillers are masked like the rest but not counted.
+        batch_size: Documents of one forward.
+        seed: Seed of the masks.
+
+    Raises:
+        ValueError: There are no documents.
+    """
+    if not documents:
+        raise ValueError("nothing to measure: no documents.")
+    matrix = model.get_input_embeddings().weight
+    shape = (matrix.shape[0], len(LEVELS))
+    sums = torch.zeros(4, *shape, dtype=torch.float64)
+    frequency = torch.zeros(shape[0], dtype=torch.int64)
+    longest_first = sorted(documents, key=lambda document: (-len(document.ids), document.sample_id))
+    for start in range(0, len(documents), batch_size):
+        share = longest_first[start : start + batch_size]
+        batch = collate(share, [fixed_noise(each, seed) for each in share], 0).to(matrix.device)
+        counted = batch.response_mask & ~batch.filler_mask
+        frequency += torch.bincount(batch.clean_ids[counted].cpu(), minlength=shape[0])
+        for place, level in enumerate(LEVELS):
+            t = torch.full_like(batch.t, level)
+            masked = superset_mask(batch.mask_uniform, batch.response_mask, t, torch.zeros_like(t))
+            noised_ids = batch.clean_ids.masked_fill(masked, model.config.mask_token_id)
+            rows = masked & counted
+            gold_ids = batch.clean_ids[rows]
+            hidden = model.encode(noised_ids, batch.attention_mask)[rows]
+            found = model.head(hidden, lambda chosen, weight, gold=gold_ids: chunked_confidence(chosen, weight, gold))
+            confidence, gold = found.double().cpu().unbind(1)
+            columns = (torch.ones_like(gold), confidence, gold, gold**2)
+            for sum_, column in zip(sums, columns, strict=True):
+                sum_[:, place].index_add_(0, gold_ids.cpu(), column)
+    return Learnability(frequency, *sums)

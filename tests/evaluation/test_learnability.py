@@ -1,0 +1,91 @@
+import csv
+
+import pytest
+import torch
+
+from lift_ds.cli.learnability import main
+from lift_ds.diffusion.noise import superset_mask
+from lift_ds.evaluation.learnability import LEVELS, Learnability, measure
+from tests.distributed.jobs import make_documents
+
+
+@pytest.fixture
+def documents():
+    made, _ = make_documents(5, [0.5] * 6, {2})
+    return made
+
+
+def test_measure_equals_the_plain_computation(llada, documents):
+    """Summed over documents one by one, with whole logits; the batch size does not matter."""
+    measured = measure(llada, documents, batch_size=4, seed=1)
+    alone = measure(llada, documents, batch_size=1, seed=1)
+    torch.testing.assert_close(measured.gold, alone.gold, rtol=1e-4, atol=1e-6)
+    place, level = 3, LEVELS[3]
+    counts, gold, confidence = (torch.zeros(len(measured.frequency), dtype=torch.float64) for _ in range(3))
+    from lift_ds.evaluation.heldout import fixed_noise
+
+    for document in documents:
+        ids, response = torch.from_numpy(document.ids)[None], torch.from_numpy(document.response_mask)[None]
+        uniform = torch.from_numpy(fixed_noise(document, 1).mask_uniform)[None]
+        masked = superset_mask(uniform, response, torch.tensor([level]), torch.zeros(1))
+        with torch.no_grad():
+            probability = llada(input_ids=ids.masked_fill(masked, 100)).logits.softmax(-1)
+        tokens = ids[masked]
+        gold.index_add_(0, tokens, probability.gather(-1, ids[..., None])[..., 0][masked].double())
+        confidence.index_add_(0, tokens, probability.amax(-1)[masked].double())
+        counts.index_add_(0, tokens, torch.ones(len(tokens), dtype=torch.float64))
+    assert counts.sum() > 5
+    assert torch.equal(measured.counts[:, place], counts)
+    torch.testing.assert_close(measured.gold[:, place], gold, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(measured.confidence[:, place], confidence, rtol=1e-4, atol=1e-6)
+    assert int(measured.frequency.sum()) == sum(int(document.response_mask.sum()) for document in documents)
+
+
+def test_cells_by_frequency_class():
+    """Tokens 0 and 1 occur 2 and 3 times: one class. Its p(gold) is (2 x 0.5 + 3 x 1) / 5 = 0.8."""
+    shape = (4, len(LEVELS))
+    counts, gold = torch.zeros(shape).double(), torch.zeros(shape).double()
+    counts[0, 0], counts[1, 0], gold[0, 0], gold[1, 0] = 2, 3, 1.0, 3.0
+    squares = gold.clone()
+    squares[0, 0] = 0.5
+    frequency = torch.tensor([2, 3, 0, 9])
+    learnability = Learnability(frequency, counts, gold, gold, squares)
+    assert learnability.frequency_class().tolist() == [1, 1, -1, 3]
+    cell = learnability.cells()[1][0]
+    assert cell.num_tokens == 5 and cell.gold == pytest.approx(0.8)
+    # variance 3.5 / 5 - 0.64 = 0.06
+    assert cell.interval == pytest.approx(1.96 * (0.06 / 5) ** 0.5)
+    assert learnability.cells()[3][0].num_tokens == 0
+
+
+def test_no_documents(llada):
+    with pytest.raises(ValueError, match="no documents"):
+        measure(llada, [], 4, 0)
+
+
+def test_the_report_of_two_models(tmp_path, capsys):
+    """The built-in base against itself: the same figures twice, and no token gained."""
+    main(["builtin:base", "--compare", "builtin:base", "--data", "builtin:arithmetic", "--rows", "6", "--output", str(tmp_path)])  # fmt: skip  # noqa: E501
+    assert "learnability.html" in capsys.readouterr().out
+    rows = list(csv.DictReader((tmp_path / "learnability.csv").open()))
+    assert {row["model"] for row in rows} == {"builtin:base"}
+    assert all(0 <= float(row["mean_p_gold"]) <= float(row["mean_confidence"]) + 1e-6 <= 1.001 for row in rows)
+    page = (tmp_path / "learnability.html").read_text()
+    assert "data:image/png;base64," in page and "http" not in page
+    assert (tmp_path / "learnability.png").stat().st_size > 20_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["builtin:base"], "--data is needed"),
+        (["no/model", "--data", "builtin:sudoku"], "fetching it as a hub name failed"),
+        (["builtin:base", "--data", "nowhere.jsonl"], "no such file"),
+        (["builtin:base", "--data", "builtin:sudoku", "data.nonsense=1"], "unknown key"),
+    ],
+)
+def test_bad_input(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -121,7 +122,7 @@ def measure(model: MaskedDiffusionModel, documents: Sequence[Document], batch_si
             rows = masked & counted
             gold_ids = batch.clean_ids[rows]
             hidden = model.encode(noised_ids, batch.attention_mask)[rows]
-            found = model.head(hidden, lambda chosen, weight, gold=gold_ids: chunked_confidence(chosen, weight, gold))
+            found = model.head(hidden, partial(chunked_confidence, gold_ids=gold_ids))
             confidence, gold = found.double().cpu().unbind(1)
             columns = (torch.ones_like(gold), confidence, gold, gold**2)
             for sum_, column in zip(sums, columns, strict=True):

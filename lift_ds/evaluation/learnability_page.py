@@ -118,7 +118,8 @@ def write_report(folder: Path, measured: dict[str, Learnability], tokenizer: Pre
     body.append("<p>How surely masked tokens are predicted, by how often they occur and how much is masked.</p>")
     body.append(f'<img alt="heat maps and curves" src="data:image/png;base64,{picture}">')
     if len(measured) == 2:
-        rows = gained(*measured.values(), tokenizer)
+        before, after = measured.values()
+        rows = gained(before, after, tokenizer)
         cells = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
         body.append("<h2>Tokens that gained most</h2><table><tr><th>token</th><th>occurrences</th>")
         body.append(f"<th>p(gold) before</th><th>after</th></tr>{cells}</table>")

@@ -152,6 +152,9 @@ class OptimConfig(Section):
     beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
     beta2: float = Field(0.999, ge=0, lt=1, description="decay of the second moment")
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
+    max_bad_steps: int = Field(
+        3, ge=0, description="steps with a NaN or infinite loss or gradient that are left out before the run ends"
+    )
 
 
 class CheckpointConfig(Section):

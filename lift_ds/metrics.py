@@ -30,6 +30,7 @@ class StepTotals:
         self.components = torch.zeros(len(COMPONENTS), dtype=torch.float64)
         self.binned = torch.zeros(len(self.BINNED), NUM_BINS, dtype=torch.float64)
         self.max_weight = torch.zeros(NUM_BINS, dtype=torch.float64)
+        self.bad_sample_ids: list[int] = []
 
     def add(self, loss: float = 0.0, num_tokens: int = 0, num_skipped: int = 0) -> None:
         """Adds a share of the step's loss, tokens and skipped documents."""

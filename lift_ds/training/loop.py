@@ -97,7 +97,10 @@ def plan_step(engine: Engine, loader: StepLoader, stop: StopRequest) -> StepPlan
 def compute_step(
     engine: Engine, run: RunConfig, plan: StepPlan, step: int, buffers: DifficultyBuffers | None
 ) -> StepTotals:
-    """Forwards and backwards of one step; gradients are accumulated, nothing is updated yet."""
+    """Forwards and backwards of one step; gradients are accumulated, nothing is updated yet.
+
+    Sample ids of micro-batches whose loss is not finite are noted in the totals.
+    """
     assert plan.batch is not None
     micro_batches = plan.batch.micro_batches
     if run.objective.scoring in BUFFERED:
@@ -116,6 +119,8 @@ def compute_step(
         engine.ds.backward(loss)
         gradient_norm = engine.root.pop_gradient_norms(len(scale)) / engine.world_size
         totals.add(loss=float(loss.detach()) / engine.loss_factor)
+        if not math.isfinite(totals.loss) and not totals.bad_sample_ids:
+            totals.bad_sample_ids = on_cpu.sample_ids.tolist()
         is_real = on_cpu.sample_ids >= 0
         shown = (stats.nll_sum.cpu(), stats.num_kept.cpu(), gradient_norm.cpu())
         totals.add_documents(on_cpu.t[is_real], on_cpu.component[is_real], *(each[is_real] for each in shown))
@@ -149,8 +154,9 @@ def train_steps(
         Where and why it ended.
 
     Raises:
-        RuntimeError: The loss is not finite; the step is not applied.
+        RuntimeError: More than `optim.max_bad_steps` steps had a loss or gradient that is not finite.
     """
+    num_bad = 0
     for step in range(first_step, run.optim.steps):
         began = time.perf_counter()
         position = loader.state
@@ -159,26 +165,44 @@ def train_steps(
             loader.state = position  # the step was fetched, but is not taken
             return Outcome(step, plan.problem)
         totals = compute_step(engine, run, plan, step, buffers)
-        if not math.isfinite(totals.loss):
-            raise RuntimeError(
-                f"step {step + 1}: the loss is {totals.loss}; the step was not applied. "
-                "Lower optim.lr or raise objective.t_min, and resume from the last checkpoint."
-            )
         rate = engine.set_learning_rate(step)
-        grad_norm = engine.update()
-        if not math.isfinite(grad_norm):
-            raise RuntimeError(
-                f"step {step + 1}: the gradient norm is {grad_norm}; DeepSpeed did not apply the step. "
-                "Lower optim.lr or raise objective.t_min, and resume from the last checkpoint."
-            )
+        grad_norm = engine.update()  # DeepSpeed leaves the step out on every rank where the norm is not finite
+        is_bad = not (math.isfinite(totals.loss) and math.isfinite(grad_norm))
         observations = engine.root.pop_observations()
         if buffers is not None:
-            buffers.observe(observations, step + 1)
+            buffers.observe([] if is_bad else observations, step + 1)
+        if is_bad:
+            num_bad += 1
+            check_bad_steps(engine, totals, grad_norm, step + 1, num_bad, run.optim.max_bad_steps)
         record = totals.record(run.objective.time_scaling)
         seconds = time.perf_counter() - began
         speed = record["num_tokens"] / seconds
         after_step(
             step + 1,
-            record | {"grad_norm": grad_norm, "lr": rate, "seconds": seconds, "tokens_per_second": speed},
+            record
+            | {
+                "num_bad_steps": num_bad,
+                "grad_norm": grad_norm,
+                "lr": rate,
+                "seconds": seconds,
+                "tokens_per_second": speed,
+            },
         )
     return Outcome(run.optim.steps, None)
+
+
+def check_bad_steps(
+    engine: Engine, totals: StepTotals, grad_norm: float, step: int, num_bad: int, max_bad_steps: int
+) -> None:
+    """Every rank learns which samples spoilt a step.
+
+    Raises:
+        RuntimeError: There were too many such steps; the message names the samples.
+    """
+    samples = sorted({sample for found in engine.gather_objects(totals.bad_sample_ids) for sample in found})
+    if num_bad > max_bad_steps:
+        raise RuntimeError(
+            f"step {step}: loss {totals.loss}, gradient norm {grad_norm}, samples {samples}; {num_bad} such steps were "
+            f"left out, optim.max_bad_steps={max_bad_steps} are allowed. Look at the samples, lower optim.lr or raise "
+            "objective.t_min, and resume from the last checkpoint."
+        )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from deepspeed import zero
@@ -14,6 +16,7 @@ from deepspeed.utils.z3_leaf_module import z3_leaf_module
 
 from lift_ds.config import ObjectiveConfig, OptimConfig, RunConfig
 from lift_ds.data.batch import Document, MicroBatch, Noise, collate
+from lift_ds.data.loader import StepBatch
 from lift_ds.lift.difficulty import NUM_BINS, DifficultyTable, Observations, level_bin
 from lift_ds.lift.schedule import lift3_component
 from lift_ds.models.families import family_of, read_config
@@ -23,6 +26,7 @@ from lift_ds.training.buffers import DifficultyBuffers
 from lift_ds.training.cluster import read_launch
 from lift_ds.training.ds_config import resolve_ds_json
 from lift_ds.training.engine import Engine, build_model, start_distributed, stop_distributed
+from lift_ds.training.loop import StopRequest, train_steps
 from lift_ds.training.normalizer import document_scale, step_counts
 from lift_ds.training.step import DiffusionStep
 
@@ -205,6 +209,36 @@ def buffers(rank: int) -> dict:
             worst = max(worst, float(differences.max()))
     worst = float(engine.all_reduce(torch.tensor([worst]), "max"))
     return {"worst": worst, "bytes": sharded.bytes_moved, "share": sharded.table.num_bytes / alone.num_bytes}
+
+
+def bad_steps(rank: int) -> dict:
+    """Rank 1's loss is NaN in steps 2 and 4 of 5; one bad step is allowed, the second ends the run."""
+    engine = make_engine({"bf16": {"enabled": False}, "zero_optimization": {"stage": 3}}, 2, 1)
+    documents, noises = make_documents(7, [0.5, 0.8], set())
+    batch = collate([documents[rank]], [noises[rank]], 99)
+    step_batch = StepBatch([batch], num_tokens=9, num_skipped=0, state={})
+    matrix = dict(engine.root.named_parameters())["model.model.transformer.ff_out.weight"]
+    state: dict = {"weights": [], "bad": [], "error": ""}
+
+    class Loader:
+        state: ClassVar[dict] = {}
+
+        def __next__(self) -> StepBatch:
+            is_spoilt = rank == 1 and len(state["bad"]) in (1, 3)
+            t = torch.full_like(batch.t, float("nan")) if is_spoilt else batch.t
+            return replace(step_batch, micro_batches=[replace(batch, t=t)])
+
+    def after_step(step: int, record: dict) -> None:
+        with zero.GatheredParameters([matrix]):
+            state["weights"].append(float(matrix.detach().double().sum()))
+        state["bad"].append(record["num_bad_steps"])
+
+    run = RunConfig(optim=OptimConfig(steps=5, global_batch=2, max_bad_steps=1), objective=LIFT3.settings)
+    try:
+        train_steps(engine, run, Loader(), 0, StopRequest(), None, after_step)
+    except RuntimeError as error:
+        state["error"] = str(error)
+    return state | {"errors": engine.gather_objects(state["error"])}
 
 
 def main() -> None:

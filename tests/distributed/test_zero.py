@@ -91,3 +91,12 @@ def test_buffers_of_two_ranks_equal_one(tmp_path):
     assert result["worst"] < 1e-5
     assert result["share"] == pytest.approx(0.5, abs=0.01)
     assert result["bytes"] > 0
+
+
+def test_a_bad_step_on_one_rank_is_left_out_on_all(tmp_path):
+    result = launch_job("bad_steps", tmp_path / "out.json")
+    assert result["bad"] == [0, 1, 1]
+    first, second, third = result["weights"]
+    assert first == second != third  # the step was left out, and training went on
+    assert result["errors"][0] == result["errors"][1]
+    assert "samples [1]; 2 such steps were left out, optim.max_bad_steps=1" in result["error"]

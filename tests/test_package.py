@@ -133,6 +133,10 @@ def test_readme_python(tmp_path, tiny_dir):
     export = [command for command in commands("tools/zero_to_hf.py") if "runs/001" in command]
     assert len(export) == 1
     run(export[0].replace("runs/001", str(tmp_path / "run")).replace("export_folder", str(tmp_path / "model")).split())
+    report = [command for command in commands("tools/learnability.py") if "runs/001" in command]
+    assert len(report) == 1
+    run([*report[0].replace("runs/001", str(tmp_path / "run")).split(), "--rows", "4"])
+    assert (tmp_path / "run" / "learnability" / "learnability.html").is_file()
     code = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
     code = code.replace("builtin:base", str(tmp_path / "model"))
     printed = run([sys.executable, "-c", code + "\nprint(float(loss) > 0, ids.shape[1] - prompt.shape[1])"]).stdout

@@ -44,7 +44,8 @@ def resolve(arguments: argparse.Namespace) -> tuple[RunConfig, dict[str, str], P
         recorded = json.loads((folder / "run.json").read_text(encoding="utf-8"))["run"]
         if not (folder / "export").is_dir():
             raise ConfigError([f"{folder}: no export; make one with tools/zero_to_hf.py and name its folder"])
-        models = models or {f"before ({recorded['model']['path']})": recorded["model"]["path"]}
+        if not models and not recorded["model"]["from_scratch"]:
+            models = {f"before ({recorded['model']['path']})": recorded["model"]["path"]}
         models[f"after ({folder})"] = str(folder / "export")
         flags |= {"data.path": recorded["data"]["path"], "eval.path": recorded["eval"]["path"]}
         flags |= {f"data.{name}": value for name, value in recorded["data"].items() if name != "path"}

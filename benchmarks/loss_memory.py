@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -89,15 +88,15 @@ class Setting:
             before = torch.cuda.memory_allocated()
             self.step(variant, level)
             return torch.cuda.max_memory_allocated() - before
-        before = resident_bytes()
+        before = memory_bytes("VmRSS")
         self.step(variant, level)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+        return memory_bytes("VmHWM") - before
 
 
-def resident_bytes() -> int:
-    """Memory of this process now."""
+def memory_bytes(field: str) -> int:
+    """Memory of this process: `VmRSS` now, `VmHWM` at its peak (`ru_maxrss` may be its parent's)."""
     status = Path("/proc/self/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0]) * 1024
+    return int(status.split(f"{field}:")[1].split()[0]) * 1024
 
 
 def peak_in_own_process(variant: str, level: float, head: str, is_quick: bool) -> float:

@@ -134,7 +134,7 @@ class ObjectiveConfig(Section):
 class DifficultyConfig(Section):
     """The table of how hard each token is at each mask level."""
 
-    enabled: bool = Field(True, description="keep the table; buffer and hybrid scoring need it, the report reads it")
+    enabled: bool = Field(True, description="keep the table; buffer and hybrid scoring need it")
     decay: float = Field(0.999, gt=0, le=1, description="factor of a step; 1 never forgets")
     sync_every: int = Field(20, ge=1, description="steps between exchanges of the ranks")
 

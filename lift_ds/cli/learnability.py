@@ -10,6 +10,8 @@ from typing import Any, cast
 
 from lift_ds.config import ConfigError, RunConfig, load_run_config
 
+DEFAULT_ROWS = 300
+
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags."""
@@ -23,7 +25,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", action="append", help="file or builtin:<name>, more than once for several; default: a run's own data"
     )
-    parser.add_argument("--rows", type=int, default=300, help="rows that are measured")
+    parser.add_argument(
+        "--rows",
+        type=int,
+        help="rows that are measured; default: as many as the run held out, or 300 (more would include trained rows)",
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="rows of one forward")
     parser.add_argument("--output", type=Path, help="folder; RUN/learnability or ./learnability where not given")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.columns.prompt=question")
@@ -37,7 +43,7 @@ def resolve(arguments: argparse.Namespace) -> tuple[RunConfig, dict[str, str], P
         ConfigError: Something is missing or wrong.
     """
     folder = Path(arguments.model)
-    flags: dict[str, Any] = {"eval.rows": arguments.rows}
+    flags: dict[str, Any] = {}
     models = {arguments.compare: arguments.compare} if arguments.compare else {}
     recorded: dict[str, Any] = {}
     if (folder / "run.json").is_file():
@@ -49,13 +55,14 @@ def resolve(arguments: argparse.Namespace) -> tuple[RunConfig, dict[str, str], P
         models[f"after ({folder})"] = str(folder / "export")
         flags |= {"data.path": recorded["data"]["path"], "eval.path": recorded["eval"]["path"]}
         flags |= {f"data.{name}": value for name, value in recorded["data"].items() if name != "path"}
-        flags["seed"] = recorded["seed"]
+        flags |= {"seed": recorded["seed"], "eval.rows": recorded["eval"]["rows"]}
     else:
         models[arguments.model] = arguments.model
     if arguments.data:
         flags |= {"data.path": arguments.data if len(arguments.data) > 1 else arguments.data[0], "eval.path": None}
     elif not recorded:
         raise ConfigError(["--data is needed for a model: files, or builtin:reasoning"])
+    flags["eval.rows"] = arguments.rows or flags.get("eval.rows") or DEFAULT_ROWS
     run, problems = load_run_config(None, arguments.overrides, flags | {"model.path": list(models.values())[-1]})
     if problems:
         raise ConfigError(problems)

@@ -6,6 +6,7 @@ Rows go through the matrix in chunks. The softmax of a chunk gives its loss and,
 
     dh_r = w_r c' (softmax_r W - W_{gold_r})          dW = sum_r w_r c' (softmax_r - onehot_r)^T h_r
 
+Where nll_r is not finite both gradients are NaN, so that no such step is ever applied.
 Nothing is recomputed in backward, which only scales what was kept: (R, D) and, where W is trained, (V, D).
 
 Shapes: R rows, D width, V vocabulary. Memory beyond that: a chunk's `CHUNK_LOGITS` logits in float32 (and once more in
@@ -104,7 +105,7 @@ class _ChunkedWeightedNLL(torch.autograd.Function):
             if not (wants_hidden or wants_weight):
                 continue
             slope = 1.0 if curve is None else curve(nll[rows])[1]
-            factor = (row_weights[rows].float() * slope)[:, None]
+            factor = (row_weights[rows].float() * slope).masked_fill(~nll[rows].isfinite(), torch.nan)[:, None]
             wide.mul_(factor / total)
             wide.scatter_add_(-1, gold, -factor)
             narrow = wide.to(weight.dtype)

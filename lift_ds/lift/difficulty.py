@@ -85,9 +85,9 @@ class Observations:
         """Keys, sums and counts."""
         return self.keys, self.sums, self.counts
 
-    def cut(self, bounds: list[int]) -> list[Observations]:
-        """Parts by token range; `bounds` are the first tokens of all ranges but the first."""
-        edges = torch.searchsorted(self.keys, torch.tensor(bounds, dtype=torch.int64) * NUM_BINS).tolist()
+    def cut(self, bounds: Tensor) -> list[Observations]:
+        """Parts by owner; `bounds` are the first keys of all owners but the first."""
+        edges = torch.searchsorted(self.keys, bounds).tolist()
         edges = [0, *edges, len(self.keys)]
         return [Observations(*(column[start:end] for column in self.columns())) for start, end in pairwise(edges)]
 
@@ -119,6 +119,11 @@ class DifficultyTable:
         self.pending, self.pending_step = Observations.empty(), 0
         self.groups = torch.zeros(2, NUM_FREQUENCIES, NUM_BINS, dtype=torch.float64)
 
+    @property
+    def bounds(self) -> Tensor:
+        """First keys, int64, of the ranges of ranks 1, 2, ..."""
+        return torch.arange(1, self.world_size) * (self.range_size * NUM_BINS)
+
     def observe(self, observations: Observations, step: int) -> None:
         """Notes observations of optimizer step `step`, which never goes back."""
         older = self.pending.scaled(self.decay ** (step - self.pending_step))
@@ -128,7 +133,7 @@ class DifficultyTable:
         """What each owner gets at a sync after step `step`; nothing is pending then."""
         ready = self.pending.scaled(self.decay ** (step - self.pending_step))
         self.pending, self.pending_step = Observations.empty(), step
-        return ready.cut([rank * self.range_size for rank in range(1, self.world_size)])
+        return ready.cut(self.bounds)
 
     def absorb(self, received: list[Observations], step: int) -> Tensor:
         """Adds what the ranks sent.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from lift_ds.diffusion.loss import chunked_gold_logprob, chunked_weighted_nll
+from lift_ds.diffusion.loss import chunked_gold_logprob
 
 from .llada import HeadFunction
 
@@ -51,18 +52,4 @@ def masked_gold_logprob(
         (R,) float32, in row-major order.
     """
     hidden = model.encode(noised_ids, attention_mask)[rows]
-    return model.head(hidden, lambda chosen, matrix: chunked_gold_logprob(chosen, matrix, clean_ids[rows]))
-
-
-def weighted_nll(
-    model: MaskedDiffusionModel, hidden: Tensor, gold_ids: Tensor, row_weights: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The weighted loss of given rows; see `diffusion.loss.chunked_weighted_nll`.
-
-    Args:
-        model: The model.
-        hidden: (R, D) rows of what `encode` returned.
-        gold_ids: int64 (R,) true ids.
-        row_weights: (R,) factor of each row's loss.
-    """
-    return model.head(hidden, lambda rows, matrix: chunked_weighted_nll(rows, matrix, gold_ids, row_weights))
+    return model.head(hidden, partial(chunked_gold_logprob, gold_ids=clean_ids[rows]))

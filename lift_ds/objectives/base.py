@@ -81,6 +81,11 @@ class Objective(ABC):
         """
         return not self.settings.complementary and self.settings.scoring != "approximate"
 
+    @property
+    def reads_difficulty(self) -> bool:
+        """Whether micro-batches must carry the difficulties of their supersets."""
+        return self.settings.scoring in ("buffer", "hybrid")
+
     def component(self, t: Tensor, u: Tensor) -> Tensor:
         """Components (B,) of levels (B,); `u` (B,) are uniforms for policies that draw."""
         return torch.full_like(t, int(Component.RANDOM), dtype=torch.int64)
@@ -149,3 +154,8 @@ def candidates(batch: MicroBatch) -> tuple[Tensor, Tensor]:
     superset = superset_mask(batch.mask_uniform, batch.response_mask & ~batch.filler_mask, batch.t, batch.rho)
     filler = superset_mask(batch.mask_uniform, batch.filler_mask, batch.t, torch.zeros_like(batch.rho))
     return superset, filler
+
+
+def superset_level(batch: MicroBatch) -> Tensor:
+    """The level t + rho at which a superset is masked, at most 1: float32 (B, L)."""
+    return (batch.t + batch.rho).clamp(max=1.0)[:, None].expand_as(batch.mask_uniform)

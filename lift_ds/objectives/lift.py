@@ -51,7 +51,7 @@ class Lift(Objective):
             return scorer.gold_logprob(batch, masked, needed)
         assert batch.difficulty is not None and batch.difficulty_count is not None
         expected = -batch.difficulty + TIE_NATS * batch.tie_uniform
-        if not self.settings.refresh_share:  # a constant of the run: no rank runs the pass
+        if not (self.settings.refresh_share or self.settings.warm_start_steps):  # a constant of the run, of all ranks
             return expected
         refreshed = needed & batch.is_refreshed
         exact = scorer.gold_logprob(batch, masked, refreshed)

@@ -16,29 +16,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lift_ds.data.batch import MicroBatch
+from lift_ds.evaluation.ranks import Ranks
 from lift_ds.lift.difficulty import NUM_BINS, DifficultyTable, Observations, level_bin
 from lift_ds.lift.schedule import Component
-from lift_ds.objectives.base import candidates
+from lift_ds.objectives.base import candidates, superset_level
 
 FOLDER = "difficulty"
 
 
-class Exchange(Protocol):
+class Exchange(Ranks, Protocol):
     """What moves data between ranks; `training.engine.Engine` is one."""
-
-    @property
-    def rank(self) -> int:
-        """This rank."""
-
-    @property
-    def world_size(self) -> int:
-        """Number of ranks."""
 
     def exchange(self, parts: list[Tensor]) -> list[Tensor]:
         """Sends part r to rank r and returns what each rank sent here."""
-
-    def all_reduce(self, values: Tensor, op: str = "sum") -> Tensor:
-        """Sum over ranks."""
 
 
 class DifficultyBuffers:
@@ -87,8 +77,7 @@ class DifficultyBuffers:
             float32 (R,) expected -log p in nats, and (R,) decayed counts that it rests on.
         """
         keys, place = (tokens * NUM_BINS + level_bin(levels)).unique(return_inverse=True)
-        bounds = [rank * self.table.range_size * NUM_BINS for rank in range(1, self.ranks.world_size)]
-        edges = torch.searchsorted(keys, torch.tensor(bounds, dtype=torch.int64)).tolist()
+        edges = torch.searchsorted(keys, self.table.bounds).tolist()
         asked = self.exchange(list(keys.tensor_split(edges)))
         answers = self.exchange([torch.stack(self.table.look_up(part), 1).flatten() for part in asked])
         found = torch.cat(answers).view(-1, 2)[place]
@@ -97,11 +86,11 @@ class DifficultyBuffers:
     def fill(self, batches: list[MicroBatch]) -> list[MicroBatch]:
         """The micro-batches of a step with the difficulties of their supersets, from one look-up."""
         wanted = [candidates(batch)[0] & (batch.component != Component.RANDOM)[:, None] for batch in batches]
-        levels = [(batch.t + batch.rho).clamp(max=1.0)[:, None].expand_as(batch.clean_ids) for batch in batches]
-        tokens = torch.cat([batch.clean_ids[rows] for batch, rows in zip(batches, wanted, strict=True)])
-        found = self.look_up(tokens, torch.cat([level[rows] for level, rows in zip(levels, wanted, strict=True)]))
+        pairs = list(zip(batches, wanted, strict=True))
+        tokens = torch.cat([batch.clean_ids[rows] for batch, rows in pairs])
+        found = self.look_up(tokens, torch.cat([superset_level(batch)[rows] for batch, rows in pairs]))
         filled, start = [], 0
-        for batch, rows in zip(batches, wanted, strict=True):
+        for batch, rows in pairs:
             end = start + int(rows.sum())
             difficulty, count = (torch.zeros_like(batch.mask_uniform) for _ in range(2))
             difficulty[rows], count[rows] = found[0][start:end], found[1][start:end]

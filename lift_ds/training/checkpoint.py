@@ -30,7 +30,6 @@ from .manifest import (
     FileRecord,
     Manifest,
     checkpoint_name,
-    hash_file,
     publish,
     read_manifest,
     remove_old,
@@ -94,7 +93,7 @@ def save_checkpoint(
         for path in sorted(temporary.rglob("*")):
             name = str(path.relative_to(temporary))
             if path.is_file() and name not in files:
-                files[name] = hash_file(path)
+                files[name] = sync_and_hash(path)
         write_synced(
             temporary / MANIFEST,
             json.dumps(asdict(Manifest(step, engine.world_size, engine.stage, fingerprint, files)), indent=1),

@@ -39,7 +39,9 @@ def make_noise_rule(settings: ObjectiveConfig, seed: int, global_batch: int) -> 
             component=int(objective.component(t, uniform(Stream.COMPONENT))),
             mask_uniform=uniform(Stream.MASK, length).numpy(),
             tie_uniform=uniform(Stream.TIES, length).numpy(),
-            is_refreshed=step < settings.warm_start_steps or float(uniform(Stream.REFRESH)) < settings.refresh_share,
+            is_refreshed=not objective.reads_difficulty
+            or step < settings.warm_start_steps
+            or float(uniform(Stream.REFRESH)) < settings.refresh_share,
         )
 
     return draw

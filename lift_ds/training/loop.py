@@ -21,7 +21,6 @@ from .buffers import DifficultyBuffers
 from .engine import Engine
 from .normalizer import document_scale, step_counts
 
-BUFFERED = ("buffer", "hybrid")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -103,7 +102,7 @@ def compute_step(
     """
     assert plan.batch is not None
     micro_batches = plan.batch.micro_batches
-    if run.objective.scoring in BUFFERED:
+    if engine.root.objective.reads_difficulty:
         assert buffers is not None
         micro_batches = buffers.fill(micro_batches)
     totals = StepTotals()
@@ -171,10 +170,16 @@ def train_steps(
         observations = engine.root.pop_observations()
         if buffers is not None:
             buffers.observe([] if is_bad else observations, step + 1)
+        record = totals.record(run.objective.time_scaling)
         if is_bad:
             num_bad += 1
-            check_bad_steps(engine, totals, grad_norm, step + 1, num_bad, run.optim.max_bad_steps)
-        record = totals.record(run.objective.time_scaling)
+            record["bad_sample_ids"] = samples = gather_bad_samples(engine, totals)
+            if num_bad > run.optim.max_bad_steps:
+                raise RuntimeError(
+                    f"step {step + 1}: loss {totals.loss}, gradient norm {grad_norm}, samples {samples}; {num_bad} "
+                    f"such steps were left out, optim.max_bad_steps={run.optim.max_bad_steps} are allowed. Look at the "
+                    "samples, lower optim.lr or raise objective.t_min, and resume from the last checkpoint."
+                )
         seconds = time.perf_counter() - began
         speed = record["num_tokens"] / seconds
         after_step(
@@ -191,18 +196,6 @@ def train_steps(
     return Outcome(run.optim.steps, None)
 
 
-def check_bad_steps(
-    engine: Engine, totals: StepTotals, grad_norm: float, step: int, num_bad: int, max_bad_steps: int
-) -> None:
-    """Every rank learns which samples spoilt a step.
-
-    Raises:
-        RuntimeError: There were too many such steps; the message names the samples.
-    """
-    samples = sorted({sample for found in engine.gather_objects(totals.bad_sample_ids) for sample in found})
-    if num_bad > max_bad_steps:
-        raise RuntimeError(
-            f"step {step}: loss {totals.loss}, gradient norm {grad_norm}, samples {samples}; {num_bad} such steps were "
-            f"left out, optim.max_bad_steps={max_bad_steps} are allowed. Look at the samples, lower optim.lr or raise "
-            "objective.t_min, and resume from the last checkpoint."
-        )
+def gather_bad_samples(engine: Engine, totals: StepTotals) -> list[int]:
+    """Sample ids, over all ranks, of the micro-batches that first had a loss that is not finite."""
+    return sorted({sample for found in engine.gather_objects(totals.bad_sample_ids) for sample in found})

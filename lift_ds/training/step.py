@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,9 @@ from lift_ds.data.batch import MicroBatch
 from lift_ds.diffusion.loss import chunked_entropy, chunked_gold_logprob, chunked_weighted_nll
 from lift_ds.lift.difficulty import Observations
 from lift_ds.lift.schedule import Component
-from lift_ds.models.head import MaskedDiffusionModel, weighted_nll
+from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.objectives import Objective
+from lift_ds.objectives.base import superset_level
 from lift_ds.objectives.gift import gift_levels
 
 
@@ -39,17 +41,19 @@ class DiffusionStep(nn.Module):
     Args:
         model: A masked diffusion model with `encode`, `head` and `config.mask_token_id`.
         objective: What is seen and learned.
+        keeps_observations: Keep what the passes show of tokens' difficulty, for `pop_observations`.
 
     Attributes:
         has_dropout: Whether the model draws random numbers while it trains.
         dropout_seed: Seed of the next forward's dropout; the global generator is used where it is `None`.
     """
 
-    def __init__(self, model: MaskedDiffusionModel, objective: Objective) -> None:
+    def __init__(self, model: MaskedDiffusionModel, objective: Objective, keeps_observations: bool = False) -> None:
         """Stores the model as `model`, the prefix that exports strip."""
         super().__init__()
         self.model: MaskedDiffusionModel = model
         self.objective = objective
+        self.keeps_observations = keeps_observations
         self.has_dropout = has_dropout(self)
         self.dropout_seed: int | None = None
         self._row_gradients: list[tuple[Tensor, Tensor]] = []
@@ -92,24 +96,20 @@ class DiffusionStep(nn.Module):
 
     def gold_logprob(self, batch: MicroBatch, masked: Tensor, wanted: Tensor) -> Tensor:
         """Log p(clean) float32 (B, L) of masked positions of wanted (B,) documents; 0 elsewhere."""
-
-        def logprob(hidden: Tensor, matrix: Tensor, gold_ids: Tensor) -> Tensor:
-            return chunked_gold_logprob(hidden, matrix, gold_ids)
-
-        scores = self.score(batch, masked, wanted, logprob)
-        rows = masked & wanted[:, None] & ~batch.filler_mask
-        level = (batch.t + batch.rho).clamp(max=1.0)[:, None].expand_as(scores)
-        self._observed.append((batch.clean_ids[rows], level[rows], -scores[rows]))
+        scores = self.score(batch, masked, wanted, chunked_gold_logprob)
+        if self.keeps_observations:
+            rows = masked & wanted[:, None] & ~batch.filler_mask
+            self._observed.append((batch.clean_ids[rows], superset_level(batch)[rows], -scores[rows]))
         return scores
 
     def note(self, batch: MicroBatch, document: Tensor, gold_ids: Tensor, token_nll: Tensor, is_filler: Tensor) -> None:
         """Keeps what the training pass shows of tokens that were not selected by their scores."""
-        if self.objective.observes_targets:
+        if self.keeps_observations and self.objective.observes_targets:
             rows = (batch.component[document] == Component.RANDOM) & ~is_filler
             self._observed.append((gold_ids[rows], batch.t[document[rows]], token_nll[rows]))
 
     def pop_observations(self) -> list[Observations]:
-        """What the last micro-batches showed of tokens' difficulty, without bias by the selection."""
+        """What the micro-batches since the last call showed of tokens' difficulty, without bias by the selection."""
         found = [Observations.of(*each) for each in self._observed]
         self._observed.clear()
         return found
@@ -211,7 +211,8 @@ def sft_loss(
     rows = model.encode(noised_ids, attention_mask)[kept]
     token_weights = (1.0 / t if time_scaling else torch.ones_like(t))[:, None].expand_as(clean_ids)
     token_weights = token_weights if weights is None else token_weights * weights
-    loss, _ = weighted_nll(model, rows, clean_ids[kept], token_weights[kept])
+    gold_ids, row_weights = clean_ids[kept], token_weights[kept]
+    loss, _ = model.head(rows, partial(chunked_weighted_nll, gold_ids=gold_ids, row_weights=row_weights))
     return loss / num_targets
 
 

@@ -96,3 +96,13 @@ def test_tied_matrix_adds_both_gradients():
     ours = torch.autograd.grad(chunked_weighted_nll(weight[ids], weight, gold_ids, row_weights)[0], weight)[0]
     expected = torch.autograd.grad(plain(weight[ids], weight, gold_ids, row_weights)[0], weight)[0]
     torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))
+
+
+def test_a_loss_that_is_not_finite_has_no_finite_gradient():
+    """Softmax alone would give a finite one where only the gold logit is -inf, and the step would be applied."""
+    hidden = torch.tensor([[1.0], [0.0]], requires_grad=True)
+    matrix = torch.tensor([[0.0], [-torch.inf]])
+    gold_ids, row_weights = torch.tensor([1, 0]), torch.ones(2)
+    loss, nll = chunked_weighted_nll(hidden[:1], matrix, gold_ids[:1], row_weights[:1])
+    assert nll[0] == torch.inf
+    assert torch.autograd.grad(loss, hidden)[0][0].isnan().all()

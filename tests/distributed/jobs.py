@@ -217,7 +217,7 @@ def bad_steps(rank: int) -> dict:
     batch = collate([documents[rank]], [noises[rank]], 99)
     step_batch = StepBatch([batch], num_tokens=9, num_skipped=0, state={})
     matrix = dict(engine.root.named_parameters())["model.model.transformer.ff_out.weight"]
-    state: dict = {"weights": [], "bad": [], "error": ""}
+    state: dict = {"weights": [], "bad": [], "samples": [], "error": ""}
 
     class Loader:
         state: ClassVar[dict] = {}
@@ -234,6 +234,7 @@ def bad_steps(rank: int) -> dict:
         with zero.GatheredParameters([matrix]):
             state["weights"].append(float(matrix.detach().double().sum()))
         state["bad"].append(record["num_bad_steps"])
+        state["samples"].append(record.get("bad_sample_ids"))
 
     run = RunConfig(optim=OptimConfig(steps=5, global_batch=2, max_bad_steps=1), objective=LIFT3.settings)
     try:

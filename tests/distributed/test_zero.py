@@ -96,6 +96,7 @@ def test_buffers_of_two_ranks_equal_one(tmp_path):
 def test_a_bad_step_on_one_rank_is_left_out_on_all(tmp_path):
     result = launch_job("bad_steps", tmp_path / "out.json")
     assert result["bad"] == [0, 1, 1]
+    assert result["samples"] == [None, [1], None]
     first, second, third = result["weights"]
     assert first == second != third  # the step was left out, and training went on
     assert result["errors"][0] == result["errors"][1]

@@ -5,6 +5,7 @@ import torch
 
 from lift_ds.cli.learnability import main
 from lift_ds.diffusion.noise import superset_mask
+from lift_ds.evaluation.heldout import fixed_noise
 from lift_ds.evaluation.learnability import LEVELS, Learnability, measure
 from tests.distributed.jobs import make_documents
 
@@ -22,8 +23,6 @@ def test_measure_equals_the_plain_computation(llada, documents):
     torch.testing.assert_close(measured.gold, alone.gold, rtol=1e-4, atol=1e-6)
     place, level = 3, LEVELS[3]
     counts, gold, confidence = (torch.zeros(len(measured.frequency), dtype=torch.float64) for _ in range(3))
-    from lift_ds.evaluation.heldout import fixed_noise
-
     for document in documents:
         ids, response = torch.from_numpy(document.ids)[None], torch.from_numpy(document.response_mask)[None]
         uniform = torch.from_numpy(fixed_noise(document, 1).mask_uniform)[None]
@@ -65,7 +64,8 @@ def test_no_documents(llada):
 
 def test_the_report_of_two_models(tmp_path, capsys):
     """The built-in base against itself: the same figures twice, and no token gained."""
-    main(["builtin:base", "--compare", "builtin:base", "--data", "builtin:arithmetic", "--rows", "6", "--output", str(tmp_path)])  # fmt: skip  # noqa: E501
+    arguments = ["builtin:base", "--compare", "builtin:base", "--data", "builtin:arithmetic", "--rows", "6"]
+    main([*arguments, "--output", str(tmp_path)])
     assert "learnability.html" in capsys.readouterr().out
     rows = list(csv.DictReader((tmp_path / "learnability.csv").open()))
     assert {row["model"] for row in rows} == {"builtin:base"}

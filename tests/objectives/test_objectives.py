@@ -208,6 +208,12 @@ def test_no_response_at_all(llada):
         ({"method": "vanilla", "scoring": "approximate"}, "vanilla has no such option"),
         ({"method": "lift3", "scoring": "approximate", "complementary": True}, "no mask before its forward"),
         ({"method": "gift", "normalizer": "masked_tokens"}, "no mask before its forward"),
+        ({"method": "lift3", "refresh_share": 0.5}, "only read with objective.scoring=buffer or hybrid"),
+        ({"method": "vanilla", "cart_p": 0.2}, "only read with objective.token_weight=cart"),
+        (
+            {"method": "lift3", "scoring": "approximate", "scoring_precision": "bf16"},
+            "only read with objective.scoring",
+        ),
         ({"method": "lift4"}, "unknown; allowed: vanilla, lift2"),
     ],
 )

@@ -11,7 +11,7 @@ The stable API:
 from lift_ds.diffusion.weights import cart_weights
 from lift_ds.lift.selection import select_kept
 from lift_ds.models.weights import load_pretrained
+from lift_ds.objectives.functional import gift_loss, sft_loss
 from lift_ds.sampling.reverse import generate
-from lift_ds.training.step import gift_loss, sft_loss
 
 __all__ = ["cart_weights", "generate", "gift_loss", "load_pretrained", "select_kept", "sft_loss"]

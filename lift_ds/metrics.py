@@ -22,19 +22,21 @@ COMPONENTS = ("easy", "random", "hard")
 class StepTotals:
     """Sums of one step, as one float64 vector, so that one collective adds them over the ranks."""
 
+    SCALARS = ("loss", "num_tokens", "num_skipped", "num_in_common", "num_compared", "num_by_chance", "scoring_seconds")
     BINNED = ("documents", "nll", "kept", "gradient")
 
     def __init__(self) -> None:
         """Starts at zero."""
-        self.scalars = torch.zeros(3, dtype=torch.float64)
+        self.scalars = torch.zeros(len(self.SCALARS), dtype=torch.float64)
         self.components = torch.zeros(len(COMPONENTS), dtype=torch.float64)
         self.binned = torch.zeros(len(self.BINNED), NUM_BINS, dtype=torch.float64)
         self.max_weight = torch.zeros(NUM_BINS, dtype=torch.float64)
         self.bad_sample_ids: list[int] = []
 
-    def add(self, loss: float = 0.0, num_tokens: int = 0, num_skipped: int = 0) -> None:
-        """Adds a share of the step's loss, tokens and skipped documents."""
-        self.scalars += torch.tensor([loss, num_tokens, num_skipped], dtype=torch.float64)
+    def add(self, **values: float) -> None:
+        """Adds to some of `SCALARS`."""
+        for name, value in values.items():
+            self.scalars[self.SCALARS.index(name)] += value
 
     def add_documents(
         self, t: Tensor, component: Tensor, nll_sum: Tensor, num_kept: Tensor, gradient_norm: Tensor
@@ -63,8 +65,13 @@ class StepTotals:
         return float(self.scalars[0])
 
     def record(self, time_scaling: bool) -> dict[str, Any]:
-        """The step as a line of `metrics.jsonl`; a bin without documents is `None`."""
-        loss, num_tokens, num_skipped = self.scalars.tolist()
+        """The step as a line of `metrics.jsonl`; what has no documents to show it is `None`.
+
+        `scoring_agreement` is the share of tokens that the difficulty table and exact scores both choose, where both
+        are known, and `scoring_chance` the share that two random choices have in common. `scoring_seconds` is the
+        mean over the ranks.
+        """
+        loss, num_tokens, num_skipped, num_in_common, num_compared, num_by_chance, seconds = self.scalars.tolist()
         documents, nll, kept, gradient = self.binned
         shares = self.components / self.components.sum().clamp(min=1)
         return {
@@ -73,6 +80,9 @@ class StepTotals:
             "num_documents": int(documents.sum()),
             "num_skipped": int(num_skipped),
             "component_share": dict(zip(COMPONENTS, shares.tolist(), strict=True)),
+            "scoring_seconds": seconds,
+            "scoring_agreement": num_in_common / num_compared if num_compared else None,
+            "scoring_chance": num_by_chance / num_compared if num_compared else None,
             "max_inverse_t": float(self.max_weight.max()) if time_scaling else 1.0,
             "t_documents": documents.int().tolist(),
             "t_token_nll": ratio(nll, kept),

@@ -7,7 +7,7 @@ Rows go through the matrix in chunks. The softmax of a chunk gives its loss and,
     dh_r = w_r c' (softmax_r W - W_{gold_r})          dW = sum_r w_r c' (softmax_r - onehot_r)^T h_r
 
 Where nll_r is not finite both gradients are NaN, so that no such step is ever applied.
-Nothing is recomputed in backward, which only scales what was kept: (R, D) and, where W is trained, (V, D).
+Nothing is recomputed in backward, which only scales, in place, what was kept: (R, D) and, where W is trained, (V, D).
 
 Shapes: R rows, D width, V vocabulary. Memory beyond that: a chunk's `CHUNK_LOGITS` logits in float32 (and once more in
 the matrix's type, where that is another one). Differs: the public code holds the logits of all positions.
@@ -115,15 +115,17 @@ class _ChunkedWeightedNLL(torch.autograd.Function):
                 weight_gradient.addmm_(narrow.T, hidden[rows])
             elif weight_gradient is not None:
                 weight_gradient += narrow.T @ hidden[rows]
-        ctx.save_for_backward(hidden_gradient, None if weight_gradient is None else weight_gradient.to(weight.dtype))
+        ctx.gradients = (hidden_gradient, None if weight_gradient is None else weight_gradient.to(weight.dtype))
         ctx.mark_non_differentiable(nll)
         shaped = nll if curve is None else curve(nll)[0]
         return (shaped * row_weights).sum(), nll
 
     @staticmethod
     def backward(ctx: Any, loss_gradient: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
-        kept = ctx.saved_tensors
-        hidden_gradient, weight_gradient = (None if part is None else part * loss_gradient.to(part) for part in kept)
+        if ctx.gradients is None:
+            raise RuntimeError("a second backward through the chunked loss: its gradients were handed on by the first.")
+        kept, ctx.gradients = ctx.gradients, None
+        hidden_gradient, weight_gradient = (None if part is None else part.mul_(loss_gradient) for part in kept)
         return hidden_gradient, weight_gradient, None, None, None
 
 

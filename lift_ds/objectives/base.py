@@ -34,6 +34,8 @@ class View:
         clean_ids: int64 (D, L).
         document: int64 (D,), row of the micro-batch that each document of the view is.
         narrow: From log p(gold) (D, L) of the targets in this very forward to the ones that are learned.
+        agreement: float32 (3,), where both exact and expected scores are known: tokens that both choose, tokens that
+            each chooses, and how many of them chance would have in common.
     """
 
     noised_ids: Tensor
@@ -43,6 +45,7 @@ class View:
     clean_ids: Tensor
     document: Tensor
     narrow: Callable[[Tensor], Tensor] | None = None
+    agreement: Tensor | None = None
 
 
 class Scorer(Protocol):

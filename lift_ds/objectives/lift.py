@@ -40,25 +40,30 @@ class Lift(Objective):
         if self.settings.scoring == "approximate":
             view = self.single_view(batch, masked, scorer, batch.t)
             return replace(view, narrow=lambda scores: filler | self.select(batch, superset, scores))
-        kept = self.select(batch, superset, self.scores(batch, masked, scorer))
-        view = self.single_view(batch, filler | kept, scorer, batch.t)
-        return self.with_complement(batch, view, scorer) if self.settings.complementary else view
+        scores, agreement = self.scores(batch, superset, masked, scorer)
+        view = self.single_view(batch, filler | self.select(batch, superset, scores), scorer, batch.t)
+        view = self.with_complement(batch, view, scorer) if self.settings.complementary else view
+        return replace(view, agreement=agreement)
 
-    def scores(self, batch: MicroBatch, masked: Tensor, scorer: Scorer) -> Tensor:
-        """Log p(gold), exact or expected: float32 (B, L)."""
+    def scores(
+        self, batch: MicroBatch, superset: Tensor, masked: Tensor, scorer: Scorer
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log p(gold), exact or expected, float32 (B, L), and how far the two agree where both are known."""
         needed = batch.component != Component.RANDOM
         if self.settings.scoring == "exact":
-            return scorer.gold_logprob(batch, masked, needed)
+            return scorer.gold_logprob(batch, masked, needed), None
         assert batch.difficulty is not None and batch.difficulty_count is not None
         expected = -batch.difficulty + TIE_NATS * batch.tie_uniform
         if not (self.settings.refresh_share or self.settings.warm_start_steps):  # a constant of the run, of all ranks
-            return expected
+            return expected, None
         refreshed = needed & batch.is_refreshed
         exact = scorer.gold_logprob(batch, masked, refreshed)
+        by_exact, by_table = (self.select(batch, superset, scores)[refreshed] for scores in (exact, expected))
+        agreement = count_agreement(by_exact, by_table, superset[refreshed])
         if self.settings.scoring == "hybrid":
             seen = batch.difficulty_count / (batch.difficulty_count + TRUSTED_COUNT)
             exact = (exact + seen * expected) / (1 + seen)
-        return torch.where(refreshed[:, None], exact, expected)
+        return torch.where(refreshed[:, None], exact, expected), agreement
 
     def select(self, batch: MicroBatch, superset: Tensor, scores: Tensor) -> Tensor:
         """The kept tokens of each document's component."""
@@ -70,6 +75,15 @@ class Lift(Objective):
             return batch.response_mask.sum(-1) / 2
         superset, filler = candidates(batch)
         return num_kept(superset.sum(-1), batch.t, batch.rho) + filler.sum(-1)
+
+
+def count_agreement(exact: Tensor, expected: Tensor, superset: Tensor) -> Tensor:
+    """How far two choices of k from |S| tokens (B, L) agree: float32 (3,), summed over documents.
+
+    Tokens in common, k, and k^2 / |S|: the mean of what two random choices have in common.
+    """
+    size, k = superset.sum(-1).float(), exact.sum(-1).float()
+    return torch.stack([(exact & expected).sum().float(), k.sum(), (k * k / size.clamp(min=1)).sum()])
 
 
 class Lift2(Lift):

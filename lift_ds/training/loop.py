@@ -121,6 +121,9 @@ def compute_step(
         if not math.isfinite(totals.loss) and not totals.bad_sample_ids:
             totals.bad_sample_ids = on_cpu.sample_ids.tolist()
         is_real = on_cpu.sample_ids >= 0
+        in_common, compared, by_chance = stats.agreement.tolist()
+        totals.add(num_in_common=in_common, num_compared=compared, num_by_chance=by_chance)
+        totals.add(scoring_seconds=engine.root.scoring_time.pop() / engine.world_size)
         shown = (stats.nll_sum.cpu(), stats.num_kept.cpu(), gradient_norm.cpu())
         totals.add_documents(on_cpu.t[is_real], on_cpu.component[is_real], *(each[is_real] for each in shown))
         if place + 1 < len(micro_batches):

@@ -71,7 +71,8 @@ class PlainProgress:
         shares = " ".join(f"{name} {share:.0%}" for name, share in record["component_share"].items())
         self.say(
             f"step {step}/{self.num_steps}  loss {record['loss']:.4f}  {shares}  grad {record['grad_norm']:.3f}  "
-            f"lr {record['lr']:.2e}  {record['tokens_per_second']:,.0f} tok/s  ETA {eta}"
+            f"lr {record['lr']:.2e}  {record['tokens_per_second']:,.0f} tok/s  scoring {scoring_share(record):.0%}  "
+            f"ETA {eta}"
         )
 
     def close(self) -> None:
@@ -108,6 +109,7 @@ class LiveProgress:
         rows = Table.grid(padding=(0, 2))
         rows.add_row("[bold]loss", Text(sparkline(self.losses, CURVE_WIDTH), "cyan"))
         rows.add_row("[bold]learning", shares_bar(record["component_share"]))
+        rows.add_row("[bold]scoring", f"{scoring_share(record):.0%} of the step's time")
         rows.add_row("[bold]levels", Text.assemble("t 0 ", (sparkline(levels, 0), "magenta"), " 1"))
         return Panel(Group(bar(step / self.num_steps, 74), numbers, rows), title=self.title, width=80)
 
@@ -150,6 +152,11 @@ class LoggedProgress:
     def close(self) -> None:
         """Ends the display; the log stays open for last messages."""
         self.shown.close()
+
+
+def scoring_share(record: dict[str, Any]) -> float:
+    """What the passes without gradient take of a step's time."""
+    return float(record["scoring_seconds"] / record["seconds"])
 
 
 def sparkline(values: list[float], width: int) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,15 +23,23 @@ from lift_ds.lift.schedule import Component
 from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.objectives import Objective
 from lift_ds.objectives.base import superset_level
-from lift_ds.objectives.gift import gift_levels
+
+from .stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
 class StepStats:
-    """What one micro-batch shows, per document (B,): summed -log p and number of learned tokens."""
+    """What one micro-batch shows.
+
+    Args:
+        nll_sum: float32 (B,), summed -log p of learned tokens.
+        num_kept: int64 (B,), learned tokens.
+        agreement: float32 (3,), see `objectives.base.View`.
+    """
 
     nll_sum: Tensor
     num_kept: Tensor
+    agreement: Tensor
 
 
 class DiffusionStep(nn.Module):
@@ -46,6 +53,7 @@ class DiffusionStep(nn.Module):
     Attributes:
         has_dropout: Whether the model draws random numbers while it trains.
         dropout_seed: Seed of the next forward's dropout; the global generator is used where it is `None`.
+        scoring_time: What passes without gradient take.
     """
 
     def __init__(self, model: MaskedDiffusionModel, objective: Objective, keeps_observations: bool = False) -> None:
@@ -56,6 +64,7 @@ class DiffusionStep(nn.Module):
         self.keeps_observations = keeps_observations
         self.has_dropout = has_dropout(self)
         self.dropout_seed: int | None = None
+        self.scoring_time = Stopwatch()
         self._row_gradients: list[tuple[Tensor, Tensor]] = []
         self._observed: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -92,7 +101,8 @@ class DiffusionStep(nn.Module):
         self.note(batch, document[learned], gold_ids[learned], token_nll, is_filler[learned])
         zeros = torch.zeros_like(batch.t)
         nll_sum = zeros.index_add(0, document[learned], token_nll)
-        return loss, StepStats(nll_sum, zeros.index_add(0, document, learned.float()).long())
+        num_kept = zeros.index_add(0, document, learned.float()).long()
+        return loss, StepStats(nll_sum, num_kept, zeros.new_zeros(3) if view.agreement is None else view.agreement)
 
     def gold_logprob(self, batch: MicroBatch, masked: Tensor, wanted: Tensor) -> Tensor:
         """Log p(clean) float32 (B, L) of masked positions of wanted (B,) documents; 0 elsewhere."""
@@ -125,16 +135,19 @@ class DiffusionStep(nn.Module):
     ) -> Tensor:
         """One number (B, L) for each masked position of wanted documents, from a pass without dropout or gradient.
 
-        A rank that wants no document runs its first one, and ignores it: the pass is collective under ZeRO-3.
+        A rank that wants no document runs one token of its first one, and ignores it: the pass is collective under
+        ZeRO-3.
         """
         index = wanted.nonzero()[:, 0]
-        index = index if len(index) else torch.zeros_like(batch.sample_ids[:1])
-        rows = masked[index] & wanted[index, None]
-        clean_ids = batch.clean_ids[index]
+        length = batch.clean_ids.shape[1]
+        if len(index) == 0:
+            index, length = torch.zeros_like(batch.sample_ids[:1]), 1
+        clean_ids, seen = batch.clean_ids[index, :length], masked[index, :length]
+        rows = seen & wanted[index, None]
         narrow = self.objective.settings.scoring_precision == "bf16"
         self.eval()
-        with torch.autocast(clean_ids.device.type, torch.bfloat16, enabled=narrow):
-            hidden = self.model.encode(self.mask(clean_ids, masked[index]), batch.attention_mask[index])[rows]
+        with torch.autocast(clean_ids.device.type, torch.bfloat16, enabled=narrow), self.scoring_time:
+            hidden = self.model.encode(self.mask(clean_ids, seen), batch.attention_mask[index, :length])[rows]
             found = self.model.head(hidden, lambda chosen, matrix: of_rows(chosen, matrix, clean_ids[rows]))
         self.train()
         scores = torch.zeros_like(batch.mask_uniform)
@@ -176,86 +189,3 @@ def has_dropout(root: nn.Module) -> bool:
     return any(isinstance(module, nn.Dropout) and module.p > 0 for module in modules) or any(
         getattr(config, field, 0) for config in configs for field in fields
     )
-
-
-def sft_loss(
-    model: MaskedDiffusionModel,
-    clean_ids: Tensor,
-    kept: Tensor,
-    t: Tensor,
-    num_targets: float | Tensor,
-    time_scaling: bool = True,
-    weights: Tensor | None = None,
-    attention_mask: Tensor | None = None,
-) -> Tensor:
-    """Masked-diffusion loss of given masks: sum over kept of weights * CE / t, divided by `num_targets`.
-
-    Args:
-        model: A model from `load_pretrained`.
-        clean_ids: int64 (B, L) true ids.
-        kept: bool (B, L), the positions that are masked in the input and learned.
-        t: (B,) levels in (0, 1].
-        num_targets: The normaliser.
-        time_scaling: Whether to divide by t.
-        weights: (B, L) weights of single tokens.
-        attention_mask: bool (B, L), false on padding.
-
-    Returns:
-        A differentiable scalar; 0 where nothing is kept.
-
-    Raises:
-        ValueError: A level is outside (0, 1].
-    """
-    check_levels(t)
-    noised_ids = clean_ids.masked_fill(kept, model.config.mask_token_id)
-    rows = model.encode(noised_ids, attention_mask)[kept]
-    token_weights = (1.0 / t if time_scaling else torch.ones_like(t))[:, None].expand_as(clean_ids)
-    token_weights = token_weights if weights is None else token_weights * weights
-    gold_ids, row_weights = clean_ids[kept], token_weights[kept]
-    loss, _ = model.head(rows, partial(chunked_weighted_nll, gold_ids=gold_ids, row_weights=row_weights))
-    return loss / num_targets
-
-
-def gift_loss(
-    model: MaskedDiffusionModel,
-    clean_ids: Tensor,
-    response_mask: Tensor,
-    t: Tensor,
-    uniform: Tensor | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """GIFT's loss of one batch, as the public code computes it; see `objectives.gift`, which the trainer uses.
-
-    Sum over masked of CE / t_i, divided by the number masked. The mean entropy is taken over the batch.
-
-    Args:
-        model: A model from `load_pretrained`.
-        clean_ids: int64 (B, L) true ids.
-        response_mask: bool (B, L), the positions that may be masked.
-        t: (B,) levels in (0, 1].
-        uniform: (B, L) uniforms in [0, 1) that decide the mask; drawn where not given.
-        generator: Source of those draws.
-
-    Returns:
-        A differentiable scalar; 0 where nothing is masked.
-
-    Raises:
-        ValueError: A level is outside (0, 1].
-    """
-    check_levels(t)
-    if uniform is None:
-        uniform = torch.rand(clean_ids.shape, generator=generator, device=clean_ids.device)
-    with torch.no_grad():
-        hidden = model.encode(clean_ids.masked_fill(response_mask, model.config.mask_token_id))[response_mask]
-        entropy = torch.zeros_like(uniform)
-        entropy[response_mask] = model.head(hidden, chunked_entropy)
-    levels = gift_levels(entropy, response_mask, t, over_batch=True)
-    masked = response_mask & (uniform < levels)
-    every_level = torch.ones_like(t)
-    return sft_loss(model, clean_ids, masked, every_level, masked.sum().clamp(min=1), weights=1.0 / levels)
-
-
-def check_levels(t: Tensor) -> None:
-    """Checks that levels lie in (0, 1]."""
-    if not bool(((t > 0) & (t <= 1)).all()):
-        raise ValueError(f"t={t.tolist()}: levels must lie in (0, 1]; 1 is fully masked.")

@@ -106,3 +106,11 @@ def test_a_loss_that_is_not_finite_has_no_finite_gradient():
     loss, nll = chunked_weighted_nll(hidden[:1], matrix, gold_ids[:1], row_weights[:1])
     assert nll[0] == torch.inf
     assert torch.autograd.grad(loss, hidden)[0][0].isnan().all()
+
+
+def test_a_second_backward_is_refused():
+    """The kept gradients are scaled in place and handed on: a second pass would scale them twice."""
+    loss, _ = chunked_weighted_nll(*draw())
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="a second backward"):
+        loss.backward()

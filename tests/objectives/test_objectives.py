@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -121,17 +122,19 @@ def test_cart_multiplies_or_replaces_the_level(llada, batch, time_scaling):
 
 
 def test_only_documents_that_need_scores_are_scored(llada, batch):
-    """A random document needs none; where no document does, one is run and ignored, so that ranks stay together."""
+    """A random document needs none; where none does, one token is run and ignored, so that ranks stay together."""
 
     def sizes(batch):
         found = []
-        hook = llada.model.blocks[0].register_forward_pre_hook(lambda _, inputs: found.append(len(inputs[0])))
+        hook = llada.model.blocks[0].register_forward_pre_hook(
+            lambda _, inputs: found.append(tuple(inputs[0].shape[:2]))
+        )
         loss_of(llada, batch, "lift3")
         hook.remove()
         return found
 
-    assert sizes(batch) == [2, 3]  # hard and easy are scored, then all three are trained on
-    assert sizes(make_batch([0.5] * 3, [0.2] * 3, [1] * 3, batch.response_mask)) == [1, 3]
+    assert sizes(batch) == [(2, 20), (3, 20)]  # hard and easy are scored, then all three are trained on
+    assert sizes(make_batch([0.5] * 3, [0.2] * 3, [1] * 3, batch.response_mask)) == [(1, 1), (3, 20)]
 
 
 def test_scores_of_unwanted_documents_are_0(llada, batch):
@@ -143,6 +146,62 @@ def test_scores_of_unwanted_documents_are_0(llada, batch):
     everyone = root.gold_logprob(batch, superset, ~nobody)
     torch.testing.assert_close(first[0], everyone[0])
     assert not first[1:].any() and (everyone[superset] < 0).all()
+
+
+def buffered(batch, difficulty, is_refreshed, count=0.0):
+    shape = batch.mask_uniform.shape
+    return replace(
+        batch,
+        difficulty=difficulty.expand(shape),
+        difficulty_count=torch.full(shape, count),
+        is_refreshed=torch.tensor(is_refreshed),
+    )
+
+
+def test_buffer_scoring_ranks_by_the_table(llada, batch):
+    """Difficulty rises with the position: hard documents keep the last of the superset, easy ones the first."""
+    filled = buffered(batch, torch.arange(20.0), [False] * 3)
+    root = make_root(llada, "lift3", scoring="buffer", refresh_share=0.0, warm_start_steps=0)
+    calls = []
+    hook = llada.model.blocks[0].register_forward_hook(lambda *_: calls.append(1))
+    _, stats = root.train()(filled, torch.ones(3))
+    hook.remove()
+    assert len(calls) == 1  # no second forward
+    kept = root.objective.view(filled, root).targets
+    superset, _ = candidates(batch)
+    for row, best_first in ((0, -torch.arange(20)), (2, torch.arange(20))):
+        places = superset[row].nonzero()[:, 0]
+        expected = places[best_first[places].argsort()][: int(stats.num_kept[row])]
+        assert sorted(expected.tolist()) == kept[row].nonzero()[:, 0].tolist()
+
+
+def test_agreement_of_buffer_and_exact_choices(llada, batch):
+    """1 where the table knows the exact scores; refreshed documents only; k^2 / |S| by chance."""
+    root = make_root(llada, "lift3", scoring="buffer")
+    superset, kept = exact_kept(llada, batch)
+    scores = root.gold_logprob(batch, superset, torch.ones(3, dtype=torch.bool))
+
+    def agreement(difficulty):
+        return root.objective.view(buffered(batch, difficulty, [True, True, False]), root).agreement.tolist()
+
+    k, size = int(kept[0].sum()), int(superset[0].sum())  # document 1 is random, document 2 is not refreshed
+    assert agreement(-scores) == [k, k, pytest.approx(k * k / size)]
+    opposite = agreement(scores)
+    assert opposite[0] == max(0, 2 * k - size) and opposite[1] == k
+
+
+def test_hybrid_scores_lie_between_exact_and_expected(llada, batch):
+    """A well-known pair draws the exact score half-way to the table's, an unknown one not at all."""
+    superset, _ = candidates(batch)
+    difficulty = torch.full((20,), 2.0)
+    found = {}
+    for count in (0.0, 1e9):
+        root = make_root(llada, "lift3", scoring="hybrid")
+        scores, _ = root.objective.scores(buffered(batch, difficulty, [True] * 3, count), superset, superset, root)
+        found[count] = scores[0][superset[0]]
+    exact = root.gold_logprob(batch, superset, torch.ones(3, dtype=torch.bool))[0][superset[0]]
+    torch.testing.assert_close(found[0.0], exact)
+    torch.testing.assert_close(found[1e9], (exact - 2.0) / 2, rtol=1e-4, atol=1e-4)
 
 
 def test_scoring_in_bf16_ranks_nearly_the_same(llada, batch):

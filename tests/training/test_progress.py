@@ -12,6 +12,7 @@ def make_totals():
     totals = StepTotals()
     totals.add(loss=1.5)
     totals.add(num_tokens=100, num_skipped=2)
+    totals.add(num_in_common=6, num_compared=8, num_by_chance=3, scoring_seconds=0.5)
     totals.add_documents(
         t=torch.tensor([0.05, 0.55, 0.95]),
         component=torch.tensor([2, 1, 0]),
@@ -33,6 +34,13 @@ def test_a_step_record():
     assert record["t_gradient_norm"][9] == 0.125
     assert record["max_inverse_t"] == pytest.approx(20)
     assert record["t_max_inverse_t"][9] == pytest.approx(1 / 0.95)
+    assert (record["scoring_agreement"], record["scoring_chance"]) == (0.75, 0.375)
+    assert record["scoring_seconds"] == 0.5
+
+
+def test_a_step_that_compares_nothing():
+    record = StepTotals().record(time_scaling=True)
+    assert (record["scoring_agreement"], record["scoring_chance"]) == (None, None)
 
 
 def test_sums_over_ranks():
@@ -65,7 +73,7 @@ def show(progress, steps):
         record = make_totals().record(True) | {
             "grad_norm": 0.7,
             "lr": 1e-3,
-            "seconds": 0.1,
+            "seconds": 1.0,
             "tokens_per_second": 1234.0,
         }
         progress.show_step(step, record | {"loss": 3.0 / step})
@@ -77,9 +85,9 @@ def test_plain_lines():
     show(PlainProgress(Console(file=output, width=200), 3, every_seconds=0.0), 3)
     lines = output.getvalue().splitlines()
     assert len(lines) == 3
-    assert (
-        lines[-1]
-        == "step 3/3  loss 1.0000  easy 33% random 33% hard 33%  grad 0.700  lr 1.00e-03  1,234 tok/s  ETA 0:00"
+    assert lines[-1] == (
+        "step 3/3  loss 1.0000  easy 33% random 33% hard 33%  grad 0.700  lr 1.00e-03  1,234 tok/s  scoring 50%  "
+        "ETA 0:00"
     )
 
 

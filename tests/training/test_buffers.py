@@ -1,0 +1,65 @@
+"""What the difficulty table learns from a run in which choices depend on it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lift_ds.lift.difficulty import Observations
+from lift_ds.rng import Stream, keyed_uniform
+from lift_ds.training.buffers import DifficultyBuffers
+from tests.conftest import OneRank
+from tests.training.test_step import make_batch, make_root
+
+T, RHO, STEPS, PLACE, TOKEN, OTHER = 0.7, 0.2, 150, 10, 9, 3
+
+
+class Alone(OneRank):
+    def exchange(self, parts):
+        return parts
+
+
+def train_on(model, buffers, refresh_share):
+    """The loop's part of steps without an update, so that true difficulties stay; returns the steps that keep TOKEN."""
+    batch = make_batch([T], [RHO], [0], torch.arange(20)[None] >= 4)
+    batch.clean_ids[:] = OTHER
+    batch.clean_ids[0, PLACE] = TOKEN
+    root = make_root(model, "lift3", scoring="buffer", refresh_share=refresh_share, warm_start_steps=0).train()
+    root.keeps_observations = True
+    num_kept = 0
+    for step in range(1, STEPS + 1):
+        mask, ties = (
+            torch.from_numpy(keyed_uniform(step, 0, 0, each, 20))[None] for each in (Stream.MASK, Stream.TIES)
+        )
+        refreshed = torch.from_numpy(keyed_uniform(step, 0, 0, Stream.REFRESH, 1)) < refresh_share
+        (filled,) = buffers.fill([replace(batch, mask_uniform=mask, tie_uniform=ties, is_refreshed=refreshed)])
+        num_kept += int(root.objective.view(filled, root).targets[0, PLACE])
+        root.pop_observations()
+        root(filled, torch.ones(1))
+        buffers.observe(root.pop_observations(), step)
+    return num_kept
+
+
+def difficulty(buffers):
+    found, _ = buffers.look_up(torch.tensor([TOKEN]), torch.tensor([T + RHO]))
+    return found.item()
+
+
+def thought_hard(model, times):
+    """A table that has seen TOKEN some times with 30 nats, and OTHER as often with 1."""
+    buffers = DifficultyBuffers(model.get_input_embeddings().weight.shape[0], Alone(), decay=0.97, sync_every=1)
+    level = torch.full((times,), T + RHO)
+    for token, nll in ((TOKEN, 30.0), (OTHER, 1.0)):
+        buffers.observe([Observations.of(torch.full((times,), token), level, torch.full((times,), nll))], 0)
+    return buffers
+
+
+def test_a_token_that_is_never_kept_converges(llada):
+    """Thought very hard, it is never among the easy ones; exact scores of a share of the documents put that right."""
+    truth = thought_hard(llada, 0)
+    often = train_on(llada, truth, refresh_share=1.0)
+    uncorrected, corrected = thought_hard(llada, 10), thought_hard(llada, 10)
+    train_on(llada, uncorrected, refresh_share=0.0)
+    assert difficulty(uncorrected) > 2 * difficulty(truth)
+    assert 0 < train_on(llada, corrected, refresh_share=0.25) < often
+    assert difficulty(corrected) == pytest.approx(difficulty(truth), rel=0.2)

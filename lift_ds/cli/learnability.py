@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +30,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--rows",
         type=int,
         help="rows that are measured; default: as many as the run held out, or 300 (more would include trained rows)",
+    )
+    parser.add_argument(
+        "--buffers",
+        action="store_true",
+        help="draw a run's difficulty tables, of its oldest and its newest checkpoint, instead of measuring a model",
     )
     parser.add_argument("--batch-size", type=int, default=32, help="rows of one forward")
     parser.add_argument("--output", type=Path, help="folder; RUN/learnability or ./learnability where not given")
@@ -73,19 +79,62 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point; exits with 2 where something is missing or wrong."""
     arguments = make_parser().parse_intermixed_args(argv)
     try:
-        run, models, output = resolve(arguments)
-        report(run, models, output, arguments.batch_size)
+        if arguments.buffers:
+            report_buffers(arguments)
+        else:
+            report(*resolve(arguments), arguments.batch_size)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
 
-def report(run: RunConfig, models: dict[str, str], output: Path, batch_size: int) -> None:
-    """Measures the models on the run's held-out documents and writes the report."""
+def report_buffers(arguments: argparse.Namespace) -> None:
+    """Writes the report of a run's difficulty tables.
+
+    Raises:
+        ConfigError: It is no run, or other arguments say what to measure.
+    """
+    folder = Path(arguments.model)
+    if not (folder / "run.json").is_file():
+        raise ConfigError([f"{folder}: --buffers needs a run folder; run.json is not there"])
+    if arguments.data or arguments.compare or arguments.rows or arguments.overrides:
+        raise ConfigError(["--buffers measures no model: remove --data, --compare, --rows and overrides"])
+    write_report = load_writer()
+    from lift_ds.evaluation.learnability import from_difficulty
+    from lift_ds.models.weights import load_tokenizer, resolve_folder
+    from lift_ds.training.buffers import read_table
+    from lift_ds.training.manifest import read_manifest, step_of
+
+    checkpoints = sorted((folder / "checkpoints").glob("step-*"), key=step_of)
+    if not checkpoints:
+        raise ConfigError([f"{folder}: no checkpoint"])
+    measured = {}
+    for checkpoint in dict.fromkeys((checkpoints[0], checkpoints[-1])):
+        table = read_table(checkpoint)
+        measured[f"step {read_manifest(checkpoint).step}"] = from_difficulty(table.sums, table.counts)
+    recorded = json.loads((folder / "run.json").read_text(encoding="utf-8"))["run"]
+    tokenizer = load_tokenizer(resolve_folder(recorded["model"]["path"], with_weights=False))
+    output = arguments.output or folder / "learnability"
+    write_report(output, measured, tokenizer)
+    print(f"{output}/learnability.html, .png, .csv")
+
+
+def load_writer() -> Callable[[Path, dict[str, Any], Any], None]:
+    """What writes the report.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+    """
     try:
         from lift_ds.evaluation.learnability_page import write_report
     except ImportError as error:
         raise ValueError(f"{error}; the report needs matplotlib: pip install 'lift_ds[report]'") from error
+    return write_report
+
+
+def report(run: RunConfig, models: dict[str, str], output: Path, batch_size: int) -> None:
+    """Measures the models on the run's held-out documents and writes the report."""
+    write_report = load_writer()
     import torch
 
     from lift_ds.evaluation.learnability import measure

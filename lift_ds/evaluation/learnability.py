@@ -33,9 +33,10 @@ class Cell:
 
     Args:
         num_tokens: Masked tokens that were predicted.
-        confidence: Mean largest probability.
+        confidence: Mean largest probability; NaN where it was not measured.
         gold: Mean p(gold).
-        interval: Half width of the 95 % interval of `gold` (normal, tokens taken as independent).
+        interval: Half width of the 95 % interval of `gold` (normal, tokens taken as independent); NaN where only means
+            are known.
     """
 
     num_tokens: int
@@ -51,9 +52,10 @@ class Learnability:
     Args:
         frequency: int64 (V,), how often a token occurs in the measured responses.
         counts: float64 (V, levels).
-        confidence: float64 (V, levels), summed.
+        confidence: float64 (V, levels), summed; NaN where it was not measured.
         gold: float64 (V, levels), summed.
-        gold_squares: float64 (V, levels), summed.
+        gold_squares: float64 (V, levels), summed; NaN where only means are known.
+        levels: Mask levels.
     """
 
     frequency: Tensor
@@ -61,16 +63,17 @@ class Learnability:
     confidence: Tensor
     gold: Tensor
     gold_squares: Tensor
+    levels: tuple[float, ...] = LEVELS
 
     def frequency_class(self) -> Tensor:
         """Class (V,) of each token: floor(log2(count)); -1 where it does not occur."""
         return torch.where(self.frequency > 0, self.frequency.clamp(min=1).double().log2().floor().long(), -1)
 
     def cells(self) -> dict[int, list[Cell]]:
-        """By frequency class, ascending: a cell for each of `LEVELS`."""
+        """By frequency class, ascending: a cell for each of `levels`."""
         classes = self.frequency_class()
         return {
-            int(each): [self.cell(classes == each, place) for place in range(len(LEVELS))]
+            int(each): [self.cell(classes == each, place) for place in range(len(self.levels))]
             for each in classes[classes >= 0].unique()
         }
 
@@ -82,12 +85,29 @@ class Learnability:
         if count == 0:
             return Cell(0, float("nan"), float("nan"), float("nan"))
         mean = gold / count
-        deviation = max(squares / count - mean**2, 0.0) ** 0.5
-        return Cell(int(count), confidence / count, mean, Z_95 * deviation / count**0.5)
+        deviation = max(squares / count - mean**2, 0.0) ** 0.5  # NaN stays NaN: nothing is larger
+        return Cell(round(count), confidence / count, mean, Z_95 * deviation / count**0.5)
 
     def token_gold(self) -> Tensor:
         """Mean p(gold) of each token over all levels (V,); NaN where it was never masked."""
         return self.gold.sum(-1) / self.counts.sum(-1)
+
+
+def from_difficulty(sums: Tensor, counts: Tensor) -> Learnability:
+    """What a difficulty table shows of the model that filled it, at the middle of each of its level bins.
+
+    The table holds mean -log p(gold), so that p(gold) is a geometric mean of each (token, level) pair here; confidence
+    and intervals are not known. A token's frequency is its decayed number of observations.
+
+    Args:
+        sums: (V, bins), decayed sums of -log p(gold).
+        counts: (V, bins), decayed counts.
+    """
+    sums, counts = sums.double(), counts.double()
+    gold = counts * torch.exp(-sums / counts.clamp(min=1e-12))
+    unknown = torch.full_like(gold, torch.nan)
+    levels = tuple((place + 0.5) / counts.shape[1] for place in range(counts.shape[1]))
+    return Learnability(counts.sum(-1).round().long(), counts, unknown, gold, unknown, levels)
 
 
 @torch.no_grad()

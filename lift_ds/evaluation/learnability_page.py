@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from .learnability import LEVELS, Cell, Learnability
+from .learnability import Cell, Learnability
 
 NUM_GAINED = 25
 STYLE = "body{font:15px/1.5 system-ui;margin:2rem auto;max-width:70rem}table{border-collapse:collapse}td,th{padding:.2rem .8rem;text-align:right;border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left;font-family:monospace}img{max-width:100%}"  # noqa: E501
@@ -35,7 +35,7 @@ def write_csv(path: Path, measured: dict[str, Learnability]) -> None:
         writer.writerow(["model", "token_count", "t", "num_tokens", "mean_confidence", "mean_p_gold", "interval_95"])
         for label, learnability in measured.items():
             for each, cells in learnability.cells().items():
-                for level, cell in zip(LEVELS, cells, strict=True):
+                for level, cell in zip(learnability.levels, cells, strict=True):
                     row = (cell.num_tokens, cell.confidence, cell.gold, cell.interval)
                     writer.writerow([label, class_label(each), level, *row])
 
@@ -50,30 +50,31 @@ def draw(measured: dict[str, Learnability]) -> Any:
         grid = np.array([[cell.gold for cell in row] for row in cells.values()])
         image = column[0].imshow(grid, origin="lower", aspect="auto", vmin=0, vmax=1, cmap="viridis")
         column[0].set_title(f"{label}: mean p(gold)")
-        column[0].set_xticks(range(len(LEVELS)), [f"{level:.2f}" for level in LEVELS])
+        levels = learnability.levels
+        column[0].set_xticks(range(len(levels)), [f"{level:.2f}" for level in levels])
         column[0].set_yticks(range(len(cells)), [class_label(each) for each in cells])
         column[0].set_xlabel("share masked, t")
         for (y, x), value in np.ndenumerate(grid):
             if np.isfinite(value):
                 shade = "black" if value > 0.6 else "white"
                 column[0].text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=8, color=shade)
-        draw_curves(column[1], cells)
+        draw_curves(column[1], cells, levels)
     axes[0, 0].set_ylabel("occurrences of the token")
     axes[1, 0].set_ylabel("mean over masked tokens")
     figure.colorbar(image, ax=axes[0, :], label="mean p(gold)", shrink=0.8)
     return figure
 
 
-def draw_curves(axis: Any, cells: dict[int, list[Cell]]) -> None:
+def draw_curves(axis: Any, cells: dict[int, list[Cell]], levels: tuple[float, ...]) -> None:
     """p(gold) with its interval, and confidence dashed, of the rarest, middle and most common tokens."""
     classes = list(cells)
     for each in sorted({classes[0], classes[len(classes) // 2], classes[-1]}):
         gold = [cell.gold for cell in cells[each]]
-        (line,) = axis.plot(LEVELS, gold, marker="o", label=f"{class_label(each)} times")
+        (line,) = axis.plot(levels, gold, marker="o", label=f"{class_label(each)} times")
         low = [cell.gold - cell.interval for cell in cells[each]]
         high = [cell.gold + cell.interval for cell in cells[each]]
-        axis.fill_between(LEVELS, low, high, alpha=0.2, color=line.get_color())
-        axis.plot(LEVELS, [cell.confidence for cell in cells[each]], linestyle="--", color=line.get_color())
+        axis.fill_between(levels, low, high, alpha=0.2, color=line.get_color())
+        axis.plot(levels, [cell.confidence for cell in cells[each]], linestyle="--", color=line.get_color())
     axis.set_xlabel("share masked, t")
     axis.set_ylim(0, 1.02)
     axis.set_title("p(gold) (band: 95 %), confidence dashed")

@@ -25,7 +25,7 @@ FOLDER = "difficulty"
 
 
 class Exchange(Ranks, Protocol):
-    """What moves data between ranks; `training.engine.Engine` is one."""
+    """What moves data between ranks; `training.collectives.Collectives` is one."""
 
     def exchange(self, parts: list[Tensor]) -> list[Tensor]:
         """Sends part r to rank r and returns what each rank sent here."""
@@ -111,7 +111,29 @@ class DifficultyBuffers:
         Raises:
             ValueError: They are missing, or of another vocabulary.
         """
-        files = sorted((checkpoint / FOLDER).glob("rank-*.safetensors"))
-        if not files:
-            raise ValueError(f"{checkpoint}: no difficulty buffers; it was written with difficulty.enabled=false.")
-        self.table.load_states([load_file(file) for file in files])
+        self.table.load_states(read_states(checkpoint))
+
+
+def read_states(checkpoint: Path) -> list[dict[str, Tensor]]:
+    """The parts of a checkpoint's table, by rank.
+
+    Raises:
+        ValueError: It has none.
+    """
+    files = sorted((checkpoint / FOLDER).glob("rank-*.safetensors"))
+    if not files:
+        raise ValueError(f"{checkpoint}: no difficulty buffers; it was written with difficulty.enabled=false.")
+    return [load_file(file) for file in files]
+
+
+def read_table(checkpoint: Path) -> DifficultyTable:
+    """A checkpoint's whole table on one rank, with all that was pending taken in.
+
+    Raises:
+        ValueError: It has none.
+    """
+    states = read_states(checkpoint)
+    table = DifficultyTable(int(states[0]["numbers"][0]))
+    table.load_states(states)
+    table.set_groups(table.absorb(table.outgoing(table.pending_step), table.pending_step))
+    return table

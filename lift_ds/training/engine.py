@@ -1,9 +1,9 @@
-"""The only door to DeepSpeed: distributed start, the partitioned model, the optimizer, collectives."""
+"""The only door to DeepSpeed: distributed start, the partitioned model, the optimizer."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.adam import DeepSpeedCPUAdam
 from deepspeed.utils import set_z3_leaf_modules
-from torch import Tensor, nn
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lift_ds.config import OptimConfig
@@ -22,6 +22,7 @@ from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.weights import WeightSource, fill_parameters, whole_shape
 
 from .cluster import Launch, cores_per_process
+from .collectives import Collectives
 from .schedule import learning_rate
 from .step import DiffusionStep
 
@@ -79,7 +80,7 @@ def build_model(config: PretrainedConfig, source: WeightSource, ds_json: dict[st
     return model
 
 
-class Engine:
+class Engine(Collectives):
     """A partitioned model that trains, with what the loop needs of DeepSpeed.
 
     Args:
@@ -98,6 +99,7 @@ class Engine:
         offload = zero.get("offload_optimizer", {}).get("device", "none")
         optimizer = make_optimizer(root, optim, is_offloaded=offload != "none")
         self.ds, *_ = deepspeed.initialize(model=root, optimizer=optimizer, config=ds_json)
+        super().__init__(torch.device(self.ds.device))
         self.num_micro_batches = int(self.ds.gradient_accumulation_steps())
 
     @property
@@ -109,21 +111,6 @@ class Engine:
     def model(self) -> MaskedDiffusionModel:
         """The language model inside the root module."""
         return self.root.model
-
-    @property
-    def device(self) -> torch.device:
-        """Where this rank computes."""
-        return torch.device(self.ds.device)
-
-    @property
-    def rank(self) -> int:
-        """This rank."""
-        return int(torch.distributed.get_rank())
-
-    @property
-    def world_size(self) -> int:
-        """Number of ranks."""
-        return int(torch.distributed.get_world_size())
 
     @property
     def loss_factor(self) -> int:
@@ -147,49 +134,6 @@ class Engine:
         self.ds.step()
         norm = self.ds.get_global_grad_norm()
         return float(norm) if norm is not None else float("nan")
-
-    def all_reduce(self, values: Tensor, op: str = "sum") -> Tensor:
-        """Sum or maximum over ranks, in place, on this rank's device; returned on the CPU."""
-        moved = values.to(self.device)
-        torch.distributed.all_reduce(moved, op=getattr(torch.distributed.ReduceOp, op.upper()))
-        return moved.cpu()
-
-    def exchange(self, parts: list[Tensor]) -> list[Tensor]:
-        """Sends part r, one-dimensional, to rank r; returns what each rank sent here, on the CPU."""
-        sizes = torch.tensor([len(part) for part in parts], device=self.device)
-        expected = torch.empty_like(sizes)
-        torch.distributed.all_to_all_single(expected, sizes)
-        received = torch.empty(int(expected.sum()), dtype=parts[0].dtype, device=self.device)
-        sent = torch.cat(parts).to(self.device)
-        torch.distributed.all_to_all_single(received, sent, expected.tolist(), sizes.tolist())
-        return list(received.cpu().split(expected.tolist()))
-
-    def on_main(self, action: Callable[[], Any]) -> Any:
-        """What `action` returns on rank 0, on every rank.
-
-        Raises:
-            ValueError: It failed there; every rank raises the same message.
-        """
-        outcome: list[Any] = [None, None]
-        if self.rank == 0:
-            try:
-                outcome[0] = action()
-            except (ValueError, OSError) as error:
-                outcome[1] = str(error)
-        torch.distributed.broadcast_object_list(outcome, src=0)
-        if outcome[1] is not None:
-            raise ValueError(outcome[1])
-        return outcome[0]
-
-    def gather_objects(self, mine: Any) -> list[Any]:
-        """Every rank's object, in rank order, on every rank."""
-        gathered: list[Any] = [None] * self.world_size
-        torch.distributed.all_gather_object(gathered, mine)
-        return gathered
-
-    def barrier(self) -> None:
-        """Waits for every rank."""
-        torch.distributed.barrier()
 
     def write_monitor(self, values: dict[str, float], step: int) -> None:
         """Passes scalars to the monitors that the JSON switches on (tensorboard, wandb, csv)."""

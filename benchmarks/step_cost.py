@@ -1,0 +1,163 @@
+"""What LIFT-3 costs: whole optimizer steps of vanilla SFT, exact scoring and buffer scoring, on the same tokens.
+
+    deepspeed --num_gpus 2 benchmarks/step_cost.py --json step_cost.json
+
+Full fine-tuning under ZeRO-3 (`ds_configs/zero3.json`) with gradient checkpointing, bf16: 8 layers, width 512, V =
+8,192 (the head has 13 % of the weights; 6 % in LLaDA-8B); documents of 512 tokens, 448 of them response, 4 a rank and
+step. One engine per variant, from the same weights, in one launch; steps are interleaved, and each round of them sees
+the same documents and levels. A step is forward, backward, update, difficulty table and all. Ratios are of mean
+seconds, with 95 % intervals from a bootstrap over rounds; `*_over_vanilla` is the upper end. `--quick` is a smoke
+test and never quoted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from lift_ds.config import ObjectiveConfig, OptimConfig, RunConfig
+from lift_ds.data.batch import Document, collate
+from lift_ds.data.loader import StepBatch
+from lift_ds.models.head import MaskedDiffusionModel
+from lift_ds.models.llada import LLaDAConfig
+from lift_ds.models.weights import NewWeights
+from lift_ds.objectives import make_objective
+from lift_ds.training.buffers import DifficultyBuffers
+from lift_ds.training.cluster import read_launch
+from lift_ds.training.draws import make_noise_rule
+from lift_ds.training.ds_config import read_ds_json, resolve_ds_json
+from lift_ds.training.engine import Engine, build_model, start_distributed, stop_distributed
+from lift_ds.training.loop import StepPlan, compute_step
+from lift_ds.training.normalizer import step_counts
+from lift_ds.training.step import DiffusionStep
+
+DS_JSON = Path(__file__).resolve().parents[1] / "ds_configs" / "zero3.json"
+REFRESH_SHARE = 0.125
+OBJECTIVES = {
+    "vanilla": ObjectiveConfig(method="vanilla"),
+    "exact": ObjectiveConfig(method="lift3"),
+    "buffer": ObjectiveConfig(method="lift3", scoring="buffer", refresh_share=REFRESH_SHARE, warm_start_steps=0),
+    "buffer, no refresh": ObjectiveConfig(method="lift3", scoring="buffer", refresh_share=0.0, warm_start_steps=0),
+}
+PROMPT = 64
+MICRO_BATCH = 4
+SEED = 3
+
+
+class Variant:
+    """An engine with its objective, and the seconds of its steps."""
+
+    def __init__(self, objective: ObjectiveConfig, config: LLaDAConfig, world_size: int) -> None:
+        """Builds the engine."""
+        optim = OptimConfig(lr=1e-4, global_batch=MICRO_BATCH * world_size)
+        self.run = RunConfig(objective=objective, optim=optim)
+        loaded, _ = read_ds_json(DS_JSON)
+        ds_json, _ = resolve_ds_json(loaded, DS_JSON, self.run, world_size, config.d_model, has_bf16=True)
+        model = build_model(config, NewWeights(config, SEED), ds_json, "new weights")
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        is_lift = objective.method != "vanilla"
+        root = DiffusionStep(cast(MaskedDiffusionModel, model), make_objective(objective), keeps_observations=is_lift)
+        self.engine = Engine(root, ds_json, optim)
+        self.buffers = None
+        if root.keeps_observations:
+            self.buffers = DifficultyBuffers(config.vocab_size, self.engine, decay=0.999, sync_every=20)
+        self.noise_rule = make_noise_rule(objective, SEED, optim.global_batch)
+        self.seconds: list[float] = []
+        self.scoring_seconds: list[float] = []
+
+    def step(self, documents: list[Document], number: int) -> None:
+        """One whole optimizer step on this rank's documents."""
+        slots = [self.engine.rank + place * self.engine.world_size for place in range(len(documents))]
+        noises = [self.noise_rule(each, number, slot) for each, slot in zip(documents, slots, strict=True)]
+        batch = StepBatch([collate(documents, noises, 1)], sum(len(each.ids) for each in documents), 0, {})
+        self.engine.barrier()
+        began = time.perf_counter()
+        totals = self.engine.all_reduce(step_counts(batch.micro_batches, self.engine.root.objective))
+        shown = compute_step(self.engine, self.run, StepPlan(batch, totals, False, None), number, self.buffers)
+        self.engine.update()
+        if self.buffers is not None:
+            self.buffers.observe(self.engine.root.pop_observations(), number + 1)
+        self.engine.barrier()
+        self.seconds.append(time.perf_counter() - began)
+        self.scoring_seconds.append(shown.record(time_scaling=True)["scoring_seconds"])
+
+
+def draw_documents(rank: int, step: int, length: int, vocabulary: int) -> list[Document]:
+    """Random tokens; frequencies fall like 1/rank, as words' do."""
+    generator = np.random.default_rng((SEED, rank, step))
+    response = np.arange(length) >= PROMPT * length // 512
+    ids = [(vocabulary ** generator.random(length)).astype(np.int64).clip(2) for _ in range(MICRO_BATCH)]
+    return [Document(each, response, np.zeros(length, bool), place, 0, "") for place, each in enumerate(ids)]
+
+
+def interval(top: list[float], bottom: list[float]) -> tuple[float, float, float]:
+    """Ratio of means, and the ends of its 95 % interval: bootstrap over pairs."""
+    pairs = np.array([top, bottom]).T
+    chosen = np.random.default_rng(0).integers(len(pairs), size=(4000, len(pairs)))
+    ratios = pairs[chosen].mean(1)
+    low, high = np.quantile(ratios[:, 0] / ratios[:, 1], [0.025, 0.975])
+    return float(pairs[:, 0].mean() / pairs[:, 1].mean()), float(low), float(high)
+
+
+def main() -> None:
+    """Measures and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=60, help="steps of each variant, after three that warm up")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--quick", action="store_true", help="a smoke test with small shapes")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    launch = read_launch()
+    start_distributed(launch)
+    width, num_layers, vocabulary, length = (64, 2, 512, 64) if arguments.quick else (512, 8, 8192, 512)
+    config = LLaDAConfig(
+        d_model=width,
+        n_layers=num_layers,
+        n_heads=8,
+        mlp_hidden_size=3 * width,
+        vocab_size=vocabulary,
+        max_sequence_length=length,
+        mask_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    variants = {name: Variant(objective, config, launch.world_size) for name, objective in OBJECTIVES.items()}
+    for number in range(3 + (3 if arguments.quick else arguments.pairs)):
+        documents = draw_documents(launch.rank, number, length, vocabulary)
+        order = list(variants.values())
+        for place in range(len(order)):
+            order[(place + number) % len(order)].step(documents, number)
+    if launch.is_main:
+        report(variants, arguments.quick, arguments.json)
+    stop_distributed()
+
+
+def report(variants: dict[str, Variant], is_quick: bool, path: Path | None) -> None:
+    """Prints the table and writes the figures."""
+    figures: dict[str, float | bool] = {"quick": is_quick, "refresh_share": REFRESH_SHARE}
+    baseline = variants["vanilla"].seconds[3:]
+    figures["pairs"] = len(baseline)
+    print(f"{'':20}{'s a step':>10}{'scoring s':>11}{'/ vanilla':>11}{'95 %':>16}")
+    for name, variant in variants.items():
+        ratio, low, high = interval(variant.seconds[3:], baseline)
+        scoring = statistics.mean(variant.scoring_seconds[3:])
+        print(
+            f"{name:20}{statistics.mean(variant.seconds[3:]):>10.3f}{scoring:>11.3f}{ratio:>11.3f}"
+            f"{f'{low:.3f} - {high:.3f}':>16}"
+        )
+        if name != "vanilla":
+            key = name.replace(", ", "_").replace(" ", "_")
+            figures |= {f"{key}_over_vanilla": high, f"{key}_over_vanilla_mean": ratio}
+            figures[f"{key}_scoring_share"] = scoring / statistics.mean(variant.seconds[3:])
+    if path:
+        path.write_text(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()

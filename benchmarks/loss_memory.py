@@ -6,6 +6,9 @@ The model is an embedding, a norm and the head, so that the loss is all there is
 D = 1024, V = 126,464, float32. The baseline is what the public code does: logits of all positions, cross-entropy of the
 masked ones. Time: forward and backward, medians of interleaved pairs. Memory: the peak beyond model and gradients, each
 variant in a process of its own. `--quick` is a smoke test and never quoted.
+
+On a GPU where liger-kernel is installed, its fused head is compared too (`--variants full chunked fused`): first its
+gradients with autograd's, for weights of single tokens, which some of its releases get wrong; then its time and memory.
 """
 
 from __future__ import annotations
@@ -27,8 +30,8 @@ import lift_ds
 from lift_ds.models.llada import LLaDAConfig, LLaDAModelLM
 
 LEVELS = (0.2, 0.5, 0.8)
-VARIANTS = ("chunked", "full")
 HEADS = ("trained", "frozen")
+LARGEST_ERROR = 1e-3
 Loss = Callable[[LLaDAModelLM, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -44,7 +47,17 @@ def full_loss(model: LLaDAModelLM, clean_ids: Tensor, kept: Tensor, t: Tensor) -
     return (nll / t[:, None].expand_as(clean_ids)[kept]).sum() / clean_ids.numel()
 
 
-LOSSES: dict[str, Loss] = {"chunked": chunked_loss, "full": full_loss}
+def fused_loss(model: LLaDAModelLM, clean_ids: Tensor, kept: Tensor, t: Tensor) -> Tensor:
+    """The masked rows through liger-kernel's fused head and loss."""
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    rows = model.encode(clean_ids.masked_fill(kept, model.config.mask_token_id))[kept]
+    matrix = model.model.transformer["ff_out"].weight
+    nll = LigerFusedLinearCrossEntropyLoss(reduction="none")(matrix, rows, clean_ids[kept])
+    return (nll / t[:, None].expand_as(clean_ids)[kept]).sum() / clean_ids.numel()
+
+
+LOSSES: dict[str, Loss] = {"chunked": chunked_loss, "full": full_loss, "fused": fused_loss}
 
 
 class Setting:
@@ -66,14 +79,23 @@ class Setting:
         for parameter in self.model.parameters():
             parameter.grad = torch.empty_like(parameter).fill_(0.0) if parameter.requires_grad else None
 
-    def step(self, variant: str, level: float) -> float:
-        """One forward and backward; its seconds."""
-        t = torch.full((self.batch,), level, device=self.device)
+    def step(self, variant: str, level: float, spread: float = 0.0) -> float:
+        """One forward and backward at levels within `spread` of one; its seconds."""
+        t = level + spread * torch.linspace(-1, 1, self.batch, device=self.device)
         self.synchronize()
         began = time.perf_counter()
-        LOSSES[variant](self.model, self.clean_ids, self.uniform < level, t).backward()
+        LOSSES[variant](self.model, self.clean_ids, self.uniform < t[:, None], t).backward()
         self.synchronize()
         return time.perf_counter() - began
+
+    def largest_gradient_error(self, variant: str) -> float:
+        """Largest difference of any gradient from that of the baseline, over that gradient's largest entry."""
+        found = []
+        for each in ("full", variant):
+            self.model.zero_grad(set_to_none=False)
+            self.step(each, 0.5, spread=0.4)
+            found.append([p.grad.clone() for p in self.model.parameters() if p.grad is not None])
+        return max(float((ours - base).abs().max() / base.abs().max()) for base, ours in zip(*found, strict=True))
 
     def synchronize(self) -> None:
         """Waits for the GPU."""
@@ -105,10 +127,35 @@ def peak_in_own_process(variant: str, level: float, head: str, is_quick: bool) -
     return int(subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout) / 2**20
 
 
+def measure_head(head: str, variants: list[str], pairs: int, is_quick: bool) -> dict[str, float]:
+    """Time and memory of every variant with one kind of head: prints a line a level, returns the figures."""
+    figures: dict[str, float] = {}
+    setting = Setting(is_quick, head == "frozen")
+    for variant in variants[1:]:
+        figures[f"{variant}_gradient_error_{head}"] = error = setting.largest_gradient_error(variant)
+        if error > LARGEST_ERROR:
+            sys.exit(f"{variant}, head {head}: gradients differ from autograd's by {error:.1e}; not timed.")
+    for level in LEVELS:
+        rounds = [{variant: setting.step(variant, level) for variant in variants} for _ in range(1 + pairs)]
+        seconds = {variant: statistics.median(each[variant] for each in rounds[1:]) for variant in variants}
+        memory = {variant: peak_in_own_process(variant, level, head, is_quick) for variant in variants}
+        line = f"{head:10}{level:>5}" + "".join(f"{seconds[each]:>13.2f}{memory[each]:>13,.0f}" for each in variants)
+        for variant in variants[1:]:
+            time_ratio, memory_ratio = (found[variant] / found["full"] for found in (seconds, memory))
+            name = f"{head}_t{round(level * 100)}"
+            figures |= {f"{variant}_time_ratio_{name}": time_ratio, f"{variant}_peak_memory_ratio_{name}": memory_ratio}
+            line += f"   {time_ratio:.2f}, {memory_ratio:.2f}"
+        print(line, flush=True)
+    return figures
+
+
 def main() -> None:
     """Measures and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=5, help="interleaved pairs for each level")
+    parser.add_argument(
+        "--pairs", type=int, default=5, help="interleaved rounds for each level, after one that warms up"
+    )
+    parser.add_argument("--variants", nargs="+", choices=["chunked", "fused"], default=["chunked"], help="beside full")
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--quick", action="store_true", help="a smoke test with small shapes")
     parser.add_argument("--probe", nargs=3, help=argparse.SUPPRESS)
@@ -117,33 +164,20 @@ def main() -> None:
         variant, level, head = arguments.probe
         print(Setting(arguments.quick, head == "frozen").peak_bytes(variant, float(level)))
         return
-    figures: dict[str, float | bool] = {"quick": arguments.quick}
-    names = ("full s", "chunked s", "ratio", "full MiB", "chunked MiB", "ratio")
-    print(f"{'head':10}{'t':>5}" + "".join(f"{name:>13}" for name in names))
+    variants = ["full", *arguments.variants]
+    names = [f"{variant} {unit}" for variant in variants for unit in ("s", "MiB")]
+    print(f"{'head':10}{'t':>5}" + "".join(f"{name:>13}" for name in names) + "   ratios to full: time, memory")
+    found: dict[str, float] = {}
     for head in HEADS:
-        setting = Setting(arguments.quick, head == "frozen")
-        for level in LEVELS:
-            seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-            for _ in range(1 + arguments.pairs):  # the first pair warms up
-                for variant in VARIANTS:
-                    seconds[variant].append(setting.step(variant, level))
-            chunked, full = (statistics.median(seconds[variant][1:]) for variant in VARIANTS)
-            memory = {variant: peak_in_own_process(variant, level, head, arguments.quick) for variant in VARIANTS}
-            name = f"{head}_t{round(level * 100)}"
-            figures |= {
-                f"time_ratio_{name}": chunked / full,
-                f"peak_memory_ratio_{name}": memory["chunked"] / memory["full"],
-            }
-            print(
-                f"{head:10}{level:>5}{full:>13.2f}{chunked:>13.2f}{chunked / full:>13.2f}"
-                f"{memory['full']:>13,.0f}{memory['chunked']:>13,.0f}{memory['chunked'] / memory['full']:>13.2f}",
-                flush=True,
-            )
-    for level in LEVELS:
-        name = f"t{round(level * 100)}"
-        figures[f"time_ratio_{name}"] = max(float(figures[f"time_ratio_{head}_{name}"]) for head in HEADS)
-    ratios = [float(value) for name, value in figures.items() if name.startswith("peak_memory_ratio")]
-    figures["peak_memory_ratio_max"] = max(ratios)
+        found |= measure_head(head, variants, arguments.pairs, arguments.quick)
+    largest = {
+        f"time_ratio_t{round(level * 100)}": max(
+            found[f"{arguments.variants[0]}_time_ratio_{head}_t{round(level * 100)}"] for head in HEADS
+        )
+        for level in LEVELS
+    }
+    memory = [found[name] for name in found if name.startswith(f"{arguments.variants[0]}_peak_memory_ratio")]
+    figures = {"quick": arguments.quick, "peak_memory_ratio_max": max(memory)} | largest | found
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1))
 

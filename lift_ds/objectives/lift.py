@@ -136,3 +136,10 @@ class RandomKept(Single):
     """Random tokens of the superset: vanilla SFT with another way of drawing the mask."""
 
     kept_component = Component.RANDOM
+    options = frozenset({"complementary", "rho"})
+
+    def scores(
+        self, batch: MicroBatch, superset: Tensor, masked: Tensor, scorer: Scorer
+    ) -> tuple[Tensor, Tensor | None]:
+        """None are needed, at any level."""
+        return torch.zeros_like(batch.tie_uniform), None

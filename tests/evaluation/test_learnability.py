@@ -1,4 +1,6 @@
 import csv
+import json
+import math
 
 import pytest
 import torch
@@ -6,7 +8,10 @@ import torch
 from lift_ds.cli.learnability import main
 from lift_ds.diffusion.noise import superset_mask
 from lift_ds.evaluation.heldout import fixed_noise
-from lift_ds.evaluation.learnability import LEVELS, Learnability, measure
+from lift_ds.evaluation.learnability import LEVELS, Learnability, from_difficulty, measure
+from lift_ds.lift.difficulty import Observations
+from lift_ds.training.buffers import DifficultyBuffers
+from tests.conftest import OneRank
 from tests.distributed.jobs import make_documents
 
 
@@ -82,6 +87,7 @@ def test_the_report_of_two_models(tmp_path, capsys):
         (["no/model", "--data", "builtin:sudoku"], "fetching it as a hub name failed"),
         (["builtin:base", "--data", "nowhere.jsonl"], "no such file"),
         (["builtin:base", "--data", "builtin:sudoku", "data.nonsense=1"], "unknown key"),
+        (["builtin:base", "--buffers"], "--buffers needs a run folder"),
     ],
 )
 def test_bad_input(arguments, message, capsys):
@@ -89,3 +95,38 @@ def test_bad_input(arguments, message, capsys):
         main(arguments)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_from_a_difficulty_table():
+    """Token 1 was seen 4 times at level bin 0 with 2 nats each: p(gold) = e^-2; token 0 never."""
+    sums, counts = torch.zeros(2, 16), torch.zeros(2, 16)
+    sums[1, 0], counts[1, 0] = 8.0, 4.0
+    learnability = from_difficulty(sums, counts)
+    assert learnability.levels[0] == 1 / 32 and len(learnability.levels) == 16
+    assert list(learnability.cells()) == [2]
+    first, second = learnability.cells()[2][:2]
+    assert (first.num_tokens, first.gold) == (4, pytest.approx(math.exp(-2)))
+    assert math.isnan(first.confidence) and math.isnan(first.interval)
+    assert second.num_tokens == 0
+
+
+def test_the_report_of_a_runs_buffers(tmp_path, capsys):
+    """Two checkpoints, the second of which knows the tokens better: they gained."""
+    (tmp_path / "run.json").write_text(json.dumps({"run": {"model": {"path": "builtin:base"}}}))
+    vocabulary = 1024
+    for step, nll in ((1, 3.0), (2, 0.5)):
+        buffers = DifficultyBuffers(vocabulary, OneRank(), decay=1.0, sync_every=100)
+        tokens = torch.arange(300, 340).repeat(20)
+        level = torch.linspace(0.05, 1, len(tokens))
+        buffers.observe([Observations.of(tokens, level, torch.full((len(tokens),), nll))], step)
+        checkpoint = tmp_path / "checkpoints" / f"step-{step:06d}"
+        buffers.save(checkpoint)
+        (checkpoint / "manifest.json").write_text(
+            json.dumps({"step": step, "world_size": 1, "zero_stage": 3, "model": "", "files": {}})
+        )
+    main([str(tmp_path), "--buffers"])
+    assert "learnability.html" in capsys.readouterr().out
+    rows = list(csv.DictReader((tmp_path / "learnability" / "learnability.csv").open()))
+    found = {(row["model"], round(float(row["mean_p_gold"]), 3)) for row in rows if int(row["num_tokens"])}
+    assert found == {("step 1", round(math.exp(-3), 3)), ("step 2", round(math.exp(-0.5), 3))}
+    assert "Tokens that gained most" in (tmp_path / "learnability" / "learnability.html").read_text()

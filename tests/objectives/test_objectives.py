@@ -44,6 +44,50 @@ def test_every_objective_trains(llada, batch, method):
     assert counted is None or counted.tolist() == stats.num_kept.tolist()
 
 
+@pytest.mark.parametrize(
+    ("method", "settings", "num_forwards"),
+    [
+        ("vanilla", {}, 1),
+        ("vanilla", {"complementary": True}, 1),
+        ("random", {}, 1),
+        ("lift2", {}, 2),
+        ("lift3", {}, 2),
+        ("lift3", {"complementary": True}, 2),
+        ("lift3", {"scoring": "approximate"}, 1),
+        ("easy", {}, 2),
+        ("hard", {}, 2),
+        ("gift", {}, 2),
+    ],
+)
+def test_number_of_forwards_and_nothing_printed(llada, batch, capfd, method, settings, num_forwards):
+    """The public code runs one more where outputs are asked for, and prints a line in every micro-batch."""
+    calls = []
+    hook = llada.model.blocks[0].register_forward_hook(lambda *_: calls.append(1))
+    loss, _, _ = loss_of(llada, batch, method, **settings)
+    loss.backward()
+    hook.remove()
+    assert len(calls) == num_forwards
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("method", ["vanilla", "lift3", "gift"])
+def test_alignment_belongs_to_the_model(llada, batch, method):
+    """A model whose output i predicts token i + 1, as Dream's does, aligns its rows itself; every branch is right then.
+
+    The public code shifts in vanilla SFT only.
+    """
+    expected, _, _ = loss_of(llada, batch, method)
+    encode = llada.encode
+
+    def unshifted(*inputs):
+        return torch.roll(encode(*inputs), -1, dims=1)
+
+    llada.encode = lambda *inputs: torch.roll(unshifted(*inputs), 1, dims=1)
+    assert loss_of(llada, batch, method)[0].item() == expected.item()
+    llada.encode = unshifted  # what the public code's other branches see
+    assert abs(loss_of(llada, batch, method)[0].item() - expected.item()) > 1e-3 * expected.item()
+
+
 def test_components_by_level():
     t, u = torch.tensor([0.1, 0.5, 0.9]), torch.tensor([0.0, 0.4, 0.99])
 

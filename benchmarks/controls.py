@@ -3,7 +3,9 @@
     python benchmarks/controls.py --seeds 1 2 3 --json controls.json
 
 Every run starts from the same base and draws from the same questions; a seed changes their order, levels and masks.
-Solve rates are of held-out items, greedy. `--quick` is a smoke test and never quoted.
+Solve rates are of held-out items, greedy. Where both exact scores and the difficulty table's are known, the last column
+is the share of tokens that both choose over the last third of the run, and by chance. `--quick` is a smoke test and
+never quoted.
 """
 
 from __future__ import annotations
@@ -20,6 +22,14 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 ARMS = {
     "LIFT-3": ["objective.method=lift3"],
     "LIFT-2": ["objective.method=lift2"],
+    "LIFT-3, buffer": ["objective.method=lift3", "objective.scoring=buffer"],
+    "LIFT-3, hybrid": ["objective.method=lift3", "objective.scoring=hybrid"],
+    "LIFT-3, exact and compared": [
+        "objective.method=lift3",
+        "objective.scoring=buffer",
+        "objective.refresh_share=1.0",
+        "objective.warm_start_steps=0",
+    ],
     "vanilla SFT": ["objective.method=vanilla"],
     "vanilla SFT, shuffled answers": ["objective.method=vanilla", "data.path=builtin:reasoning-shuffled"],
 }
@@ -48,6 +58,10 @@ def train(arm: str, seed: int, overrides: list[str], folder: Path) -> dict[str, 
     losses = [record["mean"] for record in records if record["kind"] == "heldout"]
     steps = [record for record in records if record["kind"] == "step"]
     seconds = sum(record["seconds"] for record in steps)
+    compared = [each for each in steps[-len(steps) // 3 :] if each["scoring_agreement"] is not None]
+    if compared:
+        for name in ("scoring_agreement", "scoring_chance"):
+            found.setdefault("scoring", {})[name] = statistics.mean(each[name] for each in compared)
     found["run"] = {
         "heldout_before": losses[0],
         "heldout_after": losses[-1],
@@ -73,31 +87,47 @@ def main() -> None:
         overrides += ["optim.steps=2", "eval.solve_items=6", "eval.rows=6", "data.builtin_rows=600"]
     figures: dict[str, float | bool] = {"quick": arguments.quick}
     heads = "".join(f"{name:>12}" for name in TASKS)
-    print(f"{'':32}{heads}{'all':>16}{'no parse':>10}{'held-out':>10}{'tok/s':>8}")
+    print(f"{'':32}{heads}{'all':>16}{'no parse':>10}{'held-out':>10}{'tok/s':>8}{'agree':>16}")
     with tempfile.TemporaryDirectory() as folder:
         for place, arm in enumerate(arguments.arms):
             runs = [train(arm, seed, overrides, Path(folder)) for seed in arguments.seeds]
             if place == 0:
                 print_row(
-                    "base, before", [run["before"] for run in runs], [run["run"]["heldout_before"] for run in runs], 0
+                    "base, before",
+                    [run["before"] for run in runs],
+                    [run["run"]["heldout_before"] for run in runs],
+                    0,
+                    [],
                 )
             after = [run["after"] for run in runs]
             speed = statistics.mean(run["run"]["tokens_per_second"] for run in runs)
-            print_row(arm, after, [run["run"]["heldout_after"] for run in runs], speed)
+            scored = [run["scoring"] for run in runs if "scoring" in run]
+            print_row(arm, after, [run["run"]["heldout_after"] for run in runs], speed, scored)
             for run, seed in zip(runs, arguments.seeds, strict=True):
-                for moment in ("before", "after", "run"):
-                    figures |= {f"{arm}/{seed}/{moment}/{name}": value for name, value in run[moment].items()}
+                for moment, values in run.items():
+                    figures |= {f"{arm}/{seed}/{moment}/{name}": value for name, value in values.items()}
             if arguments.json:
                 arguments.json.write_text(json.dumps(figures, indent=1))
 
 
-def print_row(label: str, rates: list[dict[str, float]], heldout: list[float], speed: float) -> None:
+def print_row(
+    label: str,
+    rates: list[dict[str, float]],
+    heldout: list[float],
+    speed: float,
+    scored: list[dict[str, float]],
+) -> None:
     """One line: means over the seeds, and the range of the total."""
     means = {name: 100 * statistics.mean(rate[name] for rate in rates) for name in rates[0]}
     totals = [100 * rate["all"] for rate in rates]
     spread = f"{means['all']:.1f} ({min(totals):.0f}-{max(totals):.0f})"
     tasks = "".join(f"{means[name]:>10.1f} %" for name in TASKS)
     tail = f"{spread:>16}{means['unparsed']:>8.1f} %{statistics.mean(heldout):>10.3f}{speed:>8,.0f}"
+    if scored:
+        agreement, chance = (
+            statistics.mean(each[f"scoring_{name}"] for each in scored) for name in ("agreement", "chance")
+        )
+        tail += f"{f'{agreement:.2f} ({chance:.2f})':>16}"
     print(f"{label:32}{tasks}{tail}", flush=True)
 
 

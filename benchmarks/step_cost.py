@@ -75,7 +75,7 @@ class Variant:
         """One whole optimizer step on this rank's documents."""
         slots = [self.engine.rank + place * self.engine.world_size for place in range(len(documents))]
         noises = [self.noise_rule(each, number, slot) for each, slot in zip(documents, slots, strict=True)]
-        batch = StepBatch([collate(documents, noises, 1)], sum(len(each.ids) for each in documents), 0, {})
+        batch = StepBatch([collate(documents, noises, 1)], sum(len(each.ids) for each in documents), 0, 0, {})
         self.engine.barrier()
         began = time.perf_counter()
         totals = self.engine.all_reduce(step_counts(batch.micro_batches, self.engine.root.objective))

@@ -80,7 +80,9 @@ class DataConfig(Section):
     columns: ColumnsConfig = Field(ColumnsConfig(), description="column mapping; a path like trajectories.0 is allowed")
     system: str | None = Field(None, description="system text put before every conversation")
     train_on: Literal["all", "last"] = Field("all", description="learn all assistant turns, or the last one")
-    max_length: int | None = Field(None, ge=8, description="most tokens of a document; default: the model's maximum")
+    max_length: int | None = Field(
+        None, ge=8, description="most tokens of a document; default: a pack's, or the model's maximum"
+    )
     on_long: Literal["error", "skip", "truncate"] = Field("error", description="what happens to longer rows; counted")
     pad_targets: Literal["none", "one_eos", "all"] = Field(
         "one_eos", description="end tokens after the response: none, one, or up to pad_to_multiple, all learned"
@@ -88,6 +90,11 @@ class DataConfig(Section):
     pad_to_multiple: int = Field(
         1, ge=1, description="response length is filled to a multiple of this (pad_targets: all)"
     )
+    packing: Literal["none", "best_fit"] = Field(
+        "none", description="one row a slot of the global batch, or packs of rows that see only themselves"
+    )
+    pack_length: int | None = Field(None, ge=8, description="most tokens of a pack; default: the longest document's")
+    workers: int = Field(0, ge=0, description="processes of each rank that read and tokenise ahead; 0: a thread")
     lanes: int = Field(64, ge=1, description="virtual streams of the sample order; part of a run's identity")
     window_chunks: int = Field(4, ge=1, description="chunks that are shuffled together")
     check_rows: int = Field(

@@ -25,6 +25,7 @@ class Stream(IntEnum):
     INITIAL_WEIGHTS = 8
     DROPOUT = 9
     REFRESH = 10
+    SOURCE = 11
 
 
 def keyed_generator(seed: int, epoch: int, sample: int, stream: Stream) -> np.random.Generator:

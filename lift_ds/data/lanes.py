@@ -1,9 +1,12 @@
 """The order of samples: a pure function of (manifest, seed), whatever the number of ranks.
 
-Each epoch permutes the chunks, groups them into windows and permutes the rows of each window. Windows are dealt in turn
-to V lanes: virtual streams, endless and deterministic. Slot j of step s (of G slots) takes the next sample of lane
-(s G + j) mod V. Where an epoch has fewer windows than lanes, each window is cut into equal parts first, so that every
-lane has its share of every epoch. Slots, not lanes, are dealt to ranks: any number of ranks reads the same samples.
+Each epoch permutes the chunks, groups them into windows and permutes the rows of each window. A window is cut into V
+equal parts, one for each lane: virtual streams, endless and deterministic. So all lanes read about the same window,
+and memory holds few chunks at a time. Slot j of step s (of G slots) takes from lane (s G + j) mod V. Slots, not lanes,
+are dealt to ranks: any number of ranks reads the same samples.
+
+A mixture has one such order for each of its sources; each sample of a lane draws its source by weight, keyed by the
+lane and the number of samples that it drew before.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from lift_ds.rng import Stream, keyed_generator
+from lift_ds.rng import Stream, keyed_generator, keyed_uniform
 
 from .sources import Manifest
 
@@ -31,92 +34,138 @@ class SampleRef:
     sample_id: int
 
 
-class Lanes:
-    """V cursors over the endless sequence of window parts.
+def locate(manifest: Manifest, epoch: int, sample_id: int) -> SampleRef:
+    """The sample of an id."""
+    chunk_index = bisect_right(manifest.first_ids, sample_id) - 1
+    return SampleRef(epoch, chunk_index, sample_id - manifest.first_ids[chunk_index], sample_id)
+
+
+class Order:
+    """The endless sequence of windows of some chunks, each cut into as many parts as there are lanes.
 
     Args:
         manifest: The rows.
-        held_out: Sample ids that training never sees.
-        num_lanes: V; part of the order's identity.
+        chunks: Which of its chunks.
+        number: Of the source in a mixture; part of the key.
+        held_out: int64, ascending sample ids that training never sees.
+        num_lanes: V.
         window_chunks: Chunks per window.
         seed: The run's seed.
+
+    Raises:
+        ValueError: All rows are held out.
     """
 
-    def __init__(self, manifest: Manifest, held_out: set[int], num_lanes: int, window_chunks: int, seed: int) -> None:
-        """Starts every lane at its first part."""
-        self.manifest = manifest
-        self.held_out = np.array(sorted(held_out), dtype=np.int64)
+    def __init__(
+        self,
+        manifest: Manifest,
+        chunks: range,
+        number: int,
+        held_out: np.ndarray,
+        num_lanes: int,
+        window_chunks: int,
+        seed: int,
+    ) -> None:
+        """Counts the windows."""
+        self.manifest, self.chunks, self.number, self.held_out = manifest, chunks, number, held_out
         self.num_lanes, self.window_chunks, self.seed = num_lanes, window_chunks, seed
-        self.num_windows = math.ceil(len(manifest.chunks) / window_chunks)
-        self.parts_per_window = math.ceil(num_lanes / self.num_windows)
-        self.cursors = [(lane, 0) for lane in range(num_lanes)]
+        self.num_windows = math.ceil(len(chunks) / window_chunks)
         self._windows: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
-        if manifest.num_rows <= len(held_out):
-            raise ValueError(f"all {manifest.num_rows} rows are held out; lower eval.rows or add data.")
+        first, end = (manifest.first_ids[chunk] for chunk in (chunks.start, chunks.stop))
+        if end - first <= np.count_nonzero((held_out >= first) & (held_out < end)):
+            raise ValueError(f"all {end - first} rows are held out; lower eval.rows or add data.")
 
-    def next(self, lane: int) -> SampleRef:
-        """The lane's next sample; the lane moves on."""
-        part, offset = self.cursors[lane]
-        while offset >= len(rows := self.part_rows(part)):
-            part, offset = part + self.num_lanes, 0
-        self.cursors[lane] = (part, offset + 1)
-        sample_id = int(rows[offset])
-        chunk_index = bisect_right(self.manifest.first_ids, sample_id) - 1
-        epoch = part // (self.num_windows * self.parts_per_window)
-        return SampleRef(epoch, chunk_index, sample_id - self.manifest.first_ids[chunk_index], sample_id)
+    def next(self, lane: int, window: int, offset: int) -> tuple[SampleRef, tuple[int, int]]:
+        """The sample at a lane's cursor (window, offset), and where the lane stands after it."""
+        while offset >= len(rows := self.part_rows(lane, window)):
+            window, offset = window + 1, 0
+        return locate(self.manifest, window // self.num_windows, int(rows[offset])), (window, offset + 1)
 
-    def part_rows(self, part: int) -> np.ndarray:
-        """Sample ids of one part, counted over all epochs.
+    def part_rows(self, lane: int, window: int) -> np.ndarray:
+        """Sample ids of a lane's part of one window, counted over all epochs.
 
-        Pieces of a window differ by a row; they rotate, so that no lane gets the short (or empty) ones every time.
+        Parts of a window differ by a row; they rotate, so that no lane gets the short (or empty) ones every time.
         """
-        window, place = divmod(part, self.parts_per_window)
-        piece = (place + window) % self.parts_per_window
+        part = (lane + window) % self.num_lanes
         rows = self.window_rows(*divmod(window, self.num_windows))
-        bounds = [len(rows) * edge // self.parts_per_window for edge in (piece, piece + 1)]
+        bounds = [len(rows) * edge // self.num_lanes for edge in (part, part + 1)]
         return rows[bounds[0] : bounds[1]]
 
     def window_rows(self, epoch: int, window: int) -> np.ndarray:
         """Sample ids of one window of one epoch, permuted, without the held-out rows."""
         key = (epoch, window)
         if key not in self._windows:
-            order = keyed_generator(self.seed, epoch, 0, Stream.ORDER).permutation(len(self.manifest.chunks))
-            chosen = order[window * self.window_chunks : (window + 1) * self.window_chunks]
+            base = self.number << 32
+            order = keyed_generator(self.seed, epoch, base, Stream.ORDER).permutation(len(self.chunks))
+            chosen = order[window * self.window_chunks : (window + 1) * self.window_chunks] + self.chunks.start
             first = self.manifest.first_ids
             rows = np.concatenate([np.arange(first[chunk], first[chunk + 1]) for chunk in chosen])
             rows = rows[~np.isin(rows, self.held_out)]
-            self._windows[key] = keyed_generator(self.seed, epoch, 1 + window, Stream.ORDER).permutation(rows)
+            self._windows[key] = keyed_generator(self.seed, epoch, base + 1 + window, Stream.ORDER).permutation(rows)
             if len(self._windows) > 2 * self.num_lanes:
                 self._windows.popitem(last=False)
         self._windows.move_to_end(key)
         return self._windows[key]
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: each lane's part and offset, and what they mean."""
+
+class Lanes:
+    """V cursors, each into the order of every source of the mixture.
+
+    Args:
+        manifest: The rows, and the weights of their sources.
+        held_out: Sample ids that training never sees.
+        num_lanes: V; part of the order's identity.
+        window_chunks: Chunks per window.
+        seed: The run's seed.
+
+    Raises:
+        ValueError: All rows of a source are held out.
+    """
+
+    def __init__(self, manifest: Manifest, held_out: set[int], num_lanes: int, window_chunks: int, seed: int) -> None:
+        """Starts every lane at the first window."""
+        self.manifest, self.num_held_out = manifest, len(held_out)
+        self.num_lanes, self.window_chunks, self.seed = num_lanes, window_chunks, seed
+        weights = [group.weight for group in manifest.groups if group.weight is not None]
+        is_mixture = len(weights) > 1
+        ranges = [range(group.first_chunk, group.first_chunk + group.num_chunks) for group in manifest.groups]
+        ranges = ranges if is_mixture else [range(len(manifest.chunks))]
+        ids = np.array(sorted(held_out), dtype=np.int64)
+        self.orders = [
+            Order(manifest, chunks, number, ids, num_lanes, window_chunks, seed) for number, chunks in enumerate(ranges)
+        ]
+        self.thresholds = np.cumsum(weights) / np.sum(weights) if is_mixture else np.ones(1)
+        self.cursors = [[(0, 0)] * len(self.orders) for _ in range(num_lanes)]
+        self.num_drawn = [0] * num_lanes
+
+    def next(self, lane: int) -> SampleRef:
+        """The lane's next sample; the lane moves on."""
+        source = 0
+        if len(self.orders) > 1:
+            u = keyed_uniform(self.seed, lane, self.num_drawn[lane], Stream.SOURCE, 1)[0]
+            source = int(np.searchsorted(self.thresholds[:-1], u, side="right"))
+        ref, self.cursors[lane][source] = self.orders[source].next(lane, *self.cursors[lane][source])
+        self.num_drawn[lane] += 1
+        return ref
+
+    def lane_state(self, lane: int) -> dict[str, Any]:
+        """What a checkpoint keeps of one lane."""
+        return {"cursors": [list(cursor) for cursor in self.cursors[lane]], "num_drawn": self.num_drawn[lane]}
+
+    def load_lane(self, lane: int, state: dict[str, Any]) -> None:
+        """Continues one lane from its state."""
+        self.cursors[lane] = [(window, offset) for window, offset in state["cursors"]]
+        self.num_drawn[lane] = state["num_drawn"]
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for lane states to mean the same."""
         return {
-            "cursors": [list(cursor) for cursor in self.cursors],
-            "window_chunks": self.window_chunks,
+            "data.lanes": self.num_lanes,
+            "data.window_chunks": self.window_chunks,
             "seed": self.seed,
-            "num_held_out": len(self.held_out),
-            "manifest": self.manifest.digest,
+            "rows held out": self.num_held_out,
+            "weights": [group.weight for group in self.manifest.groups],
         }
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Continues from `state`.
-
-        Raises:
-            ValueError: The data, the seed or the lanes are not those of the checkpoint.
-        """
-        now = self.state()
-        changed = [name for name in now if name != "cursors" and state[name] != now[name]]
-        if len(state["cursors"]) != self.num_lanes:
-            changed.append("number of lanes")
-        if changed:
-            raise ValueError(
-                f"the checkpoint's data position does not fit this run: {', '.join(changed)} changed. "
-                "Resume with the same data files, data.lanes, data.window_chunks, eval.rows and seed."
-            )
-        self.cursors = [(part, offset) for part, offset in state["cursors"]]
 
 
 def choose_held_out(manifest: Manifest, num_rows: int, seed: int) -> set[int]:

@@ -1,29 +1,32 @@
-"""Whole optimizer steps from a stream of rows: the same documents and noise on any number of ranks.
+"""Whole optimizer steps from a stream of packs: the same documents and noise on any number of ranks.
 
-Every rank walks all lanes (that costs index arithmetic only) and reads the slots that are its own. A background thread
-prepares the next steps; the position is committed when a step is consumed, not when it is prepared.
+Packs come from this process or from worker processes, each of which runs some of the lanes. A background thread makes
+the next steps of them; the position is committed when a step is consumed, not when it is prepared.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from bisect import bisect_right
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
-
-from lift_ds.config import ColumnsConfig
+from typing import Any, Protocol
 
 from .batch import Document, MicroBatch, Noise, collate, stand_in
-from .chat import ChatEncoder, TooLongError
-from .lanes import Lanes, SampleRef
-from .records import detect_columns, read_conversation
-from .sources import Manifest, Row
+from .stream import LanePack, PackStream, take_or_pass
+from .workers import LanePackWorkers
 
 STEPS_AHEAD = 2
-NoiseRule = Callable[[Document, int, int], Noise]
+
+
+class NoiseRule(Protocol):
+    """What gives a document its random numbers."""
+
+    def __call__(self, document: Document, step: int, slot: int, place: int = 0) -> Noise:
+        """Of a document at a place in the pack of a slot of a step."""
+
+
+Pair = tuple[Document, Noise]
 
 
 @dataclass(frozen=True)
@@ -33,101 +36,66 @@ class StepBatch:
     Args:
         micro_batches: As many on every rank; at least one document each.
         num_tokens: Tokens of this rank's documents, padding not counted.
-        num_skipped: Documents of this rank that were too long and skipped.
-        state: The data position after this step.
+        num_skipped: Rows that this rank left out because they are too long.
+        num_bad_rows: Rows that this rank left out because they are malformed.
+        state: The data position after this step; see `stream.merge_states`.
     """
 
     micro_batches: list[MicroBatch]
     num_tokens: int
     num_skipped: int
+    num_bad_rows: int
     state: dict[str, Any]
 
 
-class RowReader:
-    """Documents by reference: reads chunks (least recently used ones are forgotten) and tokenises rows.
+@dataclass(frozen=True)
+class Schedule:
+    """Which lane each slot of a step takes from, and which slots are this rank's.
+
+    Slot j of step s is number s G + j of all slots; it takes from lane (number mod V) and belongs to rank (number mod
+    N). Where N divides V, a lane belongs to one rank only.
 
     Args:
-        manifest: The rows.
-        encoder: Text to tokens.
-        columns: The mapping, or `None` to detect it from the first row.
-        system: System text put before every conversation.
-        skip_long: Return `None` for rows that are too long, instead of raising.
-        max_chunks: How many chunks are kept in memory.
+        global_batch: Slots G of a step, over all ranks.
+        num_lanes: V.
+        rank: This rank.
+        world_size: Number of ranks N.
+        follows_all: Whether this rank moves on the lanes of slots that are not its own.
     """
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        encoder: ChatEncoder,
-        columns: ColumnsConfig | None,
-        system: str | None = None,
-        skip_long: bool = False,
-        max_chunks: int = 256,
-    ) -> None:
-        """Detects the columns where none are given."""
-        self.manifest, self.encoder, self.system, self.skip_long = manifest, encoder, system, skip_long
-        self.max_chunks = max_chunks
-        self._chunks: OrderedDict[int, list[Row]] = OrderedDict()
-        self.columns = columns or detect_columns(self.chunk(0)[0])
+    global_batch: int
+    num_lanes: int
+    rank: int
+    world_size: int
+    follows_all: bool
 
-    def chunk(self, chunk_index: int) -> list[Row]:
-        """Rows of one chunk."""
-        if chunk_index not in self._chunks:
-            self._chunks[chunk_index] = self.manifest.read(chunk_index)
-            if len(self._chunks) > self.max_chunks:
-                self._chunks.popitem(last=False)
-        self._chunks.move_to_end(chunk_index)
-        return self._chunks[chunk_index]
-
-    def document(self, ref: SampleRef) -> Document | None:
-        """The tokenised row, or `None` where it is too long and long rows are skipped.
-
-        Raises:
-            ValueError: The row does not fit the columns, or is too long; the message names file and line.
-        """
-        row = self.chunk(ref.chunk_index)[ref.row]
-        try:
-            tokens = self.encoder.encode(read_conversation(row, self.columns, self.system), row.where)
-        except TooLongError:
-            if self.skip_long:
-                return None
-            raise
-        except Exception as error:  # templates and tokenizers raise what they like; the ranks must hear of all of it
-            located = (
-                str(error) if str(error).startswith(row.where) else f"{row.where}: {type(error).__name__}: {error}"
-            )
-            raise ValueError(located) from error
-        return Document(tokens.ids, tokens.response_mask, tokens.filler_mask, ref.sample_id, ref.epoch, row.where)
-
-    def by_sample_id(self, sample_ids: Iterable[int]) -> Iterator[Document]:
-        """Documents of given rows, as of epoch 0; rows that are too long are left out where they are skipped."""
-        for sample_id in sample_ids:
-            chunk_index = bisect_right(self.manifest.first_ids, sample_id) - 1
-            row = sample_id - self.manifest.first_ids[chunk_index]
-            document = self.document(SampleRef(0, chunk_index, row, sample_id))
-            if document is not None:
-                yield document
+    def slots(self, step: int) -> Iterator[tuple[int, int, bool]]:
+        """(slot, lane, whether it is this rank's) of a step's slots that this rank takes or follows."""
+        for slot in range(self.global_batch):
+            number = step * self.global_batch + slot
+            is_own = number % self.world_size == self.rank
+            if is_own or self.follows_all:
+                yield slot, number % self.num_lanes, is_own
 
 
 class StepLoader:
     """Endless iterator of `StepBatch`es for one rank.
 
     Args:
-        lanes: The order of samples.
-        reader: Samples as documents.
-        noise_rule: (document, step, slot) -> its random numbers.
+        stream: Packs of every lane, standing where `first_step` begins.
+        noise_rule: A document's random numbers.
         global_batch: Slots G of a step, over all ranks.
-        micro_batch: Most documents of one forward.
+        micro_batch: Most packs of one forward.
         rank: This rank.
         world_size: Number of ranks.
         pad_token_id: Id written on padding.
         first_step: Number of the first step to produce.
+        num_workers: Processes that read, tokenise and pack; 0 leaves it to the background thread.
     """
 
     def __init__(
         self,
-        lanes: Lanes,
-        reader: RowReader,
+        stream: PackStream,
         noise_rule: NoiseRule,
         global_batch: int,
         micro_batch: int,
@@ -135,14 +103,19 @@ class StepLoader:
         world_size: int,
         pad_token_id: int,
         first_step: int = 0,
+        num_workers: int = 0,
     ) -> None:
-        """Starts the background thread at the first `next`."""
-        self.lanes, self.reader, self.noise_rule = lanes, reader, noise_rule
-        self.global_batch, self.micro_batch = global_batch, micro_batch
-        self.rank, self.world_size, self.pad_token_id = rank, world_size, pad_token_id
+        """Starts the background thread, and the workers, at the first `next`."""
+        self.stream, self.noise_rule = stream, noise_rule
+        num_lanes = stream.lanes.num_lanes
+        follows_all = stream.capacity is None or num_lanes % world_size != 0
+        self.schedule = Schedule(global_batch, num_lanes, rank, world_size, follows_all)
+        self.micro_batch, self.pad_token_id = micro_batch, pad_token_id
         self.num_micro_batches = micro_batches_per_step(global_batch, micro_batch, world_size)
         self.step = first_step
-        self.state = lanes.state()
+        self.num_workers = num_workers
+        self.state = stream.state()
+        self._workers: LanePackWorkers | None = None
         self._ready: queue.Queue[StepBatch | Exception] = queue.Queue(STEPS_AHEAD)
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -154,6 +127,8 @@ class StepLoader:
     def __next__(self) -> StepBatch:
         """The next step; what went wrong while it was prepared is raised here."""
         if self._thread is None:
+            if self.num_workers:
+                self._workers = LanePackWorkers(self.stream, self.schedule, self.step, self.num_workers)
             self._thread = threading.Thread(target=self._prepare, name="step-loader", daemon=True)
             self._thread.start()
         batch = self._ready.get()
@@ -163,46 +138,58 @@ class StepLoader:
         return batch
 
     def close(self) -> None:
-        """Stops the background thread."""
+        """Stops the background thread and the workers."""
         self._stopping.set()
         while self._thread is not None and self._thread.is_alive():
             try:
                 self._ready.get(timeout=0.05)
             except queue.Empty:
                 continue
+        if self._workers is not None:
+            self._workers.close()
 
     def _prepare(self) -> None:
+        prepared = self.state
         while not self._stopping.is_set():
             try:
-                self._ready.put(self.make_step(self.step))
+                batch = self.make_step(self.step, prepared)
             except Exception as error:  # handed to the consumer, which raises it
                 self._ready.put(error)
                 return
+            self._ready.put(batch)
+            prepared = batch.state
             self.step += 1
 
-    def make_step(self, step: int) -> StepBatch:
-        """Reads, tokenises and groups this rank's slots of one step."""
-        first_slot = step * self.global_batch
-        pairs: list[tuple[Document, Noise]] = []
-        num_skipped = 0
-        for slot in range(self.global_batch):
-            ref = self.lanes.next((first_slot + slot) % self.lanes.num_lanes)
-            if slot % self.world_size != self.rank:
-                continue
-            document = self.reader.document(ref)
-            if document is None:
-                num_skipped += 1
-            else:
-                pairs.append((document, self.noise_rule(document, step, slot)))
-        pairs.sort(key=lambda pair: (-len(pair[0].ids), pair[0].sample_id))
-        starts = range(0, self.num_micro_batches * self.micro_batch, self.micro_batch)
-        micro_batches = [self.collate_pairs(pairs[start : start + self.micro_batch]) for start in starts]
-        num_tokens = sum(len(document.ids) for document, _ in pairs)
-        return StepBatch(micro_batches, num_tokens, num_skipped, self.lanes.state())
+    def take(self, lane: int, is_own: bool) -> tuple[LanePack | None, dict[str, Any]]:
+        """The next pack of a lane, `None` where another rank takes it, and the lane's state after it."""
+        if self._workers is not None:
+            return self._workers.take(lane, self._stopping)
+        return take_or_pass(self.stream, lane, is_own)
 
-    def collate_pairs(self, pairs: list[tuple[Document, Noise]]) -> MicroBatch:
+    def make_step(self, step: int, before: dict[str, Any]) -> StepBatch:
+        """Groups this rank's packs of one step; `before` is the data position where it begins."""
+        packs: list[list[Pair]] = []
+        num_skipped, num_bad_rows = 0, 0
+        lanes = dict(before["lanes"])
+        for slot, lane, is_own in self.schedule.slots(step):
+            pack, lanes[str(lane)] = self.take(lane, is_own)
+            if pack is None:
+                continue
+            num_skipped += pack.num_long
+            num_bad_rows += pack.num_bad
+            if pack.documents:
+                pairs = enumerate(pack.documents)
+                packs.append([(each, self.noise_rule(each, step, slot, place)) for place, each in pairs])
+        if self.stream.capacity is None:
+            packs.sort(key=lambda pairs: (-len(pairs[0][0].ids), pairs[0][0].sample_id))
+        starts = range(0, self.num_micro_batches * self.micro_batch, self.micro_batch)
+        micro_batches = [self.collate_packs(packs[start : start + self.micro_batch]) for start in starts]
+        num_tokens = sum(len(document.ids) for pairs in packs for document, _ in pairs)
+        return StepBatch(micro_batches, num_tokens, num_skipped, num_bad_rows, before | {"lanes": lanes})
+
+    def collate_packs(self, packs: list[list[Pair]]) -> MicroBatch:
         """One micro-batch; of a stand-in where this rank is short of documents."""
-        pairs = pairs or [stand_in(self.pad_token_id)]
+        pairs = [pair for pairs in packs for pair in pairs] or [stand_in(self.pad_token_id)]
         return collate([document for document, _ in pairs], [noise for _, noise in pairs], self.pad_token_id)
 
 

@@ -189,6 +189,17 @@ class Builtin(Source):
         return {"prompt": item.question, "response": answered.response}
 
 
+@dataclass(frozen=True)
+class Group:
+    """A source of a mixture."""
+
+    name: str
+    weight: float | None
+    first_chunk: int
+    num_chunks: int
+    num_rows: int
+
+
 class Manifest:
     """All chunks of some sources, with every row numbered."""
 
@@ -205,6 +216,19 @@ class Manifest:
         self.num_rows = self.first_ids[-1]
         if self.num_rows == 0:
             raise ValueError(f"no rows in {', '.join(source.name for source in sources)}; at least one is needed.")
+
+    @property
+    def groups(self) -> list[Group]:
+        """One."""
+        return [Group("data", None, 0, len(self.chunks), self.num_rows)]
+
+    def state(self) -> dict[str, Any]:
+        """Digest."""
+        return {"digest": self.digest}
+
+    def find_changes(self, state: dict[str, Any]) -> list[str]:
+        """What changed."""
+        return [] if state["digest"] == self.digest else ["data files"]
 
     def read(self, chunk_index: int) -> list[Row]:
         """The rows of chunk number `chunk_index`."""

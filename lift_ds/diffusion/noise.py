@@ -18,6 +18,7 @@ from torch import Tensor
 
 RhoRule = Literal["code", "paper"]
 SMALLEST_CODE_RHO = 0.1
+GOLDEN_RATIO = 0.6180339887498949
 
 
 def level_from_uniform(u: Tensor, t_min: float = 1e-3) -> Tensor:
@@ -35,9 +36,16 @@ def level_from_uniform(u: Tensor, t_min: float = 1e-3) -> Tensor:
     return t_min + (1 - t_min) * u
 
 
-def stratify(u_step: float, slot: int, num_slots: int) -> float:
-    """Uniform of one slot when u is spread evenly over a batch: (u_step + slot / num_slots) mod 1."""
-    return (u_step + slot / num_slots) % 1.0
+def stratify(u_step: float, slot: int, num_slots: int, place: int = 0) -> float:
+    """Uniform of one document when u is spread evenly over a batch: (u_step + slot / num_slots + place g) mod 1.
+
+    Args:
+        u_step: Uniform of the step.
+        slot: Slot of the batch.
+        num_slots: Slots of the batch.
+        place: Place in the slot's pack; multiples of the golden ratio g = 0.618... spread the documents of one pack.
+    """
+    return (u_step + slot / num_slots + place * GOLDEN_RATIO) % 1.0
 
 
 def extra_level(u: Tensor, t: Tensor, v: Tensor, rule: RhoRule = "code") -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lift_ds.diffusion.loss import chunked_gold_logprob
 
-from .llada import HeadFunction
+from .llada import HeadFunction, Segments
 
 
 class MaskedDiffusionModel(Protocol):
@@ -23,12 +23,38 @@ class MaskedDiffusionModel(Protocol):
         """The embedding module."""
 
     def encode(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | Segments | None = None,
+        position_ids: Tensor | None = None,
     ) -> Tensor:
         """(B, L, D) hidden states; row i holds what `head` needs to predict token i."""
 
     def head(self, hidden: Tensor, through: HeadFunction = F.linear) -> Any:
         """(..., V) logits of (..., D) hidden states, or `through(hidden, matrix)` instead."""
+
+
+def encode_rows(
+    model: MaskedDiffusionModel, noised_ids: Tensor, rows: Tensor, attention_mask: Tensor, is_packed: bool
+) -> Tensor:
+    """Hidden states of chosen positions.
+
+    Args:
+        model: The model.
+        noised_ids: int64 (B, L) model input.
+        rows: bool (B, L), the positions wanted; R of them.
+        attention_mask: bool (B, L), false on padding, which is on the right.
+        is_packed: Whether the documents go through the model one after the other, without padding, instead of in rows.
+
+    Returns:
+        (R, D), in row-major order.
+    """
+    if not is_packed:
+        return model.encode(noised_ids, attention_mask)[rows]
+    positions = torch.arange(noised_ids.shape[1], device=noised_ids.device).expand_as(noised_ids)
+    segments = Segments.of(attention_mask.sum(-1))
+    hidden = model.encode(noised_ids[attention_mask][None], segments, positions[attention_mask][None])
+    return hidden[0, rows[attention_mask]]
 
 
 @torch.no_grad()

@@ -12,7 +12,8 @@ kept in a buffer, so no loader can leave garbage in them; gradient checkpointing
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -167,6 +168,39 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(heads.dtype)
 
 
+@dataclass(frozen=True)
+class Segments:
+    """Documents that stand one after the other in a batch of one row; each sees only itself.
+
+    Args:
+        lengths: Tokens of each.
+        bounds: int32 (documents + 1,), where they start, and the end of the last.
+    """
+
+    lengths: list[int]
+    bounds: Tensor
+
+    @staticmethod
+    def of(lengths: Tensor) -> Segments:
+        """Segments of int64 (documents,) lengths."""
+        return Segments(lengths.tolist(), F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32))
+
+
+def attend_segments(query: Tensor, key: Tensor, value: Tensor, segments: Segments, dropout: float) -> Tensor:
+    """Attention of (1, H, T, head_dim) within each document: a varlen kernel on GPUs in bf16, else one by one."""
+    grouped = query.shape[1] != key.shape[1]
+    if query.is_cuda and query.dtype != torch.float32 and not dropout:
+        from torch.nn.attention.varlen import varlen_attn
+
+        query, key, value = (each[0].transpose(0, 1).contiguous() for each in (query, key, value))
+        bounds, longest = segments.bounds, max(segments.lengths)
+        found = varlen_attn(query, key, value, bounds, bounds, longest, longest, enable_gqa=grouped)
+        return cast(Tensor, found).transpose(0, 1)[None]
+    parts = zip(*(each.split(segments.lengths, dim=2) for each in (query, key, value)), strict=True)
+    attended = [F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, enable_gqa=grouped) for q, k, v in parts]
+    return torch.cat(attended, dim=2)
+
+
 class LLaDABlock(nn.Module):
     """One pre-norm block: attention over every visible position, then a gated feed-forward layer."""
 
@@ -188,24 +222,24 @@ class LLaDABlock(nn.Module):
         self.up_proj = nn.Linear(width, config.mlp_hidden_size, bias=False)
         self.ff_out = nn.Linear(config.mlp_hidden_size, width, bias=False)
 
-    def attend(self, hidden: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | None) -> Tensor:
-        """Bidirectional attention; `visible` is bool (B, 1, 1 or L, L), true where a key may be seen."""
+    def attend(self, hidden: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | Segments | None) -> Tensor:
+        """Bidirectional attention; `visible` is bool (B, 1, 1 or L, L), true where a key may be seen, or documents."""
         batch, length, width = hidden.shape
 
         def heads(projected: Tensor) -> Tensor:
             return projected.view(batch, length, -1, self.head_dim).transpose(1, 2)
 
-        attended = F.scaled_dot_product_attention(
-            rotate(heads(self.q_proj(hidden)), cos, sin),
-            rotate(heads(self.k_proj(hidden)), cos, sin),
-            heads(self.v_proj(hidden)),
-            attn_mask=visible,
-            dropout_p=self.attention_dropout if self.training else 0.0,
-            enable_gqa=self.grouped,
-        )
+        query, key = (rotate(heads(each(hidden)), cos, sin) for each in (self.q_proj, self.k_proj))
+        value, dropout = heads(self.v_proj(hidden)), self.attention_dropout if self.training else 0.0
+        if isinstance(visible, Segments):
+            attended = attend_segments(query, key, value, visible, dropout)
+        else:
+            attended = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=visible, dropout_p=dropout, enable_gqa=self.grouped
+            )
         return self.attn_out(attended.transpose(1, 2).reshape(batch, length, width))
 
-    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | None) -> Tensor:
+    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | Segments | None) -> Tensor:
         """Maps (B, L, D) to (B, L, D)."""
         attended = self.attend(self.attn_norm(hidden), cos, sin, visible)
         hidden = hidden + F.dropout(attended, self.residual_dropout, self.training)
@@ -262,14 +296,17 @@ class LLaDAModel(nn.Module):
         return blocks
 
     def encode(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | Segments | None = None,
+        position_ids: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, L, D) after the final norm; see `LLaDAModelLM.encode`."""
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-        visible = None
-        if attention_mask is not None:
-            visible = attention_mask.bool()
+        visible = attention_mask
+        if isinstance(visible, Tensor):
+            visible = visible.bool()
             visible = visible[:, None, None, :] if visible.dim() == 2 else visible
         cos, sin = rotary_tables(position_ids, self.config.d_model // self.config.n_heads, self.config.rope_theta)
         hidden = self.transformer["wte"](input_ids)
@@ -321,13 +358,17 @@ class LLaDAModelLM(PreTrainedModel):
         return None if self.config.weight_tying else self.model.transformer["ff_out"]
 
     def encode(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | Segments | None = None,
+        position_ids: Tensor | None = None,
     ) -> Tensor:
         """Hidden states after the final norm, ready for `head`.
 
         Args:
             input_ids: (B, L) token ids.
-            attention_mask: (B, L), true where a position may be attended to, or (B, 1, L, L) for per-document masks.
+            attention_mask: (B, L), true where a position may be attended to, or (B, 1, L, L), or the documents of a
+                batch of one row.
             position_ids: (B, L) rotary positions; 0 to L-1 where not given.
 
         Returns:

@@ -11,8 +11,10 @@ from lift_ds.config import DataConfig, RunConfig
 from lift_ds.data.batch import Document
 from lift_ds.data.chat import ChatEncoder
 from lift_ds.data.lanes import Lanes, choose_held_out
-from lift_ds.data.loader import RowReader, StepLoader
+from lift_ds.data.loader import StepLoader
+from lift_ds.data.reader import RowReader
 from lift_ds.data.sources import BUILTIN_PREFIX, Manifest, open_sources
+from lift_ds.data.stream import PackStream
 from lift_ds.models.families import check_tokenizer, max_length_of, read_config
 from lift_ds.models.weights import NewWeights, SafetensorsFolder, WeightSource, load_tokenizer, resolve_folder
 
@@ -26,14 +28,14 @@ class RunData:
     Args:
         encoder: Conversations to tokens.
         reader: Training rows as documents.
-        lanes: Their order.
+        stream: Training rows as packs, in their order.
         held_out: Documents that are never trained on.
         num_rows: Training rows, held-out ones included.
     """
 
     encoder: ChatEncoder
     reader: RowReader
-    lanes: Lanes
+    stream: PackStream
     held_out: list[Document]
     num_rows: int
 
@@ -48,7 +50,7 @@ def make_encoder(data: DataConfig, tokenizer: PreTrainedTokenizerBase, config: P
     return ChatEncoder(
         tokenizer,
         end_token_id=int(config.eos_token_id),
-        max_length=data.max_length or max_length_of(config),
+        max_length=data.max_length or data.pack_length or max_length_of(config),
         pad_targets=data.pad_targets,
         pad_to_multiple=data.pad_to_multiple,
         train_on=data.train_on,
@@ -86,7 +88,13 @@ def open_data(run: RunConfig, tokenizer: PreTrainedTokenizerBase, config: Pretra
         if not held_out:
             raise ValueError("every held-out row is longer than data.max_length and skipped; raise it.")
     lanes = Lanes(training.manifest, held_out_ids, data.lanes, data.window_chunks, run.seed)
-    return RunData(encoder, training, lanes, held_out, training.manifest.num_rows)
+    capacity = None if data.packing == "none" else data.pack_length or encoder.max_length
+    if capacity is not None and capacity < encoder.max_length:
+        raise ValueError(
+            f"data.pack_length={capacity} is less than data.max_length={encoder.max_length}: rows between would fit no "
+            "pack; lower data.max_length or raise data.pack_length."
+        )
+    return RunData(encoder, training, PackStream(lanes, training, capacity), held_out, training.manifest.num_rows)
 
 
 def check_first_rows(data: RunData, count: int) -> int:
@@ -104,8 +112,7 @@ def make_loader(
 ) -> StepLoader:
     """This rank's training steps from `first_step` on; the lanes must stand there already."""
     return StepLoader(
-        data.lanes,
-        data.reader,
+        data.stream,
         make_noise_rule(run.objective, run.seed, run.optim.global_batch),
         global_batch=run.optim.global_batch,
         micro_batch=micro_batch,
@@ -113,6 +120,7 @@ def make_loader(
         world_size=world_size,
         pad_token_id=pad_token_id,
         first_step=first_step,
+        num_workers=run.data.workers,
     )
 
 

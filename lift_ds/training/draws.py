@@ -16,12 +16,12 @@ from lift_ds.rng import Stream, keyed_uniform
 def make_noise_rule(settings: ObjectiveConfig, seed: int, global_batch: int) -> NoiseRule:
     """How a document's random numbers follow from (seed, epoch, sample).
 
-    With `t_sampling: stratified` the level comes from (seed, step, slot) instead, so that a global batch covers (0, 1]
-    evenly. Neither depends on ranks or micro-batches.
+    With `t_sampling: stratified` the level comes from (seed, step, slot, place in the slot's pack) instead, so that a
+    global batch covers (0, 1] evenly. Neither depends on ranks or micro-batches.
     """
     objective = make_objective(settings)
 
-    def draw(document: Document, step: int, slot: int) -> Noise:
+    def draw(document: Document, step: int, slot: int, place: int = 0) -> Noise:
         epoch, sample, length = document.epoch, document.sample_id, len(document.ids)
 
         def uniform(stream: Stream, count: int = 1) -> Tensor:
@@ -30,7 +30,7 @@ def make_noise_rule(settings: ObjectiveConfig, seed: int, global_batch: int) -> 
         u = uniform(Stream.TIME)
         if settings.t_sampling == "stratified":
             u_step = float(keyed_uniform(seed, 0, step, Stream.STEP_TIME, 1)[0])
-            u = torch.tensor([stratify(u_step, slot, global_batch)])
+            u = torch.tensor([stratify(u_step, slot, global_batch, place)])
         t = level_from_uniform(u, settings.t_min)
         rho = extra_level(u, t, uniform(Stream.RHO), settings.rho) if objective.draws_superset else torch.zeros(1)
         return Noise(

@@ -30,7 +30,12 @@ def build_root(prepared: Prepared, source: WeightSource, ds_json: dict[str, Any]
         add_adapters(model, lora.rank, lora.alpha, lora.dropout, lora.targets, run.seed)
     if run.model.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return DiffusionStep(cast(MaskedDiffusionModel, model), make_objective(run.objective), run.difficulty.enabled)
+    return DiffusionStep(
+        cast(MaskedDiffusionModel, model),
+        make_objective(run.objective),
+        keeps_observations=run.difficulty.enabled,
+        is_packed=run.data.packing != "none",
+    )
 
 
 def make_buffers(prepared: Prepared, engine: Engine) -> DifficultyBuffers | None:

@@ -20,7 +20,7 @@ from lift_ds.data.batch import MicroBatch
 from lift_ds.diffusion.loss import chunked_entropy, chunked_gold_logprob, chunked_weighted_nll
 from lift_ds.lift.difficulty import Observations
 from lift_ds.lift.schedule import Component
-from lift_ds.models.head import MaskedDiffusionModel
+from lift_ds.models.head import MaskedDiffusionModel, encode_rows
 from lift_ds.objectives import Objective
 from lift_ds.objectives.base import superset_level
 
@@ -49,6 +49,7 @@ class DiffusionStep(nn.Module):
         model: A masked diffusion model with `encode`, `head` and `config.mask_token_id`.
         objective: What is seen and learned.
         keeps_observations: Keep what the passes show of tokens' difficulty, for `pop_observations`.
+        is_packed: Run documents one after the other, without padding, each seeing only itself.
 
     Attributes:
         has_dropout: Whether the model draws random numbers while it trains.
@@ -56,12 +57,19 @@ class DiffusionStep(nn.Module):
         scoring_time: What passes without gradient take.
     """
 
-    def __init__(self, model: MaskedDiffusionModel, objective: Objective, keeps_observations: bool = False) -> None:
+    def __init__(
+        self,
+        model: MaskedDiffusionModel,
+        objective: Objective,
+        keeps_observations: bool = False,
+        is_packed: bool = False,
+    ) -> None:
         """Stores the model as `model`, the prefix that exports strip."""
         super().__init__()
         self.model: MaskedDiffusionModel = model
         self.objective = objective
         self.keeps_observations = keeps_observations
+        self.is_packed = is_packed
         self.has_dropout = has_dropout(self)
         self.dropout_seed: int | None = None
         self.scoring_time = Stopwatch()
@@ -80,7 +88,7 @@ class DiffusionStep(nn.Module):
         """
         view = self.objective.view(batch, self)
         with self.keyed_dropout():
-            rows = self.model.encode(view.noised_ids, view.attention_mask)[view.targets]
+            rows = encode_rows(self.model, view.noised_ids, view.targets, view.attention_mask, self.is_packed)
         document = view.document[view.targets.nonzero()[:, 0]]
         self.watch_gradient(rows, document)
         gold_ids = view.clean_ids[view.targets]
@@ -147,7 +155,8 @@ class DiffusionStep(nn.Module):
         narrow = self.objective.settings.scoring_precision == "bf16"
         self.eval()
         with torch.autocast(clean_ids.device.type, torch.bfloat16, enabled=narrow), self.scoring_time:
-            hidden = self.model.encode(self.mask(clean_ids, seen), batch.attention_mask[index, :length])[rows]
+            visible = batch.attention_mask[index, :length]
+            hidden = encode_rows(self.model, self.mask(clean_ids, seen), rows, visible, self.is_packed)
             found = self.model.head(hidden, lambda chosen, matrix: of_rows(chosen, matrix, clean_ids[rows]))
         self.train()
         scores = torch.zeros_like(batch.mask_uniform)

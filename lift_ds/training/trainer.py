@@ -11,6 +11,7 @@ import torch
 
 from lift_ds.config import RunConfig
 from lift_ds.data.batch import Document
+from lift_ds.data.stream import merge_states
 from lift_ds.evaluation.heldout import LEVELS, heldout_loss
 from lift_ds.evaluation.solve import Decoding, held_out_items, solve_items
 from lift_ds.metrics import MetricsFile
@@ -118,20 +119,20 @@ class Trainer:
                 self.progress.say(f"no checkpoint in {self.output}: starting at step 0")
             return 0
         step, lanes = load_checkpoint(self.engine, checkpoint, self.fingerprint)
-        self.prepared.data.lanes.load_state(lanes)
+        self.prepared.data.stream.load_state(lanes)
         if self.buffers is not None:
             self.buffers.load(checkpoint)
         self.progress.say(f"resumed from {checkpoint} at step {step}")
         self.record("resume", step, {"checkpoint": str(checkpoint)})
         return step
 
-    def save(self, step: int, lanes: dict[str, Any]) -> Path:
-        """Writes a checkpoint."""
+    def save(self, step: int, position: dict[str, Any]) -> Path:
+        """Writes a checkpoint; `position` is where this rank's data stands."""
         path = save_checkpoint(
             self.engine,
             self.output / "checkpoints",
             step,
-            lanes,
+            merge_states(self.engine.gather_objects(position)),
             self.resolved,
             self.prepared.folder,
             self.fingerprint,

@@ -11,8 +11,10 @@ from transformers import AutoTokenizer
 from lift_ds.config import ObjectiveConfig
 from lift_ds.data.chat import ChatEncoder
 from lift_ds.data.lanes import Lanes, choose_held_out
-from lift_ds.data.loader import RowReader, StepLoader, micro_batches_per_step
-from lift_ds.data.sources import Manifest, open_sources
+from lift_ds.data.loader import StepLoader, micro_batches_per_step
+from lift_ds.data.reader import RowReader
+from lift_ds.data.sources import Group, Manifest, open_sources
+from lift_ds.data.stream import PackStream, merge_states
 from lift_ds.training.draws import make_noise_rule
 
 GLOBAL_BATCH = 12
@@ -31,19 +33,35 @@ def path(tmp_path_factory):
     return str(file)
 
 
-def make_loader(path, tokenizer, rank=0, world=1, micro_batch=4, first_step=0, state=None, max_length=64, skip=False):
+CACHE = {}
+
+
+class CachedReader(RowReader):
+    """Tokenises each row once for all loaders of the same data: only their order is tested here."""
+
+    def document(self, ref):
+        if ref not in self.cache:
+            self.cache[ref] = super().document(ref)
+        return self.cache[ref]
+
+
+def make_loader(
+    path, tokenizer, rank=0, world=1, micro_batch=4, first_step=0, state=None, max_length=64, skip=False, capacity=None
+):
     manifest = Manifest(open_sources([path], 0, "train", 10))
     lanes = Lanes(manifest, set(range(5)), num_lanes=8, window_chunks=2, seed=3)
+    reader = CachedReader(manifest, ChatEncoder(tokenizer, 1, max_length), None, skip_long=skip)
+    reader.cache = CACHE.setdefault((path, max_length), {})
+    stream = PackStream(lanes, reader, capacity)
     if state is not None:
-        lanes.load_state(state)
-    reader = RowReader(manifest, ChatEncoder(tokenizer, 1, max_length), None, skip_long=skip)
+        stream.load_state(state)
     rule = make_noise_rule(ObjectiveConfig(), 3, GLOBAL_BATCH)
-    return StepLoader(lanes, reader, rule, GLOBAL_BATCH, micro_batch, rank, world, 1, first_step)
+    return StepLoader(stream, rule, GLOBAL_BATCH, micro_batch, rank, world, 1, first_step)
 
 
 def documents_of(steps):
-    """Everything about each document of a step, by sample id: noise and tokens included."""
-    found = {}
+    """Everything about the documents of a step, noise and tokens included; a row may come twice, in two epochs."""
+    found = []
     for step in steps:
         for batch in step.micro_batches:
             for row, sample in enumerate(batch.sample_ids.tolist()):
@@ -52,50 +70,110 @@ def documents_of(steps):
                 length = int(batch.attention_mask[row].sum())
                 scalars = [float(each[row]) for each in (batch.t, batch.rho, batch.component)]
                 tensors = (batch.clean_ids, batch.response_mask, batch.mask_uniform, batch.tie_uniform)
-                key = (sample, len([other for other in found if other[0] == sample]))
-                found[key] = scalars + [tensor[row, :length].tolist() for tensor in tensors]
+                found.append([sample, *scalars, *(tensor[row, :length].tolist() for tensor in tensors)])
+    return sorted(found)
+
+
+def run_steps(loader, count):
+    """Some steps of one rank, without the thread."""
+    state, found = loader.state, []
+    for step in range(loader.step, loader.step + count):
+        found.append(loader.make_step(step, state))
+        state = found[-1].state
     return found
 
 
-def global_steps(path, tokenizer, world, micro_batch, count, first_step=0, state=None):
+def global_steps(path, tokenizer, world, micro_batch, count, first_step=0, state=None, capacity=None):
     """Steps as lists over ranks, and the state after the last."""
-    loaders = [make_loader(path, tokenizer, rank, world, micro_batch, first_step, state) for rank in range(world)]
-    steps = [[loader.make_step(step) for loader in loaders] for step in range(first_step, first_step + count)]
-    states = [step.state for step in steps[-1]]
-    assert all(state == states[0] for state in states)
-    return steps, states[0]
+    loaders = [
+        make_loader(path, tokenizer, rank, world, micro_batch, first_step, state, capacity=capacity)
+        for rank in range(world)
+    ]
+    steps = [list(step) for step in zip(*(run_steps(loader, count) for loader in loaders), strict=True)]
+    return steps, json.loads(json.dumps(merge_states([step.state for step in steps[-1]])))
 
 
+PACKED = pytest.mark.parametrize("capacity", [None, 80], ids=["one row a slot", "packed"])
+
+
+@pytest.fixture(scope="module")
+def expected(path, tokenizer):
+    return {capacity: global_steps(path, tokenizer, 1, 4, 12, capacity=capacity) for capacity in (None, 80)}
+
+
+@PACKED
 @pytest.mark.parametrize(
-    ("world", "micro_batch"), [(1, 12), (1, 5), (2, 6), (2, 1), (3, 4), (4, 2), (5, 2), (7, 1), (13, 1)]
+    ("world", "micro_batch"), [(1, 12), (1, 5), (2, 6), (2, 1), (3, 4), (4, 2), (5, 2), (7, 1), (8, 3), (13, 1)]
 )
-def test_ranks_and_micro_batches_change_nothing(path, tokenizer, world, micro_batch):
-    expected, _ = global_steps(path, tokenizer, 1, 4, 10)
-    found, _ = global_steps(path, tokenizer, world, micro_batch, 10)
-    for one, other in zip(expected, found, strict=True):
+def test_ranks_and_micro_batches_change_nothing(path, tokenizer, expected, world, micro_batch, capacity):
+    found, state = global_steps(path, tokenizer, world, micro_batch, 12, capacity=capacity)
+    assert state == expected[capacity][1]
+    for one, other in zip(expected[capacity][0], found, strict=True):
         assert documents_of(one) == documents_of(other)
         assert len({len(step.micro_batches) for step in other}) == 1
-        assert len(documents_of(other)) == GLOBAL_BATCH
+        assert len(documents_of(other)) == GLOBAL_BATCH if capacity is None else len(documents_of(other)) > GLOBAL_BATCH
 
 
-@pytest.mark.parametrize(("cut", "world", "other_world"), [(1, 2, 2), (4, 2, 3), (9, 3, 1)])
-def test_stop_and_resume_change_nothing(path, tokenizer, cut, world, other_world):
-    expected, _ = global_steps(path, tokenizer, 1, 4, 12)
-    before, state = global_steps(path, tokenizer, world, 2, cut)
-    state = json.loads(json.dumps(state))
-    after, _ = global_steps(path, tokenizer, other_world, 3, 12 - cut, first_step=cut, state=state)
-    for one, other in zip(expected, before + after, strict=True):
+@PACKED
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 5, 7, 8])
+@pytest.mark.parametrize("other_world", [1, 2, 3, 4, 5, 7, 8])
+def test_stop_and_resume_change_nothing(path, tokenizer, expected, world, other_world, capacity):
+    """Between any two numbers of ranks, at a different step for each pair, with another micro-batch size."""
+    cut = 1 + (3 * world + other_world) % 10
+    before, state = global_steps(path, tokenizer, world, 2, cut, capacity=capacity)
+    after, last = global_steps(path, tokenizer, other_world, 3, 12 - cut, cut, state, capacity)
+    assert last == expected[capacity][1]
+    for one, other in zip(expected[capacity][0], before + after, strict=True):
         assert documents_of(one) == documents_of(other)
 
 
-def test_the_thread_gives_the_same_steps_and_commits_what_was_consumed(path, tokenizer):
+@PACKED
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_thread_and_workers_give_the_same_steps_and_commit_what_was_consumed(
+    path, tokenizer, expected, capacity, num_workers
+):
+    loader = make_loader(path, tokenizer, capacity=capacity)
+    loader.num_workers = num_workers
+    try:
+        for one, direct in zip(
+            expected[capacity][0][:5], run_steps(make_loader(path, tokenizer, capacity=capacity), 5), strict=True
+        ):
+            batch = next(loader)
+            assert documents_of([batch]) == documents_of(one)
+            assert loader.state == direct.state  # although later steps are prepared already
+    finally:
+        loader.close()
+
+
+def test_a_lane_of_packs_is_read_by_one_rank_only(path, tokenizer):
+    """Where the number of ranks divides the lanes; elsewhere all ranks read all of them."""
+    for world, follows_all in ((2, False), (4, False), (3, True)):
+        loader = make_loader(path, tokenizer, 1, world, capacity=80)
+        lanes = {lane for step in range(3) for _, lane, _ in loader.schedule.slots(step)}
+        assert lanes == (set(range(8)) if follows_all else set(range(1, 8, world)))
+
+
+def test_a_worker_that_dies_is_an_error(path, tokenizer):
     loader = make_loader(path, tokenizer)
-    direct = make_loader(path, tokenizer)
-    for step in range(5):
-        batch, expected = next(loader), direct.make_step(step)
-        assert documents_of([batch]) == documents_of([expected])
-        assert loader.state == expected.state  # although later steps are prepared already
-    loader.close()
+    loader.num_workers = 1
+    try:
+        next(loader)
+        loader._workers.processes[0].kill()
+        with pytest.raises(RuntimeError, match="data worker 0 ended with code -9"):
+            for _ in range(100):
+                next(loader)
+    finally:
+        loader.close()
+
+
+def test_what_goes_wrong_in_a_worker_is_raised_by_the_rank(path, tokenizer):
+    loader = make_loader(path, tokenizer, max_length=24)
+    loader.num_workers = 2
+    try:
+        with pytest.raises(ValueError, match="more than data.max_length=24"):
+            next(loader)
+    finally:
+        loader.close()
 
 
 class Rows:
@@ -107,16 +185,18 @@ class Rows:
         self.num_rows = num_rows
         self.first_ids = [*range(0, num_rows, 16), num_rows]
         self.chunks = self.first_ids[:-1]
+        self.groups = [Group("rows", None, 0, len(self.chunks), num_rows)]
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 400), st.integers(1, 40), st.integers(1, 5))
 def test_every_epoch_has_every_row_once(num_rows, num_lanes, window_chunks):
     lanes = Lanes(Rows(num_rows), set(), num_lanes, window_chunks, seed=1)
-    parts_per_epoch = lanes.num_windows * lanes.parts_per_window
+    (order,) = lanes.orders
     for epoch in (0, 1):
-        parts = range(epoch * parts_per_epoch, (epoch + 1) * parts_per_epoch)
-        assert sorted(row for part in parts for row in lanes.part_rows(part).tolist()) == list(range(num_rows))
+        windows = range(epoch * order.num_windows, (epoch + 1) * order.num_windows)
+        parts = [order.part_rows(lane, window) for lane in range(num_lanes) for window in windows]
+        assert sorted(row for part in parts for row in part.tolist()) == list(range(num_rows))
 
 
 @settings(deadline=None, max_examples=30)
@@ -134,10 +214,7 @@ def test_small_data_is_spread_over_all_lanes(path, tokenizer):
     """85 rows, 8 lanes: after 84 samples nearly every row was seen, and none twice in a lane's epoch."""
     loader = make_loader(path, tokenizer)
     seen = [
-        sample
-        for step in range(7)
-        for batch in loader.make_step(step).micro_batches
-        for sample in batch.sample_ids.tolist()
+        sample for step in run_steps(loader, 7) for batch in step.micro_batches for sample in batch.sample_ids.tolist()
     ]
     assert len(seen) == 84
     assert len(set(seen)) >= 80
@@ -145,30 +222,30 @@ def test_small_data_is_spread_over_all_lanes(path, tokenizer):
 
 
 def test_stratified_levels_cover_a_step(path, tokenizer):
-    step = make_loader(path, tokenizer).make_step(0)
+    step = run_steps(make_loader(path, tokenizer), 1)[0]
     levels = torch.cat([batch.t for batch in step.micro_batches]).sort().values
     assert torch.diff(levels).max() < 1.5 / GLOBAL_BATCH
 
 
 def test_a_changed_file_is_noticed(path, tokenizer, tmp_path):
-    state = make_loader(path, tokenizer).lanes.state()
+    state = make_loader(path, tokenizer).stream.state()
     other = tmp_path / "rows.jsonl"
     other.write_text('{"prompt": "q", "response": "r"}\n' * 50)
-    with pytest.raises(ValueError, match="manifest"):
+    with pytest.raises(ValueError, match="data files"):
         make_loader(str(other), tokenizer, state=state)
 
 
 def test_long_rows_are_skipped_and_counted(path, tokenizer):
-    step = make_loader(path, tokenizer, max_length=24, skip=True).make_step(0)
+    step = run_steps(make_loader(path, tokenizer, max_length=24, skip=True), 1)[0]
     kept = sum(int((batch.sample_ids >= 0).sum()) for batch in step.micro_batches)
     assert 0 < step.num_skipped < GLOBAL_BATCH
     assert kept + step.num_skipped == GLOBAL_BATCH
     with pytest.raises(ValueError, match="more than data.max_length=24"):
-        make_loader(path, tokenizer, max_length=24).make_step(0)
+        run_steps(make_loader(path, tokenizer, max_length=24), 1)
 
 
 def test_a_rank_without_documents_gets_a_stand_in(path, tokenizer):
-    step = make_loader(path, tokenizer, rank=12, world=13, micro_batch=1).make_step(0)
+    step = run_steps(make_loader(path, tokenizer, rank=12, world=13, micro_batch=1), 1)[0]
     assert [batch.sample_ids.tolist() for batch in step.micro_batches] == [[-1]]
     assert not step.micro_batches[0].response_mask.any()
 

@@ -215,7 +215,7 @@ def bad_steps(rank: int) -> dict:
     engine = make_engine({"bf16": {"enabled": False}, "zero_optimization": {"stage": 3}}, 2, 1)
     documents, noises = make_documents(7, [0.5, 0.8], set())
     batch = collate([documents[rank]], [noises[rank]], 99)
-    step_batch = StepBatch([batch], num_tokens=9, num_skipped=0, state={})
+    step_batch = StepBatch([batch], num_tokens=9, num_skipped=0, num_bad_rows=0, state={})
     matrix = dict(engine.root.named_parameters())["model.model.transformer.ff_out.weight"]
     state: dict = {"weights": [], "bad": [], "samples": [], "error": ""}
 

@@ -92,11 +92,16 @@ def test_killed_and_resumed_is_bit_equal(straight, tiny_dir, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.parametrize("scoring", ["buffer", "hybrid"])
-def test_buffers_resume_bit_equal(tiny_dir, tmp_path, scoring):
-    """Between two syncs, with observations pending, past the warm start."""
+@pytest.mark.parametrize(
+    ("scoring", "packing"),
+    [("buffer", []), ("hybrid", ["data.packing=best_fit", "data.pack_length=512", "data.workers=1"])],
+    ids=["buffer", "hybrid, packed"],
+)
+def test_buffers_and_packs_resume_bit_equal(tiny_dir, tmp_path, scoring, packing):
+    """Between two syncs, with observations pending and documents waiting in open packs, past the warm start."""
     options = [f"objective.scoring={scoring}", "objective.warm_start_steps=2", "objective.refresh_share=0.5"]
     options += ["difficulty.sync_every=2", "eval.rows=0", "eval.solve_items=0", "--model", str(tiny_dir)]
+    options += packing
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     launch_train(*SMALL, *options, "--output", straight)
     saved = straight / "checkpoints" / "step-000003"
@@ -105,6 +110,7 @@ def test_buffers_resume_bit_equal(tiny_dir, tmp_path, scoring):
     launch_train(*SMALL, *options, "--output", resumed, f"checkpoint.resume={saved}")
     expected = {step: values for step, values in losses_of(straight).items() if step > 3}
     assert losses_of(resumed) == expected
+    assert all((record["num_documents"] > 8) is bool(packing) for record in read_steps(straight))
     ours, theirs = (
         load_file(folder / "checkpoints" / "step-000006" / "difficulty" / "rank-00001-of-00002.safetensors")
         for folder in (resumed, straight)

@@ -1,0 +1,135 @@
+"""Processes that read, tokenise and pack ahead of training; each runs some of a rank's lanes.
+
+Lanes do not depend on each other, so any number of workers gives the same packs. A worker stops when it is told to, or
+when its parent is gone; signals are left to the parent, which decides what they mean.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from itertools import count
+from multiprocessing.queues import Queue
+from typing import TYPE_CHECKING, Any
+
+from .stream import LanePack, PackStream, take_or_pass
+
+if TYPE_CHECKING:
+    from .loader import Schedule
+
+STEPS_AHEAD = 2
+POLL_SECONDS = 0.5
+
+
+class LanePackWorkers:
+    """Worker processes and the packs that wait in their queues.
+
+    Args:
+        stream: Packs of every lane, standing where `first_step` begins; a copy goes to each worker.
+        schedule: Which lane each slot takes from.
+        first_step: Step of the first pack.
+        num_workers: Processes.
+    """
+
+    def __init__(self, stream: PackStream, schedule: Schedule, first_step: int, num_workers: int) -> None:
+        """Starts the processes."""
+        context = multiprocessing.get_context("spawn")
+        self.num_workers = num_workers
+        self.spacing = 1 if schedule.follows_all else schedule.world_size
+        depth = max(4, STEPS_AHEAD * schedule.global_batch // (num_workers * self.spacing))
+        self.queues: list[Queue[Any]] = [context.Queue(depth) for _ in range(num_workers)]
+        self.processes = [
+            context.Process(
+                target=run_worker,
+                args=(stream, schedule, first_step, (worker, num_workers, self.spacing), waiting, os.getpid()),
+                name=f"data-worker-{worker}",
+                daemon=True,
+            )
+            for worker, waiting in enumerate(self.queues)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def take(self, lane: int, stopping: threading.Event) -> tuple[LanePack | None, dict[str, Any]]:
+        """The next pack of a lane and the lane's state after it; calls follow the schedule.
+
+        Raises:
+            RuntimeError: The worker is gone, or `stopping` was set while waiting for it.
+            Exception: What went wrong in the worker.
+        """
+        worker = worker_of(lane, self.num_workers, self.spacing)
+        while True:
+            try:
+                found = self.queues[worker].get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                if stopping.is_set():
+                    raise RuntimeError("the loader was closed while a step was prepared.") from None
+                if not self.processes[worker].is_alive():
+                    raise RuntimeError(
+                        f"data worker {worker} ended with code {self.processes[worker].exitcode} (-9 is a kill, often "
+                        "for lack of memory); lower data.workers, or set it to 0 to see what happens."
+                    ) from None
+                continue
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join()
+
+
+def worker_of(lane: int, num_workers: int, spacing: int) -> int:
+    """Which worker runs a lane; a rank's lanes are `spacing` apart."""
+    return lane // spacing % num_workers
+
+
+def run_worker(
+    stream: PackStream,
+    schedule: Schedule,
+    first_step: int,
+    place: tuple[int, int, int],
+    packs: Queue[Any],
+    parent: int,
+) -> None:
+    """Fills a queue with the packs of this worker's lanes, in the order of the schedule.
+
+    Args:
+        stream: Standing where `first_step` begins.
+        schedule: Which lane each slot takes from.
+        first_step: Step of the first pack.
+        place: This worker, their number, and the distance of a rank's lanes.
+        packs: (pack or `None`, state of its lane) for each slot, or the exception that ended it.
+        parent: Process that reads the queue.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    worker, num_workers, spacing = place
+    for step in count(first_step):
+        for _, lane, is_own in schedule.slots(step):
+            if worker_of(lane, num_workers, spacing) != worker:
+                continue
+            try:
+                found: Any = take_or_pass(stream, lane, is_own)
+            except Exception as error:  # the rank raises it
+                found = error
+            while not put(packs, found):
+                if os.getppid() != parent:
+                    os._exit(0)
+            if isinstance(found, Exception):
+                return
+
+
+def put(packs: Queue[Any], found: Any) -> bool:
+    """Puts an item into a queue, unless it stays full for a while."""
+    try:
+        packs.put(found, timeout=POLL_SECONDS)
+    except queue.Full:
+        return False
+    return True

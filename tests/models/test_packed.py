@@ -1,0 +1,92 @@
+"""A document's logits, loss and gradients are the same alone, in a padded batch and packed with others."""
+
+import pytest
+import torch
+
+from lift_ds.models.head import encode_rows
+from lift_ds.models.llada import Segments
+from lift_ds.objectives import OBJECTIVES
+from tests.training.test_step import make_batch, make_root
+
+LENGTHS = [5, 17, 9]
+
+
+@pytest.fixture
+def batch():
+    """Three documents of different lengths, the first two tokens of each are prompt."""
+    attention = torch.arange(max(LENGTHS))[None] < torch.tensor(LENGTHS)[:, None]
+    made = make_batch([0.3, 0.5, 0.8], [0.3, 0.2, 0.1], [2, 1, 0], attention & (torch.arange(max(LENGTHS)) >= 2))
+    object.__setattr__(made, "attention_mask", attention)
+    return made
+
+
+def shifted(model):
+    """The same weights read as a model whose output i predicts token i + 1, like Dream: aligned in `encode`.
+
+    Position 0 of each document keeps its own row, wherever in a pack it stands.
+    """
+    unshifted = model.encode
+
+    def encode(input_ids, attention_mask=None, position_ids=None):
+        hidden = unshifted(input_ids, attention_mask, position_ids)
+        if position_ids is None:
+            position_ids = torch.arange(hidden.shape[1])[None]
+        return torch.where((position_ids == 0)[..., None], hidden, hidden.roll(1, dims=1))
+
+    model.encode = encode
+    return model
+
+
+@pytest.fixture(params=["same position", "shifted"])
+def model(request, llada):
+    return llada if request.param == "same position" else shifted(llada)
+
+
+def test_logits_are_those_of_the_document_alone(model, batch):
+    rows = batch.attention_mask
+    packed = model.head(encode_rows(model, batch.clean_ids, rows, rows, is_packed=True))
+    alone = [model.head(model.encode(batch.clean_ids[row : row + 1, :length])[0]) for row, length in enumerate(LENGTHS)]
+    torch.testing.assert_close(packed, torch.cat(alone), rtol=1e-5, atol=1e-5)
+
+
+def test_a_change_in_one_document_leaves_the_others_bit_for_bit(model, batch):
+    rows = batch.attention_mask
+    before = encode_rows(model, batch.clean_ids, rows, rows, is_packed=True)
+    changed = batch.clean_ids.clone()
+    changed[1] = (changed[1] + 1) % 99
+    after = encode_rows(model, changed, rows, rows, is_packed=True)
+    first, second, third = before.split(LENGTHS)
+    assert torch.equal(first, after.split(LENGTHS)[0]) and torch.equal(third, after.split(LENGTHS)[2])
+    assert not torch.equal(second, after.split(LENGTHS)[1])
+
+
+@pytest.mark.parametrize("method", list(OBJECTIVES))
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+def test_loss_and_gradients(model, batch, method, is_checkpointed):
+    if is_checkpointed:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    found = []
+    for is_packed in (False, True):
+        root = make_root(model, method).train()
+        root.is_packed = is_packed
+        model.zero_grad()
+        loss, stats = root(batch, torch.full((3,), 1 / 20))
+        loss.backward()
+        found.append((loss.detach(), stats.num_kept, [each.grad.clone() for each in model.parameters()]))
+    (padded, padded_kept, padded_gradients), (packed, packed_kept, packed_gradients) = found
+    assert torch.equal(padded_kept, packed_kept)
+    torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-6)
+    for one, other in zip(packed_gradients, padded_gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+
+
+def test_grouped_heads(llada, batch):
+    query, key, value = torch.randn(1, 4, 31, 8), torch.randn(1, 2, 31, 8), torch.randn(1, 2, 31, 8)
+    from lift_ds.models.llada import attend_segments
+
+    found = attend_segments(query, key, value, Segments.of(torch.tensor(LENGTHS)), 0.0)
+    wide = [each.repeat_interleave(2, dim=1) for each in (key, value)]
+    place = torch.arange(3).repeat_interleave(torch.tensor(LENGTHS))
+    mask = place[:, None] == place[None]
+    expected = torch.nn.functional.scaled_dot_product_attention(query, *wide, attn_mask=mask)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)

@@ -8,19 +8,13 @@ from __future__ import annotations
 
 import queue
 import threading
-from bisect import bisect_right
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lift_ds.config import ColumnsConfig
-
 from .batch import Document, MicroBatch, Noise, collate, stand_in
-from .chat import ChatEncoder, TooLongError
-from .lanes import Lanes, SampleRef
-from .records import detect_columns, read_conversation
-from .sources import Manifest, Row
+from .lanes import Lanes
+from .reader import RowReader, Skipped
 
 STEPS_AHEAD = 2
 NoiseRule = Callable[[Document, int, int], Noise]
@@ -35,78 +29,14 @@ class StepBatch:
         num_tokens: Tokens of this rank's documents, padding not counted.
         num_skipped: Documents of this rank that were too long and skipped.
         state: The data position after this step.
+        num_bad_rows: Documents of this rank that could not be read and were skipped.
     """
 
     micro_batches: list[MicroBatch]
     num_tokens: int
     num_skipped: int
     state: dict[str, Any]
-
-
-class RowReader:
-    """Documents by reference: reads chunks (least recently used ones are forgotten) and tokenises rows.
-
-    Args:
-        manifest: The rows.
-        encoder: Text to tokens.
-        columns: The mapping, or `None` to detect it from the first row.
-        system: System text put before every conversation.
-        skip_long: Return `None` for rows that are too long, instead of raising.
-        max_chunks: How many chunks are kept in memory.
-    """
-
-    def __init__(
-        self,
-        manifest: Manifest,
-        encoder: ChatEncoder,
-        columns: ColumnsConfig | None,
-        system: str | None = None,
-        skip_long: bool = False,
-        max_chunks: int = 256,
-    ) -> None:
-        """Detects the columns where none are given."""
-        self.manifest, self.encoder, self.system, self.skip_long = manifest, encoder, system, skip_long
-        self.max_chunks = max_chunks
-        self._chunks: OrderedDict[int, list[Row]] = OrderedDict()
-        self.columns = columns or detect_columns(self.chunk(0)[0])
-
-    def chunk(self, chunk_index: int) -> list[Row]:
-        """Rows of one chunk."""
-        if chunk_index not in self._chunks:
-            self._chunks[chunk_index] = self.manifest.read(chunk_index)
-            if len(self._chunks) > self.max_chunks:
-                self._chunks.popitem(last=False)
-        self._chunks.move_to_end(chunk_index)
-        return self._chunks[chunk_index]
-
-    def document(self, ref: SampleRef) -> Document | None:
-        """The tokenised row, or `None` where it is too long and long rows are skipped.
-
-        Raises:
-            ValueError: The row does not fit the columns, or is too long; the message names file and line.
-        """
-        row = self.chunk(ref.chunk_index)[ref.row]
-        try:
-            tokens = self.encoder.encode(read_conversation(row, self.columns, self.system), row.where)
-        except TooLongError:
-            if self.skip_long:
-                return None
-            raise
-        except Exception as error:  # templates and tokenizers raise what they like; the ranks must hear of all of it
-            located = (
-                str(error) if str(error).startswith(row.where) else f"{row.where}: {type(error).__name__}: {error}"
-            )
-            raise ValueError(located) from error
-        return Document(tokens.ids, tokens.response_mask, tokens.filler_mask, ref.sample_id, ref.epoch, row.where)
-
-    def by_sample_id(self, sample_ids: Iterable[int]) -> Iterator[Document]:
-        """Documents of given rows, as of epoch 0; rows that are too long are left out where they are skipped."""
-        for sample_id in sample_ids:
-            chunk_index = bisect_right(self.manifest.first_ids, sample_id) - 1
-            row = sample_id - self.manifest.first_ids[chunk_index]
-            document = self.document(SampleRef(0, chunk_index, row, sample_id))
-            if document is not None:
-                yield document
+    num_bad_rows: int = 0
 
 
 class StepLoader:
@@ -184,21 +114,22 @@ class StepLoader:
         """Reads, tokenises and groups this rank's slots of one step."""
         first_slot = step * self.global_batch
         pairs: list[tuple[Document, Noise]] = []
-        num_skipped = 0
+        num_skipped = {Skipped.LONG: 0, Skipped.BAD: 0}
         for slot in range(self.global_batch):
             ref = self.lanes.next((first_slot + slot) % self.lanes.num_lanes)
             if slot % self.world_size != self.rank:
                 continue
-            document = self.reader.document(ref)
-            if document is None:
-                num_skipped += 1
+            document = self.reader.try_document(ref)
+            if isinstance(document, Skipped):
+                num_skipped[document] += 1
             else:
                 pairs.append((document, self.noise_rule(document, step, slot)))
         pairs.sort(key=lambda pair: (-len(pair[0].ids), pair[0].sample_id))
         starts = range(0, self.num_micro_batches * self.micro_batch, self.micro_batch)
         micro_batches = [self.collate_pairs(pairs[start : start + self.micro_batch]) for start in starts]
         num_tokens = sum(len(document.ids) for document, _ in pairs)
-        return StepBatch(micro_batches, num_tokens, num_skipped, self.lanes.state())
+        state = self.lanes.state()
+        return StepBatch(micro_batches, num_tokens, num_skipped[Skipped.LONG], state, num_skipped[Skipped.BAD])
 
     def collate_pairs(self, pairs: list[tuple[Document, Noise]]) -> MicroBatch:
         """One micro-batch; of a stand-in where this rank is short of documents."""

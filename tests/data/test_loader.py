@@ -11,7 +11,8 @@ from transformers import AutoTokenizer
 from lift_ds.config import ObjectiveConfig
 from lift_ds.data.chat import ChatEncoder
 from lift_ds.data.lanes import Lanes, choose_held_out
-from lift_ds.data.loader import RowReader, StepLoader, micro_batches_per_step
+from lift_ds.data.loader import StepLoader, micro_batches_per_step
+from lift_ds.data.reader import RowReader
 from lift_ds.data.sources import Manifest, open_sources
 from lift_ds.training.draws import make_noise_rule
 

@@ -61,7 +61,7 @@ def resolve(arguments: argparse.Namespace) -> tuple[RunConfig, dict[str, str], P
         models[f"after ({folder})"] = str(folder / "export")
         flags |= {f"data.{name}": value for name, value in recorded["data"].items()}
         flags["eval.path"] = recorded["eval"]["path"]
-        del flags["data.path" if flags["data.sources"] else "data.sources"]
+        flags.pop("data.path" if flags.get("data.sources") else "data.sources", None)
         flags |= {"seed": recorded["seed"], "eval.rows": recorded["eval"]["rows"]}
     else:
         models[arguments.model] = arguments.model

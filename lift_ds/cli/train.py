@@ -88,6 +88,8 @@ def quieten(is_main: bool) -> None:
     """Keeps the libraries' chatter off the screen; errors and warnings of rank 0 stay."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    if not is_main:  # what a data file is warned of, every rank would say
+        warnings.simplefilter("ignore")
     for name in ("DeepSpeed", "transformers", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.WARNING if is_main else logging.ERROR)
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
@@ -149,8 +151,8 @@ def find_missing(run: RunConfig) -> list[str]:
 
 def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
     """Checks, then trains."""
-    run, loaded = resolve(arguments, launch)
     quieten(launch.is_main)
+    run, loaded = resolve(arguments, launch)
     from lift_ds.training import engine  # deepspeed is slow to import; configuration errors come first
     from lift_ds.training.run import execute
 

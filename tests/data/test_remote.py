@@ -200,6 +200,35 @@ def test_a_remote_file_that_is_cut_short_is_no_lost_connection(server):
         manifest_of(f"{server.url}/rows.parquet")
 
 
+class Buffered(fsspec.AbstractFileSystem):
+    """A file system that opens files to read a range, with fsspec's own read-ahead, as hf:// is."""
+
+    protocol = "buffered"
+    content = b"".join(json.dumps(row).encode() + b"\n" for row in ROWS)
+    fetched = []
+
+    def info(self, path, **kwargs):
+        return {"name": path, "size": len(self.content), "type": "file", "blob_id": "1"}
+
+    def _open(self, path, mode="rb", **kwargs):
+        return BufferedFile(self, path, mode, size=len(self.content), **kwargs)
+
+
+class BufferedFile(fsspec.spec.AbstractBufferedFile):
+    def _fetch_range(self, start, end):
+        self.fs.fetched.append((start, end))
+        return self.fs.content[start:end]
+
+
+def test_nothing_is_read_ahead():
+    fsspec.register_implementation("buffered", Buffered, clobber=True)
+    manifest = manifest_of("buffered://rows.jsonl")
+    Buffered.fetched.clear()
+    assert [row.values for row in manifest.read(1)] == ROWS[256:512]
+    chunk = manifest.chunks[1]
+    assert Buffered.fetched == [(chunk.start, chunk.start + chunk.num_bytes)]
+
+
 def test_folders_and_globs_of_a_remote_file_system(memory):
     for number, name in enumerate(["/d/a.jsonl", "/d/e/b.jsonl", "/d/.cache/c.jsonl", "/d/notes.md"]):
         memory.pipe(name, json.dumps({"n": number}).encode())

@@ -105,6 +105,9 @@ class RemoteFile(io.RawIOBase):
         super().__init__()
         self.path, self.retry, self.size = path, retry, size
         self.filesystem, self.inner = open_filesystem(path)
+        kind = type(self.filesystem)
+        opens_to_read = not kind.async_impl and kind.cat_file is fsspec.AbstractFileSystem.cat_file  # as hf:// does
+        self.options = {"cache_type": "none"} if opens_to_read else {}  # its default reads 5 MB ahead
         self.position = 0
 
     def readable(self) -> bool:
@@ -147,7 +150,7 @@ class RemoteFile(io.RawIOBase):
 
     def fetch(self, start: int, count: int) -> bytes:
         """One range."""
-        data = bytes(self.filesystem.cat_file(self.inner, start=start, end=start + count))
+        data = bytes(self.filesystem.cat_file(self.inner, start=start, end=start + count, **self.options))
         if len(data) > count:
             raise ValueError(f"{self.path}: the server sends whole files only (no range requests); download the file.")
         if len(data) < count:

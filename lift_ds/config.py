@@ -13,18 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-ROW_COLUMNS = ("messages", "prompt", "response", "reasoning", "answer", "text")
-ROW_FORMATS = ({"messages"}, {"text"}, {"prompt", "response"}, {"prompt", "reasoning", "answer"})
+from .source_config import ColumnsConfig, Section, SourceConfig
+
 EXPONENT_NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+")
-
-
-class Section(BaseModel):
-    """A frozen part of the config that knows all its keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
 
 
 class ModelConfig(Section):
@@ -46,37 +40,17 @@ class LoraConfig(Section):
     )
 
 
-class ColumnsConfig(Section):
-    """Which column of a row holds what; none named means: detect a known format and say which."""
-
-    messages: str | None = Field(None, description="list of {role, content}")
-    role: str = Field("role", description="key of a message's role")
-    content: str = Field("content", description="key of a message's text")
-    prompt: str | None = Field(None, description="the user's text")
-    response: str | None = Field(None, description="the assistant's text")
-    reasoning: str | None = Field(None, description="wrapped as <reasoning>...</reasoning>, with columns.answer")
-    answer: str | None = Field(None, description="wrapped as <answer>...</answer>, with columns.reasoning")
-    text: str | None = Field(None, description="plain text without a template, all of it learned")
-
-    def named(self) -> dict[str, str]:
-        """The columns that a row must have, by their meaning."""
-        return {name: column for name in ROW_COLUMNS if (column := getattr(self, name)) is not None}
-
-    @model_validator(mode="after")
-    def check_combination(self) -> ColumnsConfig:
-        """Checks that the named columns make a format, or that none is named."""
-        if self.named() and set(self.named()) not in ROW_FORMATS:
-            raise ValueError(
-                f"data.columns: {sorted(self.named())} do not make a format; name messages, or text, or prompt and "
-                "response, or prompt, reasoning and answer"
-            )
-        return self
-
-
 class DataConfig(Section):
     """What is read, and how it becomes tokens."""
 
-    path: str | list[str] = Field("builtin:reasoning", description="files, globs, folders, or builtin:<name>")
+    path: str | list[str] = Field(
+        "builtin:reasoning",
+        description="files (.jsonl, .json, .parquet, .arrow, .feather; .gz and .zst of the first two), globs, folders, "
+        "URLs (s3://, hf://, https://), hub:owner/name[:config][@split] (split: train), or builtin:<name>",
+    )
+    sources: list[SourceConfig] | None = Field(
+        None, description="a mixture, instead of data.path: entries of path, weight (all have one or none) and columns"
+    )
     columns: ColumnsConfig = Field(ColumnsConfig(), description="column mapping; a path like trajectories.0 is allowed")
     system: str | None = Field(None, description="system text put before every conversation")
     train_on: Literal["all", "last"] = Field("all", description="learn all assistant turns, or the last one")
@@ -84,6 +58,9 @@ class DataConfig(Section):
         None, ge=8, description="most tokens of a document; default: a pack's, or the model's maximum"
     )
     on_long: Literal["error", "skip", "truncate"] = Field("error", description="what happens to longer rows; counted")
+    on_bad_row: Literal["error", "skip"] = Field(
+        "error", description="what happens to rows that cannot be read or do not fit the columns; counted"
+    )
     pad_targets: Literal["none", "one_eos", "all"] = Field(
         "one_eos", description="end tokens after the response: none, one, or up to pad_to_multiple, all learned"
     )
@@ -102,6 +79,24 @@ class DataConfig(Section):
     )
     builtin_rows: int = Field(30_000, ge=1, description="number of training rows of builtin data")
     builtin_seed: int = Field(0, ge=0, description="seed of builtin data")
+
+    def source_list(self) -> list[SourceConfig]:
+        """What is read: the mixture, or `path` as the only source."""
+        return self.sources or [SourceConfig(path=self.path)]
+
+    @model_validator(mode="after")
+    def check_sources(self) -> DataConfig:
+        """Checks that the rows have one home, and that a mixture is weighted throughout or not at all."""
+        if self.sources is None:
+            return self
+        if "path" in self.model_fields_set:
+            raise ValueError("data.path and data.sources are both set; remove one: data.sources takes paths too")
+        if not self.sources:
+            raise ValueError("data.sources=[]: at least one entry with a path, or remove it and set data.path")
+        without = [", ".join(source.paths()) for source in self.sources if source.weight is None]
+        if without and len(without) < len(self.sources):
+            raise ValueError(f"data.sources: {without[0]} has no weight, others have; give all of them one, or none")
+        return self
 
 
 class ObjectiveConfig(Section):

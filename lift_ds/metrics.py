@@ -22,7 +22,16 @@ COMPONENTS = ("easy", "random", "hard")
 class StepTotals:
     """Sums of one step, as one float64 vector, so that one collective adds them over the ranks."""
 
-    SCALARS = ("loss", "num_tokens", "num_skipped", "num_in_common", "num_compared", "num_by_chance", "scoring_seconds")
+    SCALARS = (
+        "loss",
+        "num_tokens",
+        "num_skipped",
+        "num_bad_rows",
+        "num_in_common",
+        "num_compared",
+        "num_by_chance",
+        "scoring_seconds",
+    )
     BINNED = ("documents", "nll", "kept", "gradient")
 
     def __init__(self) -> None:
@@ -71,7 +80,8 @@ class StepTotals:
         are known, and `scoring_chance` the share that two random choices have in common. `scoring_seconds` is the
         mean over the ranks.
         """
-        loss, num_tokens, num_skipped, num_in_common, num_compared, num_by_chance, seconds = self.scalars.tolist()
+        loss, num_tokens, num_skipped, num_bad_rows, *compared, seconds = self.scalars.tolist()
+        num_in_common, num_compared, num_by_chance = compared
         documents, nll, kept, gradient = self.binned
         shares = self.components / self.components.sum().clamp(min=1)
         return {
@@ -79,6 +89,7 @@ class StepTotals:
             "num_tokens": int(num_tokens),
             "num_documents": int(documents.sum()),
             "num_skipped": int(num_skipped),
+            "num_bad_rows": int(num_bad_rows),
             "component_share": dict(zip(COMPONENTS, shares.tolist(), strict=True)),
             "scoring_seconds": seconds,
             "scoring_agreement": num_in_common / num_compared if num_compared else None,

@@ -59,13 +59,15 @@ def resolve(arguments: argparse.Namespace) -> tuple[RunConfig, dict[str, str], P
         if not models and not recorded["model"]["from_scratch"]:
             models = {f"before ({recorded['model']['path']})": recorded["model"]["path"]}
         models[f"after ({folder})"] = str(folder / "export")
-        flags |= {"data.path": recorded["data"]["path"], "eval.path": recorded["eval"]["path"]}
-        flags |= {f"data.{name}": value for name, value in recorded["data"].items() if name != "path"}
+        flags |= {f"data.{name}": value for name, value in recorded["data"].items()}
+        flags["eval.path"] = recorded["eval"]["path"]
+        flags.pop("data.path" if flags.get("data.sources") else "data.sources", None)
         flags |= {"seed": recorded["seed"], "eval.rows": recorded["eval"]["rows"]}
     else:
         models[arguments.model] = arguments.model
     if arguments.data:
         flags |= {"data.path": arguments.data if len(arguments.data) > 1 else arguments.data[0], "eval.path": None}
+        flags.pop("data.sources", None)
     elif not recorded:
         raise ConfigError(["--data is needed for a model: files, or builtin:reasoning"])
     flags["eval.rows"] = arguments.rows or flags.get("eval.rows") or DEFAULT_ROWS

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 import yaml
 
-from lift_ds.config import ConfigError, RunConfig, explain_keys, load_run_config
-from lift_ds.data.sources import open_sources
+from lift_ds.config import ConfigError, RunConfig, SourceConfig, explain_keys, load_run_config
+from lift_ds.data.sources import open_groups
 from lift_ds.models.families import read_config
 from lift_ds.models.weights import resolve_folder
 from lift_ds.objectives import find_objective_problems
 from lift_ds.training.cluster import Launch, read_launch
-from lift_ds.training.data import RunData, as_list, check_first_rows, open_weights, prepare
+from lift_ds.training.data import FirstRows, RunData, check_first_rows, open_weights, prepare
 from lift_ds.training.ds_config import read_ds_json, resolve_ds_json
 
 DESCRIPTION = """Fine-tunes a masked diffusion language model under DeepSpeed.
@@ -79,7 +79,7 @@ def read_flags(arguments: argparse.Namespace) -> dict[str, Any]:
 def choose_recipe(given: Path | None, flags: dict[str, Any], overrides: list[str]) -> Path | None:
     """The recipe that was named, or the built-in one where neither recipe nor model nor data were."""
     named = [*flags, *(override.partition("=")[0] for override in overrides)]
-    if given is not None or "data.path" in named or "model.path" in named:
+    if given is not None or {"data.path", "data.sources", "model.path"} & set(named):
         return given
     return Path(str(files("lift_ds") / "assets" / "reasoning.yaml"))
 
@@ -88,6 +88,8 @@ def quieten(is_main: bool) -> None:
     """Keeps the libraries' chatter off the screen; errors and warnings of rank 0 stay."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    if not is_main:  # what a data file is warned of, every rank would say
+        warnings.simplefilter("ignore")
     for name in ("DeepSpeed", "transformers", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.WARNING if is_main else logging.ERROR)
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
@@ -136,8 +138,9 @@ def find_missing(run: RunConfig) -> list[str]:
             problems.append(str(error))
 
     attempt(lambda: read_config(resolve_folder(run.model.path, with_weights=False)))
-    for path in [*as_list(run.data.path), *(as_list(run.eval.path) if run.eval.path else [])]:
-        attempt(open_sources, [path], 0, "train", 1)
+    sources = [*run.data.source_list(), *([SourceConfig(path=run.eval.path)] if run.eval.path else [])]
+    for path in (path for source in sources for path in source.paths()):
+        attempt(open_groups, [SourceConfig(path=path)], 0, "train", 1)
     output = Path(run.output)
     if run.checkpoint.resume == "none" and (
         (output / "metrics.jsonl").exists() or list(output.glob("checkpoints/step-*"))
@@ -148,8 +151,8 @@ def find_missing(run: RunConfig) -> list[str]:
 
 def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
     """Checks, then trains."""
-    run, loaded = resolve(arguments, launch)
     quieten(launch.is_main)
+    run, loaded = resolve(arguments, launch)
     from lift_ds.training import engine  # deepspeed is slow to import; configuration errors come first
     from lift_ds.training.run import execute
 
@@ -158,9 +161,9 @@ def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
     ds_json, _ = resolve_ds_json(
         loaded, arguments.deepspeed, run, launch.world_size, hidden_size, engine.has_accelerator()
     )
-    num_checked = check_first_rows(prepared.data, run.data.check_rows)
+    checked = check_first_rows(prepared.data, run.data.check_rows)
     if launch.is_main:
-        print(describe(run, ds_json, launch, prepared.data, num_checked), flush=True)
+        print(describe(run, ds_json, launch, prepared.data, checked), flush=True)
     if arguments.dry_run:
         if launch.is_main:
             print(yaml.safe_dump({"run": run.model_dump(), "deepspeed": ds_json}, sort_keys=False))
@@ -171,19 +174,20 @@ def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
     engine.stop_distributed()
 
 
-def describe(run: RunConfig, ds_json: dict[str, Any], launch: Launch, data: RunData, num_checked: int) -> str:
+def describe(run: RunConfig, ds_json: dict[str, Any], launch: Launch, data: RunData, checked: FirstRows) -> str:
     """The first lines of a run: where it runs and on what."""
     ranks = "1 rank" if launch.world_size == 1 else f"{launch.world_size} ranks"
     stage = ds_json["zero_optimization"]["stage"]
     hint = " (all slots that the launcher found; --num_gpus 2 asks for two)" if launch.world_size == 1 else ""
     if launch.world_size > run.optim.global_batch:
         hint += f" ({launch.world_size - run.optim.global_batch} of them without a document: raise optim.global_batch)"
+    groups = data.reader.manifest.groups
     precision = "bf16" if ds_json["bf16"]["enabled"] else "float32"
     return (
         f"{ranks}{hint}, ZeRO-{stage}, {precision}, global batch {run.optim.global_batch} = "
         f"{ds_json['gradient_accumulation_steps']} x {ds_json['train_micro_batch_size_per_gpu']} documents a rank\n"
-        f"model {run.model.path}, data {run.data.path}: {data.num_rows} rows, {num_checked} checked; "
-        f"columns {data.reader.columns.named()}\n"
+        f"model {run.model.path}, data {', '.join(group.name for group in groups)}: {data.num_rows} rows, {checked}; "
+        f"columns {', '.join(str(each.named()) for each in data.reader.columns)}\n"
         f"{run.objective.method}, {run.optim.steps} steps -> {run.output}"
     )
 

@@ -1,4 +1,4 @@
-"""Rows as documents."""
+"""Rows as documents: by reference, each with the columns of its source."""
 
 from __future__ import annotations
 
@@ -6,18 +6,23 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from enum import Enum
+from itertools import islice
 
 from lift_ds.config import ColumnsConfig
 
 from .batch import Document
 from .chat import ChatEncoder, TooLongError
-from .lanes import SampleRef
+from .lanes import SampleRef, locate
 from .records import detect_columns, read_conversation
-from .sources import Manifest, Row
+from .sources import Group, Manifest, Row
+
+
+class BadRowError(ValueError):
+    """A row cannot be read or does not fit the columns; `data.on_bad_row` decides what happens."""
 
 
 class Skipped(Enum):
-    """Why a row is left out."""
+    """Why a row gives no document."""
 
     BAD = "bad"
     LONG = "long"
@@ -29,10 +34,11 @@ class RowReader:
     Args:
         manifest: The rows.
         encoder: Text to tokens.
-        columns: The mapping, or `None` to detect it from the first row.
+        columns: The mapping of groups that have none of their own, or `None` to detect it from their first rows.
         system: System text put before every conversation.
-        skip_long: Return `None` for rows that are too long, instead of raising.
+        skip_long: Leave out rows that are too long, instead of raising.
         max_chunks: How many chunks are kept in memory.
+        skip_bad: Leave out rows that cannot be read or do not fit the columns, instead of raising.
     """
 
     def __init__(
@@ -43,15 +49,40 @@ class RowReader:
         system: str | None = None,
         skip_long: bool = False,
         max_chunks: int = 256,
+        skip_bad: bool = False,
     ) -> None:
-        """Detects the columns where none are given."""
-        self.manifest, self.encoder, self.system, self.skip_long = manifest, encoder, system, skip_long
-        self.max_chunks = max_chunks
+        """Detects the columns where none are given.
+
+        Raises:
+            ValueError: They are of no known format, or a file cannot be read.
+        """
+        self.manifest, self.encoder, self.system = manifest, encoder, system
+        self.skip_long, self.skip_bad, self.max_chunks = skip_long, skip_bad, max_chunks
         self._chunks: OrderedDict[int, list[Row]] = OrderedDict()
-        self.columns = columns or detect_columns(self.chunk(0)[0])
+        self._first_chunks = [group.first_chunk for group in manifest.groups]
+        self.columns = [group.columns or columns or self.detect(group) for group in manifest.groups]
+
+    def detect(self, group: Group) -> ColumnsConfig:
+        """The known format of a group's first row that can be read.
+
+        Raises:
+            BadRowError: The first row cannot be read, and such rows are not skipped.
+            ValueError: No row of the first chunk can be read, or it has no known format.
+        """
+        rows = self.chunk(group.first_chunk)
+        readable = next((row for row in rows if row.problem is None), None)
+        first = rows[0] if readable is None or not self.skip_bad else readable
+        if first.problem is not None:
+            raise BadRowError(f"{first.where}: {first.problem}")
+        return detect_columns(first)
 
     def chunk(self, chunk_index: int) -> list[Row]:
-        """Rows of one chunk."""
+        """Rows of one chunk.
+
+        Raises:
+            ValueError: It cannot be decoded; no single row is to blame.
+            ConnectionError: A remote file could not be reached.
+        """
         if chunk_index not in self._chunks:
             self._chunks[chunk_index] = self.manifest.read(chunk_index)
             if len(self._chunks) > self.max_chunks:
@@ -59,38 +90,52 @@ class RowReader:
         self._chunks.move_to_end(chunk_index)
         return self._chunks[chunk_index]
 
-    def try_document(self, ref: SampleRef) -> Document | Skipped:
-        """The tokenised row, or why it is left out."""
-        try:
-            return self.document(ref)
-        except TooLongError:
-            if self.skip_long:
-                return Skipped.LONG
-            raise
-
     def document(self, ref: SampleRef) -> Document:
         """The tokenised row.
 
         Raises:
-            ValueError: The row does not fit the columns, or is too long; the message names file and line.
+            BadRowError: It cannot be read or does not fit the columns; the message names file and line.
+            TooLongError: It has more tokens than are allowed.
+            ValueError: Its chunk cannot be decoded.
+            ConnectionError: A remote file could not be reached.
         """
         row = self.chunk(ref.chunk_index)[ref.row]
+        if row.problem is not None:
+            raise BadRowError(f"{row.where}: {row.problem}")
+        columns = self.columns[bisect_right(self._first_chunks, ref.chunk_index) - 1]
         try:
-            tokens = self.encoder.encode(read_conversation(row, self.columns, self.system), row.where)
+            tokens = self.encoder.encode(read_conversation(row, columns, self.system), row.where)
         except TooLongError:
             raise
         except Exception as error:  # templates and tokenizers raise what they like; the ranks must hear of all of it
             located = (
                 str(error) if str(error).startswith(row.where) else f"{row.where}: {type(error).__name__}: {error}"
             )
-            raise ValueError(located) from error
+            raise BadRowError(located) from error
         return Document(tokens.ids, tokens.response_mask, tokens.filler_mask, ref.sample_id, ref.epoch, row.where)
 
+    def try_document(self, ref: SampleRef) -> Document | Skipped:
+        """The tokenised row, or why it is left out, where such rows are skipped; else the errors of `document`."""
+        try:
+            return self.document(ref)
+        except TooLongError:
+            if self.skip_long:
+                return Skipped.LONG
+            raise
+        except BadRowError:
+            if self.skip_bad:
+                return Skipped.BAD
+            raise
+
     def by_sample_id(self, sample_ids: Iterable[int]) -> Iterator[Document]:
-        """Documents of given rows, as of epoch 0; rows that are too long are left out where they are skipped."""
+        """Documents of given rows, as of epoch 0; rows that are skipped are left out."""
         for sample_id in sample_ids:
-            chunk_index = bisect_right(self.manifest.first_ids, sample_id) - 1
-            row = sample_id - self.manifest.first_ids[chunk_index]
-            document = self.try_document(SampleRef(0, chunk_index, row, sample_id))
-            if not isinstance(document, Skipped):
+            document = self.try_document(locate(self.manifest, 0, sample_id))
+            if isinstance(document, Document):
                 yield document
+
+    def first_rows(self, group: Group, count: int) -> Iterator[SampleRef]:
+        """References of a group's first rows, at most `count`."""
+        first = self.manifest.first_ids[group.first_chunk]
+        ids = islice(range(first, first + group.num_rows), count)
+        return (locate(self.manifest, 0, sample_id) for sample_id in ids)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from lift_ds.config import DataConfig, RunConfig
+from lift_ds.config import DataConfig, RunConfig, SourceConfig
 from lift_ds.data.batch import Document
 from lift_ds.data.chat import ChatEncoder
 from lift_ds.data.lanes import Lanes, choose_held_out
 from lift_ds.data.loader import StepLoader
-from lift_ds.data.reader import RowReader
-from lift_ds.data.sources import BUILTIN_PREFIX, Manifest, open_sources
+from lift_ds.data.reader import BadRowError, RowReader, Skipped
+from lift_ds.data.sources import BUILTIN_PREFIX, Manifest, Retry, open_groups
 from lift_ds.data.stream import PackStream
 from lift_ds.models.families import check_tokenizer, max_length_of, read_config
 from lift_ds.models.weights import NewWeights, SafetensorsFolder, WeightSource, load_tokenizer, resolve_folder
 
 from .draws import make_noise_rule
+
+INDEX_FOLDER = "index"
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class RunData:
         stream: Training rows as packs, in their order.
         held_out: Documents that are never trained on.
         num_rows: Training rows, held-out ones included.
+        manifests: All that was opened; their indexes can be kept once the run has a folder.
     """
 
     encoder: ChatEncoder
@@ -38,11 +42,12 @@ class RunData:
     stream: PackStream
     held_out: list[Document]
     num_rows: int
+    manifests: list[Manifest]
 
-
-def as_list(path: str | list[str]) -> list[str]:
-    """One path or several."""
-    return [path] if isinstance(path, str) else path
+    def save_indexes(self) -> None:
+        """Keeps the files' indexes in the run folder; for one rank to do."""
+        for manifest in self.manifests:
+            manifest.save_indexes()
 
 
 def make_encoder(data: DataConfig, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> ChatEncoder:
@@ -63,30 +68,45 @@ def open_data(run: RunConfig, tokenizer: PreTrainedTokenizerBase, config: Pretra
 
     Raises:
         ValueError: A file is missing, empty or malformed, or a row does not fit the columns.
+        ConnectionError: A server did not answer.
     """
     data = run.data
     encoder = make_encoder(data, tokenizer, config)
     columns = data.columns if data.columns.named() else None
-    paths = as_list(data.path)
+    sources = data.source_list()
+    cache_dir = Path(run.output) / INDEX_FOLDER
 
-    def reader(paths: list[str], split: str, num_rows: int) -> RowReader:
-        manifest = Manifest(open_sources(paths, data.builtin_seed, split, num_rows))
-        max_chunks = max(64, 2 * data.lanes * data.window_chunks)
-        return RowReader(manifest, encoder, columns, data.system, data.on_long == "skip", max_chunks)
+    def reader(sources: list[SourceConfig], split: str, num_rows: int) -> RowReader:
+        groups = open_groups(sources, data.builtin_seed, split, num_rows, Retry())
+        return RowReader(
+            Manifest(groups, cache_dir),
+            encoder,
+            columns,
+            data.system,
+            skip_long=data.on_long == "skip",
+            max_chunks=max(64, 2 * data.lanes * data.window_chunks),
+            skip_bad=data.on_bad_row == "skip",
+        )
 
-    training = reader(paths, "train", data.builtin_rows)
+    training = reader(sources, "train", data.builtin_rows)
+    manifests = [training.manifest]
     held_out_ids: set[int] = set()
     held_out: list[Document] = []
     if run.eval.rows:
-        is_builtin = all(path.startswith(BUILTIN_PREFIX) for path in paths)
+        is_builtin = all(path.startswith(BUILTIN_PREFIX) for source in sources for path in source.paths())
         if run.eval.path is not None or is_builtin:
-            apart = reader(as_list(run.eval.path or paths), "test", run.eval.rows)
+            named = [SourceConfig(path=run.eval.path)] if run.eval.path is not None else sources
+            apart = reader(named, "test", run.eval.rows)
+            manifests.append(apart.manifest)
             held_out = list(apart.by_sample_id(range(min(run.eval.rows, apart.manifest.num_rows))))
         else:
             held_out_ids = choose_held_out(training.manifest, run.eval.rows, run.seed)
             held_out = list(training.by_sample_id(sorted(held_out_ids)))
         if not held_out:
-            raise ValueError("every held-out row is longer than data.max_length and skipped; raise it.")
+            raise ValueError(
+                "every held-out row is longer than data.max_length, or bad, and skipped; raise data.max_length, or set "
+                "data.on_bad_row=error to see what is wrong."
+            )
     lanes = Lanes(training.manifest, held_out_ids, data.lanes, data.window_chunks, run.seed)
     capacity = None if data.packing == "none" else data.pack_length or encoder.max_length
     if capacity is not None and capacity < encoder.max_length:
@@ -94,17 +114,50 @@ def open_data(run: RunConfig, tokenizer: PreTrainedTokenizerBase, config: Pretra
             f"data.pack_length={capacity} is less than data.max_length={encoder.max_length}: rows between would fit no "
             "pack; lower data.max_length or raise data.pack_length."
         )
-    return RunData(encoder, training, PackStream(lanes, training, capacity), held_out, training.manifest.num_rows)
+    stream = PackStream(lanes, training, capacity)
+    return RunData(encoder, training, stream, held_out, training.manifest.num_rows, manifests)
 
 
-def check_first_rows(data: RunData, count: int) -> int:
-    """Reads and tokenises the first rows, so that bad ones are found before training; returns how many.
+@dataclass(frozen=True)
+class FirstRows:
+    """What was found in the first rows: how many are good, and how many are skipped, by reason."""
+
+    num_good: int
+    num_bad: int
+    num_long: int
+
+    def __str__(self) -> str:
+        """As the first lines of a run show it."""
+        skipped = [(self.num_bad, "bad"), (self.num_long, "too long")]
+        parts = [f"{count} {reason}" for count, reason in skipped if count]
+        checked = f"{self.num_good + self.num_bad + self.num_long} checked"
+        return f"{checked} ({', '.join(parts)}: skipped)" if parts else checked
+
+
+def check_first_rows(data: RunData, count: int) -> FirstRows:
+    """Reads and tokenises the first rows of every source, so that bad ones are found before training.
+
+    Args:
+        data: What was opened.
+        count: Rows in all; shared evenly by the sources.
 
     Raises:
-        ValueError: A row is malformed or too long; the message names file and line.
+        ValueError: A row is malformed or too long and not skipped, or a source has bad rows only; the message names
+            file and line.
     """
-    first_rows = range(min(count, data.num_rows))
-    return sum(1 for _ in data.reader.by_sample_id(first_rows))
+    groups = data.reader.manifest.groups
+    totals: Counter[Skipped | None] = Counter()
+    for group in groups:
+        refs = list(data.reader.first_rows(group, -(-count // len(groups))))
+        found = [data.reader.try_document(ref) for ref in refs]
+        counts = Counter(each if isinstance(each, Skipped) else None for each in found)
+        if refs and counts[Skipped.BAD] == len(refs):
+            try:
+                data.reader.document(refs[0])
+            except BadRowError as error:
+                raise ValueError(f"{group.name}: none of the first {len(refs)} rows can be used: {error}") from error
+        totals += counts
+    return FirstRows(totals[None], totals[Skipped.BAD], totals[Skipped.LONG])
 
 
 def make_loader(

@@ -107,6 +107,7 @@ def compute_step(
         micro_batches = buffers.fill(micro_batches)
     totals = StepTotals()
     totals.add(num_tokens=plan.batch.num_tokens, num_skipped=plan.batch.num_skipped)
+    totals.add(num_bad_rows=plan.batch.num_bad_rows)
     num_micro_batches = engine.num_micro_batches * engine.world_size
     for place, on_cpu in enumerate(micro_batches):
         scale = document_scale(on_cpu, run.objective.normalizer, plan.totals, num_micro_batches)

@@ -55,6 +55,7 @@ def execute(prepared: Prepared, source: WeightSource, ds_json: dict[str, Any], i
     metrics = None
     if is_main:
         output.mkdir(parents=True, exist_ok=True)
+        prepared.data.save_indexes()
         metrics = MetricsFile(output / "metrics.jsonl")
     progress = make_progress(is_main, run.optim.steps, f"lift_ds  {run.objective.method}  {output}", output / "log.txt")
     stop = StopRequest()

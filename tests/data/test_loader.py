@@ -231,7 +231,7 @@ def test_a_changed_file_is_noticed(path, tokenizer, tmp_path):
     state = make_loader(path, tokenizer).stream.state()
     other = tmp_path / "rows.jsonl"
     other.write_text('{"prompt": "q", "response": "r"}\n' * 50)
-    with pytest.raises(ValueError, match="data files"):
+    with pytest.raises(ValueError, match="rows.jsonl has changed"):
         make_loader(str(other), tokenizer, state=state)
 
 

@@ -1,0 +1,23 @@
+"""Where rows come from: files on this machine or behind a URL, hub data sets, built-in tasks."""
+
+from .base import Chunk, Row, Source, SourceIndex
+from .builtin import BUILTIN_PREFIX, Builtin
+from .listing import FILE_KINDS, open_groups, open_sources
+from .manifest import Group, Manifest, SourceGroup
+from .storage import Retry
+
+__all__ = [
+    "BUILTIN_PREFIX",
+    "FILE_KINDS",
+    "Builtin",
+    "Chunk",
+    "Group",
+    "Manifest",
+    "Retry",
+    "Row",
+    "Source",
+    "SourceGroup",
+    "SourceIndex",
+    "open_groups",
+    "open_sources",
+]

@@ -1,0 +1,166 @@
+"""From what a config names (files, folders, globs, URLs, hub data sets, built-in names) to sources."""
+
+from __future__ import annotations
+
+import glob
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from lift_ds.config import SourceConfig
+
+from .base import Source
+from .builtin import BUILTIN_PREFIX, Builtin
+from .columnar import Arrow, Parquet
+from .hub import HUB_PREFIX, resolve_hub
+from .json_files import COMPRESSIONS, JsonLines, JsonList
+from .manifest import SourceGroup
+from .storage import DataFile, Retry, is_remote, open_filesystem
+
+FILE_KINDS: dict[str, Callable[[str, Retry], Source]] = {
+    ".jsonl": JsonLines,
+    ".json": JsonList,
+    ".parquet": Parquet,
+    ".arrow": Arrow,
+    ".feather": Arrow,
+    ".jsonl.gz": JsonLines,
+    ".jsonl.zst": JsonLines,
+    ".json.gz": JsonList,
+    ".json.zst": JsonList,
+}
+NO_DATA_NAMES = ("dataset_info.json", "dataset_infos.json", "state.json")  # what `datasets` writes beside its rows
+SPLITS_NAME = "dataset_dict.json"
+
+
+def ending_of(path: str) -> str | None:
+    """The known ending of a path, or `None`; the query of a URL is not part of its name."""
+    name = (path.partition("?")[0] if is_remote(path) else path).lower()
+    return next((ending for ending in FILE_KINDS if name.endswith(ending)), None)
+
+
+def open_groups(
+    sources: list[SourceConfig], seed: int, split: str, builtin_rows: int, retry: Retry | None = None
+) -> list[SourceGroup]:
+    """One group for each configured source; the other arguments and errors are those of `open_sources`."""
+    groups = []
+    for config in sources:
+        paths = config.paths()
+        columns = config.columns if config.columns.named() else None
+        opened = open_sources(paths, seed, split, builtin_rows, retry)
+        groups.append(SourceGroup(", ".join(paths), opened, config.weight, columns))
+    return groups
+
+
+def open_sources(
+    paths: list[str], seed: int, split: str, builtin_rows: int, retry: Retry | None = None
+) -> list[Source]:
+    """Sources for files, globs, folders, URLs, hub data sets and built-in names.
+
+    Args:
+        paths: As given in `data.path`.
+        seed: Data seed of built-in tasks.
+        split: Split of built-in tasks.
+        builtin_rows: How many rows a built-in source has.
+        retry: How often remote reads are tried; default: as `Retry` says.
+
+    Raises:
+        ValueError: A path does not exist, or its ending is not known.
+        ConnectionError: A server did not answer.
+    """
+    retry = retry or Retry()
+    sources: list[Source] = []
+    for path in paths:
+        if path.startswith(BUILTIN_PREFIX):
+            sources.append(Builtin(path, seed, split, builtin_rows))
+        elif path.startswith(HUB_PREFIX):
+            sources += [open_hub_file(file, retry) for file in resolve_hub(path, retry, set(FILE_KINDS))]
+        else:
+            sources += [FILE_KINDS[str(ending_of(file))](file, retry) for file in expand(path, retry)]
+    warn_of_compressed([source.name for source in sources])
+    return sources
+
+
+def open_hub_file(file: str, retry: Retry) -> Source:
+    """The source of a data set's file. Hub data sets keep JSON lines in .json files too: the first byte tells."""
+    kind = FILE_KINDS[str(ending_of(file))]
+    if kind is JsonList:
+        with JsonList(file, retry).open_text() as text:
+            if text.read(64).lstrip().startswith(b"{"):
+                return JsonLines(file, retry)
+    return kind(file, retry)
+
+
+def warn_of_compressed(names: list[str]) -> None:
+    """Says what compressed files cost."""
+    packed = [name for name in names if (ending_of(name) or "").endswith(tuple(COMPRESSIONS))]
+    if packed:
+        others = f" and {len(packed) - 1} more" if len(packed) > 1 else ""
+        warnings.warn(
+            f"{packed[0]}{others}: a compressed file is one chunk: all of it is read, and kept in memory, to get any "
+            "row. Write parquet or plain .jsonl where it is large.",
+            stacklevel=2,
+        )
+
+
+def expand(path: str, retry: Retry) -> list[str]:
+    """The files behind one path, glob or folder (with all folders in it), sorted; empty ones are left out, and said.
+
+    Raises:
+        ValueError: Nothing is there, the ending of a file is not known, or a file that is named is empty.
+        ConnectionError: A server did not answer.
+    """
+    found, is_listing = list_remote(path, retry) if is_remote(path) else list_local(path)
+    if not found:
+        raise ValueError(f"data.path={path!r}: no such file, or no {', '.join(FILE_KINDS)} file in it.")
+    for file in found:
+        if ending_of(file) is None:
+            raise ValueError(f"data.path: {file}: unknown ending; allowed: {', '.join(FILE_KINDS)}.")
+    empty = [file for file in found if DataFile(file, retry).size == 0]
+    if empty and (not is_listing or len(empty) == len(found)):
+        raise ValueError(f"data.path: {empty[0]} is empty.")
+    for file in empty:
+        warnings.warn(f"{file} is empty: no rows come from it.", stacklevel=2)
+    return [file for file in found if file not in empty]
+
+
+def list_local(path: str) -> tuple[list[str], bool]:
+    """Files of this machine, and whether they were listed rather than named."""
+    folder = Path(path)
+    if not folder.is_dir():
+        if glob.has_magic(path) and not folder.is_file():
+            return sorted(file for file in glob.glob(path, recursive=True) if Path(file).is_file()), True
+        return [path] * folder.is_file(), False
+    if (folder / SPLITS_NAME).is_file():
+        splits = ", ".join(sorted(each.name for each in folder.iterdir() if each.is_dir()))
+        raise ValueError(f"data.path={path!r}: holds several splits; name the folder of one of them: {splits}.")
+    files = [file for file in folder.rglob("*") if file.is_file() and is_data(str(file.relative_to(folder)))]
+    return sorted(map(str, files)), True
+
+
+def list_remote(path: str, retry: Retry) -> tuple[list[str], bool]:
+    """Remote files with their protocol, and whether they were listed rather than named.
+
+    A `?` is the query of a URL here, not a wild card.
+    """
+    filesystem, inner = open_filesystem(path)
+    if glob.has_magic(path.replace("?", "")):
+        names = retry.call(lambda: filesystem.glob(inner), path)
+    else:
+        try:
+            info = retry.call(lambda: filesystem.info(inner), path)
+        except FileNotFoundError:
+            return [], False
+        if info["type"] != "directory" and not path.endswith("/"):
+            return [path], False
+        names = retry.call(lambda: filesystem.find(inner), path)
+        prefix = filesystem._strip_protocol(path).rstrip("/")
+        names = [name for name in names if is_data(str(name).removeprefix(prefix).lstrip("/"))]
+    return sorted(str(filesystem.unstrip_protocol(name)) for name in names), True
+
+
+def is_data(relative: str) -> bool:
+    """Whether a file of a folder is data: a known ending, nothing hidden, nothing that describes the rows."""
+    parts = relative.replace("\\", "/").split("/")
+    return (
+        ending_of(relative) is not None and parts[-1] not in NO_DATA_NAMES and not any(p.startswith(".") for p in parts)
+    )

@@ -1,0 +1,199 @@
+"""All rows of some sources, numbered; that number is a row's sample id."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from lift_ds.config import ColumnsConfig
+
+from .base import Row, Source, SourceIndex, SourceSignature
+from .index_cache import load_index, save_index
+
+SCAN_THREADS = 8
+
+
+@dataclass(frozen=True)
+class SourceGroup:
+    """Sources that are mixed as one.
+
+    Args:
+        name: What messages call it.
+        sources: At least one.
+        weight: Share of the draws, relative to the other groups'; `None` leaves it to the number of rows.
+        columns: The mapping of its rows, or `None` to detect it.
+    """
+
+    name: str
+    sources: Sequence[Source]
+    weight: float | None = None
+    columns: ColumnsConfig | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Where the rows of a `SourceGroup` stand in the manifest.
+
+    Args:
+        name: What messages call it.
+        weight: Share of the draws, relative to the other groups', or `None`.
+        first_chunk: Number of its first chunk.
+        num_chunks: At least 1; they follow each other.
+        num_rows: At least 1.
+        columns: The mapping of its rows, or `None` to detect it.
+    """
+
+    name: str
+    weight: float | None
+    first_chunk: int
+    num_chunks: int
+    num_rows: int
+    columns: ColumnsConfig | None = None
+
+
+@dataclass(frozen=True)
+class _Scanned:
+    """A source with its index; `is_new` where that was made now, and not read from the cache."""
+
+    source: Source
+    index: SourceIndex
+    signature: SourceSignature | None
+    is_new: bool
+
+
+class Manifest:
+    """All chunks of some sources, with every row numbered.
+
+    Attributes:
+        chunks: In order.
+        first_ids: Sample id of each chunk's first row, and the number of rows at the end.
+        groups: Consecutive ranges of chunks, one for each group of sources.
+    """
+
+    def __init__(self, sources: Sequence[Source] | Sequence[SourceGroup], cache_dir: Path | None = None) -> None:
+        """Lists the chunks.
+
+        Args:
+            sources: Groups, or plain sources as one group without a weight.
+            cache_dir: Folder of kept indexes; see `save_indexes`.
+
+        Raises:
+            ValueError: A group has no row, or a file cannot be read as its ending says.
+            ConnectionError: A remote file could not be reached.
+        """
+        self.cache_dir = cache_dir
+        given = as_groups(sources)
+        with ThreadPoolExecutor(SCAN_THREADS) as pool:  # what a remote file costs is waiting
+            self._scanned = list(pool.map(self._scan, (source for group in given for source in group.sources)))
+        listed = [(each.source, chunk) for each in self._scanned for chunk in each.index.chunks]
+        self.chunks = [chunk for _, chunk in listed]
+        self._owners = [source for source, _ in listed]
+        self.first_ids = list(accumulate((chunk.num_rows for chunk in self.chunks), initial=0))
+        self.num_rows = self.first_ids[-1]
+        self.groups = self._place(given)
+        self.digest = self._digest()
+
+    def _scan(self, source: Source) -> _Scanned:
+        signature = source.signature()
+        if self.cache_dir is not None and signature is not None:
+            kept = load_index(self.cache_dir, source.name, signature)
+            if kept is not None:
+                return _Scanned(source, kept, signature, is_new=False)
+        return _Scanned(source, source.scan(), signature, is_new=True)
+
+    def _place(self, given: Sequence[SourceGroup]) -> list[Group]:
+        groups, first_chunk, scanned = [], 0, iter(self._scanned)
+        for group in given:
+            chunks = [chunk for _ in group.sources for chunk in next(scanned).index.chunks]
+            num_rows = sum(chunk.num_rows for chunk in chunks)
+            if num_rows == 0:
+                names = ", ".join(source.name for source in group.sources)
+                raise ValueError(f"no rows in {names or group.name}; at least one is needed.")
+            groups.append(Group(group.name, group.weight, first_chunk, len(chunks), num_rows, group.columns))
+            first_chunk += len(chunks)
+        return groups
+
+    def _digest(self) -> str:
+        """Hash of all chunks and contents, without the folders they are in."""
+        listed = [
+            [
+                Path(each.source.name).name,
+                each.index.content_hash,
+                [[chunk.start, chunk.num_rows, chunk.first_line, chunk.num_bytes] for chunk in each.index.chunks],
+            ]
+            for each in self._scanned
+        ]
+        return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+
+    def read(self, chunk_index: int) -> list[Row]:
+        """The rows of chunk number `chunk_index`.
+
+        Raises:
+            ValueError: It cannot be decoded, or has not the rows that the index lists.
+            ConnectionError: A remote file could not be reached.
+        """
+        chunk = self.chunks[chunk_index]
+        rows = self._owners[chunk_index].read(chunk)
+        if len(rows) != chunk.num_rows:
+            raise ValueError(
+                f"{chunk.source}: {len(rows)} rows where {chunk.num_rows} were listed; the file was changed while it "
+                "was in use. Leave data files alone during a run, and start again from a checkpoint."
+            )
+        return rows
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """Content hash by file name, in order; files of the same name are numbered."""
+        found: dict[str, str] = {}
+        for each in self._scanned:
+            name = label = Path(each.source.name).name
+            number = 1
+            while label in found:
+                number += 1
+                label = f"{name} ({number})"
+            found[label] = each.index.content_hash
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps to know the data again: `digest`, and `files` as content hash by name."""
+        return {"digest": self.digest, "files": dict(self.files)}
+
+    def find_changes(self, state: dict[str, Any]) -> list[str]:
+        """What differs from the data of a checkpoint, a line for each file; empty where the rows are the same.
+
+        Args:
+            state: What `state` returned.
+        """
+        if state["digest"] == self.digest:
+            return []
+        before, now = state["files"], self.files
+        changes = [f"{name} is missing" for name in before if name not in now]
+        changes += [f"{name} is new" for name in now if name not in before]
+        changes += [f"{name} has changed" for name in now if name in before and now[name] != before[name]]
+        return changes or ["the same files are in another order, or cut into other chunks"]
+
+    def save_indexes(self) -> None:
+        """Keeps the indexes that were made anew in `cache_dir`, if there is one.
+
+        Not done when the manifest is made: several ranks make the same one, before the run has a folder.
+
+        Raises:
+            OSError: The folder cannot be written.
+        """
+        for each in self._scanned:
+            if self.cache_dir is not None and each.is_new and each.signature is not None:
+                save_index(self.cache_dir, each.signature, each.index)
+
+
+def as_groups(sources: Sequence[Source] | Sequence[SourceGroup]) -> list[SourceGroup]:
+    """The groups, or one group of plain sources."""
+    groups = [each for each in sources if isinstance(each, SourceGroup)]
+    plain = [each for each in sources if isinstance(each, Source)]
+    return groups or [SourceGroup(", ".join(source.name for source in plain), plain)]

@@ -13,6 +13,7 @@ from lift_ds.data.chat import ChatEncoder
 from lift_ds.data.lanes import Lanes, choose_held_out
 from lift_ds.data.loader import RowReader, StepLoader
 from lift_ds.data.sources import BUILTIN_PREFIX, Manifest, open_sources
+from lift_ds.data.templates import use_template
 from lift_ds.models.families import check_tokenizer, max_length_of, read_config
 from lift_ds.models.weights import NewWeights, SafetensorsFolder, WeightSource, load_tokenizer, resolve_folder
 
@@ -44,7 +45,12 @@ def as_list(path: str | list[str]) -> list[str]:
 
 
 def make_encoder(data: DataConfig, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> ChatEncoder:
-    """The encoder that the config asks for."""
+    """The encoder that the config asks for.
+
+    Raises:
+        ValueError: `data.chat_template` names no template, or not one of this tokenizer.
+    """
+    use_template(tokenizer, data.chat_template)
     return ChatEncoder(
         tokenizer,
         end_token_id=int(config.eos_token_id),

@@ -150,6 +150,9 @@ def common_prefix_tokens(tokenizer: PreTrainedTokenizerBase, end_and_invite: str
     while end_ids and start_ids and end_ids[-1] == start_ids[-1]:
         end_ids.pop()
         start_ids.pop()
-    end_of_turn = str(tokenizer.decode(end_ids))
+    for length in range(len(end_and_user) + 1):  # decoding would lose what a tokenizer normalises
+        end_of_turn = end_and_user[:length]
+        if tokenizer(end_of_turn, add_special_tokens=False).input_ids == end_ids:
+            break
     assert end_and_invite.startswith(end_of_turn), (end_and_invite, end_of_turn)
     return end_of_turn

@@ -6,6 +6,8 @@ word, so the ids differ from those the model was trained with. Here sentencepiec
 
 from __future__ import annotations
 
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,11 @@ class SentencePieceTokenizer(SentencePieceBackend):
     """Unigram and BPE models of sentencepiece; their control symbols (`<s>`, `<|eot_id|>`) are special tokens."""
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Text of pieces; bytes that make up a character are joined, which the parent leaves apart."""
-        return str(self.sp_model.decode(tokens))
+        """Text of pieces: bytes that make up a character are joined, control symbols are written out."""
+        is_control = [bool(self.sp_model.is_control(self.sp_model.piece_to_id(token))) for token in tokens]
+        runs = groupby(zip(is_control, tokens, strict=True), key=itemgetter(0))
+        pieces = [(control, [token for _, token in run]) for control, run in runs]
+        return "".join("".join(run) if control else str(self.sp_model.decode(run)) for control, run in pieces)
 
 
 def load_sentencepiece(folder: Path) -> SentencePieceTokenizer:

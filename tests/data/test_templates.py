@@ -7,11 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from lift_ds.config import DataConfig
 from lift_ds.data.chat import ChatEncoder
 from lift_ds.data.records import Conversation
 from lift_ds.data.rendering import find_invitation
 from lift_ds.data.shapes import watch_template
 from lift_ds.data.templates import TEMPLATES, use_template
+from lift_ds.models.families import read_config
+from lift_ds.training.data import make_encoder
 from tests.conftest import BASE, smollm2_tokenizer
 
 HEADER = "<|start_header_id|>assistant<|end_header_id|>\n\n"
@@ -270,3 +273,11 @@ def test_a_chat_without_a_template_names_the_key():
     assert len(encoder.encode(Conversation(text="2+2=4"), "x").ids)
     with pytest.raises(ValueError, match=r"rows.jsonl:7: a chat, but .* data.chat_template=llada"):
         encoder.encode(chat(["user", "assistant"], ["a", "b"]), "rows.jsonl:7")
+
+
+def test_the_config_s_template_reaches_the_encoder():
+    model_config, turns = read_config(BASE), [{"role": "user", "content": "Hi"}]
+    encoder = make_encoder(DataConfig(chat_template="llama3"), AutoTokenizer.from_pretrained(BASE), model_config)
+    assert encoder.renderer.render(turns, invite=False).endswith("Hi<|eot_id|>")
+    encoder = make_encoder(DataConfig(), AutoTokenizer.from_pretrained(BASE), model_config)
+    assert encoder.renderer.render(turns, invite=False).endswith("Hi<|eot_id|>" + HEADER)

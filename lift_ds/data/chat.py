@@ -2,11 +2,13 @@
 
 What is learned comes from rendered prefixes: the text that the template adds when one more assistant turn is appended,
 between the header that invites it and the header of the next turn. Prompts and targets are tokenised apart, as they
-are when the model is used, so no token spans the border.
+are when the model is used, so no token spans the border. What looks like a special token in a message stays text; see
+`text_ids.TextTokenizer`. Plain text without messages is taken as its author rendered it, special tokens included.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,9 +16,10 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from .records import Conversation
+from .rendering import ChatRenderer, TrainOn
+from .text_ids import TextTokenizer
 
 PadTargets = Literal["none", "one_eos", "all"]
-TrainOn = Literal["all", "last"]
 
 
 class TooLongError(ValueError):
@@ -56,15 +59,15 @@ class ChatEncoder:
         train_on: TrainOn = "all",
         truncate: bool = False,
     ) -> None:
-        """Stores the settings and finds out how the template invites an answer."""
+        """Stores the settings and looks at tokenizer and template."""
         self.tokenizer = tokenizer
         self.end_token_id = end_token_id
         self.max_length = max_length
         self.pad_targets = pad_targets
         self.pad_to_multiple = pad_to_multiple
-        self.train_on = train_on
         self.truncate = truncate
-        self.invitation = find_invitation(tokenizer) if tokenizer.chat_template else ""
+        self.text = TextTokenizer(tokenizer)
+        self.renderer = ChatRenderer(tokenizer, self.text, train_on)
 
     def answer_text(self, ids: list[int]) -> str:
         """Text of generated ids before the first special token: the end of the turn or of the answer."""
@@ -74,14 +77,7 @@ class ChatEncoder:
 
     def prompt_ids(self, messages: list[dict[str, str]]) -> list[int]:
         """Token ids of a conversation that the assistant is to continue."""
-        return self.tokenizer(self.render(messages, invite=True), add_special_tokens=False).input_ids
-
-    def render(self, messages: list[dict[str, str]] | tuple[dict[str, str], ...], invite: bool) -> str:
-        """Text of the messages, with or without the assistant's header at the end, whatever the template's habit."""
-        text = str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=invite))
-        if invite:
-            return text
-        return text.removesuffix(self.invitation) if messages[-1]["role"] == "assistant" else text
+        return self.text.ids([self.renderer.render(self.renderer.marked(messages), invite=True)])[0]
 
     def encode(self, conversation: Conversation, where: str) -> Tokens:
         """Tokens of one conversation.
@@ -92,40 +88,76 @@ class ChatEncoder:
 
         Raises:
             TooLongError: It has more than `max_length` tokens and is not cut, or its prompt alone is too long.
-            ValueError: The template changes earlier turns when a turn is added.
+            ValueError: There is no template for a chat, the template raises or changes earlier turns when a turn is
+                added, or a text has a lone surrogate; the message begins with `where`.
         """
-        if conversation.text is not None:
-            segments = [(conversation.text, True)]
-        else:
-            segments = self.segments(conversation.messages, where)
-        encoded = self.tokenizer([text for text, _ in segments], add_special_tokens=False).input_ids
-        ids = [token for part in encoded for token in part]
-        response = [learned for part, (_, learned) in zip(encoded, segments, strict=True) for _ in part]
-        end = self.end_tokens(len(encoded[-1]))
-        num_end = len(end)
-        num_filler = max(num_end - 1, 0)
-        ids, response = ids + end, response + [True] * num_end
-        filler = [False] * (len(ids) - num_filler) + [True] * num_filler
-        if len(ids) > self.max_length:
-            ids, response, filler = self.shorten(ids, response, filler, where)
-        return Tokens(np.array(ids, dtype=np.int64), np.array(response, dtype=bool), np.array(filler, dtype=bool))
+        (tokens,) = self.encode_batch([conversation], [where])
+        if isinstance(tokens, Exception):
+            raise tokens
+        return tokens
 
-    def segments(self, messages: tuple[dict[str, str], ...], where: str) -> list[tuple[str, bool]]:
-        """(text, learned) pieces of a chat, from rendered prefixes."""
-        answers = [place for place, turn in enumerate(messages) if turn["role"] == "assistant"]
-        learned = answers if self.train_on == "all" else answers[-1:]
-        pieces, done = [], ""
-        for place in learned:
-            before = self.render(messages[:place], invite=True)
-            after = self.render(messages[: place + 1], invite=False)
-            if not before.startswith(done) or not after.startswith(before):
-                raise ValueError(
-                    f"{where}: the chat template rewrites earlier turns when turn {place + 1} is added, so the "
-                    "response cannot be marked; use data.train_on=last or another template."
-                )
-            pieces += [(before[len(done) :], False), (after[len(before) :], True)]
-            done = after
-        return pieces
+    def encode_batch(self, conversations: Sequence[Conversation], wheres: Sequence[str]) -> list[Tokens | Exception]:
+        """Tokens of many conversations, tokenised in one call.
+
+        Args:
+            conversations: As `encode` takes them.
+            wheres: File and line of each, for messages.
+
+        Returns:
+            For each its tokens, or the error that `encode` raises of it; one bad row leaves the others alone.
+        """
+        rows = [self._attempt_segments(each, where) for each, where in zip(conversations, wheres, strict=True)]
+        texts = [text for row in rows if not isinstance(row, Exception) for text, _ in row]
+        try:
+            parts = iter(self.text.ids(texts))
+        except Exception as error:  # of one row at least; each alone shows which
+            if len(rows) == 1:
+                return [located(error, conversations[0], wheres[0])]
+            return [self.encode_batch([each], [where])[0] for each, where in zip(conversations, wheres, strict=True)]
+        found: list[Tokens | Exception] = []
+        for row, where in zip(rows, wheres, strict=True):
+            if isinstance(row, Exception):
+                found.append(row)
+                continue
+            encoded = [next(parts) for _ in row]
+            try:
+                found.append(self.assemble(encoded, [is_learned for _, is_learned in row], where))
+            except TooLongError as error:
+                found.append(error)
+        return found
+
+    def _attempt_segments(self, conversation: Conversation, where: str) -> list[tuple[str, bool]] | Exception:
+        try:
+            if conversation.text is None:
+                return self.renderer.segments(conversation.messages, where)
+            self.text.refuse_marks(conversation.text)
+            return [(conversation.text, True)]
+        except Exception as error:  # templates raise what they like, and the other rows of the batch go on
+            return located(error, conversation, where)
+
+    def assemble(self, encoded: list[list[int]], learned: list[bool], where: str) -> Tokens:
+        """The tokens of a row with end tokens and masks.
+
+        Args:
+            encoded: Token ids of every segment.
+            learned: Whether each is learned.
+            where: File and line, for messages.
+
+        Raises:
+            TooLongError: See `encode`.
+        """
+        end = self.end_tokens(len(encoded[-1]))
+        ids = np.array([token for part in encoded for token in part] + end, dtype=np.int64)
+        response, filler = np.ones(len(ids), dtype=bool), np.zeros(len(ids), dtype=bool)
+        start = 0
+        for part, is_learned in zip(encoded, learned, strict=True):
+            response[start : start + len(part)] = is_learned
+            start += len(part)
+        filler[len(ids) - max(len(end) - 1, 0) :] = True
+        limit = self.max_length
+        if len(ids) > limit:
+            self.check_length(len(ids), int(response.argmax()) if response.any() else len(ids), where)
+        return Tokens(ids[:limit], response[:limit], filler[:limit])
 
     def end_tokens(self, response_length: int) -> list[int]:
         """The end tokens that follow the last response, by `pad_targets`."""
@@ -136,54 +168,31 @@ class ChatEncoder:
             count += -(response_length + 1) % self.pad_to_multiple
         return [self.end_token_id] * count
 
-    def shorten(
-        self, ids: list[int], response: list[bool], filler: list[bool], where: str
-    ) -> tuple[list[int], list[bool], list[bool]]:
-        """The first `max_length` tokens, where cutting is allowed and leaves something to learn."""
+    def check_length(self, length: int, prompt_length: int, where: str) -> None:
+        """Refuses a row above `max_length` unless cutting it is allowed and leaves something to learn."""
         limit = self.max_length
-        prompt_length = response.index(True) if True in response else len(ids)
         if prompt_length >= limit:
             raise TooLongError(f"{where}: the prompt alone has {prompt_length} tokens; data.max_length is {limit}.")
         if not self.truncate:
             raise TooLongError(
-                f"{where}: {len(ids)} tokens, more than data.max_length={limit}. "
+                f"{where}: {length} tokens, more than data.max_length={limit}. "
                 "Raise it, or set data.on_long to skip or truncate."
             )
-        return ids[:limit], response[:limit], filler[:limit]
 
 
-def find_invitation(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The header that a template appends to invite the assistant's turn.
-
-    Some templates (LLaDA's) append it always, whatever `add_generation_prompt` says. It is then what follows the end
-    of turn after the last message; the end of turn is what precedes the known header of a user's turn.
-    """
-
-    def render(roles: str, invite: bool) -> str:
-        names = {"u": "user", "a": "assistant"}
-        turns = [{"role": names[role], "content": f"<{place}>"} for place, role in enumerate(roles)]
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=invite))
-
-    invited, plain = render("u", True), render("u", False)
-    if invited != plain:
-        return invited[len(plain) :]
-    after_user = invited.split("<0>")[1]
-    user_to_assistant = render("ua", False).split("<0>")[1].split("<1>")[0]
-    if after_user != user_to_assistant:
-        return ""
-    after_answer_then_user = render("uau", False).split("<1>")[1].split("<2>")[0]
-    start_then_user = invited.split("<0>")[0]
-    end_of_turn = common_prefix_tokens(tokenizer, after_user, after_answer_then_user, start_then_user)
-    return after_user[len(end_of_turn) :]
-
-
-def common_prefix_tokens(tokenizer: PreTrainedTokenizerBase, end_and_invite: str, end_and_user: str, start: str) -> str:
-    """The end of turn: `end_and_user` without the user's header, which it shares, token by token, with `start`."""
-    end_ids = tokenizer(end_and_user, add_special_tokens=False).input_ids
-    start_ids = tokenizer(start, add_special_tokens=False).input_ids
-    while end_ids and start_ids and end_ids[-1] == start_ids[-1]:
-        end_ids.pop()
-        start_ids.pop()
-    end_of_turn = str(tokenizer.decode(end_ids))
-    assert end_and_invite.startswith(end_of_turn), (end_and_invite, end_of_turn)
-    return end_of_turn
+def located(error: Exception, conversation: Conversation, where: str) -> ValueError:
+    """The error of a template or tokenizer with its place, or a clearer one where a text is no Unicode."""
+    texts = [message["content"] for message in conversation.messages] or [conversation.text or ""]
+    message = str(error) if str(error).startswith(where) else f"{where}: {type(error).__name__}: {error}"
+    for number, text in enumerate(texts, start=1):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as cause:
+            message = (
+                f"{where}: text {number} of {len(texts)} has the lone surrogate {text[cause.start]!r} at character "
+                f"{cause.start}, which is no text; remove it or repair the escape that made it."
+            )
+            break
+    found = ValueError(message)
+    found.__cause__ = error
+    return found

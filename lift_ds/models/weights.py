@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTr
 from lift_ds.rng import Stream, keyed_generator
 
 from .families import check_tokenizer, family_of, read_config
+from .sentencepiece_tokenizer import load_sentencepiece
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -120,10 +121,14 @@ def resolve_folder(path: str, with_weights: bool = True) -> Path:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
-    """The folder's tokenizer, or `None` where it has none."""
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
-        return None
-    return AutoTokenizer.from_pretrained(folder)
+    """The folder's tokenizer, or `None` where it has none.
+
+    Raises:
+        ValueError: All it has is a `tokenizer.model` that is no sentencepiece model.
+    """
+    if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        return AutoTokenizer.from_pretrained(folder)
+    return load_sentencepiece(folder) if (folder / "tokenizer.model").is_file() else None
 
 
 def check_names(wanted: dict[str, torch.Size], found: dict[str, torch.Size], label: str) -> None:

@@ -16,6 +16,7 @@ from lift_ds.data.loader import StepLoader
 from lift_ds.data.reader import BadRowError, RowReader, Skipped
 from lift_ds.data.sources import BUILTIN_PREFIX, Manifest, Retry, open_groups
 from lift_ds.data.stream import PackStream
+from lift_ds.data.templates import use_template
 from lift_ds.models.families import check_tokenizer, max_length_of, read_config
 from lift_ds.models.weights import NewWeights, SafetensorsFolder, WeightSource, load_tokenizer, resolve_folder
 
@@ -51,7 +52,12 @@ class RunData:
 
 
 def make_encoder(data: DataConfig, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> ChatEncoder:
-    """The encoder that the config asks for."""
+    """The encoder that the config asks for.
+
+    Raises:
+        ValueError: `data.chat_template` names no template, or not one of this tokenizer.
+    """
+    use_template(tokenizer, data.chat_template)
     return ChatEncoder(
         tokenizer,
         end_token_id=int(config.eos_token_id),

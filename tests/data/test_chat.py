@@ -1,8 +1,9 @@
 import pytest
 from transformers import AutoTokenizer
 
-from lift_ds.data.chat import ChatEncoder, TooLongError, find_invitation
+from lift_ds.data.chat import ChatEncoder, TooLongError
 from lift_ds.data.records import Conversation
+from lift_ds.data.rendering import find_invitation
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -100,3 +101,36 @@ def test_a_template_that_rewrites_history(tokenizer):
     tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
     with pytest.raises(ValueError, match="rewrites earlier turns"):
         split(ChatEncoder(tokenizer, 1, 60), chat(*TURNS[:2]))
+
+
+def test_a_bad_row_leaves_the_others_alone(tokenizer):
+    good = chat(*TURNS[:2])
+    rows = [good, chat(("user", "a\ud83d"), TURNS[1]), chat(("user", "\ufdd0"), TURNS[1]), good]
+    rows += [chat(("user", "x " * 300), TURNS[1]), Conversation(text="\udc00"), chat(("user", "\x00"), TURNS[1])]
+    encoder = ChatEncoder(tokenizer, 1, 100)
+    found = encoder.encode_batch(rows, [f"rows.jsonl:{number}" for number in range(1, 8)])
+    assert found[0].ids.tolist() == found[3].ids.tolist() == encoder.encode(good, "x").ids.tolist()
+    assert str(found[1]).startswith(r"rows.jsonl:2: text 1 of 2 has the lone surrogate '\ud83d' at character 1")
+    assert "rows.jsonl:3: " in str(found[2]) and "U+FDD0" in str(found[2])
+    assert isinstance(found[4], TooLongError)
+    assert str(found[5]).startswith(r"rows.jsonl:6: text 1 of 1 has the lone surrogate '\udc00' at character 0")
+    assert "\x00" in tokenizer.decode(found[6].ids)
+    assert encoder.encode_batch([], []) == []
+
+
+def test_what_a_template_raises_is_one_row_s_error(tokenizer):
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    tokenizer.chat_template = refusal + CHATML
+    encoder = ChatEncoder(tokenizer, 1, 100)
+    found = encoder.encode_batch([chat(*TURNS[:2]), chat(("system", "x"), *TURNS[:2])], ["a:1", "a:2"])
+    assert len(found[0].ids)
+    assert isinstance(found[1], ValueError) and str(found[1]) == "a:2: TemplateError: no system"
+
+
+@pytest.mark.parametrize("unit", ["a", "word ", "\n", "\u6f22", "<|eot_id|>"])
+def test_a_million_characters(tokenizer, unit):
+    text = unit * (1_000_000 // len(unit))
+    encoder = ChatEncoder(tokenizer, 1, 10**8, pad_targets="none")
+    tokens = encoder.encode(chat(("user", "Repeat."), ("assistant", text)), "x")
+    ids = tokens.ids[tokens.response_mask].tolist()
+    assert tokenizer.decode(ids) == text.strip() + "<|eot_id|>"

@@ -23,7 +23,7 @@ BAD_LINES = {
     4: (b'{"prompt": "\xff", "response": "a"}', "not JSON: 'utf-8' codec"),
     5: (b'{"prompt": "q"}', "no column 'response'"),
     6: (b'{"prompt": "q", "response": " "}', "column 'response' must hold text"),
-    7: (b'{"prompt": "q", "response": "\\ud800"}', "Error"),  # half a character: the tokenizer refuses it
+    7: (b'{"prompt": "q", "response": "\\ud800"}', "lone surrogate"),
 }
 
 
@@ -67,9 +67,9 @@ def test_wrong_roles_and_rewriting_templates_are_bad_rows(tmp_path, tokenizer):
     with pytest.raises(BadRowError, match="chats.jsonl:1: message role 'tool'"):
         reader.document(locate(reader.manifest, 0, 0))
     path.write_text('{"prompt": "q", "response": "a"}\n')
-    reader = make_reader(path, tokenizer)
-    reader.encoder.tokenizer = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
-    reader.encoder.tokenizer.chat_template = "{{ raise_exception('no such turn') }}"
+    raising = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    raising.chat_template = "{{ raise_exception('no such turn') }}"
+    reader = make_reader(path, raising)
     with pytest.raises(BadRowError, match="chats.jsonl:1: TemplateError: no such turn"):
         reader.document(locate(reader.manifest, 0, 0))
 

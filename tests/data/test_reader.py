@@ -68,7 +68,10 @@ def test_wrong_roles_and_rewriting_templates_are_bad_rows(tmp_path, tokenizer):
         reader.document(locate(reader.manifest, 0, 0))
     path.write_text('{"prompt": "q", "response": "a"}\n')
     raising = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
-    raising.chat_template = "{{ raise_exception('no such turn') }}"
+    raising.chat_template = (
+        "{% for turn in messages %}{% if turn['content'] == 'q' %}{{ raise_exception('no such turn') }}{% endif %}"
+        "<{{ turn['role'] }}>{{ turn['content'] }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
     reader = make_reader(path, raising)
     with pytest.raises(BadRowError, match="chats.jsonl:1: TemplateError: no such turn"):
         reader.document(locate(reader.manifest, 0, 0))

@@ -73,8 +73,8 @@ class Variant:
 
     def step(self, documents: list[Document], number: int) -> None:
         """One whole optimizer step on this rank's documents."""
-        slots = [self.engine.rank + place * self.engine.world_size for place in range(len(documents))]
-        noises = [self.noise_rule(each, number, slot) for each, slot in zip(documents, slots, strict=True)]
+        slots = [(self.engine.rank + place * self.engine.world_size, 0) for place in range(len(documents))]
+        noises = self.noise_rule(documents, number, slots)
         batch = StepBatch([collate(documents, noises, 1)], sum(len(each.ids) for each in documents), 0, 0, {})
         self.engine.barrier()
         began = time.perf_counter()

@@ -6,6 +6,7 @@ or another packing therefore cannot change it, and nothing ever reseeds a global
 
 from __future__ import annotations
 
+import threading
 from enum import IntEnum
 
 import numpy as np
@@ -14,17 +15,12 @@ import numpy as np
 class Stream(IntEnum):
     """What a draw is for. Values are part of a run's identity: append, never renumber."""
 
-    TIME = 0
-    RHO = 1
-    MASK = 2
-    COMPONENT = 3
-    TIES = 4
+    NOISE = 0  # a document's level, extra level, component, refresh, mask and ties, in this order
     ORDER = 5
     STEP_TIME = 6
     EVALUATION = 7
     INITIAL_WEIGHTS = 8
     DROPOUT = 9
-    REFRESH = 10
     SOURCE = 11
 
 
@@ -47,4 +43,23 @@ def keyed_generator(seed: int, epoch: int, sample: int, stream: Stream) -> np.ra
 
 def keyed_uniform(seed: int, epoch: int, sample: int, stream: Stream, count: int) -> np.ndarray:
     """`count` float32 uniforms in [0, 1) of one named sequence; a longer call starts with the shorter one's values."""
-    return keyed_generator(seed, epoch, sample, stream).random(count, dtype=np.float32)
+    return _pointer.at(seed, epoch, sample, stream).random(count, dtype=np.float32)
+
+
+class _Pointer(threading.local):
+    """A generator of this thread that is set to one sequence after the other: making a new one costs ten times that."""
+
+    def __init__(self) -> None:
+        """Makes it."""
+        self.generator = np.random.Generator(np.random.Philox(key=0))
+        self.state = self.generator.bit_generator.state
+
+    def at(self, seed: int, epoch: int, sample: int, stream: Stream) -> np.random.Generator:
+        """The generator, at the start of a sequence; see `keyed_generator`."""
+        self.state["state"]["key"][:] = (seed, epoch)
+        self.state["state"]["counter"][:] = (0, 0, sample, int(stream))
+        self.generator.bit_generator.state = self.state
+        return self.generator
+
+
+_pointer = _Pointer()

@@ -148,6 +148,13 @@ class Lanes:
         self.num_drawn[lane] += 1
         return ref
 
+    def peek(self, lane: int, count: int) -> list[SampleRef]:
+        """The lane's next samples; the lane stays where it is."""
+        before = self.lane_state(lane)
+        found = [self.next(lane) for _ in range(count)]
+        self.load_lane(lane, before)
+        return found
+
     def lane_state(self, lane: int) -> dict[str, Any]:
         """What a checkpoint keeps of one lane."""
         return {"cursors": [list(cursor) for cursor in self.cursors[lane]], "num_drawn": self.num_drawn[lane]}

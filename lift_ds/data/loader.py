@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,12 +20,13 @@ STEPS_AHEAD = 2
 
 
 class NoiseRule(Protocol):
-    """What gives a document its random numbers."""
+    """What gives documents their random numbers."""
 
-    def __call__(self, document: Document, step: int, slot: int, place: int = 0) -> Noise:
-        """Of a document at a place in the pack of a slot of a step."""
+    def __call__(self, documents: Sequence[Document], step: int, places: Sequence[Place]) -> list[Noise]:
+        """Of a step's documents, each at its place."""
 
 
+Place = tuple[int, int]  # slot of the step, and place in the slot's pack
 Pair = tuple[Document, Noise]
 
 
@@ -108,7 +109,10 @@ class StepLoader:
         """Starts the background thread, and the workers, at the first `next`."""
         self.stream, self.noise_rule = stream, noise_rule
         num_lanes = stream.lanes.num_lanes
-        follows_all = stream.capacity is None or num_lanes % world_size != 0
+        has_own_lanes = num_lanes % world_size == 0
+        follows_all = stream.capacity is None or not has_own_lanes
+        if stream.capacity is None and not has_own_lanes:
+            stream.read_ahead = 1
         self.schedule = Schedule(global_batch, num_lanes, rank, world_size, follows_all)
         self.micro_batch, self.pad_token_id = micro_batch, pad_token_id
         self.num_micro_batches = micro_batches_per_step(global_batch, micro_batch, world_size)
@@ -168,7 +172,7 @@ class StepLoader:
 
     def make_step(self, step: int, before: dict[str, Any]) -> StepBatch:
         """Groups this rank's packs of one step; `before` is the data position where it begins."""
-        packs: list[list[Pair]] = []
+        packs: list[tuple[int, list[Document]]] = []
         num_skipped, num_bad_rows = 0, 0
         lanes = dict(before["lanes"])
         for slot, lane, is_own in self.schedule.slots(step):
@@ -178,13 +182,16 @@ class StepLoader:
             num_skipped += pack.num_long
             num_bad_rows += pack.num_bad
             if pack.documents:
-                pairs = enumerate(pack.documents)
-                packs.append([(each, self.noise_rule(each, step, slot, place)) for place, each in pairs])
+                packs.append((slot, pack.documents))
         if self.stream.capacity is None:
-            packs.sort(key=lambda pairs: (-len(pairs[0][0].ids), pairs[0][0].sample_id))
+            packs.sort(key=lambda pack: (-len(pack[1][0].ids), pack[1][0].sample_id))
+        documents = [document for _, pack in packs for document in pack]
+        places = [(slot, place) for slot, pack in packs for place in range(len(pack))]
+        pairs = iter(zip(documents, self.noise_rule(documents, step, places), strict=True))
+        dealt = [[next(pairs) for _ in pack] for _, pack in packs]
         starts = range(0, self.num_micro_batches * self.micro_batch, self.micro_batch)
-        micro_batches = [self.collate_packs(packs[start : start + self.micro_batch]) for start in starts]
-        num_tokens = sum(len(document.ids) for pairs in packs for document, _ in pairs)
+        micro_batches = [self.collate_packs(dealt[start : start + self.micro_batch]) for start in starts]
+        num_tokens = sum(len(document.ids) for document in documents)
         return StepBatch(micro_batches, num_tokens, num_skipped, num_bad_rows, before | {"lanes": lanes})
 
     def collate_packs(self, packs: list[list[Pair]]) -> MicroBatch:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
 from itertools import islice
 
 from lift_ds.config import ColumnsConfig
 
 from .batch import Document
-from .chat import ChatEncoder, TooLongError
+from .chat import ChatEncoder, Tokens, TooLongError
 from .lanes import SampleRef, locate
-from .records import detect_columns, read_conversation
+from .records import Conversation, detect_columns, read_conversation
 from .sources import Group, Manifest, Row
 
 
@@ -99,33 +99,67 @@ class RowReader:
             ValueError: Its chunk cannot be decoded.
             ConnectionError: A remote file could not be reached.
         """
-        row = self.chunk(ref.chunk_index)[ref.row]
+        (found,) = self.read_batch([ref])
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def read_batch(self, refs: Sequence[SampleRef]) -> list[Document | Exception]:
+        """Rows, tokenised in one call: of each its document, or the error that `document` raises of it."""
+        found: list[Document | Exception | Row] = []
+        conversations: list[Conversation] = []
+        for ref in refs:
+            try:
+                row = self.chunk(ref.chunk_index)[ref.row]
+                conversations.append(self.conversation(ref, row))
+                found.append(row)
+            except Exception as error:  # it is raised when its turn comes
+                found.append(error)
+        readable = [row for row in found if isinstance(row, Row)]
+        encoded = iter(self.encoder.encode_batch(conversations, [row.where for row in readable]))
+        return [
+            self.finish(ref, row, next(encoded)) if isinstance(row, Row) else row
+            for ref, row in zip(refs, found, strict=True)
+        ]
+
+    def conversation(self, ref: SampleRef, row: Row) -> Conversation:
+        """What a row says.
+
+        Raises:
+            BadRowError: It cannot be read or does not fit the columns.
+        """
         if row.problem is not None:
             raise BadRowError(f"{row.where}: {row.problem}")
         columns = self.columns[bisect_right(self._first_chunks, ref.chunk_index) - 1]
         try:
-            tokens = self.encoder.encode(read_conversation(row, columns, self.system), row.where)
-        except TooLongError:
-            raise
-        except Exception as error:  # templates and tokenizers raise what they like; the ranks must hear of all of it
-            located = (
-                str(error) if str(error).startswith(row.where) else f"{row.where}: {type(error).__name__}: {error}"
-            )
-            raise BadRowError(located) from error
-        return Document(tokens.ids, tokens.response_mask, tokens.filler_mask, ref.sample_id, ref.epoch, row.where)
+            return read_conversation(row, columns, self.system)
+        except ValueError as error:
+            raise BadRowError(str(error)) from error
+
+    @staticmethod
+    def finish(ref: SampleRef, row: Row, tokens: Tokens | Exception) -> Document | Exception:
+        """The document of a row's tokens, or what was wrong with it."""
+        if isinstance(tokens, Tokens):
+            return Document(tokens.ids, tokens.response_mask, tokens.filler_mask, ref.sample_id, ref.epoch, row.where)
+        if isinstance(tokens, TooLongError):
+            return tokens
+        error = BadRowError(str(tokens))
+        error.__cause__ = tokens
+        return error
+
+    def settle(self, found: Document | Exception) -> Document | Skipped:
+        """The document, or why it is left out where such rows are skipped; else raises the error."""
+        if isinstance(found, Document):
+            return found
+        if isinstance(found, TooLongError) and self.skip_long:
+            return Skipped.LONG
+        if isinstance(found, BadRowError) and self.skip_bad:
+            return Skipped.BAD
+        raise found
 
     def try_document(self, ref: SampleRef) -> Document | Skipped:
         """The tokenised row, or why it is left out, where such rows are skipped; else the errors of `document`."""
-        try:
-            return self.document(ref)
-        except TooLongError:
-            if self.skip_long:
-                return Skipped.LONG
-            raise
-        except BadRowError:
-            if self.skip_bad:
-                return Skipped.BAD
-            raise
+        return self.settle(self.read_batch([ref])[0])
 
     def by_sample_id(self, sample_ids: Iterable[int]) -> Iterator[Document]:
         """Documents of given rows, as of epoch 0; rows that are skipped are left out."""

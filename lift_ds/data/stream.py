@@ -6,6 +6,7 @@ is where its cursors stand and which samples wait in its open packs, by referenc
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,8 @@ from .batch import Document
 from .lanes import Lanes, SampleRef, locate
 from .packing import Pack, Packer
 from .reader import RowReader, Skipped
+
+READ_AHEAD = 32
 
 
 @dataclass
@@ -51,11 +54,16 @@ class PackStream:
         lanes: The order of samples.
         reader: Samples as documents.
         capacity: Most tokens of a pack; `None` for packs of one document, or of none where it is left out.
+
+    Attributes:
+        read_ahead: Samples of a lane that are tokenised in one call; 1 where other ranks take most of them.
     """
 
     def __init__(self, lanes: Lanes, reader: RowReader, capacity: int | None) -> None:
         """Starts every lane without an open pack."""
         self.lanes, self.reader, self.capacity = lanes, reader, capacity
+        self.read_ahead = READ_AHEAD
+        self.waiting: dict[int, deque[tuple[SampleRef, Document | Exception]]] = {}
         self.packers: dict[int, Packer[Waiting]] = {}
         self.num_taken = [0] * lanes.num_lanes
 
@@ -79,7 +87,7 @@ class PackStream:
     def take_one(self, lane: int) -> LanePack:
         """A pack of the lane's next sample."""
         found = LanePack()
-        document = self.reader.try_document(self.lanes.next(lane))
+        _, document = self.next_document(lane)
         if isinstance(document, Skipped):
             found.skip(document)
         else:
@@ -92,8 +100,7 @@ class PackStream:
         packer = self.packer(lane)
         closed: Pack[Waiting] | None = None
         while closed is None:
-            ref = self.lanes.next(lane)
-            document = self.reader.try_document(ref)
+            ref, document = self.next_document(lane)
             if isinstance(document, Skipped):
                 found.skip(document)
             else:
@@ -101,6 +108,16 @@ class PackStream:
                 closed = packer.add(Waiting(ref, length, document), length)
         found.documents = [each.document or self.reader.document(each.ref) for each in closed.items]
         return found
+
+    def next_document(self, lane: int) -> tuple[SampleRef, Document | Skipped]:
+        """The lane's next sample, read, or why it is left out."""
+        waiting = self.waiting.setdefault(lane, deque())
+        if not waiting:
+            refs = self.lanes.peek(lane, self.read_ahead)
+            waiting.extend(zip(refs, self.reader.read_batch(refs), strict=True))
+        ref, found = waiting.popleft()
+        assert self.lanes.next(lane) == ref
+        return ref, self.reader.settle(found)
 
     def packer(self, lane: int) -> Packer[Waiting]:
         """The lane's open packs."""
@@ -118,6 +135,7 @@ class PackStream:
     def load_lane(self, lane: int, state: dict[str, Any]) -> None:
         """Continues one lane from its state."""
         self.lanes.load_lane(lane, state)
+        self.waiting.pop(lane, None)
         self.num_taken[lane] = state["num_taken"]
         if self.capacity is not None:
             self.packer(lane).open = [

@@ -39,10 +39,10 @@ CACHE = {}
 class CachedReader(RowReader):
     """Tokenises each row once for all loaders of the same data: only their order is tested here."""
 
-    def document(self, ref):
-        if ref not in self.cache:
-            self.cache[ref] = super().document(ref)
-        return self.cache[ref]
+    def read_batch(self, refs):
+        missing = [ref for ref in refs if ref not in self.cache]
+        self.cache.update(zip(missing, super().read_batch(missing), strict=True))
+        return [self.cache[ref] for ref in refs]
 
 
 def make_loader(

@@ -28,11 +28,9 @@ def train_on(model, buffers, refresh_share):
     root.keeps_observations = True
     num_kept = 0
     for step in range(1, STEPS + 1):
-        mask, ties = (
-            torch.from_numpy(keyed_uniform(step, 0, 0, each, 20))[None] for each in (Stream.MASK, Stream.TIES)
-        )
-        refreshed = torch.from_numpy(keyed_uniform(step, 0, 0, Stream.REFRESH, 1)) < refresh_share
-        (filled,) = buffers.fill([replace(batch, mask_uniform=mask, tie_uniform=ties, is_refreshed=refreshed)])
+        drawn = torch.from_numpy(keyed_uniform(step, 0, 0, Stream.NOISE, 41))
+        noise = {"mask_uniform": drawn[None, :20], "tie_uniform": drawn[None, 20:40]}
+        (filled,) = buffers.fill([replace(batch, is_refreshed=drawn[40:] < refresh_share, **noise)])
         num_kept += int(root.objective.view(filled, root).targets[0, PLACE])
         root.pop_observations()
         root(filled, torch.ones(1))

@@ -24,6 +24,9 @@ from lift_ds.rng import Stream, keyed_generator, keyed_uniform
 from .sources import Manifest
 
 
+MAX_IDS = 2_000_000  # of an order's windows that are kept in memory
+
+
 @dataclass(frozen=True)
 class SampleRef:
     """A sample before it is read."""
@@ -72,6 +75,7 @@ class Order:
         self.num_windows = math.ceil(len(chunks) / window_chunks)
         self._windows: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         first, end = (manifest.first_ids[chunk] for chunk in (chunks.start, chunks.stop))
+        self.max_windows = max(4, min(2 * num_lanes, MAX_IDS * self.num_windows // max(end - first, 1)))
         if end - first <= np.count_nonzero((held_out >= first) & (held_out < end)):
             raise ValueError(f"all {end - first} rows are held out; lower eval.rows or add data.")
 
@@ -102,7 +106,7 @@ class Order:
             rows = np.concatenate([np.arange(first[chunk], first[chunk + 1]) for chunk in chosen])
             rows = rows[~np.isin(rows, self.held_out)]
             self._windows[key] = keyed_generator(self.seed, epoch, base + 1 + window, Stream.ORDER).permutation(rows)
-            if len(self._windows) > 2 * self.num_lanes:
+            if len(self._windows) > self.max_windows:
                 self._windows.popitem(last=False)
         self._windows.move_to_end(key)
         return self._windows[key]

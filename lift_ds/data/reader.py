@@ -17,6 +17,9 @@ from .records import Conversation, detect_columns, read_conversation
 from .sources import Group, Manifest, Row
 
 
+MAX_ROWS = 32_768
+
+
 class BadRowError(ValueError):
     """A row cannot be read or does not fit the columns; `data.on_bad_row` decides what happens."""
 
@@ -37,7 +40,7 @@ class RowReader:
         columns: The mapping of groups that have none of their own, or `None` to detect it from their first rows.
         system: System text put before every conversation.
         skip_long: Leave out rows that are too long, instead of raising.
-        max_chunks: How many chunks are kept in memory.
+        min_chunks: Chunks that are kept in memory whatever their size, besides those that hold `MAX_ROWS` together.
         skip_bad: Leave out rows that cannot be read or do not fit the columns, instead of raising.
     """
 
@@ -48,7 +51,7 @@ class RowReader:
         columns: ColumnsConfig | None,
         system: str | None = None,
         skip_long: bool = False,
-        max_chunks: int = 256,
+        min_chunks: int = 8,
         skip_bad: bool = False,
     ) -> None:
         """Detects the columns where none are given.
@@ -57,7 +60,7 @@ class RowReader:
             ValueError: They are of no known format, or a file cannot be read.
         """
         self.manifest, self.encoder, self.system = manifest, encoder, system
-        self.skip_long, self.skip_bad, self.max_chunks = skip_long, skip_bad, max_chunks
+        self.skip_long, self.skip_bad, self.min_chunks = skip_long, skip_bad, min_chunks
         self._chunks: OrderedDict[int, list[Row]] = OrderedDict()
         self._first_chunks = [group.first_chunk for group in manifest.groups]
         self.columns = [group.columns or columns or self.detect(group) for group in manifest.groups]
@@ -85,8 +88,9 @@ class RowReader:
         """
         if chunk_index not in self._chunks:
             self._chunks[chunk_index] = self.manifest.read(chunk_index)
-            if len(self._chunks) > self.max_chunks:
-                self._chunks.popitem(last=False)
+            num_rows = sum(len(rows) for rows in self._chunks.values())
+            while num_rows > MAX_ROWS and len(self._chunks) > self.min_chunks:
+                num_rows -= len(self._chunks.popitem(last=False)[1])
         self._chunks.move_to_end(chunk_index)
         return self._chunks[chunk_index]
 

@@ -90,7 +90,7 @@ def open_data(run: RunConfig, tokenizer: PreTrainedTokenizerBase, config: Pretra
             columns,
             data.system,
             skip_long=data.on_long == "skip",
-            max_chunks=max(64, 2 * data.lanes * data.window_chunks),
+            min_chunks=2 * data.window_chunks * len(groups),
             skip_bad=data.on_bad_row == "skip",
         )
 

@@ -23,7 +23,6 @@ from lift_ds.rng import Stream, keyed_generator, keyed_uniform
 
 from .sources import Manifest
 
-
 MAX_IDS = 2_000_000  # of an order's windows that are kept in memory
 
 

@@ -16,7 +16,6 @@ from .lanes import SampleRef, locate
 from .records import Conversation, detect_columns, read_conversation
 from .sources import Group, Manifest, Row
 
-
 MAX_ROWS = 32_768
 
 

@@ -13,6 +13,8 @@ from lift_ds.config import ColumnsConfig
 from .batch import Document
 from .chat import ChatEncoder, TooLongError
 from .lanes import SampleRef, locate
+from .prepared import check_prepared
+from .ready_rows import read_tokens
 from .records import detect_columns, read_conversation
 from .sources import Group, Manifest, Row
 
@@ -54,13 +56,14 @@ class RowReader:
         """Detects the columns where none are given.
 
         Raises:
-            ValueError: They are of no known format, or a file cannot be read.
+            ValueError: They are of no known format, a file cannot be read, or its tokens are another tokenizer's.
         """
         self.manifest, self.encoder, self.system = manifest, encoder, system
         self.skip_long, self.skip_bad, self.max_chunks = skip_long, skip_bad, max_chunks
         self._chunks: OrderedDict[int, list[Row]] = OrderedDict()
         self._first_chunks = [group.first_chunk for group in manifest.groups]
         self.columns = [group.columns or columns or self.detect(group) for group in manifest.groups]
+        check_prepared(manifest, self.columns, encoder, system)
 
     def detect(self, group: Group) -> ColumnsConfig:
         """The known format of a group's first row that can be read.
@@ -104,7 +107,10 @@ class RowReader:
             raise BadRowError(f"{row.where}: {row.problem}")
         columns = self.columns[bisect_right(self._first_chunks, ref.chunk_index) - 1]
         try:
-            tokens = self.encoder.encode(read_conversation(row, columns, self.system), row.where)
+            if columns.input_ids is not None:
+                tokens = read_tokens(row, columns, self.encoder)
+            else:
+                tokens = self.encoder.encode(read_conversation(row, columns, self.system), row.where)
         except TooLongError:
             raise
         except Exception as error:  # templates and tokenizers raise what they like; the ranks must hear of all of it

@@ -28,10 +28,11 @@ def read_tokens(row: Row, columns: ColumnsConfig, encoder: ChatEncoder) -> Token
     """
     ids = numbers_at(row, str(columns.input_ids)).astype(np.int64)
     response = mask_at(row, str(columns.target_mask), len(ids))
-    filler = np.zeros(len(ids), dtype=bool)
-    if columns.filler_mask is not None:
+    if columns.filler_mask is None:
+        filler = np.zeros(len(ids), dtype=bool)
+    else:
         filler = mask_at(row, columns.filler_mask, len(ids))
-    if ids.min() < 0 or ids.max() >= encoder.num_ids:
+    if ids.view(np.uint64).max() >= encoder.num_ids:  # a negative id is a large one there
         place = int(np.flatnonzero((ids < 0) | (ids >= encoder.num_ids))[0])
         raise ValueError(
             f"{row.where}: column {columns.input_ids!r} has id {ids[place]} at place {place}; the tokenizer has ids "
@@ -39,12 +40,13 @@ def read_tokens(row: Row, columns: ColumnsConfig, encoder: ChatEncoder) -> Token
         )
     if not response.any():
         raise ValueError(f"{row.where}: column {columns.target_mask!r} is all false; at least one token is learned.")
-    if np.any(filler & ~response):
-        place = int(np.flatnonzero(filler & ~response)[0])
+    if (filler > response).any():
+        place = int((filler > response).argmax())
         raise ValueError(f"{row.where}: column {columns.filler_mask!r} is true at place {place}, which is no target.")
     limit = encoder.max_length
-    if len(ids) > limit:
-        encoder.check_length(len(ids), int(response.argmax()), row.where)
+    if len(ids) <= limit:
+        return Tokens(ids, response, filler)
+    encoder.check_length(len(ids), int(response.argmax()), row.where)
     return Tokens(ids[:limit], response[:limit], filler[:limit])
 
 
@@ -54,7 +56,7 @@ def numbers_at(row: Row, column: str) -> np.ndarray:
     Raises:
         ValueError: It is something else; the message names file and line.
     """
-    value: Any = value_at(row, column)
+    value: Any = row.values[column] if column in row.values else value_at(row, column)
     if isinstance(value, (list, np.ndarray)) and len(value):
         try:
             numbers = np.asarray(value)

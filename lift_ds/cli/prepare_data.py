@@ -187,9 +187,10 @@ def prepare_data(opened: Opened, arguments: argparse.Namespace) -> bool:
         is_usable = is_usable and report.numbers["rows"]["good"] > 0
         if writer is not None and is_usable:
             writer.publish(describe(opened, report))
-            console.print(f"{arguments.write}: {len(writer.shards)} files")
+            console.print(f"{arguments.write}: {len(writer.shards)} parquet file(s)", soft_wrap=True)
         elif writer is not None:
-            console.print(f"{arguments.write}: not written; set data.on_bad_row and data.on_long to leave rows out.")
+            hint = "not written; set data.on_bad_row and data.on_long to leave rows out."
+            console.print(f"{arguments.write}: {hint}", soft_wrap=True)
     return is_usable
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -32,15 +33,15 @@ def read_tokens(row: Row, columns: ColumnsConfig, encoder: ChatEncoder) -> Token
         filler = np.zeros(len(ids), dtype=bool)
     else:
         filler = mask_at(row, columns.filler_mask, len(ids))
-    if ids.view(np.uint64).max() >= encoder.num_ids:  # a negative id is a large one there
+    if np.maximum.reduce(ids.view(np.uint64)) >= encoder.num_ids:  # a negative id is a large one there
         place = int(np.flatnonzero((ids < 0) | (ids >= encoder.num_ids))[0])
         raise ValueError(
             f"{row.where}: column {columns.input_ids!r} has id {ids[place]} at place {place}; the tokenizer has ids "
             f"from 0 to {encoder.num_ids - 1}. Were the tokens made for another model?"
         )
-    if not response.any():
+    if not np.count_nonzero(response):  # much faster than any() on what is short
         raise ValueError(f"{row.where}: column {columns.target_mask!r} is all false; at least one token is learned.")
-    if (filler > response).any():
+    if np.count_nonzero(filler) and np.count_nonzero(filler > response):
         place = int((filler > response).argmax())
         raise ValueError(f"{row.where}: column {columns.filler_mask!r} is true at place {place}, which is no target.")
     limit = encoder.max_length
@@ -57,13 +58,11 @@ def numbers_at(row: Row, column: str) -> np.ndarray:
         ValueError: It is something else; the message names file and line.
     """
     value: Any = row.values[column] if column in row.values else value_at(row, column)
-    if isinstance(value, (list, np.ndarray)) and len(value):
-        try:
-            numbers = np.asarray(value)
-        except ValueError:  # lists of different lengths
-            numbers = np.empty(0)
-        if numbers.ndim == 1 and numbers.dtype.kind in "iub":
-            return numbers
+    if isinstance(value, list):
+        with suppress(ValueError):  # lists of different lengths
+            value = np.asarray(value)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iub" and value.ndim == 1 and len(value):
+        return value
     raise ValueError(f"{row.where}: column {column!r} must hold a list of whole numbers, not {str(value)[:40]!r}.")
 
 
@@ -76,6 +75,6 @@ def mask_at(row: Row, column: str, length: int) -> np.ndarray:
     numbers = numbers_at(row, column)
     if len(numbers) != length:
         raise ValueError(f"{row.where}: column {column!r} has {len(numbers)} entries for {length} token ids.")
-    if numbers.dtype != bool and not np.isin(numbers, (0, 1)).all():
+    if numbers.dtype.kind != "b" and not np.isin(numbers, (0, 1)).all():
         raise ValueError(f"{row.where}: column {column!r} must hold true and false, or 1 and 0.")
     return numbers.astype(bool)

@@ -1,5 +1,6 @@
 """The look at a data set before a run: counts by arithmetic, located problems, and tokens that train the same."""
 
+import io
 import json
 import shutil
 import sys
@@ -7,10 +8,13 @@ import sys
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 from transformers import AutoTokenizer
 
 from lift_ds.cli.prepare_data import is_override, main
 from lift_ds.config import load_run_config
+from lift_ds.data.chat import Tokens
+from lift_ds.data.survey.display import show_pack
 from lift_ds.data.survey.statistics import (
     describe_lengths,
     find_duplicates,
@@ -146,6 +150,17 @@ def test_a_pack_is_shown_with_its_targets(tiny_dir, tmp_path, capsys):
         in printed
     )
     assert "«<|endoftext|>" in printed  # the filler is a stretch of its own
+
+
+def test_on_a_terminal_targets_are_green_and_have_no_marks(tiny_dir):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_dir)
+    ids = np.array(tokenizer("say yes").input_ids)
+    learned = np.arange(len(ids)) == len(ids) - 1
+    terminal = Console(file=io.StringIO(), force_terminal=True, color_system="standard")
+    show_pack(terminal, [Tokens(ids, learned, np.zeros(len(ids), dtype=bool))], tokenizer)
+    printed = terminal.file.getvalue()
+    assert f"\x1b[1;32m{tokenizer.decode(ids[-1:])}\x1b[0m" in printed
+    assert "«" not in printed
 
 
 def test_tokens_that_were_written_train_the_same(tiny_dir, tmp_path):

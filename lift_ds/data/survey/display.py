@@ -112,7 +112,7 @@ def show_pack(console: Console, documents: list[Tokens], tokenizer: PreTrainedTo
             break
         start = Tokens(document.ids[:left], document.response_mask[:left], document.filler_mask[:left])
         left -= len(start.ids)
-        text = Text(f"[{number}] ", style="dim")
+        text = Text().append(f"[{number}] ", style="dim")
         for piece, is_target, is_filler in decoded_runs(start, tokenizer):
             style = FILLER_STYLE if is_filler else TARGET_STYLE
             if console.is_terminal:

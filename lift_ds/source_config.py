@@ -4,8 +4,25 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-ROW_COLUMNS = ("messages", "prompt", "response", "reasoning", "answer", "text")
-ROW_FORMATS = ({"messages"}, {"text"}, {"prompt", "response"}, {"prompt", "reasoning", "answer"})
+ROW_COLUMNS = (
+    "messages",
+    "prompt",
+    "response",
+    "reasoning",
+    "answer",
+    "text",
+    "input_ids",
+    "target_mask",
+    "filler_mask",
+)
+ROW_FORMATS = (
+    {"messages"},
+    {"text"},
+    {"prompt", "response"},
+    {"prompt", "reasoning", "answer"},
+    {"input_ids", "target_mask"},
+    {"input_ids", "target_mask", "filler_mask"},
+)
 
 
 class Section(BaseModel):
@@ -25,6 +42,9 @@ class ColumnsConfig(Section):
     reasoning: str | None = Field(None, description="wrapped as <reasoning>...</reasoning>, with columns.answer")
     answer: str | None = Field(None, description="wrapped as <answer>...</answer>, with columns.reasoning")
     text: str | None = Field(None, description="plain text without a template, all of it learned")
+    input_ids: str | None = Field(None, description="list of token ids that are taken as they are")
+    target_mask: str | None = Field(None, description="list of booleans, with columns.input_ids: which are learned")
+    filler_mask: str | None = Field(None, description="which targets only fill up a response; none where not named")
 
     def named(self) -> dict[str, str]:
         """The columns that a row must have, by their meaning."""
@@ -36,7 +56,7 @@ class ColumnsConfig(Section):
         if self.named() and set(self.named()) not in ROW_FORMATS:
             raise ValueError(
                 f"data.columns: {sorted(self.named())} do not make a format; name messages, or text, or prompt and "
-                "response, or prompt, reasoning and answer"
+                "response, or prompt, reasoning and answer, or input_ids and target_mask (and filler_mask)"
             )
         return self
 

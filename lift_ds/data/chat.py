@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -68,6 +69,11 @@ class ChatEncoder:
         self.truncate = truncate
         self.text = TextTokenizer(tokenizer)
         self.renderer = ChatRenderer(tokenizer, self.text, train_on)
+
+    @cached_property
+    def num_ids(self) -> int:
+        """One more than the highest token id that is known."""
+        return 1 + max(self.end_token_id, *self.tokenizer.get_vocab().values())
 
     def answer_text(self, ids: list[int]) -> str:
         """Text of generated ids before the first special token: the end of the turn or of the answer."""

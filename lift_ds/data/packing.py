@@ -14,9 +14,9 @@ Item = TypeVar("Item")
 MAX_OPEN = 6
 
 
-@dataclass
+@dataclass(eq=False)
 class Pack(Generic[Item]):
-    """Some items and their tokens in all."""
+    """Some items and their tokens in all; equal to itself only."""
 
     items: list[Item] = field(default_factory=list)
     num_tokens: int = 0

@@ -13,6 +13,8 @@ from lift_ds.config import ColumnsConfig
 from .batch import Document
 from .chat import ChatEncoder, Tokens, TooLongError
 from .lanes import SampleRef, locate
+from .prepared import check_prepared
+from .ready_rows import read_tokens
 from .records import Conversation, detect_columns, read_conversation
 from .sources import Group, Manifest, Row
 
@@ -56,13 +58,14 @@ class RowReader:
         """Detects the columns where none are given.
 
         Raises:
-            ValueError: They are of no known format, or a file cannot be read.
+            ValueError: They are of no known format, a file cannot be read, or its tokens are another tokenizer's.
         """
         self.manifest, self.encoder, self.system = manifest, encoder, system
         self.skip_long, self.skip_bad, self.min_chunks = skip_long, skip_bad, min_chunks
         self._chunks: OrderedDict[int, list[Row]] = OrderedDict()
         self._first_chunks = [group.first_chunk for group in manifest.groups]
         self.columns = [group.columns or columns or self.detect(group) for group in manifest.groups]
+        check_prepared(manifest, self.columns, encoder, system)
 
     def detect(self, group: Group) -> ColumnsConfig:
         """The known format of a group's first row that can be read.
@@ -114,8 +117,12 @@ class RowReader:
         for ref in refs:
             try:
                 row = self.chunk(ref.chunk_index)[ref.row]
-                conversations.append(self.conversation(ref, row))
-                found.append(row)
+                given = self.content(ref, row)
+                if isinstance(given, Tokens):
+                    found.append(self.finish(ref, row, given))
+                else:
+                    conversations.append(given)
+                    found.append(row)
             except Exception as error:  # it is raised when its turn comes
                 found.append(error)
         readable = [row for row in found if isinstance(row, Row)]
@@ -125,17 +132,22 @@ class RowReader:
             for ref, row in zip(refs, found, strict=True)
         ]
 
-    def conversation(self, ref: SampleRef, row: Row) -> Conversation:
-        """What a row says.
+    def content(self, ref: SampleRef, row: Row) -> Conversation | Tokens:
+        """What a row says, or its tokens where they stand in it.
 
         Raises:
             BadRowError: It cannot be read or does not fit the columns.
+            TooLongError: Its tokens are more than are allowed.
         """
         if row.problem is not None:
             raise BadRowError(f"{row.where}: {row.problem}")
         columns = self.columns[bisect_right(self._first_chunks, ref.chunk_index) - 1]
         try:
+            if columns.input_ids is not None:
+                return read_tokens(row, columns, self.encoder)
             return read_conversation(row, columns, self.system)
+        except TooLongError:
+            raise
         except ValueError as error:
             raise BadRowError(str(error)) from error
 

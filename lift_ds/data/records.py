@@ -5,6 +5,8 @@
     columns.prompt + columns.reasoning + columns.answer
                                           the published wrapping: <reasoning>...</reasoning>, <answer>...</answer>
     columns.text                          plain text, all of it learned
+    columns.input_ids + columns.target_mask (+ columns.filler_mask)
+                                          tokens that were made before; see `ready_rows`
 
 A column may be a path into a list or object: `thinking_trajectories.0`. Nothing is guessed beyond the table of known
 formats, and which one was taken is said at the start of a run.
@@ -21,6 +23,8 @@ from .sources import Row
 
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 KNOWN_FORMATS: tuple[dict[str, str], ...] = (
+    {"input_ids": "input_ids", "target_mask": "target_mask", "filler_mask": "filler_mask"},
+    {"input_ids": "input_ids", "target_mask": "target_mask"},
     {"messages": "messages"},
     {"messages": "conversations", "role": "from", "content": "value"},
     {"prompt": "prompt", "response": "response"},

@@ -69,6 +69,59 @@ def make_encoder(data: DataConfig, tokenizer: PreTrainedTokenizerBase, config: P
     )
 
 
+def open_reader(
+    data: DataConfig,
+    encoder: ChatEncoder,
+    sources: list[SourceConfig],
+    split: str,
+    builtin_rows: int,
+    cache_dir: Path | None = None,
+) -> RowReader:
+    """The rows of some sources.
+
+    Args:
+        data: How they are read.
+        encoder: Conversations to tokens.
+        sources: What is read.
+        split: Split of built-in tasks.
+        builtin_rows: How many rows a built-in source has.
+        cache_dir: Where indexes may be kept.
+
+    Raises:
+        ValueError: A file is missing, empty or malformed, or its first row does not fit the columns.
+        ConnectionError: A server did not answer.
+    """
+    groups = open_groups(sources, data.builtin_seed, split, builtin_rows, Retry())
+    return RowReader(
+        Manifest(groups, cache_dir),
+        encoder,
+        data.columns if data.columns.named() else None,
+        data.system,
+        skip_long=data.on_long == "skip",
+        min_chunks=2 * data.window_chunks * len(groups),
+        skip_bad=data.on_bad_row == "skip",
+    )
+
+
+def pack_capacity(data: DataConfig, max_length: int) -> int:
+    """Most tokens of a pack.
+
+    Args:
+        data: May name it.
+        max_length: Most tokens of a document.
+
+    Raises:
+        ValueError: A document may be longer than a pack.
+    """
+    capacity = data.pack_length or max_length
+    if capacity < max_length:
+        raise ValueError(
+            f"data.pack_length={capacity} is less than data.max_length={max_length}: rows between would fit no "
+            "pack; lower data.max_length or raise data.pack_length."
+        )
+    return capacity
+
+
 def open_data(run: RunConfig, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> RunData:
     """Opens the files, sets held-out rows apart and reads those.
 
@@ -78,21 +131,11 @@ def open_data(run: RunConfig, tokenizer: PreTrainedTokenizerBase, config: Pretra
     """
     data = run.data
     encoder = make_encoder(data, tokenizer, config)
-    columns = data.columns if data.columns.named() else None
     sources = data.source_list()
     cache_dir = Path(run.output) / INDEX_FOLDER
 
     def reader(sources: list[SourceConfig], split: str, num_rows: int) -> RowReader:
-        groups = open_groups(sources, data.builtin_seed, split, num_rows, Retry())
-        return RowReader(
-            Manifest(groups, cache_dir),
-            encoder,
-            columns,
-            data.system,
-            skip_long=data.on_long == "skip",
-            min_chunks=2 * data.window_chunks * len(groups),
-            skip_bad=data.on_bad_row == "skip",
-        )
+        return open_reader(data, encoder, sources, split, num_rows, cache_dir)
 
     training = reader(sources, "train", data.builtin_rows)
     manifests = [training.manifest]
@@ -114,12 +157,7 @@ def open_data(run: RunConfig, tokenizer: PreTrainedTokenizerBase, config: Pretra
                 "data.on_bad_row=error to see what is wrong."
             )
     lanes = Lanes(training.manifest, held_out_ids, data.lanes, data.window_chunks, run.seed)
-    capacity = None if data.packing == "none" else data.pack_length or encoder.max_length
-    if capacity is not None and capacity < encoder.max_length:
-        raise ValueError(
-            f"data.pack_length={capacity} is less than data.max_length={encoder.max_length}: rows between would fit no "
-            "pack; lower data.max_length or raise data.pack_length."
-        )
+    capacity = None if data.packing == "none" else pack_capacity(data, encoder.max_length)
     stream = PackStream(lanes, training, capacity)
     return RunData(encoder, training, stream, held_out, training.manifest.num_rows, manifests)
 

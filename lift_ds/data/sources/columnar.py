@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import IO, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -33,7 +34,7 @@ class Columnar(Source):
     def rows(self, table: pa.Table | pa.RecordBatch, first_row: int) -> list[Row]:
         """The rows of a table; where one of them cannot be converted, the others still are."""
         try:
-            records = table.to_pylist()
+            records = records_of(table)
         except (ValueError, OverflowError):  # a broken string or a date that Python does not have
             return [self.row_of(table.slice(place, 1), first_row + place) for place in range(table.num_rows)]
         return [Row(values, self.where(first_row + place)) for place, values in enumerate(records)]
@@ -41,13 +42,56 @@ class Columnar(Source):
     def row_of(self, table: pa.Table | pa.RecordBatch, number: int) -> Row:
         """The only row of a table."""
         try:
-            return Row(table.to_pylist()[0], self.where(number))
+            return Row(records_of(table)[0], self.where(number))
         except (ValueError, OverflowError) as error:
             return Row({}, self.where(number), f"a value cannot be read: {type(error).__name__}: {error}.")
 
     def where(self, number: int) -> str:
         """File and row, for messages."""
         return f"{self.name}: row {number}"
+
+
+def records_of(table: pa.Table | pa.RecordBatch) -> list[dict[str, Any]]:
+    """The rows of a table as Python values; lists of integers or booleans as read-only numpy arrays.
+
+    Raises:
+        ValueError: A value has no Python form.
+        OverflowError: As `ValueError`.
+    """
+    names = table.schema.names
+    if not names:
+        return [{} for _ in range(table.num_rows)]
+    columns = [column_values(column) for column in table.columns]
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def column_values(column: pa.ChunkedArray | pa.Array) -> list[Any]:
+    """The values of a column, with the errors of `records_of`."""
+    kind = column.type
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if not is_list or not (pa.types.is_integer(kind.value_type) or pa.types.is_boolean(kind.value_type)):
+        return list(column.to_pylist())
+    parts = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    return [value for part in parts for value in list_slices(part)]
+
+
+def list_slices(array: pa.Array) -> list[Any]:
+    """Each list as a slice of all lists' values, `None` where it is missing; lists where a number is missing.
+
+    Raises:
+        ValueError: The borders of the lists are broken.
+    """
+    borders = array.offsets.to_numpy()
+    if len(array) and (borders[0] < 0 or borders[-1] > len(array.values) or np.any(borders[1:] < borders[:-1])):
+        raise ValueError("the borders of its lists are out of order")
+    if array.values.null_count:
+        return list(array.to_pylist())
+    values = array.values.to_numpy(zero_copy_only=False)
+    values.flags.writeable = False
+    lists: list[Any] = [values[start:end] for start, end in pairwise(borders.tolist())]
+    if array.null_count:
+        lists = [each if is_there else None for each, is_there in zip(lists, array.is_valid().to_pylist(), strict=True)]
+    return lists
 
 
 class Parquet(Columnar):

@@ -28,7 +28,8 @@ FILE_KINDS: dict[str, Callable[[str, Retry], Source]] = {
     ".json.gz": JsonList,
     ".json.zst": JsonList,
 }
-NO_DATA_NAMES = ("dataset_info.json", "dataset_infos.json", "state.json")  # what `datasets` writes beside its rows
+# what `datasets` and tools/prepare_data.py write beside their rows
+NO_DATA_NAMES = ("dataset_info.json", "dataset_infos.json", "state.json", "prepared.json")
 SPLITS_NAME = "dataset_dict.json"
 
 

@@ -1,0 +1,240 @@
+"""`tools/prepare_data.py`: checks all rows of a data set before a run, says what is in it, and writes its tokens."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lift_ds.config import ConfigError, RunConfig, load_run_config
+from lift_ds.data.prepared import token_settings, tokenizer_hash
+from lift_ds.data.reader import BadRowError, RowReader, Skipped
+from lift_ds.data.survey import ShardWriter, SurveyReport, TokenStatistics, survey
+from lift_ds.data.survey.display import marked_text, show_report
+from lift_ds.data.survey.shards import check_target
+from lift_ds.models.families import check_tokenizer, read_config
+from lift_ds.models.weights import BUILTIN_BASE, load_tokenizer, resolve_folder
+from lift_ds.training.data import make_encoder, open_reader, pack_capacity
+
+DOTTED_KEY = re.compile(r"[a-z_]+(\.[a-z_0-9]+)+")
+SHOWN_GROUPS = 5
+SHOWN_LOCATIONS = 3
+MIB = 1 << 20
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The flags."""
+    parser = argparse.ArgumentParser(
+        prog="prepare_data.py",
+        description="Reads and tokenises every row as training would, and reports bad rows, lengths, targets, "
+        "duplicates, padding and packing. No weights are loaded. Exits with 1 where a row would stop a run "
+        "(data.on_bad_row and data.on_long), with 2 for wrong arguments.",
+    )
+    parser.add_argument(
+        "inputs", nargs="*", metavar="FILE | key=value", help="as data.path; overrides such as data.columns.prompt=q"
+    )
+    parser.add_argument("--config", type=Path, metavar="YAML", help="recipe, as in launchers/recipes")
+    parser.add_argument("--model", help=f"same as model.path=...: a folder, hub name or {BUILTIN_BASE}")
+    parser.add_argument("--micro-batch", type=int, default=1, help="rows of a forward, for the padding (default 1)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that tokenise (default 0: this one)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there too, with all bad rows")
+    parser.add_argument("--write", type=Path, metavar="FOLDER", help="write the tokens as parquet files to train from")
+    parser.add_argument("--shard-mib", type=int, default=256, help="size of such a file (default 256)")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be read and written, and stop")
+    return parser
+
+
+def resolve(arguments: argparse.Namespace) -> RunConfig:
+    """The config of a run on this data.
+
+    Raises:
+        ConfigError: Something is missing or wrong; all problems at once.
+    """
+    overrides = [each for each in arguments.inputs if is_override(each)]
+    paths = [each for each in arguments.inputs if not is_override(each)]
+    flags: dict[str, Any] = {"data.path": paths if len(paths) > 1 else paths[0]} if paths else {}
+    if arguments.model:
+        flags["model.path"] = arguments.model
+    run, problems = load_run_config(arguments.config, overrides, flags)
+    keys = {each.partition("=")[0] for each in overrides}
+    if not paths and arguments.config is None and not keys & {"data.path", "data.sources"}:
+        problems.append("no data: name files, data.path=... or data.sources=...")
+    if not arguments.model and arguments.config is None and "model.path" not in keys:
+        problems.append(f"--model is needed, for its tokenizer: a folder, hub name or {BUILTIN_BASE}")
+    for flag, least in (("micro_batch", 1), ("workers", 0), ("shard_mib", 1)):
+        if getattr(arguments, flag) < least:
+            problems.append(f"--{flag.replace('_', '-')}={getattr(arguments, flag)}: at least {least}")
+    if problems:
+        raise ConfigError(problems)
+    return run
+
+
+def is_override(text: str) -> bool:
+    """Whether an argument is key=value; a path may have a `=` too, as year=2025/rows.parquet."""
+    key, found, _ = text.partition("=")
+    return bool(found) and (DOTTED_KEY.fullmatch(key) is not None or key in RunConfig.model_fields)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What is looked at: rows, their encoder and columns, and the most tokens of a pack."""
+
+    run: RunConfig
+    reader: RowReader
+    capacity: int
+
+
+def open_rows(run: RunConfig) -> Opened:
+    """Opens tokenizer and data as training does, but lets no bad row stop it.
+
+    Raises:
+        BadRowError: No row can be read, so that the columns are not known.
+        ValueError: Something is missing or wrong.
+        ConnectionError: A server did not answer.
+    """
+    folder = resolve_folder(run.model.path, with_weights=False)
+    config = read_config(folder)
+    tokenizer = load_tokenizer(folder)
+    if tokenizer is None:
+        raise ValueError(f"{folder}: no tokenizer; name a model that has one.")
+    check_tokenizer(config, tokenizer, folder)
+    encoder = make_encoder(run.data, tokenizer, config)
+    capacity = pack_capacity(run.data, encoder.max_length)
+    data = run.data.model_copy(update={"on_bad_row": "skip"})
+    return Opened(run, open_reader(data, encoder, data.source_list(), "train", data.builtin_rows), capacity)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point; exits with 1 where a row would stop a run, and with 2 where something is missing or wrong."""
+    arguments = make_parser().parse_intermixed_args(argv)
+    try:
+        run = resolve(arguments)
+        if arguments.write is not None:
+            check_target(arguments.write)
+        opened = open_rows(run)
+        if arguments.dry_run:
+            print(plan(opened, arguments))
+            return
+        is_usable = prepare_data(opened, arguments)
+    except BadRowError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    if not is_usable:
+        sys.exit(1)
+
+
+def plan(opened: Opened, arguments: argparse.Namespace) -> str:
+    """What would be read and written, as lines."""
+    reader, encoder = opened.reader, opened.reader.encoder
+    lines = ["would read:"]
+    for group, columns in zip(reader.manifest.groups, reader.columns, strict=True):
+        lines.append(f"  {group.name}: {group.num_rows:,} rows, columns {columns.named()}")
+    lines.append(f"with the tokenizer of {opened.run.model.path}, at most {encoder.max_length:,} tokens a row")
+    lines += [f"  {name}: {value!r}" for name, value in token_settings(encoder, reader.system).items()]
+    lines.append("would write:")
+    lines.append(f"  the report to {', '.join(['the screen', *([str(arguments.json)] if arguments.json else [])])}")
+    if arguments.write is not None:
+        lines.append(f"  tokens to {arguments.write}: parquet files of about {arguments.shard_mib} MiB, prepared.json")
+    return "\n".join(lines)
+
+
+def prepare_data(opened: Opened, arguments: argparse.Namespace) -> bool:
+    """Looks at all rows, reports, and writes their tokens; returns whether a run could use all of the data as it is.
+
+    Raises:
+        ValueError: A file cannot be decoded, or the folder to write is in use.
+        OSError: A file cannot be written.
+    """
+    run, reader = opened.run, opened.reader
+    names = [group.name for group in reader.manifest.groups]
+    statistics = TokenStatistics(reader.encoder.num_ids, opened.capacity, names)
+    console = Console(highlight=False, markup=False)
+    stopping = set[Skipped]()
+    stopping |= {Skipped.BAD} if run.data.on_bad_row == "error" else set()
+    stopping |= {Skipped.LONG} if run.data.on_long == "error" else set()
+    with ExitStack() as stack:
+        writer = None
+        if arguments.write is not None:
+            writer = stack.enter_context(ShardWriter(arguments.write, arguments.shard_mib * MIB))
+        columns = (TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        bar = stack.enter_context(Progress(*columns, console=console, transient=True, disable=not console.is_terminal))
+        task = bar.add_task("rows", total=reader.manifest.num_rows)
+        is_usable = True
+        for rows in survey(reader, arguments.workers):
+            for row in rows:
+                statistics.add(row)
+                is_usable = is_usable and row.reason not in stopping
+                if writer is not None and is_usable and row.tokens is not None:
+                    writer.add(row.tokens, row.group)
+            bar.advance(task, len(rows))
+        bar.stop()
+        report = statistics.report(run.optim.global_batch, min(arguments.micro_batch, run.optim.global_batch))
+        report.numbers["duplicates"]["locations"] = locate_duplicates(report, reader)
+        show_report(console, report.numbers, report.example, reader.encoder.tokenizer)
+        if arguments.json is not None:
+            write_json(arguments.json, report, reader)
+        is_usable = is_usable and report.numbers["rows"]["good"] > 0
+        if writer is not None and is_usable:
+            writer.publish(describe(opened, report))
+            console.print(f"{arguments.write}: {len(writer.shards)} parquet file(s)", soft_wrap=True)
+        elif writer is not None:
+            hint = "not written; set data.on_bad_row and data.on_long to leave rows out."
+            console.print(f"{arguments.write}: {hint}", soft_wrap=True)
+    return is_usable
+
+
+def locate_duplicates(report: SurveyReport, reader: RowReader) -> list[list[str]]:
+    """File and line of the first rows of the largest groups."""
+    found = []
+    for ids in report.duplicate_ids[:SHOWN_GROUPS]:
+        places = [document.where for document in reader.by_sample_id(ids[:SHOWN_LOCATIONS].tolist())]
+        hidden = len(ids) - len(places)
+        found.append([*places, f"{hidden:,} more"] if hidden > 0 else places)
+    return found
+
+
+def write_json(path: Path, report: SurveyReport, reader: RowReader) -> None:
+    """The report as JSON, with one pack as text: targets stand between « and ».
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    pack = [marked_text(each, reader.encoder.tokenizer) for each in report.example]
+    text = json.dumps(report.numbers | {"pack": pack}, indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+
+
+def describe(opened: Opened, report: SurveyReport) -> dict[str, Any]:
+    """What `prepared.json` says of the tokens."""
+    run, reader = opened.run, opened.reader
+    encoder = reader.encoder
+    return {
+        "rows": report.numbers["rows"],
+        "sources": [
+            {**counts, "weight": group.weight, "columns": columns.named()}
+            for counts, group, columns in zip(
+                report.numbers["sources"], reader.manifest.groups, reader.columns, strict=True
+            )
+        ],
+        "tokens": report.numbers["tokens"],
+        "files": reader.manifest.files,
+        "model": run.model.path,
+        "tokenizer_hash": tokenizer_hash(encoder.tokenizer),
+        "settings": token_settings(encoder, reader.system)
+        | {"data.max_length": encoder.max_length, "data.on_long": run.data.on_long},
+    }
+
+
+if __name__ == "__main__":
+    main()

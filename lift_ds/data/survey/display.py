@@ -1,0 +1,145 @@
+"""The report of a data set on a terminal, or as plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from lift_ds.data.chat import Tokens
+
+SHOWN_PROBLEMS = 20
+SHOWN_TOKENS = 600
+BAR_WIDTH = 40
+TARGET_STYLE, FILLER_STYLE, PROMPT_STYLE = "bold green", "dim green", ""
+
+
+def show_report(console: Console, numbers: dict[str, Any], example: list[Tokens], tokenizer: Any) -> None:
+    """Prints everything.
+
+    Args:
+        console: Where to; colours only where it is a terminal.
+        numbers: `SurveyReport.numbers`, with `locations` among the duplicates.
+        example: The documents of one pack.
+        tokenizer: Turns ids into text.
+    """
+    for problem in numbers["problems"][:SHOWN_PROBLEMS]:
+        style = "yellow" if problem["kind"] == "long" else "red"
+        console.print(Text(shown(problem["problem"]), style=style), soft_wrap=True)
+    hidden = len(numbers["problems"]) - SHOWN_PROBLEMS
+    if hidden > 0:
+        console.print(f"... and {hidden:,} more (all of them are in the file of --json)")
+    show_numbers(console, numbers)
+    if numbers["lengths"]["row"]:
+        console.print(lengths_table(numbers["lengths"]))
+        console.print(histogram_of(numbers["lengths"]["row"]["histogram"]))
+        show_pack(console, example, tokenizer)
+
+
+def show_numbers(console: Console, numbers: dict[str, Any]) -> None:
+    """The counts, a line for each subject."""
+    rows, tokens, coverage = numbers["rows"], numbers["tokens"], numbers["coverage"]
+    lines = [f"rows: {rows['all']:,}: {rows['good']:,} good, {rows['bad']:,} bad, {rows['too_long']:,} too long"]
+    if len(numbers["sources"]) > 1:
+        lines += [
+            f"  {each['name']}: {each['good']:,} good, {each['bad']:,} bad, {each['too_long']:,} too long"
+            for each in numbers["sources"]
+        ]
+    lines.append(f"tokens: {tokens['all']:,}, targets {tokens['targets']:,} ({tokens['target_share']:.1%})")
+    shares = ", ".join(
+        f"{count:,} make {float(share):.0%}" for share, count in coverage["ids_for_target_share"].items()
+    )
+    lines.append(
+        f"token ids: {coverage['used']:,} of {coverage['ids']:,} used, {coverage['used_in_targets']:,} in targets "
+        f"({shares} of them)"
+    )
+    duplicates = numbers["duplicates"]
+    lines.append(f"duplicates: {duplicates['groups']:,} groups, {duplicates['surplus_rows']:,} surplus rows")
+    lines += [f"  {', '.join(group)}" for group in duplicates["locations"]]
+    padding, packing = numbers["padding"], numbers["packing"]
+    lines.append(
+        f"data.packing=none: {padding['waste']:.1%} padding in micro-batches of {padding['micro_batch']} "
+        f"(steps of {padding['global_batch']} rows)"
+    )
+    lines.append(
+        f"data.packing=best_fit: {packing['packs']:,} packs of at most {packing['pack_length']:,} tokens, "
+        f"{packing['fill']:.1%} full"
+    )
+    for line in lines:
+        console.print(Text(shown(line)), soft_wrap=True)
+
+
+def lengths_table(lengths: dict[str, dict[str, Any]]) -> Table:
+    """Smallest, percentiles, largest and mean of rows, prompts and targets, in tokens."""
+    table = Table(title="length in tokens", title_justify="left")
+    table.add_column("")
+    percentiles = list(lengths["row"]["percentiles"])
+    for name in ("min", *(f"{each} %" for each in percentiles), "max", "mean"):
+        table.add_column(name, justify="right")
+    for name, each in lengths.items():
+        numbers = [each["min"], *each["percentiles"].values(), each["max"], round(each["mean"], 1)]
+        table.add_row(name, *(f"{number:,}" for number in numbers))
+    return table
+
+
+def histogram_of(counts: dict[str, int]) -> Table:
+    """Rows by length, a bar for each power of two."""
+    table = Table(title="rows by length", title_justify="left", show_header=False, box=None)
+    exponents = [int(each) for each in counts]
+    most = max(counts.values())
+    for exponent in range(min(exponents), max(exponents) + 1):
+        count = counts.get(str(exponent), 0)
+        low, high = 2**exponent, 2 ** (exponent + 1) - 1
+        bar = "█" * -(-count * BAR_WIDTH // most)
+        table.add_row(f"{low:,}-{high:,}" if high > low else "0-1", Text(bar, style="cyan"), f"{count:,}")
+    return table
+
+
+def show_pack(console: Console, documents: list[Tokens], tokenizer: PreTrainedTokenizerBase) -> None:
+    """The beginning of a pack as text, special tokens included; targets in green, or between « and »."""
+    total = sum(len(each.ids) for each in documents)
+    marks = "in green" if console.is_terminal else "between « and »"
+    console.print(f"a pack of {len(documents)} rows, {total:,} tokens, targets {marks}:")
+    left = SHOWN_TOKENS
+    for number, document in enumerate(documents, start=1):
+        if left <= 0:
+            break
+        start = Tokens(document.ids[:left], document.response_mask[:left], document.filler_mask[:left])
+        left -= len(start.ids)
+        text = Text().append(f"[{number}] ", style="dim")
+        for piece, is_target, is_filler in decoded_runs(start, tokenizer):
+            style = FILLER_STYLE if is_filler else TARGET_STYLE
+            if console.is_terminal:
+                text.append(shown(piece), style=style if is_target else PROMPT_STYLE)
+            else:
+                text.append(shown(f"«{piece}»" if is_target else piece))
+        console.print(text, soft_wrap=True)
+    if total > SHOWN_TOKENS:
+        console.print(f"... {total - SHOWN_TOKENS:,} more tokens")
+
+
+def shown(text: str) -> str:
+    """A text of the data without what a terminal would obey, or could not encode."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(each if each in "\n\t" or each.isprintable() else f"\\x{ord(each):02x}" for each in text)
+
+
+def marked_text(document: Tokens, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A whole row as text, special tokens included, with targets between « and »."""
+    pieces = decoded_runs(document, tokenizer)
+    return "".join(f"«{piece}»" if is_target else piece for piece, is_target, _ in pieces)
+
+
+def decoded_runs(document: Tokens, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, bool, bool]]:
+    """(text, target, filler) of every stretch of a row with equal masks."""
+    kinds = document.response_mask.astype(np.int8) + document.filler_mask
+    borders = [0, *(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(kinds)]
+    for start, end in pairwise(borders):
+        text = str(tokenizer.decode(document.ids[start:end].tolist(), skip_special_tokens=False))
+        yield text, bool(document.response_mask[start]), bool(document.filler_mask[start])

@@ -143,6 +143,20 @@ def test_readme_python(tmp_path, tiny_dir):
     assert printed.strip().endswith("True 48")
 
 
+def test_readme_look_at_data(tmp_path):
+    """The rows of the command, and then its tokens, which give the same counts."""
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "3+4?", "response": "It is 7."}\n' * 3)
+    (command,) = commands("tools/prepare_data.py")
+    for name in ("rows.jsonl", "report.json", "tokens/"):
+        command = command.replace(name, str(tmp_path / name))
+    assert "«" in run(command.split()).stdout
+    report = json.loads((tmp_path / "report.json").read_text())
+    again = [sys.executable, "tools/prepare_data.py", str(tmp_path / "tokens"), "--model", "builtin:base", "--json"]
+    run([*again, str(tmp_path / "again.json")])
+    found = json.loads((tmp_path / "again.json").read_text())
+    assert found["rows"] == report["rows"] and found["lengths"] == report["lengths"]
+
+
 def test_dry_run_of_the_8b_recipe(tiny_dir, tmp_path):
     """Everything but the weights: recipe, JSON, columns, template."""
     data = tmp_path / "s1k.jsonl"

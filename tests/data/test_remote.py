@@ -56,8 +56,8 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if with_body:
+            self.server.num_bytes += len(content)  # before the client can have them
             self.wfile.write(content)
-            self.server.num_bytes += len(content)
 
     def log_message(self, *arguments):
         pass

@@ -75,7 +75,9 @@ class DataConfig(Section):
     )
     pack_length: int | None = Field(None, ge=8, description="most tokens of a pack; default: the longest document's")
     workers: int = Field(0, ge=0, description="processes of each rank that read and tokenise ahead; 0: a thread")
-    lanes: int = Field(64, ge=1, description="virtual streams of the sample order; part of a run's identity")
+    lanes: int = Field(
+        64, ge=1, description="virtual streams of the sample order, fewer on small data; part of a run's identity"
+    )
     window_chunks: int = Field(4, ge=1, description="chunks that are shuffled together")
     check_rows: int = Field(
         2000, ge=0, description="rows that are read and tokenised before training, to find bad ones"

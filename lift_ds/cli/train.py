@@ -202,8 +202,10 @@ def main(argv: list[str] | None = None) -> None:
     try:
         run_training(arguments, launch)
     except (ValueError, RuntimeError, OSError) as error:
-        if launch.is_main or has_started():  # before the start all ranks find the same
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        is_local = has_started() or isinstance(error, OSError)  # else all ranks find the same
+        if launch.is_main or is_local:
+            rank = "" if launch.is_main else f" on rank {launch.rank}"
+            print(f"error{rank}: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
 
 

@@ -24,6 +24,9 @@ from lift_ds.rng import Stream, keyed_generator, keyed_uniform
 from .sources import Manifest
 
 MAX_IDS = 2_000_000  # of an order's windows that are kept in memory
+KEPT_EPOCHS = 4
+PART_ROWS = 16  # a lane's part of a window has about so many at least, or windows get more chunks
+WINDOW_ROWS = 32_768  # a window of large chunks has about so many at most
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,9 @@ class SampleRef:
     chunk_index: int
     row: int
     sample_id: int
+
+
+Position = tuple[list[tuple[int, int]], int]  # cursors of a lane, and samples drawn
 
 
 def locate(manifest: Manifest, epoch: int, sample_id: int) -> SampleRef:
@@ -51,7 +57,7 @@ class Order:
         number: Of the source in a mixture; part of the key.
         held_out: int64, ascending sample ids that training never sees.
         num_lanes: V.
-        window_chunks: Chunks per window.
+        window_chunks: Chunks per window, where they are neither very small nor very large.
         seed: The run's seed.
 
     Raises:
@@ -70,10 +76,12 @@ class Order:
     ) -> None:
         """Counts the windows."""
         self.manifest, self.chunks, self.number, self.held_out = manifest, chunks, number, held_out
-        self.num_lanes, self.window_chunks, self.seed = num_lanes, window_chunks, seed
-        self.num_windows = math.ceil(len(chunks) / window_chunks)
-        self._windows: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+        self.num_lanes, self.seed = num_lanes, seed
         first, end = (manifest.first_ids[chunk] for chunk in (chunks.start, chunks.stop))
+        self.window_chunks = chunks_per_window(window_chunks, (end - first) / len(chunks), num_lanes)
+        self.num_windows = math.ceil(len(chunks) / self.window_chunks)
+        self._windows: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+        self._chunk_orders: OrderedDict[int, np.ndarray] = OrderedDict()
         self.max_windows = max(4, min(2 * num_lanes, MAX_IDS * self.num_windows // max(end - first, 1)))
         if end - first <= np.count_nonzero((held_out >= first) & (held_out < end)):
             raise ValueError(f"all {end - first} rows are held out; lower eval.rows or add data.")
@@ -98,17 +106,37 @@ class Order:
         """Sample ids of one window of one epoch, permuted, without the held-out rows."""
         key = (epoch, window)
         if key not in self._windows:
-            base = self.number << 32
-            order = keyed_generator(self.seed, epoch, base, Stream.ORDER).permutation(len(self.chunks))
-            chosen = order[window * self.window_chunks : (window + 1) * self.window_chunks] + self.chunks.start
+            chosen = self.chunk_order(epoch)[window * self.window_chunks : (window + 1) * self.window_chunks]
             first = self.manifest.first_ids
             rows = np.concatenate([np.arange(first[chunk], first[chunk + 1]) for chunk in chosen])
             rows = rows[~np.isin(rows, self.held_out)]
-            self._windows[key] = keyed_generator(self.seed, epoch, base + 1 + window, Stream.ORDER).permutation(rows)
+            place = (self.number << 32) + 1 + window
+            self._windows[key] = keyed_generator(self.seed, epoch, place, Stream.ORDER).permutation(rows)
             if len(self._windows) > self.max_windows:
                 self._windows.popitem(last=False)
         self._windows.move_to_end(key)
         return self._windows[key]
+
+    def chunk_order(self, epoch: int) -> np.ndarray:
+        """The chunks of one epoch, permuted."""
+        if epoch not in self._chunk_orders:
+            generator = keyed_generator(self.seed, epoch, self.number << 32, Stream.ORDER)
+            self._chunk_orders[epoch] = generator.permutation(len(self.chunks)) + self.chunks.start
+            if len(self._chunk_orders) > KEPT_EPOCHS:
+                self._chunk_orders.popitem(last=False)
+        return self._chunk_orders[epoch]
+
+
+def chunks_per_window(wanted: int, mean_rows: float, num_lanes: int) -> int:
+    """More chunks where they are small, so that every lane has its part; fewer where they are large, for memory's sake.
+
+    Args:
+        wanted: Chunks per window of the config.
+        mean_rows: Rows of a chunk.
+        num_lanes: V.
+    """
+    fewest = math.ceil(PART_ROWS * num_lanes / mean_rows)
+    return max(1, fewest, min(wanted, int(WINDOW_ROWS // mean_rows)))
 
 
 class Lanes:
@@ -141,6 +169,11 @@ class Lanes:
         self.cursors = [[(0, 0)] * len(self.orders) for _ in range(num_lanes)]
         self.num_drawn = [0] * num_lanes
 
+    @property
+    def window_chunks_open(self) -> int:
+        """Chunks of two windows of every source: lanes stand in one window or the next."""
+        return 2 * sum(order.window_chunks for order in self.orders)
+
     def next(self, lane: int) -> SampleRef:
         """The lane's next sample; the lane moves on."""
         source = 0
@@ -151,12 +184,17 @@ class Lanes:
         self.num_drawn[lane] += 1
         return ref
 
-    def peek(self, lane: int, count: int) -> list[SampleRef]:
-        """The lane's next samples; the lane stays where it is."""
-        before = self.lane_state(lane)
-        found = [self.next(lane) for _ in range(count)]
-        self.load_lane(lane, before)
+    def peek(self, lane: int, count: int) -> list[tuple[SampleRef, Position]]:
+        """The lane's next samples, and where it stands after each; it stays where it is."""
+        before = (list(self.cursors[lane]), self.num_drawn[lane])
+        found = [(self.next(lane), (list(self.cursors[lane]), self.num_drawn[lane])) for _ in range(count)]
+        self.move(lane, before)
         return found
+
+    def move(self, lane: int, position: Position) -> None:
+        """Puts the lane where `peek` found a sample."""
+        cursors, self.num_drawn[lane] = position
+        self.cursors[lane] = list(cursors)
 
     def lane_state(self, lane: int) -> dict[str, Any]:
         """What a checkpoint keeps of one lane."""
@@ -174,7 +212,7 @@ class Lanes:
             "data.window_chunks": self.window_chunks,
             "seed": self.seed,
             "rows held out": self.num_held_out,
-            "weights": [group.weight for group in self.manifest.groups],
+            "sources": [[group.weight, group.first_chunk, group.num_chunks] for group in self.manifest.groups],
         }
 
 

@@ -111,7 +111,10 @@ class RowReader:
         return found
 
     def read_batch(self, refs: Sequence[SampleRef]) -> list[Document | Exception]:
-        """Rows, tokenised in one call: of each its document, or the error that `document` raises of it."""
+        """Rows, tokenised in one call: of each its document, or the error that `document` raises of it.
+
+        A chunk that cannot be read ends the batch.
+        """
         found: list[Document | Exception | Row] = []
         conversations: list[Conversation] = []
         for ref in refs:
@@ -123,13 +126,16 @@ class RowReader:
                 else:
                     conversations.append(given)
                     found.append(row)
-            except Exception as error:  # it is raised when its turn comes
+            except (BadRowError, TooLongError) as error:  # it is raised when its turn comes
                 found.append(error)
+            except Exception as error:  # a chunk that cannot be read: every row of it would try again
+                found.append(error)
+                break
         readable = [row for row in found if isinstance(row, Row)]
         encoded = iter(self.encoder.encode_batch(conversations, [row.where for row in readable]))
         return [
             self.finish(ref, row, next(encoded)) if isinstance(row, Row) else row
-            for ref, row in zip(refs, found, strict=True)
+            for ref, row in zip(refs, found, strict=False)
         ]
 
     def content(self, ref: SampleRef, row: Row) -> Conversation | Tokens:

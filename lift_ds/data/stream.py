@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .batch import Document
-from .lanes import Lanes, SampleRef, locate
+from .lanes import Lanes, Position, SampleRef, locate
 from .packing import Pack, Packer
+from .prepared import token_settings, tokenizer_hash
 from .reader import RowReader, Skipped
 
 READ_AHEAD = 32
@@ -63,7 +64,8 @@ class PackStream:
         """Starts every lane without an open pack."""
         self.lanes, self.reader, self.capacity = lanes, reader, capacity
         self.read_ahead = READ_AHEAD
-        self.waiting: dict[int, deque[tuple[SampleRef, Document | Exception]]] = {}
+        self.waiting: dict[int, deque[tuple[SampleRef, Position, Document | Exception]]] = {}
+        self.num_left_out = 0
         self.packers: dict[int, Packer[Waiting]] = {}
         self.num_taken = [0] * lanes.num_lanes
 
@@ -113,11 +115,19 @@ class PackStream:
         """The lane's next sample, read, or why it is left out."""
         waiting = self.waiting.setdefault(lane, deque())
         if not waiting:
-            refs = self.lanes.peek(lane, self.read_ahead)
-            waiting.extend(zip(refs, self.reader.read_batch(refs), strict=True))
-        ref, found = waiting.popleft()
-        assert self.lanes.next(lane) == ref
-        return ref, self.reader.settle(found)
+            ahead = self.lanes.peek(lane, self.read_ahead)
+            found = self.reader.read_batch([ref for ref, _ in ahead])  # fewer where a chunk cannot be read
+            waiting.extend((*place, each) for place, each in zip(ahead, found, strict=False))
+        ref, position, content = waiting.popleft()
+        document = self.reader.settle(content)
+        self.lanes.move(lane, position)
+        self.num_left_out = self.num_left_out + 1 if isinstance(document, Skipped) else 0
+        if self.num_left_out > self.lanes.manifest.num_rows:
+            raise ValueError(
+                f"{self.num_left_out} rows in a row were left out as too long or bad, more than the data has: none can "
+                "be used. Look at them with tools/prepare_data.py."
+            )
+        return ref, document
 
     def packer(self, lane: int) -> Packer[Waiting]:
         """The lane's open packs."""
@@ -151,7 +161,11 @@ class PackStream:
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a state to mean the same."""
-        return self.lanes.identity() | {"data.pack_length": self.capacity}
+        tokens = token_settings(self.reader.encoder, self.reader.system) | {
+            "tokenizer": tokenizer_hash(self.reader.encoder.tokenizer),
+            "data.max_length": self.reader.encoder.max_length,
+        }
+        return self.lanes.identity() | {"data.pack_length": self.capacity} | tokens
 
     def state(self) -> dict[str, Any]:
         """Where every lane stands, and what that rests on."""

@@ -37,8 +37,8 @@ class LanePackWorkers:
     def __init__(self, stream: PackStream, schedule: Schedule, first_step: int, num_workers: int) -> None:
         """Starts the processes."""
         context = multiprocessing.get_context("spawn")
-        self.num_workers = num_workers
         self.spacing = 1 if schedule.follows_all else schedule.world_size
+        self.num_workers = num_workers = min(num_workers, schedule.num_lanes // self.spacing)
         depth = max(4, STEPS_AHEAD * schedule.global_batch // (num_workers * self.spacing))
         self.queues: list[Queue[Any]] = [context.Queue(depth) for _ in range(num_workers)]
         self.processes = [
@@ -112,6 +112,8 @@ def run_worker(
         signal.signal(number, signal.SIG_IGN)
     worker, num_workers, spacing = place
     for step in count(first_step):
+        if os.getppid() != parent:
+            return
         for _, lane, is_own in schedule.slots(step):
             if worker_of(lane, num_workers, spacing) != worker:
                 continue

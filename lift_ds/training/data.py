@@ -10,7 +10,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from lift_ds.config import DataConfig, RunConfig, SourceConfig
 from lift_ds.data.batch import Document
-from lift_ds.data.chat import ChatEncoder
+from lift_ds.data.chat import ChatEncoder, TooLongError
 from lift_ds.data.lanes import Lanes, choose_held_out
 from lift_ds.data.loader import StepLoader
 from lift_ds.data.reader import BadRowError, RowReader, Skipped
@@ -23,6 +23,8 @@ from lift_ds.models.weights import NewWeights, SafetensorsFolder, WeightSource, 
 from .draws import make_noise_rule
 
 INDEX_FOLDER = "index"
+
+LANE_ROWS, PACKED_LANE_ROWS = 16, 1024
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,6 @@ def open_reader(
         data.columns if data.columns.named() else None,
         data.system,
         skip_long=data.on_long == "skip",
-        min_chunks=2 * data.window_chunks * len(groups),
         skip_bad=data.on_bad_row == "skip",
     )
 
@@ -120,6 +121,20 @@ def pack_capacity(data: DataConfig, max_length: int) -> int:
             "pack; lower data.max_length or raise data.pack_length."
         )
     return capacity
+
+
+def fitting_lanes(wanted: int, num_rows: int, is_packed: bool) -> int:
+    """Fewer lanes for small data: each needs rows of its own, and packs hold some of them back while they are open.
+
+    Args:
+        wanted: Lanes of the config; halved until they fit.
+        num_rows: Rows of the data.
+        is_packed: Whether lanes pack them.
+    """
+    rows_per_lane = PACKED_LANE_ROWS if is_packed else LANE_ROWS
+    while wanted > 1 and num_rows < wanted * rows_per_lane:
+        wanted //= 2
+    return wanted
 
 
 def open_data(run: RunConfig, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> RunData:
@@ -156,8 +171,10 @@ def open_data(run: RunConfig, tokenizer: PreTrainedTokenizerBase, config: Pretra
                 "every held-out row is longer than data.max_length, or bad, and skipped; raise data.max_length, or set "
                 "data.on_bad_row=error to see what is wrong."
             )
-    lanes = Lanes(training.manifest, held_out_ids, data.lanes, data.window_chunks, run.seed)
     capacity = None if data.packing == "none" else pack_capacity(data, encoder.max_length)
+    num_lanes = fitting_lanes(data.lanes, training.manifest.num_rows, capacity is not None)
+    lanes = Lanes(training.manifest, held_out_ids, num_lanes, data.window_chunks, run.seed)
+    training.min_chunks = lanes.window_chunks_open
     stream = PackStream(lanes, training, capacity)
     return RunData(encoder, training, stream, held_out, training.manifest.num_rows, manifests)
 
@@ -195,10 +212,10 @@ def check_first_rows(data: RunData, count: int) -> FirstRows:
         refs = list(data.reader.first_rows(group, -(-count // len(groups))))
         found = [data.reader.try_document(ref) for ref in refs]
         counts = Counter(each if isinstance(each, Skipped) else None for each in found)
-        if refs and counts[Skipped.BAD] == len(refs):
+        if refs and not counts[None]:
             try:
                 data.reader.document(refs[0])
-            except BadRowError as error:
+            except (BadRowError, TooLongError) as error:
                 raise ValueError(f"{group.name}: none of the first {len(refs)} rows can be used: {error}") from error
         totals += counts
     return FirstRows(totals[None], totals[Skipped.BAD], totals[Skipped.LONG])

@@ -154,7 +154,9 @@ class DiffusionStep(nn.Module):
         rows = seen & wanted[index, None]
         narrow = self.objective.settings.scoring_precision == "bf16"
         self.eval()
-        with torch.autocast(clean_ids.device.type, torch.bfloat16, enabled=narrow), self.scoring_time:
+        # no cache: it would keep a copy of every weight, also after ZeRO-3 let go of the weight
+        autocast = torch.autocast(clean_ids.device.type, torch.bfloat16, enabled=narrow, cache_enabled=False)
+        with autocast, self.scoring_time:
             visible = batch.attention_mask[index, :length]
             hidden = encode_rows(self.model, self.mask(clean_ids, seen), rows, visible, self.is_packed)
             found = self.model.head(hidden, lambda chosen, matrix: of_rows(chosen, matrix, clean_ids[rows]))

@@ -10,11 +10,12 @@ from transformers import AutoTokenizer
 
 from lift_ds.config import ObjectiveConfig
 from lift_ds.data.chat import ChatEncoder
-from lift_ds.data.lanes import Lanes, choose_held_out
+from lift_ds.data.lanes import Lanes, choose_held_out, chunks_per_window
 from lift_ds.data.loader import StepLoader, micro_batches_per_step
 from lift_ds.data.reader import RowReader
 from lift_ds.data.sources import Group, Manifest, open_sources
 from lift_ds.data.stream import PackStream, merge_states
+from lift_ds.training.data import fitting_lanes
 from lift_ds.training.draws import make_noise_rule
 
 GLOBAL_BATCH = 12
@@ -164,6 +165,64 @@ def test_a_worker_that_dies_is_an_error(path, tokenizer):
                 next(loader)
     finally:
         loader.close()
+
+
+def test_a_worker_without_lanes_is_not_started(path, tokenizer):
+    loader = make_loader(path, tokenizer, rank=1, world=8, capacity=80)  # one lane of its own
+    loader.num_workers = 3
+    try:
+        next(loader)
+        assert len(loader._workers.processes) == 1
+    finally:
+        loader.close()
+
+
+@PACKED
+def test_rows_that_are_all_left_out_are_an_error_not_an_endless_search(path, tokenizer, capacity):
+    loader = make_loader(path, tokenizer, max_length=8, skip=True, capacity=capacity)
+    with pytest.raises(ValueError, match="rows in a row were left out as too long or bad"):
+        run_steps(loader, 20)
+
+
+def test_an_unreadable_chunk_is_tried_once_and_raised_when_its_row_is_due(path, tokenizer):
+    loader = make_loader(path, tokenizer)
+    reads = []
+
+    def fail(chunk_index):
+        reads.append(chunk_index)
+        raise ConnectionError("no answer")
+
+    loader.stream.reader.cache = {}
+    loader.stream.reader.chunk = fail
+    with pytest.raises(ConnectionError, match="no answer"):
+        loader.make_step(0, loader.state)
+    assert len(reads) == 1
+
+
+def test_windows_grow_with_small_chunks_and_shrink_with_large_ones():
+    """64 lanes want 16 rows each: 1,024 chunks of a row; of chunks of 16,384 rows two are 32,768."""
+    assert chunks_per_window(4, 1, 64) == 1024
+    assert chunks_per_window(4, 256, 64) == 4
+    assert chunks_per_window(4, 16_384, 64) == 2
+    assert chunks_per_window(4, 1_000_000, 64) == 1
+
+
+def test_small_data_has_fewer_lanes():
+    assert fitting_lanes(64, 30_000, is_packed=False) == 64
+    assert fitting_lanes(64, 500, is_packed=False) == 16
+    assert fitting_lanes(64, 7473, is_packed=True) == 4
+    assert fitting_lanes(64, 3, is_packed=True) == 1
+
+
+def test_a_position_of_other_settings_is_refused(path, tokenizer):
+    """What decides tokens and order: each is named."""
+    state = json.loads(json.dumps(make_loader(path, tokenizer).stream.state()))
+    for change, message in (
+        ({"max_length": 60}, "data.max_length was 64 and is 60"),
+        ({"capacity": 80}, "pack_length"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_loader(path, tokenizer, state=state, **change)
 
 
 def test_what_goes_wrong_in_a_worker_is_raised_by_the_rank(path, tokenizer):

@@ -121,7 +121,8 @@ def expand(path: str, retry: Retry) -> list[str]:
         raise ValueError(f"data.path: {empty[0]} is empty.")
     for file in empty:
         warnings.warn(f"{file} is empty: no rows come from it.", stacklevel=2)
-    return [file for file in found if file not in empty]
+    left_out = set(empty)
+    return [file for file in found if file not in left_out]
 
 
 def list_local(path: str) -> tuple[list[str], bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -152,13 +153,11 @@ class Manifest:
     def files(self) -> dict[str, str]:
         """Content hash by file name, in order; files of the same name are numbered."""
         found: dict[str, str] = {}
+        times: Counter[str] = Counter()
         for each in self._scanned:
-            name = label = Path(each.source.name).name
-            number = 1
-            while label in found:
-                number += 1
-                label = f"{name} ({number})"
-            found[label] = each.index.content_hash
+            name = Path(each.source.name).name
+            times[name] += 1
+            found[name if times[name] == 1 else f"{name} ({times[name]})"] = each.index.content_hash
         return found
 
     def state(self) -> dict[str, Any]:

@@ -66,9 +66,14 @@ def steps_of(loader: StepLoader) -> Iterator[Any]:
 
 
 def loader_over_datasets(encoder: ChatEncoder, pairs: int, is_quick: bool) -> Figures:
-    """Rows a second of whole steps over those of `datasets` streaming in a StatefulDataLoader, batch by batch."""
+    """Rows a second of whole steps over those of `datasets` streaming in a StatefulDataLoader: padded batches of both."""
+    import torch
     from datasets import load_dataset
+    from torch.nn.utils.rnn import pad_sequence
     from torchdata.stateful_dataloader import StatefulDataLoader
+
+    def pad(rows: list[dict[str, list[int]]]) -> list[torch.Tensor]:
+        return [pad_sequence([torch.tensor(row[name]) for row in rows], batch_first=True) for name in SCHEMA.names]
 
     num_steps = 4 if is_quick else 40
     with tempfile.TemporaryDirectory() as folder:
@@ -76,7 +81,7 @@ def loader_over_datasets(encoder: ChatEncoder, pairs: int, is_quick: bool) -> Fi
         lengths = np.random.default_rng(1).lognormal(np.log(300), 0.6, 4 * ROWS_PER_GROUP if is_quick else 40_000)
         write_rows(path, lengths.clip(8, PACK_LENGTH).astype(int), 1)
         streamed = load_dataset("parquet", data_files=str(path), split="train", streaming=True)
-        baseline = iter(StatefulDataLoader(streamed, batch_size=STEP_ROWS, collate_fn=list))
+        baseline = iter(StatefulDataLoader(streamed, batch_size=STEP_ROWS, collate_fn=pad))
         ours = steps_of(open_steps([path], encoder, None))
         seconds: dict[str, list[float]] = {"datasets": [], "ours": []}
         for place in range((1 + pairs) if not is_quick else 3):

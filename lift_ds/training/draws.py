@@ -43,7 +43,8 @@ def make_noise_rule(settings: ObjectiveConfig, seed: int, global_batch: int) -> 
         found = []
         rows = zip(drawn, *(column.tolist() for column in columns), strict=True)
         for uniforms, level, extra, component, is_refreshed in rows:
-            mask_uniform, tie_uniform = np.split(uniforms[NUM_SCALARS:], 2)
+            length = (len(uniforms) - NUM_SCALARS) // 2
+            mask_uniform, tie_uniform = uniforms[NUM_SCALARS : NUM_SCALARS + length], uniforms[NUM_SCALARS + length :]
             found.append(Noise(level, extra, component, mask_uniform, tie_uniform, is_refreshed))
         return found
 

@@ -42,7 +42,10 @@ class CachedReader(RowReader):
 
     def read_batch(self, refs):
         missing = [ref for ref in refs if ref not in self.cache]
-        self.cache.update(zip(missing, super().read_batch(missing), strict=True))
+        found = super().read_batch(missing)
+        if len(found) < len(missing):
+            return found
+        self.cache.update(zip(missing, found, strict=True))
         return [self.cache[ref] for ref in refs]
 
 

@@ -66,7 +66,7 @@ def steps_of(loader: StepLoader) -> Iterator[Any]:
 
 
 def loader_over_datasets(encoder: ChatEncoder, pairs: int, is_quick: bool) -> Figures:
-    """Rows a second of whole steps over those of `datasets` streaming in a StatefulDataLoader: padded batches of both."""
+    """Rows a second of whole steps over those of `datasets` streaming in a StatefulDataLoader, both padded."""
     import torch
     from datasets import load_dataset
     from torch.nn.utils.rnn import pad_sequence

@@ -29,7 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--rows",
         type=int,
-        help="rows that are measured; default: as many as the run held out, or 300 (more would include trained rows)",
+        help="rows that are measured; default: 300, or as many as the run held out of its own training rows",
     )
     parser.add_argument(
         "--buffers",
@@ -62,7 +62,9 @@ def resolve(arguments: argparse.Namespace) -> tuple[RunConfig, dict[str, str], P
         flags |= {f"data.{name}": value for name, value in recorded["data"].items()}
         flags["eval.path"] = recorded["eval"]["path"]
         flags.pop("data.path" if flags.get("data.sources") else "data.sources", None)
-        flags |= {"seed": recorded["seed"], "eval.rows": recorded["eval"]["rows"]}
+        flags["seed"] = recorded["seed"]
+        if not are_apart(recorded):
+            flags["eval.rows"] = recorded["eval"]["rows"]
     else:
         models[arguments.model] = arguments.model
     if arguments.data:
@@ -75,6 +77,15 @@ def resolve(arguments: argparse.Namespace) -> tuple[RunConfig, dict[str, str], P
     if problems:
         raise ConfigError(problems)
     return run, models, arguments.output or (folder if recorded else Path()) / "learnability"
+
+
+def are_apart(recorded: dict[str, Any]) -> bool:
+    """Whether a run's held-out rows have a source of their own, so that more of them are no trained rows."""
+    sources = recorded["data"].get("sources") or [recorded["data"]]
+    paths = [
+        path for source in sources for path in ([source["path"]] if isinstance(source["path"], str) else source["path"])
+    ]
+    return bool(recorded["eval"]["path"]) or all(path.startswith("builtin:") for path in paths)
 
 
 def main(argv: list[str] | None = None) -> None:

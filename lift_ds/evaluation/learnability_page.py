@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from .learnability import Cell, Learnability
 
 NUM_GAINED = 25
+FEW_LEVELS = 10
 STYLE = "body{font:15px/1.5 system-ui;margin:2rem auto;max-width:70rem}table{border-collapse:collapse}td,th{padding:.2rem .8rem;text-align:right;border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left;font-family:monospace}img{max-width:100%}"  # noqa: E501
 
 
@@ -45,19 +46,24 @@ def draw(measured: dict[str, Learnability]) -> Any:
     figure, axes = plt.subplots(
         2, len(measured), figsize=(6.2 * len(measured), 9), squeeze=False, sharey="row", layout="constrained"
     )
+    classes = sorted({each for learnability in measured.values() for each in learnability.cells()})
     for (label, learnability), column in zip(measured.items(), axes.T, strict=True):
-        cells = learnability.cells()
-        grid = np.array([[cell.gold for cell in row] for row in cells.values()])
+        cells, levels = learnability.cells(), learnability.levels
+        unseen = [Cell(0, np.nan, np.nan, np.nan)] * len(levels)
+        grid = np.array([[cell.gold for cell in cells.get(each, unseen)] for each in classes])
         image = column[0].imshow(grid, origin="lower", aspect="auto", vmin=0, vmax=1, cmap="viridis")
         column[0].set_title(f"{label}: mean p(gold)")
-        levels = learnability.levels
-        column[0].set_xticks(range(len(levels)), [f"{level:.2f}" for level in levels])
-        column[0].set_yticks(range(len(cells)), [class_label(each) for each in cells])
+        is_fine = len(levels) > FEW_LEVELS
+        ticks = range(0, len(levels), 2 if is_fine else 1)
+        column[0].set_xticks(ticks, [f"{levels[place]:.2f}" for place in ticks])
+        column[0].set_yticks(range(len(classes)), [class_label(each) for each in classes])
         column[0].set_xlabel("share masked, t")
         for (y, x), value in np.ndenumerate(grid):
             if np.isfinite(value):
                 shade = "black" if value > 0.6 else "white"
-                column[0].text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=8, color=shade)
+                column[0].text(
+                    x, y, f"{value:.2f}", ha="center", va="center", fontsize=5.5 if is_fine else 8, color=shade
+                )
         draw_curves(column[1], cells, levels)
     axes[0, 0].set_ylabel("occurrences of the token")
     axes[1, 0].set_ylabel("mean over masked tokens")

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lift_ds.cli.learnability import main
+from lift_ds.cli.learnability import are_apart, main
 from lift_ds.diffusion.noise import superset_mask
 from lift_ds.evaluation.heldout import fixed_noise
 from lift_ds.evaluation.learnability import LEVELS, Learnability, from_difficulty, measure
@@ -130,3 +130,16 @@ def test_the_report_of_a_runs_buffers(tmp_path, capsys):
     found = {(row["model"], round(float(row["mean_p_gold"]), 3)) for row in rows if int(row["num_tokens"])}
     assert found == {("step 1", round(math.exp(-3), 3)), ("step 2", round(math.exp(-0.5), 3))}
     assert "Tokens that gained most" in (tmp_path / "learnability" / "learnability.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("data", "eval_path", "expected"),
+    [
+        ({"path": "builtin:reasoning"}, None, True),
+        ({"path": ["rows.jsonl"]}, None, False),
+        ({"path": "rows.jsonl"}, "held_out.jsonl", True),
+        ({"path": "builtin:reasoning", "sources": [{"path": "builtin:sudoku"}, {"path": "rows.jsonl"}]}, None, False),
+    ],
+)
+def test_more_rows_than_were_held_out_only_where_they_are_no_training_rows(data, eval_path, expected):
+    assert are_apart({"data": data, "eval": {"path": eval_path}}) is expected

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import queue
 import signal
 import threading
@@ -41,17 +42,21 @@ class LanePackWorkers:
         self.num_workers = num_workers = min(num_workers, schedule.num_lanes // self.spacing)
         depth = max(4, STEPS_AHEAD * schedule.global_batch // (num_workers * self.spacing))
         self.queues: list[Queue[Any]] = [context.Queue(depth) for _ in range(num_workers)]
+        # Not among the arguments: a process that dies before it has read large ones leaves `start` waiting for ever.
+        self.inboxes: list[Queue[bytes]] = [context.Queue() for _ in range(num_workers)]
         self.processes = [
             context.Process(
                 target=run_worker,
-                args=(stream, schedule, first_step, (worker, num_workers, self.spacing), waiting, os.getpid()),
+                args=(inbox, schedule, first_step, (worker, num_workers, self.spacing), packs, os.getpid()),
                 name=f"data-worker-{worker}",
                 daemon=True,
             )
-            for worker, waiting in enumerate(self.queues)
+            for worker, (inbox, packs) in enumerate(zip(self.inboxes, self.queues, strict=True))
         ]
-        for process in self.processes:
+        content = pickle.dumps(stream)
+        for process, inbox in zip(self.processes, self.inboxes, strict=True):
             process.start()
+            inbox.put(content)
 
     def take(self, lane: int, stopping: threading.Event) -> tuple[LanePack | None, dict[str, Any]]:
         """The next pack of a lane and the lane's state after it; calls follow the schedule.
@@ -79,8 +84,9 @@ class LanePackWorkers:
 
     def close(self) -> None:
         """Ends the processes."""
-        for process in self.processes:
+        for process, inbox in zip(self.processes, self.inboxes, strict=True):
             process.kill()
+            inbox.cancel_join_thread()
         for process in self.processes:
             process.join()
 
@@ -91,7 +97,7 @@ def worker_of(lane: int, num_workers: int, spacing: int) -> int:
 
 
 def run_worker(
-    stream: PackStream,
+    inbox: Queue[bytes],
     schedule: Schedule,
     first_step: int,
     place: tuple[int, int, int],
@@ -101,7 +107,7 @@ def run_worker(
     """Fills a queue with the packs of this worker's lanes, in the order of the schedule.
 
     Args:
-        stream: Standing where `first_step` begins.
+        inbox: Holds the stream, pickled, standing where `first_step` begins.
         schedule: Which lane each slot takes from.
         first_step: Step of the first pack.
         place: This worker, their number, and the distance of a rank's lanes.
@@ -111,6 +117,11 @@ def run_worker(
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     worker, num_workers, spacing = place
+    try:
+        stream = pickle.loads(inbox.get())
+    except Exception as error:  # the rank raises it
+        packs.put(error)
+        return
     for step in count(first_step):
         if os.getppid() != parent:
             return

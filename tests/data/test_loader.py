@@ -1,6 +1,7 @@
 """The order of samples and their noise: equal for every number of ranks, micro-batch size and cut."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -50,17 +51,28 @@ class CachedReader(RowReader):
 
 
 def make_loader(
-    path, tokenizer, rank=0, world=1, micro_batch=4, first_step=0, state=None, max_length=64, skip=False, capacity=None
+    path,
+    tokenizer,
+    rank=0,
+    world=1,
+    micro_batch=4,
+    first_step=0,
+    state=None,
+    max_length=64,
+    skip=False,
+    capacity=None,
+    num_workers=0,
 ):
     manifest = Manifest(open_sources([path], 0, "train", 10))
     lanes = Lanes(manifest, set(range(5)), num_lanes=8, window_chunks=2, seed=3)
-    reader = CachedReader(manifest, ChatEncoder(tokenizer, 1, max_length), None, skip_long=skip)
+    kind = RowReader if num_workers else CachedReader  # workers cannot import this module
+    reader = kind(manifest, ChatEncoder(tokenizer, 1, max_length), None, skip_long=skip)
     reader.cache = CACHE.setdefault((path, max_length), {})
     stream = PackStream(lanes, reader, capacity)
     if state is not None:
         stream.load_state(state)
     rule = make_noise_rule(ObjectiveConfig(), 3, GLOBAL_BATCH)
-    return StepLoader(stream, rule, GLOBAL_BATCH, micro_batch, rank, world, 1, first_step)
+    return StepLoader(stream, rule, GLOBAL_BATCH, micro_batch, rank, world, 1, first_step, num_workers)
 
 
 def documents_of(steps):
@@ -136,8 +148,7 @@ def test_stop_and_resume_change_nothing(path, tokenizer, expected, world, other_
 def test_thread_and_workers_give_the_same_steps_and_commit_what_was_consumed(
     path, tokenizer, expected, capacity, num_workers
 ):
-    loader = make_loader(path, tokenizer, capacity=capacity)
-    loader.num_workers = num_workers
+    loader = make_loader(path, tokenizer, capacity=capacity, num_workers=num_workers)
     try:
         for one, direct in zip(
             expected[capacity][0][:5], run_steps(make_loader(path, tokenizer, capacity=capacity), 5), strict=True
@@ -158,8 +169,7 @@ def test_a_lane_of_packs_is_read_by_one_rank_only(path, tokenizer):
 
 
 def test_a_worker_that_dies_is_an_error(path, tokenizer):
-    loader = make_loader(path, tokenizer)
-    loader.num_workers = 1
+    loader = make_loader(path, tokenizer, num_workers=1)
     try:
         next(loader)
         loader._workers.processes[0].kill()
@@ -171,13 +181,27 @@ def test_a_worker_that_dies_is_an_error(path, tokenizer):
 
 
 def test_a_worker_without_lanes_is_not_started(path, tokenizer):
-    loader = make_loader(path, tokenizer, rank=1, world=8, capacity=80)  # one lane of its own
-    loader.num_workers = 3
+    loader = make_loader(path, tokenizer, rank=1, world=8, capacity=80, num_workers=3)  # one lane of its own
     try:
         next(loader)
         assert len(loader._workers.processes) == 1
     finally:
         loader.close()
+
+
+def test_a_worker_that_cannot_start_is_an_error(path, tokenizer):
+    """What it is sent names a module that only this process has."""
+    loader = make_loader(path, tokenizer, num_workers=1)
+    loader.stream.reader.__class__ = CachedReader
+    CachedReader.__module__ = "nowhere"
+    sys.modules["nowhere"] = sys.modules[__name__]
+    try:
+        with pytest.raises(ModuleNotFoundError, match="nowhere"):
+            next(loader)
+    finally:
+        loader.close()
+        CachedReader.__module__ = __name__
+        del sys.modules["nowhere"]
 
 
 @PACKED
@@ -229,8 +253,7 @@ def test_a_position_of_other_settings_is_refused(path, tokenizer):
 
 
 def test_what_goes_wrong_in_a_worker_is_raised_by_the_rank(path, tokenizer):
-    loader = make_loader(path, tokenizer, max_length=24)
-    loader.num_workers = 2
+    loader = make_loader(path, tokenizer, max_length=24, num_workers=2)
     try:
         with pytest.raises(ValueError, match="more than data.max_length=24"):
             next(loader)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lift_ds.diffusion.loss import chunked_gold_logprob
 
-from .llada import HeadFunction, Segments
+from .llada import HeadFunction, Visible
+from .segments import Segments
 
 
 class MaskedDiffusionModel(Protocol):
@@ -22,12 +23,7 @@ class MaskedDiffusionModel(Protocol):
     def get_input_embeddings(self) -> Any:
         """The embedding module."""
 
-    def encode(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | Segments | None = None,
-        position_ids: Tensor | None = None,
-    ) -> Tensor:
+    def encode(self, input_ids: Tensor, attention_mask: Visible = None, position_ids: Tensor | None = None) -> Tensor:
         """(B, L, D) hidden states; row i holds what `head` needs to predict token i."""
 
     def head(self, hidden: Tensor, through: HeadFunction = F.linear) -> Any:

@@ -12,8 +12,7 @@ kept in a buffer, so no loader can leave garbage in them; gradient checkpointing
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -168,37 +167,8 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(heads.dtype)
 
 
-@dataclass(frozen=True)
-class Segments:
-    """Documents that stand one after the other in a batch of one row; each sees only itself.
-
-    Args:
-        lengths: Tokens of each.
-        bounds: int32 (documents + 1,), where they start, and the end of the last.
-    """
-
-    lengths: list[int]
-    bounds: Tensor
-
-    @staticmethod
-    def of(lengths: Tensor) -> Segments:
-        """Segments of int64 (documents,) lengths."""
-        return Segments(lengths.tolist(), F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32))
-
-
-def attend_segments(query: Tensor, key: Tensor, value: Tensor, segments: Segments, dropout: float) -> Tensor:
-    """Attention of (1, H, T, head_dim) within each document: a varlen kernel on GPUs in bf16, else one by one."""
-    grouped = query.shape[1] != key.shape[1]
-    if query.is_cuda and query.dtype != torch.float32 and not dropout:
-        from torch.nn.attention.varlen import varlen_attn
-
-        query, key, value = (each[0].transpose(0, 1).contiguous() for each in (query, key, value))
-        bounds, longest = segments.bounds, max(segments.lengths)
-        found = varlen_attn(query, key, value, bounds, bounds, longest, longest, enable_gqa=grouped)
-        return cast(Tensor, found).transpose(0, 1)[None]
-    parts = zip(*(each.split(segments.lengths, dim=2) for each in (query, key, value)), strict=True)
-    attended = [F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, enable_gqa=grouped) for q, k, v in parts]
-    return torch.cat(attended, dim=2)
+AttentionFunction = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+Visible = Tensor | AttentionFunction | None
 
 
 class LLaDABlock(nn.Module):
@@ -222,8 +192,8 @@ class LLaDABlock(nn.Module):
         self.up_proj = nn.Linear(width, config.mlp_hidden_size, bias=False)
         self.ff_out = nn.Linear(config.mlp_hidden_size, width, bias=False)
 
-    def attend(self, hidden: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | Segments | None) -> Tensor:
-        """Bidirectional attention; `visible` is bool (B, 1, 1 or L, L), true where a key may be seen, or documents."""
+    def attend(self, hidden: Tensor, cos: Tensor, sin: Tensor, visible: Visible) -> Tensor:
+        """Bidirectional attention; `visible` is bool (B, 1, 1 or L, L), true where a key may be seen, or a function."""
         batch, length, width = hidden.shape
 
         def heads(projected: Tensor) -> Tensor:
@@ -231,15 +201,15 @@ class LLaDABlock(nn.Module):
 
         query, key = (rotate(heads(each(hidden)), cos, sin) for each in (self.q_proj, self.k_proj))
         value, dropout = heads(self.v_proj(hidden)), self.attention_dropout if self.training else 0.0
-        if isinstance(visible, Segments):
-            attended = attend_segments(query, key, value, visible, dropout)
+        if callable(visible):
+            attended = visible(query, key, value, dropout)
         else:
             attended = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=visible, dropout_p=dropout, enable_gqa=self.grouped
             )
         return self.attn_out(attended.transpose(1, 2).reshape(batch, length, width))
 
-    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | Segments | None) -> Tensor:
+    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, visible: Visible) -> Tensor:
         """Maps (B, L, D) to (B, L, D)."""
         attended = self.attend(self.attn_norm(hidden), cos, sin, visible)
         hidden = hidden + F.dropout(attended, self.residual_dropout, self.training)
@@ -295,12 +265,7 @@ class LLaDAModel(nn.Module):
         assert isinstance(blocks, nn.ModuleList)
         return blocks
 
-    def encode(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | Segments | None = None,
-        position_ids: Tensor | None = None,
-    ) -> Tensor:
+    def encode(self, input_ids: Tensor, attention_mask: Visible = None, position_ids: Tensor | None = None) -> Tensor:
         """Hidden states (B, L, D) after the final norm; see `LLaDAModelLM.encode`."""
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
@@ -357,18 +322,13 @@ class LLaDAModelLM(PreTrainedModel):
         """The head module, or `None` where the weights are tied (the embedding is the head)."""
         return None if self.config.weight_tying else self.model.transformer["ff_out"]
 
-    def encode(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | Segments | None = None,
-        position_ids: Tensor | None = None,
-    ) -> Tensor:
+    def encode(self, input_ids: Tensor, attention_mask: Visible = None, position_ids: Tensor | None = None) -> Tensor:
         """Hidden states after the final norm, ready for `head`.
 
         Args:
             input_ids: (B, L) token ids.
-            attention_mask: (B, L), true where a position may be attended to, or (B, 1, L, L), or the documents of a
-                batch of one row.
+            attention_mask: (B, L), true where a position may be attended to, or (B, 1, L, L), or a function from
+                queries, keys, values (B, H, L, head_dim) and a dropout probability to (B, H, L, head_dim).
             position_ids: (B, L) rotary positions; 0 to L-1 where not given.
 
         Returns:

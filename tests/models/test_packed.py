@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lift_ds.models.head import encode_rows
-from lift_ds.models.llada import Segments
+from lift_ds.models.segments import Segments
 from lift_ds.objectives import OBJECTIVES
 from tests.training.test_step import make_batch, make_root
 
@@ -82,9 +82,7 @@ def test_loss_and_gradients(model, batch, method, is_checkpointed):
 
 def test_grouped_heads(llada, batch):
     query, key, value = torch.randn(1, 4, 31, 8), torch.randn(1, 2, 31, 8), torch.randn(1, 2, 31, 8)
-    from lift_ds.models.llada import attend_segments
-
-    found = attend_segments(query, key, value, Segments.of(torch.tensor(LENGTHS)), 0.0)
+    found = Segments.of(torch.tensor(LENGTHS))(query, key, value, 0.0)
     wide = [each.repeat_interleave(2, dim=1) for each in (key, value)]
     place = torch.arange(3).repeat_interleave(torch.tensor(LENGTHS))
     mask = place[:, None] == place[None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import ClassVar
@@ -252,6 +253,8 @@ def main() -> None:
     if launch.is_main:
         Path(output).write_text(json.dumps(result))
     stop_distributed()
+    sys.stdout.flush()
+    os._exit(0)  # about once in some hundred launches a thread of torch's aborts the interpreter's own end
 
 
 if __name__ == "__main__":

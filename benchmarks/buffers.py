@@ -24,7 +24,7 @@ from lift_ds.lift.difficulty import NUM_BINS, Observations
 from lift_ds.training.buffers import DifficultyBuffers
 from lift_ds.training.cluster import read_launch
 from lift_ds.training.collectives import Collectives
-from lift_ds.training.engine import start_distributed, stop_distributed
+from lift_ds.training.engine import leave, start_distributed
 
 VOCABULARY = 126_464
 TOKENS = 16_384
@@ -79,7 +79,7 @@ def main() -> None:
         look_ups.append(timed(buffers, lambda asked=(tokens, levels): buffers.look_up(*asked)))  # type: ignore[misc]
     if launch.is_main:
         report(buffers, observing[SYNC_EVERY:], syncs[1:], look_ups[1:], arguments.quick, arguments.json)
-    stop_distributed()
+    leave(0)
 
 
 def report(

@@ -32,7 +32,7 @@ from lift_ds.training.buffers import DifficultyBuffers
 from lift_ds.training.cluster import read_launch
 from lift_ds.training.draws import make_noise_rule
 from lift_ds.training.ds_config import read_ds_json, resolve_ds_json
-from lift_ds.training.engine import Engine, build_model, start_distributed, stop_distributed
+from lift_ds.training.engine import Engine, build_model, leave, start_distributed
 from lift_ds.training.loop import StepPlan, compute_step
 from lift_ds.training.normalizer import step_counts
 from lift_ds.training.step import DiffusionStep
@@ -135,7 +135,7 @@ def main() -> None:
             order[(place + number) % len(order)].step(documents, number)
     if launch.is_main:
         report(variants, arguments.quick, arguments.json)
-    stop_distributed()
+    leave(0)
 
 
 def report(variants: dict[str, Variant], is_quick: bool, path: Path | None) -> None:

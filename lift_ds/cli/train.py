@@ -171,7 +171,7 @@ def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
     source = open_weights(prepared)
     engine.start_distributed(launch)
     execute(prepared, source, ds_json, launch.is_main)
-    engine.stop_distributed()
+    engine.leave(0)
 
 
 def describe(run: RunConfig, ds_json: dict[str, Any], launch: Launch, data: RunData, checked: FirstRows) -> str:
@@ -187,7 +187,7 @@ def describe(run: RunConfig, ds_json: dict[str, Any], launch: Launch, data: RunD
         f"{ranks}{hint}, ZeRO-{stage}, {precision}, global batch {run.optim.global_batch} = "
         f"{ds_json['gradient_accumulation_steps']} x {ds_json['train_micro_batch_size_per_gpu']} documents a rank\n"
         f"model {run.model.path}, data {', '.join(group.name for group in groups)}: {data.num_rows} rows, {checked}; "
-        f"columns {', '.join(str(each.named()) for each in data.reader.columns)}\n"
+        f"columns {', '.join(str(each.named()) for each in data.reader.columns)}; {data.stream.lanes.num_lanes} lanes\n"
         f"{run.objective.method}, {run.optim.steps} steps -> {run.output}"
     )
 
@@ -206,6 +206,10 @@ def main(argv: list[str] | None = None) -> None:
         if launch.is_main or is_local:
             rank = "" if launch.is_main else f" on rank {launch.rank}"
             print(f"error{rank}: {error}", file=sys.stderr, flush=True)
+        if has_started():
+            from lift_ds.training.engine import leave
+
+            leave(2)
         sys.exit(2)
 
 

@@ -12,13 +12,13 @@ from lift_ds.config import ColumnsConfig
 
 from .batch import Document
 from .chat import ChatEncoder, Tokens, TooLongError
-from .lanes import SampleRef, locate
+from .lanes import WINDOW_ROWS, SampleRef, locate
 from .prepared import check_prepared
 from .ready_rows import read_tokens
 from .records import Conversation, detect_columns, read_conversation
 from .sources import Group, Manifest, Row
 
-MAX_ROWS = 32_768
+BATCH_ROWS = 256
 
 
 class BadRowError(ValueError):
@@ -41,7 +41,7 @@ class RowReader:
         columns: The mapping of groups that have none of their own, or `None` to detect it from their first rows.
         system: System text put before every conversation.
         skip_long: Leave out rows that are too long, instead of raising.
-        min_chunks: Chunks that are kept in memory whatever their size, besides those that hold `MAX_ROWS` together.
+        min_chunks: Chunks that are kept in memory whatever their size, besides those that hold `WINDOW_ROWS` together.
         skip_bad: Leave out rows that cannot be read or do not fit the columns, instead of raising.
     """
 
@@ -91,7 +91,7 @@ class RowReader:
         if chunk_index not in self._chunks:
             self._chunks[chunk_index] = self.manifest.read(chunk_index)
             num_rows = sum(len(rows) for rows in self._chunks.values())
-            while num_rows > MAX_ROWS and len(self._chunks) > self.min_chunks:
+            while num_rows > WINDOW_ROWS and len(self._chunks) > self.min_chunks:
                 num_rows -= len(self._chunks.popitem(last=False)[1])
         self._chunks.move_to_end(chunk_index)
         return self._chunks[chunk_index]
@@ -113,60 +113,45 @@ class RowReader:
     def read_batch(self, refs: Sequence[SampleRef]) -> list[Document | Exception]:
         """Rows, tokenised in one call: of each its document, or the error that `document` raises of it.
 
-        A chunk that cannot be read ends the batch.
+        A chunk that cannot be read ends the batch with its error: every other row of it would only try again.
         """
-        found: list[Document | Exception | Row] = []
-        conversations: list[Conversation] = []
+        rows: list[tuple[Row, ColumnsConfig]] = []
+        unreadable: list[Document | Exception] = []
         for ref in refs:
             try:
                 row = self.chunk(ref.chunk_index)[ref.row]
-                given = self.content(ref, row)
-                if isinstance(given, Tokens):
-                    found.append(self.finish(ref, row, given))
-                else:
-                    conversations.append(given)
-                    found.append(row)
-            except (BadRowError, TooLongError) as error:  # it is raised when its turn comes
-                found.append(error)
-            except Exception as error:  # a chunk that cannot be read: every row of it would try again
-                found.append(error)
+            except Exception as error:  # it is raised when its turn comes
+                unreadable.append(error)
                 break
-        readable = [row for row in found if isinstance(row, Row)]
-        encoded = iter(self.encoder.encode_batch(conversations, [row.where for row in readable]))
-        return [
-            self.finish(ref, row, next(encoded)) if isinstance(row, Row) else row
-            for ref, row in zip(refs, found, strict=False)
-        ]
+            rows.append((row, self.columns[bisect_right(self._first_chunks, ref.chunk_index) - 1]))
+        found = zip(refs, rows, self.tokenise(rows), strict=False)
+        return [as_document(ref, row.where, tokens) for ref, (row, _), tokens in found] + unreadable
 
-    def content(self, ref: SampleRef, row: Row) -> Conversation | Tokens:
-        """What a row says, or its tokens where they stand in it.
+    def tokenise(self, rows: Sequence[tuple[Row, ColumnsConfig]]) -> list[Tokens | Exception]:
+        """Tokens of rows, each with its columns: made in one call, or taken where they stand in the row.
 
-        Raises:
-            BadRowError: It cannot be read or does not fit the columns.
-            TooLongError: Its tokens are more than are allowed.
+        Returns:
+            For each its tokens, or a `BadRowError` or `TooLongError` that begins with file and line.
         """
+        contents = [self.content(row, columns) for row, columns in rows]
+        places = [place for place, each in enumerate(contents) if isinstance(each, Conversation)]
+        conversations = [each for each in contents if isinstance(each, Conversation)]
+        found = [each for each in contents if not isinstance(each, Conversation)]
+        encoded = self.encoder.encode_batch(conversations, [rows[place][0].where for place in places])
+        for place, each in zip(places, encoded, strict=True):
+            found.insert(place, as_row_error(each) if isinstance(each, Exception) else each)
+        return found
+
+    def content(self, row: Row, columns: ColumnsConfig) -> Conversation | Tokens | Exception:
+        """What a row says, or its tokens where they stand in it, or what is wrong with it."""
         if row.problem is not None:
-            raise BadRowError(f"{row.where}: {row.problem}")
-        columns = self.columns[bisect_right(self._first_chunks, ref.chunk_index) - 1]
+            return BadRowError(f"{row.where}: {row.problem}")
         try:
             if columns.input_ids is not None:
                 return read_tokens(row, columns, self.encoder)
             return read_conversation(row, columns, self.system)
-        except TooLongError:
-            raise
         except ValueError as error:
-            raise BadRowError(str(error)) from error
-
-    @staticmethod
-    def finish(ref: SampleRef, row: Row, tokens: Tokens | Exception) -> Document | Exception:
-        """The document of a row's tokens, or what was wrong with it."""
-        if isinstance(tokens, Tokens):
-            return Document(tokens.ids, tokens.response_mask, tokens.filler_mask, ref.sample_id, ref.epoch, row.where)
-        if isinstance(tokens, TooLongError):
-            return tokens
-        error = BadRowError(str(tokens))
-        error.__cause__ = tokens
-        return error
+            return as_row_error(error)
 
     def settle(self, found: Document | Exception) -> Document | Skipped:
         """The document, or why it is left out where such rows are skipped; else raises the error."""
@@ -178,19 +163,35 @@ class RowReader:
             return Skipped.BAD
         raise found
 
-    def try_document(self, ref: SampleRef) -> Document | Skipped:
-        """The tokenised row, or why it is left out, where such rows are skipped; else the errors of `document`."""
-        return self.settle(self.read_batch([ref])[0])
+    def read(self, refs: Iterable[SampleRef]) -> Iterator[Document | Skipped]:
+        """The tokenised rows, or why they are left out, where such rows are skipped; else the errors of `document`."""
+        waiting = iter(refs)
+        while batch := list(islice(waiting, BATCH_ROWS)):
+            yield from map(self.settle, self.read_batch(batch))
 
     def by_sample_id(self, sample_ids: Iterable[int]) -> Iterator[Document]:
         """Documents of given rows, as of epoch 0; rows that are skipped are left out."""
-        for sample_id in sample_ids:
-            document = self.try_document(locate(self.manifest, 0, sample_id))
-            if isinstance(document, Document):
-                yield document
+        found = self.read(locate(self.manifest, 0, sample_id) for sample_id in sample_ids)
+        return (each for each in found if isinstance(each, Document))
 
     def first_rows(self, group: Group, count: int) -> Iterator[SampleRef]:
         """References of a group's first rows, at most `count`."""
         first = self.manifest.first_ids[group.first_chunk]
         ids = islice(range(first, first + group.num_rows), count)
         return (locate(self.manifest, 0, sample_id) for sample_id in ids)
+
+
+def as_row_error(error: Exception) -> Exception:
+    """The error of a row as `BadRowError`, unless it is only too long."""
+    if isinstance(error, (BadRowError, TooLongError)):
+        return error
+    found = BadRowError(str(error))
+    found.__cause__ = error
+    return found
+
+
+def as_document(ref: SampleRef, where: str, tokens: Tokens | Exception) -> Document | Exception:
+    """The document of a row's tokens; errors stay what they are."""
+    if isinstance(tokens, Exception):
+        return tokens
+    return Document(tokens.ids, tokens.response_mask, tokens.filler_mask, ref.sample_id, ref.epoch, where)

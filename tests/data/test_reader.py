@@ -79,16 +79,16 @@ def test_wrong_roles_and_rewriting_templates_are_bad_rows(tmp_path, tokenizer):
 
 def test_what_is_skipped_is_what_the_config_says(bad_file, tokenizer):
     skips_both = make_reader(bad_file, tokenizer, skip_bad=True, skip_long=True)
-    found = [skips_both.try_document(locate(skips_both.manifest, 0, row)) for row in range(9)]
+    found = [next(skips_both.read([locate(skips_both.manifest, 0, row)])) for row in range(9)]
     kinds = [each if isinstance(each, Skipped) else Document for each in found]
     assert kinds == [Document, *[Skipped.BAD] * 6, Skipped.LONG, Document]
     keeps_long = make_reader(bad_file, tokenizer, skip_bad=True)
     with pytest.raises(TooLongError):
-        keeps_long.try_document(locate(keeps_long.manifest, 0, 7))
+        next(keeps_long.read([locate(keeps_long.manifest, 0, 7)]))
     keeps_bad = make_reader(bad_file, tokenizer, skip_long=True)
     with pytest.raises(BadRowError):
-        keeps_bad.try_document(locate(keeps_bad.manifest, 0, 1))
-    assert keeps_bad.try_document(locate(keeps_bad.manifest, 0, 7)) is Skipped.LONG
+        next(keeps_bad.read([locate(keeps_bad.manifest, 0, 1)]))
+    assert next(keeps_bad.read([locate(keeps_bad.manifest, 0, 7)])) is Skipped.LONG
 
 
 def test_columns_are_detected_from_the_first_row_that_can_be_read(tmp_path, tokenizer):

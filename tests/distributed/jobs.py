@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import ClassVar
@@ -25,7 +24,7 @@ from lift_ds.objectives import make_objective
 from lift_ds.training.buffers import DifficultyBuffers
 from lift_ds.training.cluster import read_launch
 from lift_ds.training.ds_config import resolve_ds_json
-from lift_ds.training.engine import Engine, build_model, start_distributed, stop_distributed
+from lift_ds.training.engine import Engine, build_model, leave, start_distributed
 from lift_ds.training.loop import StopRequest, train_steps
 from lift_ds.training.normalizer import document_scale, step_counts
 from lift_ds.training.step import DiffusionStep
@@ -252,9 +251,7 @@ def main() -> None:
     result = globals()[job](launch.rank, *arguments)
     if launch.is_main:
         Path(output).write_text(json.dumps(result))
-    stop_distributed()
-    sys.stdout.flush()
-    os._exit(0)  # about once in some hundred launches a thread of torch's aborts the interpreter's own end
+    leave(0)
 
 
 if __name__ == "__main__":

@@ -5,18 +5,14 @@ from __future__ import annotations
 import multiprocessing
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 
-from lift_ds.config import ColumnsConfig
 from lift_ds.data.chat import Tokens, TooLongError
-from lift_ds.data.reader import RowReader, Skipped
-from lift_ds.data.ready_rows import read_tokens
-from lift_ds.data.records import Conversation, read_conversation
+from lift_ds.data.reader import BATCH_ROWS, RowReader, Skipped
 from lift_ds.data.sources import Row
 
-BATCH_ROWS = 256
 CHUNKS_AHEAD = 2  # of each process
 
 _reader: RowReader | None = None  # a process's own
@@ -91,31 +87,9 @@ def survey_chunk(reader: RowReader, chunk_index: int) -> Iterator[list[SurveyedR
     rows = reader.manifest.read(chunk_index)
     for start in range(0, len(rows), BATCH_ROWS):
         batch = rows[start : start + BATCH_ROWS]
-        found = tokenise(reader, batch, reader.columns[group])
+        found = reader.tokenise([(row, reader.columns[group]) for row in batch])
         ids = range(first_id + start, first_id + start + len(batch))
         yield [judge(*each, group) for each in zip(ids, batch, found, strict=True)]
-
-
-def tokenise(reader: RowReader, rows: Sequence[Row], columns: ColumnsConfig) -> list[Tokens | Exception]:
-    """The tokens of each row, or what `RowReader.document` would raise of it."""
-    found = [attempt(row, columns, reader) for row in rows]
-    places = [place for place, each in enumerate(found) if isinstance(each, Conversation)]
-    conversations = [each for each in found if isinstance(each, Conversation)]
-    encoded = reader.encoder.encode_batch(conversations, [rows[place].where for place in places])
-    by_place = dict(zip(places, encoded, strict=True))
-    return [each if not isinstance(each, Conversation) else by_place[place] for place, each in enumerate(found)]
-
-
-def attempt(row: Row, columns: ColumnsConfig, reader: RowReader) -> Conversation | Tokens | Exception:
-    """What a row holds before it is tokenised, or its error."""
-    if row.problem is not None:
-        return ValueError(row.problem)
-    try:
-        if columns.input_ids is not None:
-            return read_tokens(row, columns, reader.encoder)
-        return read_conversation(row, columns, reader.system)
-    except Exception as error:  # whatever it is, it is this row's
-        return error
 
 
 def judge(sample_id: int, row: Row, found: Tokens | Exception, group: int) -> SurveyedRow:

@@ -65,6 +65,8 @@ def leave(code: int) -> NoReturn:
     if code == 0:
         torch.distributed.destroy_process_group()
     atexit._run_exitfuncs()  # what monitors still have to write
+    if code == 0 and "mpi4py.MPI" in sys.modules:  # mpirun counts a rank that has not said goodbye as a failure
+        sys.modules["mpi4py.MPI"].Finalize()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -187,7 +187,8 @@ def describe(run: RunConfig, ds_json: dict[str, Any], launch: Launch, data: RunD
         f"{ranks}{hint}, ZeRO-{stage}, {precision}, global batch {run.optim.global_batch} = "
         f"{ds_json['gradient_accumulation_steps']} x {ds_json['train_micro_batch_size_per_gpu']} documents a rank\n"
         f"model {run.model.path}, data {', '.join(group.name for group in groups)}: {data.num_rows} rows, {checked}; "
-        f"columns {', '.join(str(each.named()) for each in data.reader.columns)}; lanes: {data.stream.lanes.num_lanes}\n"
+        f"columns {', '.join(str(each.named()) for each in data.reader.columns)}, "
+        f"lanes: {data.stream.lanes.num_lanes}\n"
         f"{run.objective.method}, {run.optim.steps} steps -> {run.output}"
     )
 

@@ -16,6 +16,7 @@ tokens, log-normal lengths. `resume_seconds`: from a saved position in the middl
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.util
 import json
 import os
@@ -175,6 +176,7 @@ def main() -> None:
         "memory": lambda: data_files.memory(encoder, arguments.quick),
     }
     figures: Figures = {"quick": arguments.quick}
+    gc.freeze()  # as a run does
     for name in arguments.only or measurements:
         figures |= measurements[name]()
     if arguments.json:

@@ -75,16 +75,17 @@ def loader_over_datasets(encoder: ChatEncoder, pairs: int, is_quick: bool) -> Fi
     def pad(rows: list[dict[str, list[int]]]) -> list[torch.Tensor]:
         return [pad_sequence([torch.tensor(row[name]) for row in rows], batch_first=True) for name in SCHEMA.names]
 
-    num_steps = 4 if is_quick else 40
+    num_steps, num_pairs = (4, 2) if is_quick else (40, pairs)
+    num_rows = (1 + num_pairs) * num_steps * STEP_ROWS
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.parquet"
-        lengths = np.random.default_rng(1).lognormal(np.log(300), 0.6, 4 * ROWS_PER_GROUP if is_quick else 40_000)
+        lengths = np.random.default_rng(1).lognormal(np.log(300), 0.6, num_rows)
         write_rows(path, lengths.clip(8, PACK_LENGTH).astype(int), 1)
         streamed = load_dataset("parquet", data_files=str(path), split="train", streaming=True)
         baseline = iter(StatefulDataLoader(streamed, batch_size=STEP_ROWS, collate_fn=pad))
         ours = steps_of(open_steps([path], encoder, None))
         seconds: dict[str, list[float]] = {"datasets": [], "ours": []}
-        for place in range((1 + pairs) if not is_quick else 3):
+        for place in range(1 + num_pairs):
             for name, batches in (("datasets", baseline), ("ours", ours)):
                 began = time.perf_counter()
                 for _ in range(num_steps if place else 1):

@@ -35,7 +35,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Noise:
-    """The random numbers of one document: level, extra level, component, and uniforms (length,) for masks and ties.
+    """The random numbers of one document: level, extra level, component, and uniforms (2, length) for mask and ties.
 
     `is_refreshed` says whether it is scored exactly where others are scored from the difficulty buffers.
     """
@@ -43,8 +43,7 @@ class Noise:
     t: float
     rho: float
     component: int
-    mask_uniform: np.ndarray
-    tie_uniform: np.ndarray
+    uniforms: np.ndarray
     is_refreshed: bool = True
 
 
@@ -98,21 +97,21 @@ def collate(documents: list[Document], noises: list[Noise], pad_token_id: int) -
     """
     shape = (len(documents), max(len(document.ids) for document in documents))
     clean_ids = np.full(shape, pad_token_id, dtype=np.int64)
-    masks = np.zeros((3, *shape), dtype=bool)
+    lengths = np.array([len(document.ids) for document in documents])
+    attention_mask = np.arange(shape[1]) < lengths[:, None]
+    masks = np.zeros((2, *shape), dtype=bool)
     uniforms = np.ones((2, *shape), dtype=np.float32)
     for row, (document, noise) in enumerate(zip(documents, noises, strict=True)):
         length = len(document.ids)
         clean_ids[row, :length] = document.ids
-        masks[0, row, :length] = True
-        masks[1, row, :length] = document.response_mask
-        masks[2, row, :length] = document.filler_mask
-        uniforms[0, row, :length] = noise.mask_uniform
-        uniforms[1, row, :length] = noise.tie_uniform
+        masks[0, row, :length] = document.response_mask
+        masks[1, row, :length] = document.filler_mask
+        uniforms[:, row, :length] = noise.uniforms
     return MicroBatch(
         clean_ids=torch.from_numpy(clean_ids),
-        attention_mask=torch.from_numpy(masks[0]),
-        response_mask=torch.from_numpy(masks[1]),
-        filler_mask=torch.from_numpy(masks[2]),
+        attention_mask=torch.from_numpy(attention_mask),
+        response_mask=torch.from_numpy(masks[0]),
+        filler_mask=torch.from_numpy(masks[1]),
         mask_uniform=torch.from_numpy(uniforms[0]),
         tie_uniform=torch.from_numpy(uniforms[1]),
         t=torch.tensor([noise.t for noise in noises], dtype=torch.float32),
@@ -125,6 +124,6 @@ def collate(documents: list[Document], noises: list[Noise], pad_token_id: int) -
 
 def stand_in(pad_token_id: int) -> tuple[Document, Noise]:
     """One token and nothing to learn: a rank that is short of documents runs it at zero weight, to stay in step."""
-    nothing, uniform = np.zeros(1, dtype=bool), np.ones(1, dtype=np.float32)
+    nothing, uniforms = np.zeros(1, dtype=bool), np.ones((2, 1), dtype=np.float32)
     document = Document(np.array([pad_token_id]), nothing, nothing, sample_id=-1, epoch=0, where="stand-in")
-    return document, Noise(t=1.0, rho=0.0, component=0, mask_uniform=uniform, tie_uniform=uniform)
+    return document, Noise(t=1.0, rho=0.0, component=0, uniforms=uniforms)

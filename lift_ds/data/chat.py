@@ -153,7 +153,10 @@ class ChatEncoder:
             TooLongError: See `encode`.
         """
         end = self.end_tokens(len(encoded[-1]))
-        ids = np.array([token for part in encoded for token in part] + end, dtype=np.int64)
+        joined: list[int] = []
+        for part in encoded:
+            joined += part
+        ids = np.array(joined + end, dtype=np.int64)
         response, filler = np.ones(len(ids), dtype=bool), np.zeros(len(ids), dtype=bool)
         start = 0
         for part, is_learned in zip(encoded, learned, strict=True):

@@ -82,6 +82,7 @@ class Order:
         self.num_windows = math.ceil(len(chunks) / self.window_chunks)
         self._windows: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         self._chunk_orders: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._parts: list[tuple[int, np.ndarray]] = [(-1, np.empty(0, np.int64))] * num_lanes
         self.max_windows = max(4, min(2 * num_lanes, MAX_IDS * self.num_windows // max(end - first, 1)))
         if end - first <= np.count_nonzero((held_out >= first) & (held_out < end)):
             raise ValueError(f"all {end - first} rows are held out; lower eval.rows or add data.")
@@ -97,10 +98,14 @@ class Order:
 
         Parts of a window differ by a row; they rotate, so that no lane gets the short (or empty) ones every time.
         """
-        part = (lane + window) % self.num_lanes
-        rows = self.window_rows(*divmod(window, self.num_windows))
-        bounds = [len(rows) * edge // self.num_lanes for edge in (part, part + 1)]
-        return rows[bounds[0] : bounds[1]]
+        kept, found = self._parts[lane]
+        if kept != window:
+            part = (lane + window) % self.num_lanes
+            rows = self.window_rows(*divmod(window, self.num_windows))
+            first, end = (len(rows) * edge // self.num_lanes for edge in (part, part + 1))
+            found = rows[first:end].copy()  # a view would hold the whole window in memory
+            self._parts[lane] = (window, found)
+        return found
 
     def window_rows(self, epoch: int, window: int) -> np.ndarray:
         """Sample ids of one window of one epoch, permuted, without the held-out rows."""

@@ -62,7 +62,7 @@ class RowReader:
         """
         self.manifest, self.encoder, self.system = manifest, encoder, system
         self.skip_long, self.skip_bad, self.min_chunks = skip_long, skip_bad, min_chunks
-        self._chunks: OrderedDict[int, list[Row]] = OrderedDict()
+        self._chunks: OrderedDict[int, Sequence[Row]] = OrderedDict()
         self._first_chunks = [group.first_chunk for group in manifest.groups]
         self.columns = [group.columns or columns or self.detect(group) for group in manifest.groups]
         check_prepared(manifest, self.columns, encoder, system)
@@ -81,7 +81,7 @@ class RowReader:
             raise BadRowError(f"{first.where}: {first.problem}")
         return detect_columns(first)
 
-    def chunk(self, chunk_index: int) -> list[Row]:
+    def chunk(self, chunk_index: int) -> Sequence[Row]:
         """Rows of one chunk.
 
         Raises:

@@ -77,4 +77,4 @@ def mask_at(row: Row, column: str, length: int) -> np.ndarray:
         raise ValueError(f"{row.where}: column {column!r} has {len(numbers)} entries for {length} token ids.")
     if numbers.dtype.kind != "b" and not np.isin(numbers, (0, 1)).all():
         raise ValueError(f"{row.where}: column {column!r} must hold true and false, or 1 and 0.")
-    return numbers.astype(bool)
+    return numbers.astype(bool, copy=False)

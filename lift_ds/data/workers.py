@@ -6,6 +6,7 @@ when its parent is gone; signals are left to the parent, which decides what they
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -122,6 +123,7 @@ def run_worker(
     except Exception as error:  # the rank raises it
         packs.put(error)
         return
+    gc.freeze()  # as in the rank itself
     for step in count(first_step):
         if os.getppid() != parent:
             return

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,7 +63,7 @@ def heldout_loss(
 def fixed_noise(document: Document, seed: int) -> Noise:
     """The mask uniforms of one held-out document; its level comes from the grid."""
     uniform = keyed_uniform(seed, 0, document.sample_id, Stream.EVALUATION, len(document.ids))
-    return Noise(t=1.0, rho=0.0, component=0, mask_uniform=uniform, tie_uniform=uniform)
+    return Noise(t=1.0, rho=0.0, component=0, uniforms=np.stack([uniform, uniform]))
 
 
 @torch.no_grad()

@@ -43,9 +43,7 @@ def make_noise_rule(settings: ObjectiveConfig, seed: int, global_batch: int) -> 
         found = []
         rows = zip(drawn, *(column.tolist() for column in columns), strict=True)
         for uniforms, level, extra, component, is_refreshed in rows:
-            length = (len(uniforms) - NUM_SCALARS) // 2
-            mask_uniform, tie_uniform = uniforms[NUM_SCALARS : NUM_SCALARS + length], uniforms[NUM_SCALARS + length :]
-            found.append(Noise(level, extra, component, mask_uniform, tie_uniform, is_refreshed))
+            found.append(Noise(level, extra, component, uniforms[NUM_SCALARS:].reshape(2, -1), is_refreshed))
         return found
 
     return draw

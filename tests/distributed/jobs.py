@@ -44,11 +44,11 @@ def make_documents(seed: int, levels: list[float], nothing_masked: set[int]) -> 
         length = int(torch.randint(12, 40, (1,), generator=generator))
         ids = torch.randint(0, 98, (length,), generator=generator).numpy()
         response = (torch.arange(length) >= 4).numpy() & (place not in nothing_masked)
-        uniform = [torch.rand(length, generator=generator).numpy() for _ in range(2)]
+        uniforms = torch.rand(2, length, generator=generator).numpy()
         t = torch.tensor([level])
         rho = (1 - level) * 0.6
         documents.append(Document(ids, response, response & False, sample_id=place, epoch=0, where="made"))
-        noises.append(Noise(level, rho, int(lift3_component(t)), *uniform))
+        noises.append(Noise(level, rho, int(lift3_component(t)), uniforms))
     return documents, noises
 
 

@@ -48,7 +48,7 @@ def test_it_is_the_cross_entropy_of_the_fixed_masks(llada, documents):
     one = documents[0]
     from lift_ds.evaluation.heldout import fixed_noise
 
-    uniform = torch.from_numpy(fixed_noise(one, 1).mask_uniform)
+    uniform = torch.from_numpy(fixed_noise(one, 1).uniforms[0])
     ids = torch.from_numpy(one.ids)
     masked = torch.from_numpy(one.response_mask) & (uniform < 0.5)
     with torch.no_grad():

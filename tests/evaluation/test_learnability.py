@@ -30,7 +30,7 @@ def test_measure_equals_the_plain_computation(llada, documents):
     counts, gold, confidence = (torch.zeros(len(measured.frequency), dtype=torch.float64) for _ in range(3))
     for document in documents:
         ids, response = torch.from_numpy(document.ids)[None], torch.from_numpy(document.response_mask)[None]
-        uniform = torch.from_numpy(fixed_noise(document, 1).mask_uniform)[None]
+        uniform = torch.from_numpy(fixed_noise(document, 1).uniforms[0])[None]
         masked = superset_mask(uniform, response, torch.tensor([level]), torch.zeros(1))
         with torch.no_grad():
             probability = llada(input_ids=ids.masked_fill(masked, 100)).logits.softmax(-1)

@@ -7,7 +7,7 @@ file, a whole JSON list or compressed file, a range of a built-in task.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,7 +77,7 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def read(self, chunk: Chunk) -> list[Row]:
+    def read(self, chunk: Chunk) -> Sequence[Row]:
         """The rows of one chunk, with the errors of `scan`."""
 
     def signature(self) -> SourceSignature | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from itertools import accumulate, pairwise
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import IO, Any
 
 import numpy as np
@@ -31,52 +31,88 @@ class Columnar(Source):
         """The file's."""
         return self.file.signature()
 
-    def rows(self, table: pa.Table | pa.RecordBatch, first_row: int) -> list[Row]:
+    def rows(self, table: pa.Table | pa.RecordBatch, first_row: int) -> Sequence[Row]:
         """The rows of a table; where one of them cannot be converted, the others still are."""
         try:
-            records = records_of(table)
+            return TableRows(table, self.name, first_row)
         except (ValueError, OverflowError):  # a broken string or a date that Python does not have
             return [self.row_of(table.slice(place, 1), first_row + place) for place in range(table.num_rows)]
-        return [Row(values, self.where(first_row + place)) for place, values in enumerate(records)]
 
     def row_of(self, table: pa.Table | pa.RecordBatch, number: int) -> Row:
         """The only row of a table."""
         try:
-            return Row(records_of(table)[0], self.where(number))
+            return TableRows(table, self.name, number)[0]
         except (ValueError, OverflowError) as error:
-            return Row({}, self.where(number), f"a value cannot be read: {type(error).__name__}: {error}.")
-
-    def where(self, number: int) -> str:
-        """File and row, for messages."""
-        return f"{self.name}: row {number}"
+            return Row({}, place_of(self.name, number), f"a value cannot be read: {type(error).__name__}: {error}.")
 
 
-def records_of(table: pa.Table | pa.RecordBatch) -> list[dict[str, Any]]:
-    """The rows of a table as Python values; lists of integers or booleans as read-only numpy arrays.
+def place_of(name: str, number: int) -> str:
+    """File and row, for messages."""
+    return f"{name}: row {number}"
+
+
+class TableRows(Sequence[Row]):
+    """The rows of a table, made when they are asked for: a chunk of small objects would keep the collector busy.
+
+    Args:
+        table: Its columns become Python values; lists of integers or booleans read-only numpy arrays.
+        name: The file.
+        first_row: Number of the first row in the file.
 
     Raises:
         ValueError: A value has no Python form.
         OverflowError: As `ValueError`.
     """
-    names = table.schema.names
-    if not names:
-        return [{} for _ in range(table.num_rows)]
-    columns = [column_values(column) for column in table.columns]
-    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+    def __init__(self, table: pa.Table | pa.RecordBatch, name: str, first_row: int) -> None:
+        """Converts the columns."""
+        self.names, self.num_rows = table.schema.names, table.num_rows
+        self.columns = [column_values(column) for column in table.columns]
+        self.name, self.first_row = name, first_row
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return self.num_rows
+
+    def __getitem__(self, place: Any) -> Any:
+        """One row, or a list of them."""
+        if isinstance(place, slice):
+            return [self[each] for each in range(*place.indices(self.num_rows))]
+        if not 0 <= place < self.num_rows:
+            raise IndexError(place)
+        values = {name: column[place] for name, column in zip(self.names, self.columns, strict=True)}
+        return Row(values, place_of(self.name, self.first_row + place))
 
 
-def column_values(column: pa.ChunkedArray | pa.Array) -> list[Any]:
-    """The values of a column, with the errors of `records_of`."""
+class ListSlices:
+    """The lists of a column as slices of all their values, `None` where one is missing."""
+
+    def __init__(self, values: np.ndarray, borders: np.ndarray, is_there: np.ndarray | None) -> None:
+        """Stores them; the values become read-only."""
+        values.flags.writeable = False
+        self.values, self.borders, self.is_there = values, borders, is_there
+
+    def __getitem__(self, place: int) -> np.ndarray | None:
+        """One list."""
+        if self.is_there is not None and not self.is_there[place]:
+            return None
+        return self.values[self.borders[place] : self.borders[place + 1]]
+
+
+def column_values(column: pa.ChunkedArray | pa.Array) -> list[Any] | ListSlices:
+    """The values of a column, with the errors of `TableRows`."""
     kind = column.type
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
     if not is_list or not (pa.types.is_integer(kind.value_type) or pa.types.is_boolean(kind.value_type)):
         return list(column.to_pylist())
-    parts = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    return [value for part in parts for value in list_slices(part)]
+    parts = [list_slices(part) for part in (column.chunks if isinstance(column, pa.ChunkedArray) else [column])]
+    if len(parts) == 1:
+        return parts[0]
+    return [part[place] for part, whole in zip(parts, column.chunks, strict=True) for place in range(len(whole))]
 
 
-def list_slices(array: pa.Array) -> list[Any]:
-    """Each list as a slice of all lists' values, `None` where it is missing; lists where a number is missing.
+def list_slices(array: pa.Array) -> list[Any] | ListSlices:
+    """The lists of an array; Python lists where a number is missing.
 
     Raises:
         ValueError: The borders of the lists are broken.
@@ -86,12 +122,8 @@ def list_slices(array: pa.Array) -> list[Any]:
         raise ValueError("the borders of its lists are out of order")
     if array.values.null_count:
         return list(array.to_pylist())
-    values = array.values.to_numpy(zero_copy_only=False)
-    values.flags.writeable = False
-    lists: list[Any] = [values[start:end] for start, end in pairwise(borders.tolist())]
-    if array.null_count:
-        lists = [each if is_there else None for each, is_there in zip(lists, array.is_valid().to_pylist(), strict=True)]
-    return lists
+    is_there = array.is_valid().to_numpy(zero_copy_only=False) if array.null_count else None
+    return ListSlices(array.values.to_numpy(zero_copy_only=False), borders, is_there)
 
 
 class Parquet(Columnar):
@@ -112,7 +144,7 @@ class Parquet(Columnar):
         )
         return SourceIndex(chunks, hashlib.sha256(footer + str(size).encode()).hexdigest())
 
-    def read(self, chunk: Chunk) -> list[Row]:
+    def read(self, chunk: Chunk) -> Sequence[Row]:
         """Decodes one row group."""
         where = f"{self.name}: row group {chunk.start}"
         with locate_errors(where, "parquet"), self.file.open() as file, pq.ParquetFile(file) as opened:
@@ -164,7 +196,7 @@ class Arrow(Columnar):
             first_row += num_rows
         return SourceIndex(tuple(chunks), hasher.hexdigest())
 
-    def read(self, chunk: Chunk) -> list[Row]:
+    def read(self, chunk: Chunk) -> Sequence[Row]:
         """Decodes one record batch; only a stream's chunks have a length in bytes."""
         where = f"{self.name}: record batch at row {chunk.first_line}"
         with locate_errors(where, "arrow"), self.open_native() as source:

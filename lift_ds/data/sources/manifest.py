@@ -133,7 +133,7 @@ class Manifest:
         ]
         return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
-    def read(self, chunk_index: int) -> list[Row]:
+    def read(self, chunk_index: int) -> Sequence[Row]:
         """The rows of chunk number `chunk_index`.
 
         Raises:

@@ -12,7 +12,7 @@ train: $(INSTALLED)  ## fine-tune the built-in base with LIFT-3 on two ranks, ev
 	deepspeed --num_gpus 2 launchers/train.py --deepspeed ds_configs/zero3.json $(ARGS)
 
 test: $(INSTALLED)  ## lint, types, layers, unit and property tests, two-rank runs, the README's commands
-	pytest -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 pytest -m "not slow" --numprocesses 2 --dist worksteal $(ARGS)
 
 lint: $(INSTALLED)  ## only the static checks
 	pytest tests/test_style.py

@@ -114,7 +114,7 @@ def packs_and_state(encoder: ChatEncoder, is_quick: bool) -> Figures:
 
 def resume(encoder: ChatEncoder, is_quick: bool) -> Figures:
     """Seconds from a saved position in the middle of a parquet set to the first step; indexes are kept."""
-    num_files, rows = (2, 4000) if is_quick else (8, 104_000)
+    num_files, rows = (2, 4000) if is_quick else (8, 208_000)
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / f"part-{number}.parquet" for number in range(num_files)]
         for number, path in enumerate(files):

@@ -1,30 +1,43 @@
-"""The reverse process: semi-autoregressive denoising with remasking by confidence.
+"""The reverse process: blocks are denoised from left to right, each in steps that reveal the surest predictions.
 
-Blocks are denoised from left to right. Within a block, each step predicts every masked token and keeps the most
-confident ones; the others stay masked. Greedy at temperature 0.
+One block as long as the answer is a process without an order of blocks, as Dream's.
 
-Source: LLaDA's public `generate` (same ids with the same arguments).
-Differs: only the current block's rows reach the vocabulary matrix; left-padded prompts are honoured.
+Source: LLaDA's public `generate` (same ids with the same arguments); Dream's and Fast-dLLM's rules in `choose`.
+Differs: only the current block's rows reach the vocabulary matrix; left-padded prompts are honoured, so that an answer
+does not depend on its batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from lift_ds.models.families import max_length_of
 from lift_ds.models.head import MaskedDiffusionModel
 
-Remasking = Literal["low_confidence", "random"]
+from .choose import EosPolicy, Remasking, Rule, choose, predict, quota
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Generation:
+    """What came of prompts.
+
+    Args:
+        ids: int64 (B, P + gen_length), prompts included.
+        num_forwards: Forwards of the model; two each with guidance.
+    """
+
+    ids: Tensor
+    num_forwards: int
+
+
 def generate(
     model: MaskedDiffusionModel,
     prompt_ids: Tensor,
-    steps: int,
+    steps: int | None,
     gen_length: int,
     block_length: int,
     temperature: float = 0.0,
@@ -32,51 +45,130 @@ def generate(
     remasking: Remasking = "low_confidence",
     attention_mask: Tensor | None = None,
     generator: torch.Generator | None = None,
+    *,
+    top_p: float = 1.0,
+    threshold: float | None = None,
+    factor: float | None = None,
+    eos: EosPolicy = "allow",
+    stop_early: bool = False,
 ) -> Tensor:
     """Continues prompts by `gen_length` tokens.
 
     Args:
         model: A model from `load_pretrained`.
         prompt_ids: int64 (B, P).
-        steps: Denoising steps in all; a multiple of the number of blocks.
+        steps: Denoising steps in all; a multiple of the number of blocks. `None` with `threshold` or `factor`.
         gen_length: Tokens to generate; a multiple of `block_length`.
         block_length: Tokens of one block.
         temperature: 0 is greedy; else Gumbel noise in float64.
         cfg_scale: Classifier-free guidance against the masked prompt; 0 turns it off.
-        remasking: Keep the most probable predictions, or random ones.
+        remasking: What ranks the predictions; see `sampling.choose.Rule`.
         attention_mask: bool (B, P), false on left padding of shorter prompts.
         generator: Source of the randomness of `temperature` and `random`.
+        top_p: See `Rule`, as the next three.
+        threshold: Reveal all predictions that are at least so sure.
+        factor: Reveal as many as the product of number and doubt allows.
+        eos: Whether the end token may be predicted, or is revealed last.
+        stop_early: End a row with the block in which its first end token stands; end tokens fill the rest.
 
     Returns:
         int64 (B, P + gen_length).
 
     Raises:
-        ValueError: The blocks do not divide `gen_length`, or the steps the blocks.
+        ValueError: The blocks do not divide `gen_length`, or the steps the blocks; or a value is out of range.
     """
-    check_blocks(steps, gen_length, block_length)
-    mask_id = int(model.config.mask_token_id)
-    batch, prompt_length = prompt_ids.shape
-    tail = torch.full((batch, gen_length), mask_id, dtype=prompt_ids.dtype, device=prompt_ids.device)
-    ids = torch.cat([prompt_ids, tail], dim=1)
-    predict = make_predictor(model, ids != mask_id, cfg_scale, attention_mask, gen_length)
-    for start in range(prompt_length, prompt_length + gen_length, block_length):
-        block = slice(start, start + block_length)
-        quotas = tokens_per_step((ids[:, block] == mask_id).sum(-1), steps * block_length // gen_length)
-        for quota in quotas.unbind(1):
-            reveal(ids[:, block], predict(ids, block), mask_id, quota, temperature, remasking, generator)
-    return ids
+    rule = Rule(remasking, temperature, top_p, threshold, factor, eos, (int(model.config.eos_token_id),))
+    process = ReverseProcess(gen_length, block_length, steps, rule, cfg_scale, stop_early)
+    return process.run(model, prompt_ids, attention_mask, generator).ids
 
 
-def check_blocks(steps: int, gen_length: int, block_length: int) -> None:
-    """Checks that lengths and steps divide.
+@dataclass(frozen=True)
+class ReverseProcess:
+    """How answers are made; the arguments are those of `generate`.
 
     Raises:
-        ValueError: They do not; the message names both numbers.
+        ValueError: As `generate`.
     """
-    if gen_length % block_length:
-        raise ValueError(f"gen_length={gen_length} must be a multiple of block_length={block_length}.")
-    if steps % (gen_length // block_length):
-        raise ValueError(f"steps={steps} must be a multiple of the {gen_length // block_length} blocks.")
+
+    gen_length: int
+    block_length: int
+    steps: int | None = None
+    rule: Rule = field(default_factory=Rule)
+    cfg_scale: float = 0.0
+    stop_early: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks that lengths and steps divide."""
+        if self.gen_length % self.block_length:
+            raise ValueError(f"gen_length={self.gen_length} must be a multiple of block_length={self.block_length}.")
+        if (self.steps is None) != self.rule.is_adaptive:
+            raise ValueError(
+                f"steps={self.steps}, threshold={self.rule.threshold}, factor={self.rule.factor}: either the number of "
+                "steps is fixed, or confidence decides it; give one of the three."
+            )
+        if self.steps is not None and self.steps % (self.gen_length // self.block_length):
+            raise ValueError(
+                f"steps={self.steps} must be a multiple of the {self.gen_length // self.block_length} blocks."
+            )
+
+    @torch.no_grad()
+    def run(
+        self,
+        model: MaskedDiffusionModel,
+        prompt_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        any_rank: Callable[[bool], bool] = bool,
+        watch: Callable[[Tensor], None] | None = None,
+    ) -> Generation:
+        """Continues prompts.
+
+        Args:
+            model: In eval mode.
+            prompt_ids: int64 (B, P).
+            attention_mask: bool (B, P), false on left padding.
+            generator: Source of randomness.
+            any_rank: Whether something is so on any rank: loops end by agreement where each forward is a collective.
+            watch: Called with the ids after every step.
+
+        Raises:
+            ValueError: Prompt and answer together are longer than the model allows.
+        """
+        mask_id = int(model.config.mask_token_id)
+        end_id = int(model.config.eos_token_id)
+        batch, prompt_length = prompt_ids.shape
+        longest = max_length_of(model.config)
+        if prompt_length + self.gen_length > longest:
+            raise ValueError(
+                f"a prompt of {prompt_length} tokens and gen_length={self.gen_length} are longer than the {longest} "
+                "tokens that the model was made for; shorten one of them."
+            )
+        tail = torch.full((batch, self.gen_length), mask_id, dtype=prompt_ids.dtype, device=prompt_ids.device)
+        ids = torch.cat([prompt_ids, tail], dim=1)
+        logits_of = make_predictor(model, ids != mask_id, self.cfg_scale, attention_mask, self.gen_length)
+        steps_per_block = None if self.steps is None else self.steps * self.block_length // self.gen_length
+        num_forwards = 0
+        for start in range(prompt_length, prompt_length + self.gen_length, self.block_length):
+            block = slice(start, start + self.block_length)
+            step = 0
+            while any_rank(bool((ids[:, block] == mask_id).any())):
+                masked = ids[:, block] == mask_id
+                logits = logits_of(ids, block)
+                logits[..., mask_id] = -torch.inf  # or a position would stay masked for ever
+                predicted, confidence = predict(logits, self.rule, generator)
+                fixed = None
+                if steps_per_block is not None:
+                    fixed = quota(masked.sum(-1), step, steps_per_block, self.rule.remasking)
+                chosen = choose(confidence, masked, self.rule, fixed)
+                ids[:, block] = torch.where(chosen, predicted, ids[:, block])
+                step += 1
+                num_forwards += 2 if self.cfg_scale > 0 else 1
+                if watch is not None:
+                    watch(ids)
+            if self.stop_early:
+                ended = (ids[:, prompt_length : block.stop] == end_id).any(-1)
+                ids[:, block.stop :] = torch.where(ended[:, None], end_id, ids[:, block.stop :])
+        return Generation(ids, num_forwards)
 
 
 def make_predictor(
@@ -97,39 +189,3 @@ def make_predictor(
         return unconditional + (cfg_scale + 1) * (logits(ids, block) - unconditional)
 
     return guided if cfg_scale > 0 else logits
-
-
-def tokens_per_step(num_masked: Tensor, steps: int) -> Tensor:
-    """How many tokens each step reveals: int64 (B, steps); equal shares, the remainder on the first steps."""
-    share, remainder = num_masked[:, None] // steps, num_masked[:, None] % steps
-    return share + (torch.arange(steps, device=num_masked.device)[None] < remainder)
-
-
-def reveal(
-    block_ids: Tensor,
-    logits: Tensor,
-    mask_id: int,
-    quota: Tensor,
-    temperature: float,
-    remasking: Remasking,
-    generator: torch.Generator | None,
-) -> None:
-    """Writes the `quota` (B,) most confident predictions into the block's masked positions, in place."""
-    predicted = perturb(logits, temperature, generator).argmax(-1)
-    if remasking == "random":
-        confidence = torch.rand(predicted.shape, dtype=torch.float64, device=predicted.device, generator=generator)
-    else:
-        confidence = logits.double().softmax(-1).gather(-1, predicted[..., None])[..., 0]
-    masked = block_ids == mask_id
-    order = confidence.masked_fill(~masked, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-    rank = order.argsort(-1)
-    chosen = masked & (rank < quota[:, None])
-    block_ids[chosen] = predicted[chosen]
-
-
-def perturb(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
-    """Gumbel-max noise in float64; the logits themselves at temperature 0."""
-    if temperature == 0:
-        return logits
-    uniform = torch.rand(logits.shape, dtype=torch.float64, device=logits.device, generator=generator)
-    return logits.double().exp() / (-uniform.log()) ** temperature

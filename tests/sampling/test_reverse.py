@@ -1,3 +1,4 @@
+import copy
 import json
 
 import pytest
@@ -5,7 +6,8 @@ import torch
 from safetensors.torch import load_file
 
 from lift_ds import generate
-from lift_ds.sampling.reverse import tokens_per_step
+from lift_ds.sampling.choose import Rule
+from lift_ds.sampling.reverse import ReverseProcess
 
 
 def test_ids_equal_the_public_sampler(llada, llada_dir):
@@ -16,10 +18,6 @@ def test_ids_equal_the_public_sampler(llada, llada_dir):
         name = case.pop("case")
         ids = generate(llada, arrays[f"{name}.prompt_ids"], **case)
         assert torch.equal(ids, arrays[f"{name}.output_ids"]), name
-
-
-def test_quotas_share_the_remainder_among_the_first_steps():
-    assert tokens_per_step(torch.tensor([8, 5]), 3).tolist() == [[3, 3, 2], [2, 2, 1]]
 
 
 def test_left_padding_does_not_change_an_answer(llada):
@@ -42,6 +40,60 @@ def test_temperature_follows_the_generator(llada):
 
     assert torch.equal(draw(1), draw(1))
     assert not torch.equal(draw(1), draw(2))
+
+
+@pytest.mark.parametrize(
+    "options", [{"remasking": "entropy"}, {"threshold": 0.02}, {"factor": 1.0}, {"stop_early": True}]
+)
+def test_an_answer_does_not_depend_on_its_batch(llada, options):
+    prompts = torch.tensor([[5, 6, 7], [9, 8, 4], [1, 2, 3]])
+    steps = None if {"threshold", "factor"} & options.keys() else 8
+    together = generate(llada, prompts, steps, 8, 4, **options)
+    for row, prompt in enumerate(prompts):
+        assert torch.equal(generate(llada, prompt[None], steps, 8, 4, **options), together[row : row + 1])
+
+
+def test_a_threshold_of_one_is_one_token_a_step(llada):
+    """No prediction is certain, so that each step reveals the surest one: as many steps as tokens do the same."""
+    prompt = torch.tensor([[5, 6, 7]])
+    found = ReverseProcess(8, 4, None, Rule(threshold=1.0)).run(llada, prompt)
+    assert found.num_forwards == 8
+    assert torch.equal(found.ids, generate(llada, prompt, 8, 8, 4))
+    at_once = ReverseProcess(8, 4, None, Rule(threshold=0.0)).run(llada, prompt)
+    assert at_once.num_forwards == 2  # one for each block
+
+
+def test_the_loop_goes_on_while_another_rank_needs_it(llada):
+    calls = []
+
+    def any_rank(mine):
+        calls.append(mine)
+        return len(calls) < 6  # the other rank's block takes five steps
+
+    found = ReverseProcess(4, 4, None, Rule(threshold=0.0)).run(llada, torch.tensor([[5, 6]]), any_rank=any_rank)
+    assert calls == [True] + [False] * 5
+    assert found.num_forwards == 5
+    assert torch.equal(found.ids, generate(llada, torch.tensor([[5, 6]]), None, 4, 4, threshold=0.0))
+
+
+def test_end_tokens_can_be_kept_out_or_to_the_last(llada):
+    """The head is changed so that the end token is the likeliest everywhere."""
+    end = llada.config.eos_token_id
+    always_end = copy.deepcopy(llada)
+    head = always_end.head
+    always_end.head = lambda hidden: head(hidden).index_fill(-1, torch.tensor([end]), 50.0)
+    prompt = torch.tensor([[5, 6, 7]])
+    assert (generate(always_end, prompt, 8, 8, 4)[:, 3:] == end).all()
+    assert (generate(always_end, prompt, 8, 8, 4, eos="never")[:, 3:] != end).all()
+    stopped = ReverseProcess(8, 4, 8, Rule(), stop_early=True).run(always_end, prompt)
+    assert stopped.num_forwards == 4  # the second block is filled without a forward
+    assert (stopped.ids[:, 3:] == end).all()
+
+
+def test_lengths_beyond_the_model_are_refused(llada):
+    longest = llada.config.max_sequence_length
+    with pytest.raises(ValueError, match=f"a prompt of 3 tokens and gen_length={longest} are longer"):
+        generate(llada, torch.tensor([[5, 6, 7]]), longest, longest, longest)
 
 
 @pytest.mark.parametrize(("steps", "gen_length", "block_length"), [(8, 10, 4), (7, 8, 4)])

@@ -1,0 +1,159 @@
+"""One denoising step's choices: what each masked token becomes, how sure that is, and which are revealed now.
+
+Shapes: B sequences, N positions of a block, V vocabulary rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Remasking = Literal["low_confidence", "random", "entropy", "margin", "maskgit_plus"]
+EosPolicy = Literal["allow", "last", "never"]
+TIME_END = 1e-3  # where the reverse time of Dream's sampler ends
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How tokens are drawn and which of them a step keeps.
+
+    Args:
+        remasking: What ranks the predictions. `low_confidence`: p of the prediction under the model (LLaDA); `random`;
+            and under the distribution that is drawn from, after temperature and top-p (Dream): `maskgit_plus`, p of the
+            prediction; `margin`, p of the first less p of the second; `entropy`, the least entropy first.
+        temperature: 0 is greedy; else Gumbel noise in float64.
+        top_p: Draw from the fewest tokens that have this probability together; 1 keeps all.
+        threshold: Reveal every prediction whose confidence is at least this, instead of a fixed number (Fast-dLLM).
+        factor: Reveal the n surest predictions, for the largest n with (n + 1) (1 - confidence of the n-th) < factor.
+        eos: Whether end tokens may be predicted; `last` reveals them after all others.
+        end_ids: The end tokens of `eos`.
+
+    Raises:
+        ValueError: A value is out of range; the message names it.
+    """
+
+    remasking: Remasking = "low_confidence"
+    temperature: float = 0.0
+    top_p: float = 1.0
+    threshold: float | None = None
+    factor: float | None = None
+    eos: EosPolicy = "allow"
+    end_ids: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        for name, allowed in (("remasking", get_args(Remasking)), ("eos", get_args(EosPolicy))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r}: allowed are {', '.join(allowed)}.")
+        if self.temperature < 0:
+            raise ValueError(f"temperature={self.temperature}: 0 (greedy) or more.")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p}: above 0, at most 1.")
+        if self.threshold is not None and self.factor is not None:
+            raise ValueError(f"threshold={self.threshold} and factor={self.factor}: only one of them decides.")
+        if self.is_adaptive and self.remasking in ("random", "entropy"):
+            raise ValueError(f"remasking={self.remasking!r} gives no probabilities to hold against them.")
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether confidence decides how many tokens a step reveals."""
+        return self.threshold is not None or self.factor is not None
+
+
+def predict(logits: Tensor, rule: Rule, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """The token that each position would become, and how sure that is; higher is surer.
+
+    Args:
+        logits: (B, N, V).
+        rule: See `Rule`.
+        generator: Source of the randomness of `temperature` and `random`.
+
+    Returns:
+        int64 and float64, both (B, N).
+    """
+    if rule.eos == "never":
+        logits = logits.index_fill(-1, torch.tensor(list(rule.end_ids), device=logits.device), -torch.inf)
+    drawn_from = logits if rule.top_p == 1 else keep_top_p(logits, rule.top_p, rule.temperature)
+    predicted = perturb(drawn_from, rule.temperature, generator).argmax(-1)
+    confidence = confidence_of(predicted, logits, drawn_from, rule, generator)
+    if rule.eos == "last":
+        ends = torch.isin(predicted, torch.tensor(list(rule.end_ids), device=predicted.device))
+        confidence = confidence.masked_fill(ends, torch.finfo(confidence.dtype).min)
+    return predicted, confidence
+
+
+def confidence_of(
+    predicted: Tensor, logits: Tensor, drawn_from: Tensor, rule: Rule, generator: torch.Generator | None
+) -> Tensor:
+    """What ranks the predictions (B, N), float64; see `Rule.remasking`."""
+    if rule.remasking == "random":
+        return torch.rand(predicted.shape, dtype=torch.float64, device=predicted.device, generator=generator)
+    if rule.remasking == "low_confidence":
+        return logits.double().softmax(-1).gather(-1, predicted[..., None])[..., 0]
+    probability = (drawn_from.double() / (rule.temperature or 1.0)).softmax(-1)
+    if rule.remasking == "entropy":
+        return torch.special.xlogy(probability, probability).sum(-1)
+    if rule.remasking == "margin":
+        first, second = probability.topk(2, dim=-1).values.unbind(-1)
+        return first - second
+    return probability.gather(-1, predicted[..., None])[..., 0]
+
+
+def keep_top_p(logits: Tensor, top_p: float, temperature: float) -> Tensor:
+    """Logits with all but the fewest tokens of probability `top_p` at -inf; the likeliest one always stays."""
+    ordered, order = (logits.double() / (temperature or 1.0)).sort(dim=-1, descending=True, stable=True)
+    before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+    dropped = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= top_p)
+    return logits.masked_fill(dropped, -torch.inf)
+
+
+def perturb(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+    """Gumbel-max noise in float64; the logits themselves at temperature 0."""
+    if temperature == 0:
+        return logits
+    uniform = torch.rand(logits.shape, dtype=torch.float64, device=logits.device, generator=generator)
+    return logits.double().exp() / (-uniform.log()) ** temperature
+
+
+def quota(num_masked: Tensor, step: int, steps: int, remasking: Remasking) -> Tensor:
+    """How many tokens a step reveals where the number of steps is fixed: int64 like `num_masked`.
+
+    Equal shares, the remainder in the first steps (LLaDA). The rules of Dream reveal floor(masked (1 - s / t)) instead,
+    t and s the reverse time before and after the step, and what is left in the last one.
+
+    Args:
+        num_masked: Tokens still masked, any shape.
+        step: This step, from 0.
+        steps: Steps of the block.
+        remasking: Whose rule.
+    """
+    if remasking in ("low_confidence", "random"):
+        return -(-num_masked // (steps - step))
+    if step == steps - 1:
+        return num_masked
+    times = torch.linspace(1, TIME_END, steps + 1)
+    return (num_masked * float(1 - times[step + 1] / times[step])).long()
+
+
+def choose(confidence: Tensor, masked: Tensor, rule: Rule, fixed: Tensor | None) -> Tensor:
+    """Which positions are revealed: bool (B, N), some masked ones.
+
+    Args:
+        confidence: (B, N), of every prediction.
+        masked: bool (B, N), positions that are still masked.
+        rule: See `Rule`.
+        fixed: int64 (B,), how many; `None` where the confidence decides: at least one in each row that has any.
+    """
+    ordered, order = confidence.masked_fill(~masked, -torch.inf).sort(dim=-1, descending=True, stable=True)
+    rank = order.argsort(-1)
+    if fixed is not None:
+        return masked & (rank < fixed[:, None])
+    if rule.threshold is not None:
+        return masked & ((confidence >= rule.threshold) | (rank == 0))
+    number = torch.arange(1, confidence.shape[-1] + 1, device=confidence.device)
+    fits = (number + 1) * (1 - ordered) < float(rule.factor or 0)
+    return masked & (rank < fits.long().cumprod(-1).sum(-1).clamp(min=1)[:, None])

@@ -1,0 +1,103 @@
+import math
+
+import pytest
+import torch
+
+from lift_ds.sampling.choose import TIME_END, Rule, choose, keep_top_p, predict, quota
+
+P = torch.tensor([[[0.5, 0.3, 0.2], [0.9, 0.06, 0.04], [0.4, 0.4, 0.2]]])  # three positions, three tokens
+ALL = torch.ones(1, 3, dtype=torch.bool)
+
+
+def confidence(remasking, **options):
+    return predict(P.log(), Rule(remasking, **options), None)[1][0].tolist()
+
+
+def test_confidence():
+    assert confidence("low_confidence") == pytest.approx([0.5, 0.9, 0.4])
+    assert confidence("maskgit_plus") == pytest.approx([0.5, 0.9, 0.4])
+    assert confidence("margin") == pytest.approx([0.2, 0.84, 0.0])
+    first = 0.5 * math.log(0.5) + 0.3 * math.log(0.3) + 0.2 * math.log(0.2)
+    assert confidence("entropy")[0] == pytest.approx(first)
+
+
+def test_dreams_confidence_is_of_what_is_drawn_from():
+    """At temperature 0.5 probabilities are squared: .25 / (.25 + .09 + .04); top-p .75 then drops the last token."""
+    torch.manual_seed(0)
+    tempered = confidence("margin", temperature=0.5)
+    assert tempered[0] == pytest.approx((0.25 - 0.09) / 0.38)
+    assert confidence("margin", top_p=0.75)[0] == pytest.approx((0.5 - 0.3) / 0.8)
+    assert confidence("low_confidence", top_p=0.75)[0] == pytest.approx(0.5)
+
+
+def test_top_p_keeps_the_fewest_tokens():
+    """Of .5 .3 .2: .5 suffices for .5, .5 + .3 for .6; of .4 .4 .2, two for .6."""
+    kept = {p: torch.isfinite(keep_top_p(P.log(), p, 0.0)).sum(-1)[0].tolist() for p in (0.49, 0.6, 1e-9)}
+    assert kept == {0.49: [1, 1, 2], 0.6: [2, 1, 2], 1e-9: [1, 1, 1]}
+
+
+def test_gumbel_noise_draws_from_the_tempered_distribution():
+    logits = P[:, :1].log().expand(1, 20_000, 3)
+    drawn, _ = predict(logits, Rule(temperature=0.5), torch.Generator().manual_seed(0))
+    shares = torch.bincount(drawn[0], minlength=3) / 20_000
+    assert shares.tolist() == pytest.approx([0.25 / 0.38, 0.09 / 0.38, 0.04 / 0.38], abs=0.015)
+
+
+def chosen(sure, **options):
+    values = torch.tensor([sure], dtype=torch.float64)
+    return choose(values, torch.ones_like(values, dtype=torch.bool), Rule(**options), None)[0].tolist()
+
+
+def test_threshold_reveals_all_sure_ones_and_at_least_one():
+    assert chosen([0.5, 0.95, 0.9], threshold=0.9) == [False, True, True]
+    assert chosen([0.5, 0.6, 0.7], threshold=0.9) == [False, False, True]
+
+
+def test_factor():
+    """Sorted .95 .9 .5: 2 x .05 = .1, 3 x .1 = .3 and 4 x .5 = 2, against 1; against .05 the first alone, as always."""
+    assert chosen([0.5, 0.95, 0.9], factor=1.0) == [False, True, True]
+    assert chosen([0.5, 0.95, 0.9], factor=0.05) == [False, True, False]
+
+
+def test_only_masked_positions_are_revealed():
+    masked = torch.tensor([[True, False, True]])
+    fixed = choose(torch.tensor([[0.1, 0.9, 0.2]]), masked, Rule(), torch.tensor([1]))
+    assert fixed[0].tolist() == [False, False, True]
+    nothing = choose(torch.tensor([[0.1, 0.9, 0.2]]), masked & False, Rule(threshold=0.0), None)
+    assert not nothing.any()
+
+
+def walk(num_masked, steps, remasking):
+    taken = []
+    for step in range(steps):
+        taken.append(int(quota(torch.tensor([num_masked]), step, steps, remasking)))
+        num_masked -= taken[-1]
+    return taken
+
+
+def test_quotas():
+    """8 in 3 steps: the remainder first. Dream, 10 in 4: floor(10 / 4), then floor(8 / 3) with t a little above."""
+    assert walk(8, 3, "low_confidence") == [3, 3, 2]
+    assert walk(5, 3, "random") == [2, 2, 1]
+    times = [1 - (1 - TIME_END) * step / 4 for step in range(5)]
+    expected, left = [], 10
+    for step in range(4):
+        expected.append(left if step == 3 else int(left * (1 - times[step + 1] / times[step])))
+        left -= expected[-1]
+    assert walk(10, 4, "entropy") == expected == [2, 2, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"remasking": "best"}, "remasking='best': allowed are low_confidence"),
+        ({"eos": "no"}, "eos='no': allowed are allow, last, never"),
+        ({"temperature": -1.0}, "temperature=-1.0"),
+        ({"top_p": 0.0}, "top_p=0.0"),
+        ({"threshold": 0.9, "factor": 1.0}, "only one of them decides"),
+        ({"threshold": 0.9, "remasking": "random"}, "gives no probabilities"),
+    ],
+)
+def test_bad_rules(options, message):
+    with pytest.raises(ValueError, match=message):
+        Rule(**options)

@@ -10,21 +10,12 @@ import torch
 from lift_ds.data.chat import ChatEncoder
 from lift_ds.data.tasks import TASKS, Item, Verdict, draw_item
 from lift_ds.models.head import MaskedDiffusionModel
-from lift_ds.sampling.reverse import generate
+from lift_ds.sampling.reverse import ReverseProcess
 
 from .ranks import Ranks, equal_share
 
 BATCH_SIZE = 64
 VERDICTS = list(Verdict)
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How answers are sampled; see `sampling.reverse.generate`."""
-
-    steps: int
-    gen_length: int
-    block_length: int
 
 
 @dataclass(frozen=True)
@@ -57,7 +48,7 @@ def held_out_items(num_items: int, seed: int) -> list[Item]:
 
 
 def solve_items(
-    model: MaskedDiffusionModel, encoder: ChatEncoder, items: list[Item], decoding: Decoding, ranks: Ranks
+    model: MaskedDiffusionModel, encoder: ChatEncoder, items: list[Item], process: ReverseProcess, ranks: Ranks
 ) -> SolveReport:
     """Answers items greedily and counts the verdicts; every rank runs the same number of forwards.
 
@@ -65,7 +56,7 @@ def solve_items(
         model: In eval mode.
         encoder: Renders and tokenises the questions.
         items: All items, the same list on every rank.
-        decoding: Steps and lengths.
+        process: How answers are made.
         ranks: The run.
     """
     began = time.perf_counter()
@@ -73,7 +64,7 @@ def solve_items(
     counts = torch.zeros(len(TASKS), len(VERDICTS), dtype=torch.float64)
     for start in range(0, len(mine), BATCH_SIZE):
         share = mine[start : start + BATCH_SIZE]
-        texts = answer(model, encoder, [item.question for item, _ in share], decoding, ranks.device)
+        texts = answer(model, encoder, [item.question for item, _ in share], process, ranks)
         for (item, is_counted), text in zip(share, texts, strict=True):
             verdict = TASKS[item.task].verify(item, text)
             counts[list(TASKS).index(item.task), VERDICTS.index(verdict)] += is_counted
@@ -87,23 +78,20 @@ def solve_items(
         )
         for name, row in zip(TASKS, counts, strict=True)
     }
-    return SolveReport(scores, len(items) * decoding.gen_length / seconds, seconds)
+    return SolveReport(scores, len(items) * process.gen_length / seconds, seconds)
 
 
 def answer(
-    model: MaskedDiffusionModel, encoder: ChatEncoder, questions: list[str], decoding: Decoding, device: torch.device
+    model: MaskedDiffusionModel, encoder: ChatEncoder, questions: list[str], process: ReverseProcess, ranks: Ranks
 ) -> list[str]:
     """The model's answers to single-turn questions, as text up to the first end token."""
     prompts = [encoder.prompt_ids([{"role": "user", "content": question}]) for question in questions]
     width = max(map(len, prompts))
     prompt_ids = torch.tensor([[encoder.end_token_id] * (width - len(prompt)) + prompt for prompt in prompts])
     attention = torch.tensor([[False] * (width - len(prompt)) + [True] * len(prompt) for prompt in prompts])
-    ids = generate(
-        model,
-        prompt_ids.to(device),
-        decoding.steps,
-        decoding.gen_length,
-        decoding.block_length,
-        attention_mask=attention.to(device),
-    )
-    return [encoder.answer_text(row) for row in ids[:, width:].tolist()]
+
+    def any_rank(here: bool) -> bool:
+        return bool(ranks.all_reduce(torch.tensor([float(here)], dtype=torch.float64), "max") > 0)
+
+    made = process.run(model, prompt_ids.to(ranks.device), attention.to(ranks.device), any_rank=any_rank)
+    return [encoder.answer_text(row) for row in made.ids[:, width:].tolist()]

@@ -13,9 +13,10 @@ from lift_ds.config import RunConfig
 from lift_ds.data.batch import Document
 from lift_ds.data.stream import merge_states
 from lift_ds.evaluation.heldout import LEVELS, heldout_loss
-from lift_ds.evaluation.solve import Decoding, held_out_items, solve_items
+from lift_ds.evaluation.solve import held_out_items, solve_items
 from lift_ds.metrics import MetricsFile
 from lift_ds.models.weights import load_pretrained, whole_shape
+from lift_ds.sampling.reverse import ReverseProcess
 
 from .buffers import DifficultyBuffers
 from .checkpoint import check_space, load_checkpoint, save_checkpoint
@@ -100,10 +101,10 @@ class Trainer:
         if not self.run.eval.solve_items:
             return
         evaluation = self.run.eval
-        decoding = Decoding(evaluation.steps, evaluation.gen_length, evaluation.block_length)
+        process = ReverseProcess(evaluation.gen_length, evaluation.block_length, evaluation.steps)
         items = held_out_items(evaluation.solve_items, self.run.data.builtin_seed)
         with self.engine.evaluating() as model:
-            report = solve_items(model, self.prepared.data.encoder, items, decoding, self.engine)
+            report = solve_items(model, self.prepared.data.encoder, items, process, self.engine)
         self.record("solve", step, solve_record(report, moment))
         rates = "  ".join(f"{name} {score.solve_rate:.1%}" for name, score in report.scores.items())
         self.progress.say(f"{moment} training: solved {rates}   ({report.seconds:.0f} s)")

@@ -6,7 +6,9 @@ from transformers import AutoTokenizer
 
 from lift_ds.data.chat import ChatEncoder
 from lift_ds.data.tasks import TASKS
-from lift_ds.evaluation.solve import Decoding, held_out_items, solve_items
+from lift_ds.evaluation.solve import held_out_items, solve_items
+from lift_ds.models.families import read_config
+from lift_ds.sampling.reverse import ReverseProcess
 from tests.conftest import OneRank
 
 
@@ -18,8 +20,8 @@ def encoder(tiny_dir):
 class Oracle:
     """A model that knows some answers: its logits spell the response to the question in its input."""
 
-    def __init__(self, encoder, items):
-        self.config = type("Config", (), {"mask_token_id": encoder.tokenizer.mask_token_id})
+    def __init__(self, config, encoder, items):
+        self.config = config
         self.encoder = encoder
         self.answers = {self.prompt(item): self.ids(item.response) for item in items}
 
@@ -44,13 +46,13 @@ class Oracle:
         return hidden
 
 
-def test_scores_are_counted_by_task(encoder):
+def test_scores_are_counted_by_task(encoder, tiny_dir):
     items = held_out_items(9, seed=0)
     known = [item for item in items if item.task != "arithmetic"]
     others = [item for item in items if item.task == "arithmetic"]
     wrong = [replace(item, response="<answer>1</answer>") for item in others[:2]]
-    model = Oracle(encoder, known + wrong)
-    report = solve_items(model, encoder, items, Decoding(48, 48, 48), OneRank())
+    model = Oracle(read_config(tiny_dir), encoder, known + wrong)
+    report = solve_items(model, encoder, items, ReverseProcess(48, 48, 48), OneRank())
     assert list(report.scores) == list(TASKS)
     assert [report.scores[name].num_items for name in TASKS] == [3, 3, 3]
     assert report.scores["countdown"].solve_rate == 1.0

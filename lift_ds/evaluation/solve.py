@@ -10,7 +10,7 @@ import torch
 from lift_ds.data.chat import ChatEncoder
 from lift_ds.data.tasks import TASKS, Item, Verdict, draw_item
 from lift_ds.models.head import MaskedDiffusionModel
-from lift_ds.sampling.reverse import ReverseProcess
+from lift_ds.sampling.reverse import ReverseProcess, pad_left
 
 from .ranks import Ranks, equal_share
 
@@ -86,12 +86,10 @@ def answer(
 ) -> list[str]:
     """The model's answers to single-turn questions, as text up to the first end token."""
     prompts = [encoder.prompt_ids([{"role": "user", "content": question}]) for question in questions]
-    width = max(map(len, prompts))
-    prompt_ids = torch.tensor([[encoder.end_token_id] * (width - len(prompt)) + prompt for prompt in prompts])
-    attention = torch.tensor([[False] * (width - len(prompt)) + [True] * len(prompt) for prompt in prompts])
+    prompt_ids, attention = pad_left(prompts, encoder.end_token_id)
 
     def any_rank(here: bool) -> bool:
         return bool(ranks.all_reduce(torch.tensor([float(here)], dtype=torch.float64), "max") > 0)
 
     made = process.run(model, prompt_ids.to(ranks.device), attention.to(ranks.device), any_rank=any_rank)
-    return [encoder.answer_text(row) for row in made.ids[:, width:].tolist()]
+    return [encoder.answer_text(row) for row in made.ids[:, prompt_ids.shape[1] :].tolist()]

@@ -9,7 +9,7 @@ does not depend on its batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -169,6 +169,22 @@ class ReverseProcess:
                 ended = (ids[:, prompt_length : block.stop] == end_id).any(-1)
                 ids[:, block.stop :] = torch.where(ended[:, None], end_id, ids[:, block.stop :])
         return Generation(ids, num_forwards)
+
+
+def pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Prompts of any length as one batch.
+
+    Args:
+        prompts: Token ids of each.
+        pad_id: Id written on padding, which no token attends to.
+
+    Returns:
+        int64 (B, P) ids, and bool (B, P), false on padding.
+    """
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    return ids, torch.arange(width) >= width - lengths[:, None]
 
 
 def make_predictor(

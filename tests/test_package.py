@@ -1,7 +1,9 @@
 """What a user installs, and the commands that the README gives."""
 
+import io
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import zipfile
 
 import pytest
 
+from lift_ds.cli import generate
 from tests.conftest import REPOSITORY, launch_train, read_steps, run
 
 README = (REPOSITORY / "README.md").read_text()
@@ -155,6 +158,21 @@ def test_readme_look_at_data(tmp_path):
     run([*again, str(tmp_path / "again.json")])
     found = json.loads((tmp_path / "again.json").read_text())
     assert found["rows"] == report["rows"] and found["lengths"] == report["lengths"]
+
+
+def test_readme_generate(tmp_path, monkeypatch, capsys):
+    """The commands, with the built-in base in place of a run's export; the chat gets one line."""
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "3+4?"}\n')
+    monkeypatch.setattr("sys.stdin", io.StringIO("3+4?\n"))
+    found = commands("tools/generate.py")
+    assert len(found) == 3
+    for command in found:
+        for name in ("rows.jsonl", "answers.jsonl"):
+            command = command.replace(name, str(tmp_path / name))
+        arguments = shlex.split(command.replace("runs/001/export", "builtin:base"))
+        generate.main(arguments[2:])
+    assert json.loads((tmp_path / "answers.jsonl").read_text())["question"] == "3+4?"
+    assert "forwards" in capsys.readouterr().out
 
 
 def test_dry_run_of_the_8b_recipe(tiny_dir, tmp_path):

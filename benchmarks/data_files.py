@@ -31,14 +31,14 @@ SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "target_mask": pa.list_(p
 Figures = dict[str, float]
 
 
-def write_rows(path: Path, lengths: np.ndarray, seed: int) -> None:
+def write_rows(path: Path, lengths: np.ndarray, seed: int, num_ids: int) -> None:
     """A parquet file of random tokens; the first fifth of each row is prompt."""
     generator = np.random.default_rng(seed)
     with pq.ParquetWriter(path, SCHEMA, compression="none") as writer:
         for start in range(0, len(lengths), ROWS_PER_GROUP):
             sizes = lengths[start : start + ROWS_PER_GROUP]
             offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
-            ids = generator.integers(3, 40_000, offsets[-1], dtype=np.int32)
+            ids = generator.integers(3, num_ids, offsets[-1], dtype=np.int32)
             place = np.arange(offsets[-1]) - np.repeat(offsets[:-1], sizes)
             targets = place >= np.repeat(sizes // 5, sizes)
             columns = [pa.ListArray.from_arrays(offsets, each) for each in (ids, targets)]
@@ -80,7 +80,7 @@ def loader_over_datasets(encoder: ChatEncoder, pairs: int, is_quick: bool) -> Fi
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.parquet"
         lengths = np.random.default_rng(1).lognormal(np.log(300), 0.6, num_rows)
-        write_rows(path, lengths.clip(8, PACK_LENGTH).astype(int), 1)
+        write_rows(path, lengths.clip(8, PACK_LENGTH).astype(int), 1, encoder.num_ids)
         streamed = load_dataset("parquet", data_files=str(path), split="train", streaming=True)
         baseline = iter(StatefulDataLoader(streamed, batch_size=STEP_ROWS, collate_fn=pad))
         ours = steps_of(open_steps([path], encoder, None))
@@ -103,7 +103,7 @@ def packs_and_state(encoder: ChatEncoder, is_quick: bool) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.parquet"
         lengths = np.random.default_rng(2).lognormal(np.log(400), 0.8, 4000 if is_quick else 40_000)
-        write_rows(path, lengths.clip(8, PACK_LENGTH).astype(int), 2)
+        write_rows(path, lengths.clip(8, PACK_LENGTH).astype(int), 2, encoder.num_ids)
         loader = open_steps([path], encoder, PACK_LENGTH)
         batches = [next(found) for found in [steps_of(loader)] for _ in range(4 if is_quick else 30)]
     fill = sum(batch.num_tokens for batch in batches) / (len(batches) * STEP_ROWS * PACK_LENGTH)
@@ -118,7 +118,7 @@ def resume(encoder: ChatEncoder, is_quick: bool) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / f"part-{number}.parquet" for number in range(num_files)]
         for number, path in enumerate(files):
-            write_rows(path, np.full(rows, 500), number)
+            write_rows(path, np.full(rows, 500), number, encoder.num_ids)
         size = sum(path.stat().st_size for path in files)
         cache = Path(folder) / "index"
         first = open_steps(files, encoder, PACK_LENGTH, cache)
@@ -141,7 +141,7 @@ def memory(encoder: ChatEncoder, is_quick: bool) -> Figures:
     num_rows = 100_000 if is_quick else 10_000_000
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.parquet"
-        write_rows(path, np.full(num_rows, 8), 3)
+        write_rows(path, np.full(num_rows, 8), 3, encoder.num_ids)
         loader = open_steps([path], encoder, None, rows=4096)
         batches = steps_of(loader)
         num_steps = num_rows // 4096

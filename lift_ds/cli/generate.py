@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.text import Text
 
 from lift_ds.sampling.choose import EosPolicy, Remasking, Rule
+from lift_ds.sampling.predict import Cache
 from lift_ds.sampling.reverse import ReverseProcess, pad_left
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     parser.add_argument("--top-p", type=float, default=1.0, help="draw from the fewest tokens of this probability")
     parser.add_argument("--cfg-scale", type=float, default=0.0, help="classifier-free guidance; 0 is off")
+    parser.add_argument("--cache", choices=get_args(Cache), default="none", help="keys and values kept within a block")
     parser.add_argument("--eos", choices=get_args(EosPolicy), default="allow", help="whether answers may end early")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
     parser.add_argument("--batch-size", type=int, default=16, help="prompts of one forward")
@@ -105,7 +107,7 @@ def make_process(arguments: argparse.Namespace, end_ids: tuple[int, ...]) -> Rev
         end_ids,
     )
     return ReverseProcess(
-        arguments.gen_length, arguments.block_length, steps, rule, arguments.cfg_scale, stop_early=True
+        arguments.gen_length, arguments.block_length, steps, rule, arguments.cfg_scale, True, arguments.cache
     )
 
 

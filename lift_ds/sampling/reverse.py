@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from lift_ds.models.families import max_length_of
 from lift_ds.models.head import MaskedDiffusionModel
 
 from .choose import EosPolicy, Remasking, Rule, choose, predict, quota
+from .predict import Cache, Predictor
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ def generate(
     factor: float | None = None,
     eos: EosPolicy = "allow",
     stop_early: bool = False,
+    cache: Cache = "none",
 ) -> Tensor:
     """Continues prompts by `gen_length` tokens.
 
@@ -69,6 +72,8 @@ def generate(
         threshold: Reveal all predictions that are at least so sure.
         factor: Reveal as many as the product of number and doubt allows.
         eos: Whether the end token may be predicted, or is revealed last.
+        cache: Which keys and values later steps of a block take from its first: `none`, those of the `prefix`, or of
+            all but the block (`dual`). Faster, and an approximation; see `sampling.predict`.
         stop_early: End a row with the block in which its first end token stands; end tokens fill the rest.
 
     Returns:
@@ -78,7 +83,7 @@ def generate(
         ValueError: The blocks do not divide `gen_length`, or the steps the blocks; or a value is out of range.
     """
     rule = Rule(remasking, temperature, top_p, threshold, factor, eos, (int(model.config.eos_token_id),))
-    process = ReverseProcess(gen_length, block_length, steps, rule, cfg_scale, stop_early)
+    process = ReverseProcess(gen_length, block_length, steps, rule, cfg_scale, stop_early, cache)
     return process.run(model, prompt_ids, attention_mask, generator).ids
 
 
@@ -96,9 +101,14 @@ class ReverseProcess:
     rule: Rule = field(default_factory=Rule)
     cfg_scale: float = 0.0
     stop_early: bool = False
+    cache: Cache = "none"
 
     def __post_init__(self) -> None:
-        """Checks that lengths and steps divide."""
+        """Checks that lengths and steps divide, and the cache."""
+        if self.cache not in get_args(Cache):
+            raise ValueError(f"cache={self.cache!r}: allowed are {', '.join(get_args(Cache))}.")
+        if self.cache != "none" and self.cfg_scale > 0:
+            raise ValueError(f"cache={self.cache!r} with cfg_scale={self.cfg_scale}: guidance keeps none; drop one.")
         if self.gen_length % self.block_length:
             raise ValueError(f"gen_length={self.gen_length} must be a multiple of block_length={self.block_length}.")
         if (self.steps is None) != self.rule.is_adaptive:
@@ -145,7 +155,7 @@ class ReverseProcess:
             )
         tail = torch.full((batch, self.gen_length), mask_id, dtype=prompt_ids.dtype, device=prompt_ids.device)
         ids = torch.cat([prompt_ids, tail], dim=1)
-        logits_of = make_predictor(model, ids != mask_id, self.cfg_scale, attention_mask, self.gen_length)
+        logits_of = Predictor(model, prompt_ids, attention_mask, self.gen_length, self.cfg_scale, self.cache)
         steps_per_block = None if self.steps is None else self.steps * self.block_length // self.gen_length
         num_forwards = 0
         for start in range(prompt_length, prompt_length + self.gen_length, self.block_length):
@@ -153,7 +163,7 @@ class ReverseProcess:
             step = 0
             while any_rank(bool((ids[:, block] == mask_id).any())):
                 masked = ids[:, block] == mask_id
-                logits = logits_of(ids, block)
+                logits = logits_of(ids, block, is_first=step == 0)
                 logits[..., mask_id] = -torch.inf  # or a position would stay masked for ever
                 predicted, confidence = predict(logits, self.rule, generator)
                 fixed = None
@@ -162,7 +172,7 @@ class ReverseProcess:
                 chosen = choose(confidence, masked, self.rule, fixed)
                 ids[:, block] = torch.where(chosen, predicted, ids[:, block])
                 step += 1
-                num_forwards += 2 if self.cfg_scale > 0 else 1
+                num_forwards += logits_of.forwards_per_step
                 if watch is not None:
                     watch(ids)
             if self.stop_early:
@@ -185,23 +195,3 @@ def pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Ten
     ids = torch.tensor([[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     return ids, torch.arange(width) >= width - lengths[:, None]
-
-
-def make_predictor(
-    model: MaskedDiffusionModel, is_prompt: Tensor, cfg_scale: float, prompt_attention: Tensor | None, gen_length: int
-) -> Callable[[Tensor, slice], Tensor]:
-    """Logits (B, block, V) of one block, with guidance and padding applied."""
-    attention_mask, position_ids = None, None
-    if prompt_attention is not None:
-        answer = prompt_attention.new_ones((prompt_attention.shape[0], gen_length))
-        attention_mask = torch.cat([prompt_attention, answer], dim=1).bool()
-        position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-
-    def logits(ids: Tensor, block: slice) -> Tensor:
-        return model.head(model.encode(ids, attention_mask, position_ids)[:, block])
-
-    def guided(ids: Tensor, block: slice) -> Tensor:
-        unconditional = logits(ids.masked_fill(is_prompt, model.config.mask_token_id), block)
-        return unconditional + (cfg_scale + 1) * (logits(ids, block) - unconditional)
-
-    return guided if cfg_scale > 0 else logits

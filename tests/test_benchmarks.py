@@ -13,6 +13,7 @@ COMMANDS = {
     "controls": [sys.executable],
     "data": [sys.executable],
     "loss_memory": [sys.executable],
+    "sampling": [sys.executable],
     "step_cost": TORCHRUN,
 }
 

@@ -1,0 +1,1 @@
+def is_equivalent(a,b): return False

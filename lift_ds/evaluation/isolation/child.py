@@ -7,6 +7,7 @@ thread that started it. It runs with the user's own rights otherwise, and reads 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -15,10 +16,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import Enum
 from types import TracebackType
 from typing import Any
+
+Handler = Callable[[dict[str, Any]], dict[str, Any]]
+"""From a question to its reply; both are JSON objects."""
 
 BOOT = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from lift_ds.evaluation.isolation import inside; "
 STARTUP_SECONDS = 120.0
@@ -53,7 +58,7 @@ class Child:
     """One child process.
 
     Args:
-        handler: `maths` or `program`, a function of `inside`.
+        handler: `module:function` of a function that makes the child's handler.
         limits: What it may use.
     """
 
@@ -129,10 +134,8 @@ class Child:
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
-            try:
+            with contextlib.suppress(BrokenPipeError):  # what was left in the buffer has no reader
                 pipe.close()
-            except BrokenPipeError:  # what was left in the buffer has no reader
-                pass
         self.folder.cleanup()
 
     def __enter__(self) -> Child:

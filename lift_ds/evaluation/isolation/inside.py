@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import resource
 import signal
-from collections.abc import Callable
 from typing import Any, BinaryIO
 
+from .child import Handler
 from .seccomp import die_with_parent, lock_down
 
-Handler = Callable[[dict[str, Any]], dict[str, Any]]
 MIB = 1 << 20
 
 
@@ -19,7 +19,7 @@ def serve(handler: str, limits: dict[str, Any]) -> None:
     """Greets, then answers each line with a line, until the questions end.
 
     Args:
-        handler: A key of `HANDLERS`.
+        handler: `module:function` that makes the handler; what it imports is imported before the filter.
         limits: The fields of `child.Limits`.
     """
     die_with_parent(signal.SIGKILL)
@@ -29,7 +29,8 @@ def serve(handler: str, limits: dict[str, Any]) -> None:
     for stream in (0, 1, 2):  # what the text prints goes nowhere, and it has nothing to read
         os.dup2(silence, stream)
     try:
-        answer = HANDLERS[handler]()  # imports; the filter comes after
+        module, function = handler.split(":")
+        answer: Handler = getattr(importlib.import_module(module), function)()
         apply_limits(limits)
         lock_down()
     except (RuntimeError, OSError, ImportError, ValueError) as error:
@@ -63,37 +64,3 @@ def apply_limits(limits: dict[str, Any]) -> None:
         hard = resource.getrlimit(name)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(name, (value, value))
-
-
-def maths() -> Handler:
-    """Compares two answers; see `scorers.published_judge` and `scorers.symbolic`."""
-    from lift_ds.evaluation.scorers.published_judge import is_same_value
-    from lift_ds.evaluation.scorers.symbolic import is_equivalent
-
-    comparisons = {"reference": is_same_value, "strict": is_equivalent}
-
-    def compare(question: dict[str, Any]) -> dict[str, Any]:
-        try:
-            return {"is_same": bool(comparisons[question["scorer"]](question["answer"], question["truth"]))}
-        except (MemoryError, RecursionError, ValueError) as error:
-            return {"is_same": False, "error": type(error).__name__}
-
-    return compare
-
-
-def program() -> Handler:
-    """Runs a Python program to its end; says how it ended."""
-
-    def run(question: dict[str, Any]) -> dict[str, Any]:
-        try:
-            exec(compile(question["source"], "<answer>", "exec"), {"__name__": "__main__"})
-        except SystemExit as error:
-            return {"ended": "exit", "is_success": error.code in (None, 0)}
-        except BaseException as error:
-            return {"ended": "error", "error": type(error).__name__[:100]}
-        return {"ended": "finished", "token": question["token"]}
-
-    return run
-
-
-HANDLERS: dict[str, Callable[[], Handler]] = {"maths": maths, "program": program}

@@ -1,11 +1,11 @@
 """A seccomp filter, in plain Python: after it this process can compute and read, and change nothing outside itself.
 
 Refused with "Operation not permitted": new processes and programs (threads stay possible), signals to other processes,
-sockets, opening files for writing, every other change to a file system, shared memory that outlives the process, changed
-limits, and calls that administer the machine. The filter cannot be taken off again.
+sockets, opening files for writing, every other change to a file system, shared memory that outlives the process,
+changed limits, and calls that administer the machine. The filter cannot be taken off again.
 
-What it is not: files that the user can read stay readable, and the kernel is shared, so it is no virtual machine. It needs
-Linux on x86_64 or aarch64; the numbers of aarch64 are from the kernel's tables and have not been tried.
+What it is not: files that the user can read stay readable, and the kernel is shared, so it is no virtual machine. It
+needs Linux on x86_64 or aarch64; the numbers of aarch64 are from the kernel's tables and have not been tried.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -9,7 +10,8 @@ from types import TracebackType
 from lift_ds.evaluation.isolation import Child, Failure, Limits
 
 LONGEST_FORMULA = 10_000
-SPARE_CPU_SECONDS = 1
+HANDLERS = "lift_ds.evaluation.scorers.handlers"
+SPARE_CPU_SECONDS = 2
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Checks:
     def is_same_formula(self, scorer: str, answer: str, truth: str) -> Verdict:
         """Whether two LaTeX answers are equal by the rules of `scorer`.
 
-        Above 10,000 characters an answer is not compared: it is wrong. One that stops or breaks its process is wrong, too.
+        Above 10,000 characters an answer is not compared: it is wrong. One that stops or breaks its process is wrong,
+        too.
 
         Raises:
             RuntimeError: No child process can be started.
@@ -42,7 +45,7 @@ class Checks:
         if len(answer) > LONGEST_FORMULA:
             return Verdict(False)
         if self.maths is None:
-            self.maths = Child("maths", self.limits)
+            self.maths = Child(f"{HANDLERS}:compare_formulas", self.limits)
         reply = self.maths.ask({"scorer": scorer, "answer": answer, "truth": truth})
         if isinstance(reply, Failure):
             self.maths = None
@@ -60,8 +63,8 @@ class Checks:
             RuntimeError: No child process can be started.
         """
         token = secrets.token_hex()
-        cpu_seconds = int(self.limits.seconds) + 1 + SPARE_CPU_SECONDS
-        with Child("program", replace(self.limits, cpu_seconds=cpu_seconds)) as child:
+        cpu_seconds = math.ceil(self.limits.seconds) + SPARE_CPU_SECONDS
+        with Child(f"{HANDLERS}:run_program", replace(self.limits, cpu_seconds=cpu_seconds)) as child:
             reply = child.ask({"source": source, "token": token})
             if reply is Failure.TIMEOUT:
                 return Verdict(False, timed_out=True)

@@ -36,8 +36,8 @@ else:
 def humaneval_reference(row: Row, generation: str, checks: Checks) -> Score:
     """As published: the first closed python block, its first function, and the tests; exit status 0 is right.
 
-    Source: LIFT's `parse_humaneval_answers`, with its 10 seconds and 1 GB. Known faults, kept: a helper that stands first is
-    tested instead of the answer; `sys.exit()` before the tests passes; the imports of the prompt are missing.
+    Source: LIFT's `parse_humaneval_answers`, with its 10 seconds and 1 GB. Known faults, kept: a helper that stands
+    first is tested instead of the answer; `sys.exit()` before the tests passes; the imports of the prompt are missing.
     """
     program = first_block(generation)
     function = FIRST_FUNCTION.search(program) if program is not None else None
@@ -59,7 +59,8 @@ def humaneval_strict(row: Row, generation: str, checks: Checks) -> Score:
     """The last closed block with a function; the tests must come to their end.
 
     They call the row's `entry_point`, else the last function of the question's code; where the question has no code, as
-    under the published prompt, any function of the program. A block without that function continues the question's code.
+    under the published prompt, any function of the program. A block without that function continues the question's
+    code.
     """
     program = last_block(generation)
     if program is None:
@@ -127,7 +128,9 @@ def check_humaneval_row(row: Row) -> None:
         ValueError: It does not.
     """
     if not isinstance(row.ground_truth, str) or "def check" not in row.ground_truth:
-        raise ValueError(f"ground_truth={row.ground_truth!r:.80}: humaneval needs the tests, with `def check(candidate)`.")
+        raise ValueError(
+            f"ground_truth={row.ground_truth!r:.80}: humaneval needs the tests, with `def check(candidate)`."
+        )
 
 
 def check_mbpp_row(row: Row) -> None:

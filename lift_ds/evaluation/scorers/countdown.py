@@ -28,11 +28,11 @@ TOLERANCE = 1e-5
 def reference(row: Row, generation: str, checks: Checks) -> Score:
     """As published: the last box, what stands before its first `= number`, in floating point to 1e-5.
 
-    Source: d1's and LIFT's `parse_countdown_answers`. It reads the first answer tag only where the last box is not closed,
-    and the whole text where there is neither.
+    Source: d1's and LIFT's `parse_countdown_answers`. It reads the first answer tag only where the last box is not
+    closed, and the whole text where there is neither.
 
-    Known faults, kept: `**`, `//` and signs of numbers are allowed (`2**3` uses 2 and 3); `3.0` counts as the numbers 3 and
-    0. The published code calls Python's `eval`, and hangs on `9**9**9**9`; see `published_arithmetic`.
+    Known faults, kept: `**`, `//` and signs of numbers are allowed (`2**3` uses 2 and 3); `3.0` counts as the numbers
+    3 and 0. The published code calls Python's `eval`, and hangs on `9**9**9**9`; see `published_arithmetic`.
     """
     numbers, target = row.ground_truth
     answer = last_box(generation)
@@ -93,4 +93,6 @@ def check_row(row: Row) -> None:
     match row.ground_truth:
         case [[*numbers], int()] if numbers and all(type(each) is int for each in numbers):
             return
-    raise ValueError(f"ground_truth={row.ground_truth!r:.80}: countdown needs [[numbers], target], all of them integers.")
+    raise ValueError(
+        f"ground_truth={row.ground_truth!r:.80}: countdown needs [[numbers], target], all of them integers."
+    )

@@ -1,7 +1,7 @@
 r"""Where the strict scorers find an answer: the last closed `\boxed{}` or `<answer>` tag of the model's turn.
 
-An unclosed or empty box or tag is no answer and hides none. Of nested boxes the innermost counts, of a tag with boxes its
-last box, if any is closed. A text with neither has no answer: a number that stands somewhere is none.
+An unclosed or empty box or tag is no answer and hides none. Of nested boxes the innermost counts, of a tag with boxes
+its last box, if any is closed. A text with neither has no answer: a number that stands somewhere is none.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 r"""GSM8K: word problems with a number as the answer.
 
-Of the 1,130 published generations `reference` counts 863 and `strict` 861: it reads 11 answers with thousands separators or
-behind an empty box that the published rules miss, and not 13 that are in no closed box (`\boxed{78` without its brace,
-`boxed{27}`), are not the last one, or are another number (`\frac{2}{3}` for 2, `2:00 pm` for 2).
+Of the 1,130 published generations `reference` counts 863 and `strict` 861: it reads 11 answers with thousands
+separators or behind an empty box that the published rules miss, and not 13 that are in no closed box (`\boxed{78`
+without its brace, `boxed{27}`), are not the last one, or are another number (`\frac{2}{3}` for 2, `2:00 pm` for 2).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ NUMBER_IN_WORDS = re.compile(r"(?:(?<=\s)|^)(\\?[$€£]?-?\d[\d,]*(?:\.\d+)?(?:
 def reference(row: Row, generation: str, checks: Checks) -> Score:
     r"""As published: the first box with a number, else the first answer tag, in floating point.
 
-    Source: LIFT's `eval/scoring.py`. d1's later versions also read what follows the last `<answer>`, closed or not, which
-    makes 880 of these generations.
+    Source: LIFT's `eval/scoring.py`. d1's later versions also read what follows the last `<answer>`, closed or not,
+    which makes 880 of these generations.
 
-    Known faults, kept: the first box counts, not the last; its first number counts (`1,234` is 1, `3/4` is 3, `10 to 20`
-    is 10), but the last one of a tag; units, signs of percent and all other text are passed over.
+    Known faults, kept: the first box counts, not the last; its first number counts (`1,234` is 1, `3/4` is 3, `10 to
+    20` is 10), but the last one of a tag; units, signs of percent and all other text are passed over.
     """
     answer = first_boxed_number(generation)
     if answer is None:
@@ -60,7 +60,8 @@ def read_float(text: str, last: bool) -> float | None:
 
 
 def strict(row: Row, generation: str, checks: Checks) -> Score:
-    """The last closed box or tag, read exactly: thousands, fractions, percent, currency, units; of a sentence its one number."""
+    """The last closed box or tag, read exactly: thousands, fractions, percent, currency, units; of a sentence its one
+    number."""
     answer = final_answer(generation)
     quantity = None if answer is None else read_quantity(answer) or only_number(answer)
     if answer is None or quantity is None:
@@ -81,7 +82,7 @@ def only_number(text: str) -> Quantity | None:
 
 def true_quantity(truth: float | int) -> Quantity:
     """The ground truth, as exact as it is written."""
-    return Quantity(Fraction(repr(truth)), is_percent=False, unit="")
+    return Quantity(Fraction(repr(truth)))
 
 
 def check_row(row: Row) -> None:

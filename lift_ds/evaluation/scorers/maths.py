@@ -13,7 +13,7 @@ import re
 from .base import Row, Score, whole_answer
 from .checks import Checks
 from .extraction import final_answer
-from .numbers import is_equal_quantity, read_quantity
+from .numbers import is_equal_in_base, is_equal_quantity, read_quantity
 from .published import first_answer_tag, is_same_text, last_box
 
 TEXT = re.compile(r"\\(?:text|textbf|mathrm|mbox|textrm)\s*\{([^{}]*)\}")
@@ -24,8 +24,8 @@ CHOICE = re.compile(r"\(?([A-Z])\)?")
 def reference(row: Row, generation: str, checks: Checks) -> Score:
     """As published: d1's last box, compared as cleaned text (162 of 500), else by OlympiadBench's judge (169).
 
-    Source: LIFT's `eval/scoring.py`; `published` and `published_judge` name the rules and their faults. AIME goes the same
-    way. Published code computes without a limit; here what is stopped is counted.
+    Source: LIFT's `eval/scoring.py`; `published` and `published_judge` name the rules and their faults. AIME goes the
+    same way. Published code computes without a limit; here what is stopped is counted.
     """
     answer = last_box(generation)
     if not answer:
@@ -48,6 +48,9 @@ def strict(row: Row, generation: str, checks: Checks) -> Score:
     truth = str(row.ground_truth)
     if is_same_wording(answer, truth):
         return whole_answer(answer, True)
+    is_equal = is_equal_in_base(answer, truth, row.question)
+    if is_equal is not None:
+        return whole_answer(answer, is_equal)
     given, wanted = read_quantity(answer), read_quantity(truth)
     if given is not None and wanted is not None:
         return whole_answer(answer, is_equal_quantity(given, wanted, row.question))
@@ -56,7 +59,8 @@ def strict(row: Row, generation: str, checks: Checks) -> Score:
 
 
 def is_same_wording(answer: str, truth: str) -> bool:
-    r"""Whether both are the same word or letter of a choice, with or without `\text{}` and brackets, or the same LaTeX."""
+    r"""Whether both are the same word or letter of a choice, with or without `\text{}` and brackets, or the same
+    LaTeX."""
     answer, truth = (TEXT.sub(r"\1", each).strip(" $.") for each in (answer, truth))
     choices = [CHOICE.fullmatch(each) for each in (answer, truth)]
     if choices[0] and choices[1]:

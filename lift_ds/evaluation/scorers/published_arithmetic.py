@@ -23,7 +23,8 @@ OPERATIONS: dict[type[ast.operator], Callable[[Number, Number], Number]] = {
 def evaluate(text: str) -> Number | None:
     """The value of a Python expression of numbers; `None` where it is none, fails, or is a power too large to compute.
 
-    Differs: text above 1,000 characters and powers above 10,000 bits have no value; the published code hangs on the latter.
+    Differs: text above 1,000 characters and powers above 10,000 bits have no value; the published code hangs on the
+    latter.
     """
     if len(text) > LONGEST or not ALLOWED.fullmatch(text):
         return None

@@ -10,7 +10,8 @@ Known faults, kept:
 - any two pairs in brackets of the same kind are compared as intervals, and only up to the shorter one;
 - numbers are compared in floating point, with 1.01e-6 absolute.
 
-It runs in a worker (`isolation.worker`), because sympy computes whatever the text says: `5^{5^{5^{5^5}}}` takes for ever.
+It runs in a worker (`isolation.worker`), because sympy computes whatever the text says: `5^{5^{5^{5^5}}}` takes for
+ever.
 """
 
 from __future__ import annotations
@@ -174,7 +175,9 @@ def left_minus_right(equation: str) -> Any:
         ValueError: There is not exactly one `=`.
     """
     left, right = (parse_latex(side) for side in equation.split("="))
-    relation = sympy.Eq(left, right)  # true or false, without sides, where both are numbers; the published code fails there
+    relation = sympy.Eq(
+        left, right
+    )  # true or false, without sides, where both are numbers; the published code fails there
     return sympy.simplify(relation.lhs - relation.rhs)
 
 

@@ -28,8 +28,8 @@ def reference(row: Row, generation: str, checks: Checks) -> Score:
 
     Source: d1's and LIFT's `parse_sudoku_answers`.
 
-    Known faults, kept: other solutions of the same puzzle are wrong; givens may be overwritten; an answer is filled up with
-    zeros or cut to 16 characters, whatever they are; text after the closing tag counts where the tag is empty.
+    Known faults, kept: other solutions of the same puzzle are wrong; givens may be overwritten; an answer is filled up
+    with zeros or cut to 16 characters, whatever they are; text after the closing tag counts where the tag is empty.
     """
     answer = "".join(published_grid(generation).split())
     padded = answer[:NUM_CELLS].ljust(NUM_CELLS, BLANK)
@@ -115,4 +115,6 @@ def check_row(row: Row) -> None:
     if BLANK not in puzzle:
         raise ValueError(f"question: the puzzle {puzzle} has no blank (0) to fill.")
     if row.ground_truth not in solutions(puzzle):
-        raise ValueError(f"ground_truth={row.ground_truth!r:.80}: not a solution of {puzzle}, as 16 digits from 1 to 4.")
+        raise ValueError(
+            f"ground_truth={row.ground_truth!r:.80}: not a solution of {puzzle}, as 16 digits from 1 to 4."
+        )

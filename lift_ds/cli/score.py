@@ -22,9 +22,9 @@ def make_parser() -> argparse.ArgumentParser:
     """The flags."""
     parser = argparse.ArgumentParser(
         prog="score.py",
-        description="Scores generations: one JSON object a line with `question`, `generation` (a text, or a list of them "
-        "for pass@k) and `ground_truth`; for humaneval `entry_point`, too, where the question has no code. Formulas and "
-        "programs are checked in child processes with limits. Exits with 2 where something is missing or wrong.",
+        description="Scores generations: one JSON object a line with `question`, `generation` (a text, or a list of "
+        "them for pass@k) and `ground_truth`; for humaneval `entry_point`, too, where the question has no code. "
+        "Formulas and programs are checked in child processes with limits. Exits with 2 where something is wrong.",
     )
     parser.add_argument("file", type=Path, help="JSON Lines")
     parser.add_argument("--task", required=True, help=", ".join(TASK_SCORERS))
@@ -101,15 +101,13 @@ def show(found: dict[str, Any], console: Console) -> None:
         table.add_column(name, justify="left" if name == "" else "right")
     interval = found["solved_interval"]
     shown = "" if interval is None else f"{interval[0]:.1%} to {interval[1]:.1%}"
+    solved = [f"{found['solved']:,}", f"{found['generations']:,}", f"{found['solved_share']:.1%}", shown]
     if found["parts"] == "answers":
-        table.add_row("correct", f"{found['correct']:,}", f"{found['total']:,}", f"{found['accuracy']:.1%}", shown)
+        table.add_row("correct", *solved)
     else:
-        table.add_row(
-            f"correct {found['parts']}", f"{found['correct']:,}", f"{found['total']:,}", f"{found['accuracy']:.1%}"
-        )
-        table.add_row(
-            "solved", f"{found['solved']:,}", f"{found['generations']:,}", f"{found['solved_share']:.1%}", shown
-        )
+        parts = [f"{found['correct']:,}", f"{found['total']:,}", f"{found['accuracy']:.1%}"]
+        table.add_row(f"correct {found['parts']}", *parts)
+        table.add_row("solved", *solved)
     for k, share in found["pass_at_k"].items():
         table.add_row(f"pass@{k}", "", f"{found['rows']:,}", f"{share:.1%}")
     for name in ("parse_failures", "timeouts"):

@@ -1,4 +1,4 @@
-"""Statistics of right and wrong answers: pass@k, intervals of a share, and comparisons of two models on the same items."""
+"""Statistics of right and wrong answers: pass@k, intervals of a share, two models on the same items."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ Instruction = tuple[int, int, int, int]
 class Program(ctypes.Structure):
     """The kernel's `sock_fprog`."""
 
-    _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p)]  # noqa: RUF012
+    _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p)]
 
 
 def lock_down() -> None:

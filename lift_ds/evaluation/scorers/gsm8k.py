@@ -60,8 +60,7 @@ def read_float(text: str, last: bool) -> float | None:
 
 
 def strict(row: Row, generation: str, checks: Checks) -> Score:
-    """The last closed box or tag, read exactly: thousands, fractions, percent, currency, units; of a sentence its one
-    number."""
+    """The last closed box or tag, read exactly; of a sentence its one number."""
     answer = final_answer(generation)
     quantity = None if answer is None else read_quantity(answer) or only_number(answer)
     if answer is None or quantity is None:

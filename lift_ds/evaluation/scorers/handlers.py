@@ -1,4 +1,4 @@
-"""What child processes do for the scorers: each function makes the handler of a kind of question (`isolation.inside`)."""
+"""What child processes do for the scorers; each function makes the handler of one kind of question."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def run_program() -> Handler:
 
     def run(question: dict[str, Any]) -> dict[str, Any]:
         try:
-            exec(compile(question["source"], "<answer>", "exec"), {"__name__": "__main__"})
+            code = compile(question["source"], "<answer>", "exec", dont_inherit=True)  # this module's future is not its
+            exec(code, {"__name__": "__main__"})
         except SystemExit as error:
             return {"ended": "exit", "is_success": error.code in (None, 0)}
         except BaseException as error:

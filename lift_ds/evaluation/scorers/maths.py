@@ -59,8 +59,7 @@ def strict(row: Row, generation: str, checks: Checks) -> Score:
 
 
 def is_same_wording(answer: str, truth: str) -> bool:
-    r"""Whether both are the same word or letter of a choice, with or without `\text{}` and brackets, or the same
-    LaTeX."""
+    r"""Whether both are the same word, the same letter of a choice, bracketed or not, or the same LaTeX."""
     answer, truth = (TEXT.sub(r"\1", each).strip(" $.") for each in (answer, truth))
     choices = [CHOICE.fullmatch(each) for each in (answer, truth)]
     if choices[0] and choices[1]:

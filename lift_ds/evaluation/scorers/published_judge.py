@@ -10,7 +10,7 @@ Known faults, kept:
 - any two pairs in brackets of the same kind are compared as intervals, and only up to the shorter one;
 - numbers are compared in floating point, with 1.01e-6 absolute.
 
-It runs in a worker (`isolation.worker`), because sympy computes whatever the text says: `5^{5^{5^{5^5}}}` takes for
+It runs in a child process (`handlers`), because sympy computes whatever the text says: `5^{5^{5^{5^5}}}` takes for
 ever.
 """
 

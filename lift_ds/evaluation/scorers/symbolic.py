@@ -1,9 +1,8 @@
-r"""Whether two LaTeX answers are the same mathematical object: expressions, equations, sets, intervals, tuples,
-matrices.
+r"""Whether two LaTeX answers are the same mathematical object: expression, equation, set, interval, tuple or matrix.
 
-The reading and comparing is math-verify's, from its LaTeX grammar alone; its other reader, which evaluates Python
-text, is not used. What it is lenient about is refused before or made exact: `(1,2)` is neither `[1,2]` nor `\{1,2\}`
-nor `1,2`; decimals are fractions, not rounded; a percent is 1/100; `R` is not `r`. It runs in a worker (`isolation`),
+The reading and comparing is math-verify's, from its LaTeX grammar alone; its other reader, which evaluates Python text,
+is not used. What it is lenient about is refused before or made exact: `(1,2)` is neither `[1,2]` nor `\{1,2\}` nor
+`1,2`; decimals are fractions, not rounded; a percent is 1/100; `R` is not `r`. It runs in a child process (`handlers`),
 because it may compute for minutes.
 """
 
@@ -15,7 +14,6 @@ from typing import Any
 
 import sympy
 from math_verify import LatexExtractionConfig, parse, verify
-
 
 DIGITS = 50
 UNORDERED = ("{}", "list")

@@ -6,7 +6,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
 
-.PHONY: train test lint test-benchmarks test-elastic test-multinode test-export base clean
+.PHONY: train test lint test-scoring test-benchmarks test-elastic test-multinode test-export base clean
 
 train: $(INSTALLED)  ## fine-tune the built-in base with LIFT-3 on two ranks, evaluate, export
 	deepspeed --num_gpus 2 launchers/train.py --deepspeed ds_configs/zero3.json $(ARGS)
@@ -19,6 +19,9 @@ lint: $(INSTALLED)  ## only the static checks
 
 test-elastic: $(INSTALLED)  ## resume between every pair of 1, 2, 3, 4, 5, 7 and 8 real ranks
 	pytest -m slow tests/distributed/test_elastic.py
+
+test-scoring: $(INSTALLED)  ## the strict scorer on 500 published MATH generations
+	pytest -m slow tests/evaluation/test_scorers.py
 
 test-benchmarks: $(INSTALLED)  ## the smoke test of every benchmark
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[test,bench]"

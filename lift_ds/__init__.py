@@ -6,12 +6,39 @@ The stable API:
     kept = lift_ds.select_kept(gold_logprob, superset, t, rho, "hard")
     loss = lift_ds.sft_loss(model, clean_ids, kept, t, num_targets=response_mask.sum())
     ids = lift_ds.generate(model, prompt_ids, steps=48, gen_length=48, block_length=48)
+
+Its modules are imported when a name is asked for: what needs no model, such as scoring, starts without torch.
 """
 
-from lift_ds.diffusion.weights import cart_weights
-from lift_ds.lift.selection import select_kept
-from lift_ds.models.weights import load_pretrained
-from lift_ds.objectives.functional import gift_loss, sft_loss
-from lift_ds.sampling.reverse import generate
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lift_ds.diffusion.weights import cart_weights
+    from lift_ds.lift.selection import select_kept
+    from lift_ds.models.weights import load_pretrained
+    from lift_ds.objectives.functional import gift_loss, sft_loss
+    from lift_ds.sampling.reverse import generate
+
+HOMES = {
+    "cart_weights": "lift_ds.diffusion.weights",
+    "generate": "lift_ds.sampling.reverse",
+    "gift_loss": "lift_ds.objectives.functional",
+    "load_pretrained": "lift_ds.models.weights",
+    "select_kept": "lift_ds.lift.selection",
+    "sft_loss": "lift_ds.objectives.functional",
+}
 
 __all__ = ["cart_weights", "generate", "gift_loss", "load_pretrained", "select_kept", "sft_loss"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in HOMES:
+        raise AttributeError(f"module 'lift_ds' has no attribute {name!r}")
+    return getattr(importlib.import_module(HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,121 @@
+"""`tools/score.py`: scores generations that exist already."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from lift_ds.evaluation.isolation import Limits
+from lift_ds.evaluation.score_file import check_names, read_rows, score_rows, summarize
+from lift_ds.evaluation.scorers import SCORER_VERSIONS, TASK_SCORERS
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The flags."""
+    parser = argparse.ArgumentParser(
+        prog="score.py",
+        description="Scores generations: one JSON object a line with `question`, `generation` (a text, or a list of "
+        "them for pass@k) and `ground_truth`; for humaneval `entry_point`, too, where the question has no code. "
+        "Formulas and programs are checked in child processes with limits. Exits with 2 where something is wrong.",
+    )
+    parser.add_argument("file", type=Path, help="JSON Lines")
+    parser.add_argument("--task", required=True, help=", ".join(TASK_SCORERS))
+    parser.add_argument(
+        "--scorer",
+        required=True,
+        help=f"{' or '.join(SCORER_VERSIONS)}: count as the published evaluation does, or count what is right",
+    )
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write counts and a record of each generation there")
+    parser.add_argument("--workers", type=int, default=1, help="rows that are scored at a time (default 1)")
+    parser.add_argument(
+        "--time-limit", type=float, default=Limits.seconds, metavar="SECONDS", help="of one check (default %(default)s)"
+    )
+    parser.add_argument(
+        "--memory-mib", type=int, default=Limits.memory_mib, help="address space of one check (default %(default)s)"
+    )
+    return parser
+
+
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Refuses names and numbers that make no sense.
+
+    Raises:
+        ValueError: One does.
+        RuntimeError: The task's scorers need packages that are not installed.
+    """
+    check_names(arguments.task, arguments.scorer)
+    if arguments.workers < 1:
+        raise ValueError(f"--workers={arguments.workers}: at least 1.")
+    if not (math.isfinite(arguments.time_limit) and arguments.time_limit > 0):
+        raise ValueError(f"--time-limit={arguments.time_limit}: a number of seconds above 0.")
+    if arguments.memory_mib < 256:
+        raise ValueError(f"--memory-mib={arguments.memory_mib}: at least 256, which Python and sympy need themselves.")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point; exits with 2 where something is missing or wrong."""
+    arguments = make_parser().parse_args(argv)
+    try:
+        check_arguments(arguments)
+        found = score(arguments)
+        show(found, Console(highlight=False))
+        if arguments.json is not None:
+            arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def score(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Scores the file, with a bar on a terminal.
+
+    Raises:
+        ValueError: A line of the file is not a row of the task.
+        OSError: The file cannot be read.
+        RuntimeError: Child processes cannot be started.
+    """
+    rows = read_rows(arguments.file, arguments.task)
+    limits = Limits(seconds=arguments.time_limit, memory_mib=arguments.memory_mib)
+    console = Console(stderr=True)
+    columns = (TextColumn(arguments.task), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(arguments.task, total=len(rows))
+        scores = score_rows(
+            rows, arguments.task, arguments.scorer, limits, arguments.workers, lambda: progress.advance(bar)
+        )
+    return summarize(rows, scores, arguments.task, arguments.scorer)
+
+
+def show(found: dict[str, Any], console: Console) -> None:
+    """Prints the table."""
+    table = Table(title=f"{found['task']}, {found['scorer']} scorer, version {found['scorer_version']}")
+    for name in ("", "count", "of", "share", "95 % interval"):
+        table.add_column(name, justify="left" if name == "" else "right")
+    interval = found["solved_interval"]
+    shown = "" if interval is None else f"{interval[0]:.1%} to {interval[1]:.1%}"
+    solved = [f"{found['solved']:,}", f"{found['generations']:,}", f"{found['solved_share']:.1%}", shown]
+    if found["parts"] == "answers":
+        table.add_row("correct", *solved)
+    else:
+        parts = [f"{found['correct']:,}", f"{found['total']:,}", f"{found['accuracy']:.1%}"]
+        table.add_row(f"correct {found['parts']}", *parts)
+        table.add_row("solved", *solved)
+    for k, share in found["pass_at_k"].items():
+        table.add_row(f"pass@{k}", "", f"{found['rows']:,}", f"{share:.1%}")
+    for name in ("parse_failures", "timeouts"):
+        table.add_row(name.replace("_", " "), f"{found[name]:,}", f"{found['generations']:,}")
+    if found["without_ground_truth"]:
+        table.add_row("without ground truth", f"{found['without_ground_truth']:,}", f"{found['rows']:,}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""Scores a file of generations: reads its rows, asks a scorer about each, counts."""
+
+from __future__ import annotations
+
+import json
+import queue
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from .isolation import Limits
+from .scorers import SCORER_VERSIONS, TASK_SCORERS, Checks, Row, Score
+from .statistics import pass_at_k, wilson_interval
+
+COLUMNS = ("question", "generation", "ground_truth")
+LONGEST_ANSWER = 500
+"""Characters of an answer that a record keeps."""
+
+
+def check_names(task: str, scorer: str) -> None:
+    """Refuses what does not exist.
+
+    Raises:
+        ValueError: The task or the scorer is unknown.
+        RuntimeError: The task's scorers need packages that are not installed.
+    """
+    for name, value, allowed in (("task", task, TASK_SCORERS), ("scorer", scorer, SCORER_VERSIONS)):
+        if value not in allowed:
+            raise ValueError(f"{name} {value!r}: allowed are {', '.join(allowed)}.")
+    missing = [name for name in ("sympy", "antlr4", "math_verify") if find_spec(name) is None]
+    if TASK_SCORERS[task].needs_maths and missing:
+        raise RuntimeError(f"{task} needs {', '.join(missing)} to read formulas: pip install 'lift_ds[eval]'")
+
+
+def read_rows(path: Path, task: str) -> list[Row]:
+    """All rows of a JSON Lines file, checked for a task.
+
+    Raises:
+        ValueError: The file has no rows, or a line that is not one: said with file and line.
+        OSError: It cannot be read.
+    """
+    rows = []
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                row = make_row(parse_object(line), where)
+                TASK_SCORERS[task].check_row(row)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from error
+            rows.append(row)
+    if not rows:
+        raise ValueError(f"{path} has no rows; needed is one JSON object a line, with {', '.join(COLUMNS)}.")
+    return rows
+
+
+def parse_object(line: bytes) -> dict[str, Any]:
+    """The JSON object on a line.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({error}); one object a line is needed.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"a JSON {type(found).__name__}, where an object with {', '.join(COLUMNS)} is needed.")
+    return found
+
+
+def make_row(found: dict[str, Any], where: str) -> Row:
+    """The row that an object describes.
+
+    Raises:
+        ValueError: A column is missing, or not of its type.
+    """
+    missing = [name for name in COLUMNS if name not in found]
+    if missing:
+        has = ", ".join(map(str, found)) or "none"
+        raise ValueError(f"no column {', '.join(missing)}; it has {has}. Needed are {', '.join(COLUMNS)}.")
+    generations = found["generation"] if isinstance(found["generation"], list) else [found["generation"]]
+    if not generations or not all(isinstance(each, str) for each in generations):
+        raise ValueError("generation: a text is needed, or a list of one text or more.")
+    question, entry_point = found["question"], found.get("entry_point")
+    if not isinstance(question, str) or not isinstance(entry_point, str | None):
+        raise ValueError("question, and entry_point where it is given, must be text.")
+    return Row(question, tuple(generations), found["ground_truth"], where, entry_point)
+
+
+def score_rows(
+    rows: Sequence[Row], task: str, scorer: str, limits: Limits, num_workers: int, on_row: Callable[[], object]
+) -> list[list[Score]]:
+    """The scores of each row's generations.
+
+    Args:
+        rows: Checked by `read_rows`.
+        task: Name of the task.
+        scorer: `reference` or `strict`.
+        limits: What each check of untrusted text may use.
+        num_workers: Rows that are scored at a time, each with child processes of its own.
+        on_row: Called after each row.
+
+    Raises:
+        RuntimeError: The child processes cannot be started.
+    """
+    score = getattr(TASK_SCORERS[task], scorer)
+    idle: queue.SimpleQueue[Checks] = queue.SimpleQueue()
+
+    def score_row(row: Row) -> list[Score]:
+        checks = idle.get()
+        try:
+            return [score(row, generation, checks) for generation in row.generations]
+        finally:
+            idle.put(checks)
+            on_row()
+
+    with ExitStack() as stack:
+        for _ in range(num_workers):
+            idle.put(stack.enter_context(Checks(limits)))
+        pool = ThreadPoolExecutor(num_workers)
+        stack.callback(pool.shutdown, cancel_futures=True)  # before the children are closed, also after an error
+        return list(pool.map(score_row, rows))
+
+
+def summarize(rows: Sequence[Row], scores: Sequence[Sequence[Score]], task: str, scorer: str) -> dict[str, Any]:
+    """Counts and shares, and a record of each generation.
+
+    `correct` and `total` count the task's parts over all generations. `solved` counts generations that are right as a
+    whole; its interval is Wilson's, over rows with one generation each: several of one question are not independent.
+    """
+    flat = [score for each in scores for score in each]
+    num_solved = sum(score.is_solved for score in flat)
+    correct, total = sum(score.correct for score in flat), sum(score.total for score in flat)
+    samples = min(len(each) for each in scores)
+    is_single = len(flat) == len(rows)
+    return {
+        "task": task,
+        "scorer": scorer,
+        "scorer_version": SCORER_VERSIONS[scorer],
+        "parts": TASK_SCORERS[task].parts,
+        "correct": correct,
+        "total": total,
+        "accuracy": correct / total,
+        "rows": len(rows),
+        "generations": len(flat),
+        "solved": num_solved,
+        "solved_share": num_solved / len(flat),
+        "solved_interval": list(wilson_interval(num_solved, len(flat))) if is_single else None,
+        "parse_failures": sum(not score.is_parsed for score in flat),
+        "timeouts": sum(score.timed_out for score in flat),
+        "without_ground_truth": sum(row.ground_truth is None for row in rows),
+        "pass_at_k": {} if samples == 1 else pass_rates(scores, samples),
+        "items": [record(row, each) for row, each in zip(rows, scores, strict=True)],
+    }
+
+
+def pass_rates(scores: Sequence[Sequence[Score]], samples: int) -> dict[str, float]:
+    """Mean pass@k over rows, for k = 1, 2, 4, ... and the number of samples that every row has."""
+    sizes = sorted({samples, *(1 << power for power in range(samples.bit_length()))})
+    return {
+        str(k): sum(pass_at_k(len(each), sum(score.is_solved for score in each), k) for each in scores) / len(scores)
+        for k in sizes
+    }
+
+
+def record(row: Row, scores: Sequence[Score]) -> dict[str, Any]:
+    """What the JSON says of one row: where it is, and each of its generations' scores."""
+    return {
+        "where": row.where,
+        "scores": [
+            {
+                "correct": score.correct,
+                "total": score.total,
+                "is_solved": score.is_solved,
+                "is_parsed": score.is_parsed,
+                "timed_out": score.timed_out,
+                "answer": None if score.answer is None else score.answer[:LONGEST_ANSWER],
+            }
+            for score in scores
+        ],
+    }

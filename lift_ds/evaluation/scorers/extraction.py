@@ -1,0 +1,71 @@
+r"""Where the strict scorers find an answer: the last closed `\boxed{}` or `<answer>` tag of the model's turn.
+
+An unclosed or empty box or tag is no answer and hides none. Of nested boxes the innermost counts, of a tag with boxes
+its last box, if any is closed. A text with neither has no answer: a number that stands somewhere is none.
+"""
+
+from __future__ import annotations
+
+import re
+
+END_OF_TURN = re.compile(r"<\|eot_id\|>|<\|endoftext\|>|<\|im_end\|>")
+MARK = re.compile(r"\\(?:boxed|fbox)\s*\{|\\[{}\\]|[{}]|<answer>|</answer>")
+BOX = re.compile(r"\\(?:boxed|fbox)")
+TAG = "<answer>"
+
+
+def own_turn(text: str) -> str:
+    """The text up to the first token that ends a turn."""
+    return END_OF_TURN.split(text, maxsplit=1)[0]
+
+
+def final_answer(text: str) -> str | None:
+    """What stands in the last closed box or tag that is not empty, stripped; `None` where there is none.
+
+    A tag with a box in it is no answer of its own: its box is one, if it is closed.
+    """
+    turn = own_turn(text)
+    boxes, tags = closed_places(turn)
+    filled_boxes = [place for place in boxes if turn[slice(*place)].strip()]
+    innermost = last_innermost(filled_boxes)
+    filled_tags = [place for place in tags if turn[slice(*place)].strip() and not BOX.search(turn, *place)]
+    if filled_tags and (innermost is None or filled_tags[-1][0] > innermost[1]):
+        innermost = filled_tags[-1]
+    return None if innermost is None else turn[slice(*innermost)].strip()
+
+
+def closed_places(text: str) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Where the contents of closed boxes and of closed tags begin and end, each in the order of their ends.
+
+    A tag ends all braces that are open inside it: they belong to nothing after it.
+    """
+    boxes: list[tuple[int, int]] = []
+    tags: list[tuple[int, int]] = []
+    braces: list[tuple[int, bool]] = []
+    tag_start: int | None = None
+    for mark in MARK.finditer(text):
+        if mark[0] == TAG:
+            tag_start, braces = mark.end(), []
+        elif mark[0] == "</answer>":
+            if tag_start is not None:
+                tags.append((tag_start, mark.start()))
+            tag_start, braces = None, []
+        elif mark[0] == "}":
+            if braces:
+                start, is_box = braces.pop()
+                if is_box:
+                    boxes.append((start, mark.start()))
+        elif mark[0].endswith("{") and mark[0] != "\\{":
+            braces.append((mark.end(), mark[0] != "{"))
+    return boxes, tags
+
+
+def last_innermost(boxes: list[tuple[int, int]]) -> tuple[int, int] | None:
+    """The box without boxes that ends last, among those that the outermost last box holds."""
+    if not boxes:
+        return None
+    start, end = boxes[-1]
+    for box in reversed(boxes[:-1]):
+        if box[0] > start and box[1] < end:
+            start, end = box
+    return start, end

@@ -1,0 +1,165 @@
+r"""Where the published evaluation finds answers, and what it calls equal text; its faults included.
+
+Source: d1's `eval/parse_and_get_acc.py` and `parser_helper.py`, which LIFT's `eval/scoring.py` repeats.
+
+Known faults, kept here and absent from the strict scorers:
+- an unclosed `\boxed{` hides every box before it, and so does `\boxed ` with a space, which also swallows all text up
+  to the next dollar sign;
+- a text without a box is compared whole;
+- percent signs, dollar signs and everything after the first `\text{ ` are dropped, so 5 and 5\% are equal;
+- text that a rule stumbles on (`x/2`, a bare `\sqrt`) is compared as it stands.
+
+Differs: the searches are linear in the length of the text, where the published regular expressions are not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+DELETED_FIRST = ("\n", "\\!")
+DELETED = ("\\left", "\\right", "^{\\circ}", "^\\circ", "\\$")
+
+
+def between(text: str, opening: str, closing: str) -> Iterator[str]:
+    """The pieces between `opening` and the next `closing`, from left to right."""
+    place = 0
+    while (start := text.find(opening, place)) >= 0:
+        start += len(opening)
+        end = text.find(closing, start)
+        if end < 0:
+            return
+        yield text[start:end]
+        place = end + len(closing)
+
+
+def first_answer_tag(text: str) -> str | None:
+    """What stands in the first closed answer tag, stripped."""
+    found = next(between(text, "<answer>", "</answer>"), None)
+    return None if found is None else found.strip()
+
+
+def last_box(text: str) -> str | None:
+    r"""What the published code takes out of the last box.
+
+    Returns:
+        The content of the last `\boxed{...}` (or `\fbox`, with its command); the whole text where there is none; `None`
+        where the last one is not closed.
+    """
+    if "\\boxed " in text:
+        return text.split("\\boxed ")[-1].split("$")[0]
+    start = text.rfind("\\boxed")
+    if start < 0:
+        start = text.rfind("\\fbox")
+    if start < 0:
+        return text
+    end = closing_brace(text, start)
+    if end is None:
+        return None
+    box = text[start : end + 1]
+    return box[len("\\boxed{") : -1] if box.startswith("\\boxed{") else box
+
+
+def closing_brace(text: str, start: int) -> int | None:
+    """Place of the brace that brings the count of open braces, begun at `start`, back to zero; `None` without one.
+
+    Differs: a closing brace before any opening one is passed over here as there.
+    """
+    depth = 0
+    for brace in re.compile(r"[{}]").finditer(text, start):
+        if brace[0] == "{":
+            depth += 1
+        else:
+            depth -= 1
+            if depth == 0:
+                return brace.start()
+    return None
+
+
+def is_same_text(answer: str, truth: str) -> bool:
+    """Whether both are the same after the published clean-up, or as they stand where the clean-up gives up."""
+    try:
+        return cleaned(answer) == cleaned(truth)
+    except ValueError:
+        return answer == truth
+
+
+def cleaned(text: str) -> str:
+    r"""The published clean-up of a LaTeX answer: spacing, `\left`, degrees, units, percent signs, `a/b` as a fraction.
+
+    Raises:
+        ValueError: A rule does not apply to what it found; the published code stumbles there.
+    """
+    for piece in DELETED_FIRST:
+        text = text.replace(piece, "")
+    text = text.replace("\\\\", "\\").replace("tfrac", "frac").replace("dfrac", "frac")
+    for piece in DELETED:
+        text = text.replace(piece, "")
+    text = before_unit(text).replace("\\%", "")
+    text = text.replace(" .", " 0.").replace("{.", "{0.")
+    if not text:
+        return text
+    if text.startswith("."):
+        text = "0" + text
+    name, equals, value = text.partition("=")
+    if equals and "=" not in value and len(name) <= 2:
+        text = value
+    text = braced_fractions(braced_roots(text).replace(" ", ""))
+    return fraction_of_integers("\\frac{1}{2}" if text == "0.5" else text)
+
+
+def before_unit(text: str) -> str:
+    r"""What stands before `\text{ `.
+
+    Raises:
+        ValueError: It occurs more than once.
+    """
+    before, *rest = text.split("\\text{ ")
+    if len(rest) > 1:
+        raise ValueError("more than one unit")
+    return before
+
+
+def braced_roots(text: str) -> str:
+    r"""`\sqrt3` as `\sqrt{3}`.
+
+    Raises:
+        ValueError: Nothing follows a root.
+    """
+    first, *rest = text.split("\\sqrt")
+    if "" in rest:
+        raise ValueError("a root of nothing")
+    return first + "".join("\\sqrt" + (each if each[0] == "{" else f"{{{each[0]}}}{each[1:]}") for each in rest)
+
+
+def braced_fractions(text: str) -> str:
+    r"""`\frac12` and `\frac1{2}` as `\frac{1}{2}`; the text as it is where one has no two characters after it.
+
+    Raises:
+        ValueError: Nothing follows a `\frac`.
+    """
+    first, *rest = text.split("\\frac")
+    if "" in rest:
+        raise ValueError("a fraction of nothing")
+    pieces = [first]
+    for each in rest:
+        if each[0] == "{":
+            pieces.append("\\frac" + each)
+        elif len(each) < 2:
+            return text
+        else:
+            below = each[1:] if each[1] == "{" else f"{{{each[1]}}}{each[2:]}"
+            pieces.append(f"\\frac{{{each[0]}}}{below}")
+    return "".join(pieces)
+
+
+def fraction_of_integers(text: str) -> str:
+    r"""`3/4` as `\frac{3}{4}`; one slash between anything else is an error, as `x/2` is in the published code.
+
+    Raises:
+        ValueError: There is one slash, and not an integer on each side.
+    """
+    if text.count("/") != 1:
+        return text
+    above, below = (int(side) for side in text.split("/"))
+    return f"\\frac{{{above}}}{{{below}}}" if text == f"{above}/{below}" else text

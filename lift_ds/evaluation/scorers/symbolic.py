@@ -1,0 +1,87 @@
+r"""Whether two LaTeX answers are the same mathematical object: expression, equation, set, interval, tuple or matrix.
+
+The reading and comparing is math-verify's, from its LaTeX grammar alone; its other reader, which evaluates Python text,
+is not used. What it is lenient about is refused before or made exact: `(1,2)` is neither `[1,2]` nor `\{1,2\}` nor
+`1,2`; decimals are fractions, not rounded; a percent is 1/100; `R` is not `r`. It runs in a child process (`handlers`),
+because it may compute for minutes.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+import sympy
+from math_verify import LatexExtractionConfig, parse, verify
+
+DIGITS = 50
+UNORDERED = ("{}", "list")
+logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own time limit is off; the worker has one
+
+
+def is_equivalent(answer: str, truth: str) -> bool:
+    """Whether the answer equals the truth; `False` where either cannot be read."""
+    shapes = {shape(each) for each in (answer, truth)} - {""}
+    if len(shapes) == 2 and shapes != set(UNORDERED):
+        return False
+    letters = [single_letters(each) for each in (answer, truth)]
+    if letters[0] != letters[1] and {each.lower() for each in letters[0]} == {each.lower() for each in letters[1]}:
+        return False
+    given, wanted = (read(each) for each in (answer, truth))
+    if not given or not wanted:
+        return False
+    return bool(
+        verify(
+            wanted,
+            given,
+            float_rounding=DIGITS,
+            numeric_precision=DIGITS,
+            allow_set_relation_comp=True,
+            timeout_seconds=None,
+        )
+    )
+
+
+def shape(text: str) -> str:
+    r"""The brackets of a list of parts, as `(]`; `{}` for a set, `list` without brackets, empty for one part.
+
+    A name before `=` or `\in` is not looked at, nor are the parts of unions, which math-verify compares.
+    """
+    text = text.replace("\\left", "").replace("\\right", "").strip(" $.")
+    text = text.rpartition("\\in ")[2].rpartition("=")[2].strip()
+    if text.startswith("\\{") and text.endswith("\\}"):
+        return "{}"
+    depth, has_comma, is_whole = 0, [False, False], True
+    for place, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth in (0, 1):
+            has_comma[depth] = True
+        is_whole = is_whole and (depth > 0 or place == len(text) - 1)
+    if has_comma[0]:
+        return "list"
+    return text[0] + text[-1] if is_whole and has_comma[1] and text[0] in "([" else ""
+
+
+def single_letters(text: str) -> set[str]:
+    """The letters that stand alone, outside commands and words: math-verify does not tell `R` from `r`."""
+    return set(re.findall(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])", re.sub(r"\\[A-Za-z]+", " ", text)))
+
+
+def read(text: str) -> list[Any]:
+    """What math-verify reads in one formula, made exact; empty where it is none."""
+    formula = text.replace("\\$", "").replace("$", "")
+    found = parse(
+        f"${formula}$",
+        extraction_config=[LatexExtractionConfig()],
+        fallback_mode="no_fallback",
+        parsing_timeout=None,
+    )
+    return [each if isinstance(each, str) else exact(each) for each in found]
+
+
+def exact(expression: Any) -> Any:
+    """The expression with decimals as fractions and percent signs as 1/100."""
+    floats = {number: sympy.Rational(str(number)) for number in expression.atoms(sympy.Float)}
+    percents = {each: each.args[0] for each in expression.atoms(sympy.UnevaluatedExpr)}
+    return expression.xreplace(floats | percents) if floats or percents else expression

@@ -40,13 +40,14 @@ def make_rows(library: Path) -> Iterator[dict[str, str]]:
     """Rows of every module below a folder, in the order of their paths."""
     for path in sorted(library.rglob("*.py")):
         place = path.relative_to(library)
-        if any(part in LEFT_OUT or part.startswith("_") for part in place.with_suffix("").parts):
+        parts = (place.parent if place.name == "__init__.py" else place.with_suffix("")).parts
+        if any(part in LEFT_OUT or part.startswith("_") for part in parts):
             continue
         try:
             tree = ast.parse(path.read_text(encoding="utf-8"))
         except (SyntaxError, UnicodeDecodeError):
             continue  # templates and samples that are no modules
-        for name, node in definitions(tree.body, ".".join(place.with_suffix("").parts)):
+        for name, node in definitions(tree.body, ".".join(parts)):
             answer = ast.get_docstring(node) or ""
             if SHORTEST <= len(answer) <= LONGEST:
                 yield {"prompt": question(name, node), "response": answer}

@@ -39,6 +39,7 @@ class A2DLlamaConfig(A2DConfig):
     """An adapted Llama."""
 
     model_type = "a2d-llama"
+    __init__ = A2DConfig.__init__  # transformers 5 writes one for every config class that has none of its own
 
 
 class A2DQwen2Config(A2DConfig):
@@ -46,6 +47,7 @@ class A2DQwen2Config(A2DConfig):
 
     model_type = "a2d-qwen2"
     has_qkv_bias = True
+    __init__ = A2DConfig.__init__
 
 
 class A2DQwen3Config(A2DConfig):
@@ -53,6 +55,7 @@ class A2DQwen3Config(A2DConfig):
 
     model_type = "a2d-qwen3"
     has_qk_norm = True
+    __init__ = A2DConfig.__init__
 
 
 class A2DLlamaModelLM(LlamaLayoutLM):

@@ -132,6 +132,8 @@ class DecoderLayers(nn.ModuleList):
 
     def run(self, hidden: Tensor, cos: Tensor, sin: Tensor, visible: Visible) -> Tensor:
         """Hidden states (B, L, D) after all layers."""
+        if self.training and torch.is_grad_enabled() and not hidden.requires_grad:
+            hidden = hidden.requires_grad_()  # with a frozen embedding ZeRO-3 lets go of the first layer too early
         for layer in self.children():
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
                 hidden = self._gradient_checkpointing_func(layer.__call__, hidden, cos, sin, visible)
@@ -159,6 +161,9 @@ class MaskedDiffusionLM(PreTrainedModel):
                 bias.data.zero_()
         elif isinstance(module, RMSNorm):
             module.weight.data.fill_(1.0)
+
+    def enable_input_require_grads(self) -> None:
+        """Nothing: `DecoderLayers.run` sees to it, and a hook on a tied embedding would meet the head's results."""
 
     def encode(self, input_ids: Tensor, attention_mask: Visible = None, position_ids: Tensor | None = None) -> Tensor:
         """Hidden states after the final norm, ready for `head`.

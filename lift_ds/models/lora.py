@@ -38,7 +38,8 @@ def add_adapters(model: nn.Module, rank: int, alpha: float, dropout: float, targ
         ValueError: A target is no matrix of the model.
     """
     matrices = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    names = {name.rsplit(".", 1)[-1] for name in matrices if not re.fullmatch(HEAD, name)}
+    heads = [name for name in matrices if re.fullmatch(HEAD, name)]
+    names = {name.rsplit(".", 1)[-1] for name in set(matrices) - set(heads)}
     unknown = sorted(set(targets) - names)
     if unknown:
         raise ValueError(f"lora.targets: {', '.join(unknown)} not in the model; it has {', '.join(sorted(names))}.")
@@ -47,7 +48,7 @@ def add_adapters(model: nn.Module, rank: int, alpha: float, dropout: float, targ
         lora_alpha=alpha,  # type: ignore[arg-type]
         lora_dropout=dropout,
         target_modules=targets,
-        exclude_modules=HEAD,
+        exclude_modules=heads or None,  # a tied head is no matrix of its own
     )
     inject_adapter_in_model(config, model)
     for place, (name, parameter) in enumerate(model.named_parameters()):

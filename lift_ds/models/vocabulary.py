@@ -59,12 +59,14 @@ def portable_tokenizer_config(folder: Path) -> dict[str, Any]:
 def resolve_token_ids(config: PretrainedConfig, folder: Path) -> None:
     """Fills ids that the config does not give, in place, from the tokenizer or the published table.
 
+    A start token is looked for only where outputs are shifted; see `families.start_token_of`.
+
     Raises:
         ValueError: The mask, end or padding id is not found anywhere, or is no row of the embedding.
     """
     missing = [name for name in (*NEEDED_IDS, "bos_token_id") if getattr(config, name, None) is None]
     rows = int(config.embedding_size)
-    if any(name in NEEDED_IDS for name in missing):
+    if any(name in NEEDED_IDS or config.right_shift_logits for name in missing):
         tokenizer = load_tokenizer(folder)
         published = PUBLISHED_IDS.get((config.model_type, rows), {})
         for name in missing:

@@ -41,6 +41,7 @@ SUPPORTED_VALUES = {
     "hidden_act": ("silu",),
     "mlp_bias": (False, None),
     "pretraining_tp": (1,),
+    "use_mrope": (False, None),
     "use_sliding_window": (False, None),
 }
 

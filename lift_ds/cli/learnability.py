@@ -114,7 +114,8 @@ def report_buffers(arguments: argparse.Namespace) -> None:
         raise ConfigError(["--buffers measures no model: remove --data, --compare, --rows and overrides"])
     write_report = load_writer()
     from lift_ds.evaluation.learnability import from_difficulty
-    from lift_ds.models.weights import load_tokenizer, resolve_folder
+    from lift_ds.models.vocabulary import load_tokenizer
+    from lift_ds.models.weights import resolve_folder
     from lift_ds.training.buffers import read_table
     from lift_ds.training.manifest import read_manifest, step_of
 

@@ -20,8 +20,9 @@ from lift_ds.data.reader import BadRowError, RowReader, Skipped
 from lift_ds.data.survey import ShardWriter, SurveyReport, TokenStatistics, survey
 from lift_ds.data.survey.display import marked_text, show_report
 from lift_ds.data.survey.shards import check_target
-from lift_ds.models.families import check_tokenizer, read_config
-from lift_ds.models.weights import BUILTIN_BASE, load_tokenizer, resolve_folder
+from lift_ds.models.families import read_config
+from lift_ds.models.vocabulary import check_tokenizer, load_tokenizer
+from lift_ds.models.weights import BUILTIN_BASE, resolve_folder
 from lift_ds.training.data import make_encoder, open_reader, pack_capacity
 
 DOTTED_KEY = re.compile(r"[a-z_]+(\.[a-z_0-9]+)+")

@@ -48,6 +48,7 @@ class ChatEncoder:
         pad_to_multiple: See `pad_targets`; in tokens.
         train_on: Learn every assistant turn, or the last one only.
         truncate: Cut rows that are too long instead of raising `TooLongError`.
+        start_token_id: Put before rows whose first token would be learned; `None` where a model can predict that token.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class ChatEncoder:
         pad_to_multiple: int = 1,
         train_on: TrainOn = "all",
         truncate: bool = False,
+        start_token_id: int | None = None,
     ) -> None:
         """Stores the settings and looks at tokenizer and template."""
         self.tokenizer = tokenizer
@@ -67,6 +69,7 @@ class ChatEncoder:
         self.pad_targets = pad_targets
         self.pad_to_multiple = pad_to_multiple
         self.truncate = truncate
+        self.start_token_id = start_token_id
         self.text = TextTokenizer(tokenizer)
         self.renderer = ChatRenderer(tokenizer, self.text, train_on)
 
@@ -153,6 +156,9 @@ class ChatEncoder:
             TooLongError: See `encode`.
         """
         end = self.end_tokens(len(encoded[-1]))
+        first_is_learned = next((is_learned for part, is_learned in zip(encoded, learned, strict=True) if part), True)
+        if self.start_token_id is not None and first_is_learned:
+            encoded, learned = [[self.start_token_id], *encoded], [False, *learned]
         joined: list[int] = []
         for part in encoded:
             joined += part

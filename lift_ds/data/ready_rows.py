@@ -44,6 +44,11 @@ def read_tokens(row: Row, columns: ColumnsConfig, encoder: ChatEncoder) -> Token
     if np.count_nonzero(filler) and np.count_nonzero(filler > response):
         place = int((filler > response).argmax())
         raise ValueError(f"{row.where}: column {columns.filler_mask!r} is true at place {place}, which is no target.")
+    if response[0] and encoder.start_token_id is not None:
+        raise ValueError(
+            f"{row.where}: column {columns.target_mask!r} is true at place 0, but this model predicts a token from the "
+            f"one before it; put the start token (id {encoder.start_token_id}) before the row, or clear that target."
+        )
     limit = encoder.max_length
     if len(ids) <= limit:
         return Tokens(ids, response, filler)

@@ -6,6 +6,7 @@ self-contained modelling file, which `auto_map` names. It is written under a tem
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shutil
@@ -16,9 +17,12 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from .families import family_of, read_config
-from .weights import INDEX_FILE, check_names
+from .layout import INDEX_FILE, read_raw_config
+from .vocabulary import NEEDED_IDS, TOKENIZER_CONFIG, portable_tokenizer_config
+from .weights import check_names
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_SHARD_SIZE = "5GB"
@@ -39,7 +43,7 @@ def export_folder(state: dict[str, Tensor], hf_folder: Path, output: Path, dtype
     """
     if output.exists() and any(output.iterdir()):
         raise ValueError(f"{output} exists and is not empty; remove it or name another folder.")
-    config = read_config(hf_folder)
+    config = read_config(hf_folder, state)
     family = family_of(config)
     with torch.device("meta"):
         model = family.model_class(config)
@@ -49,10 +53,13 @@ def export_folder(state: dict[str, Tensor], hf_folder: Path, output: Path, dtype
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     write_shards({name: tensor.to(dtype).contiguous() for name, tensor in state.items()}, temporary)
-    write_config(hf_folder, temporary, family.modeling_file, dtype)
+    write_config(hf_folder, temporary, config, dtype)
     for path in sorted(hf_folder.iterdir()):
         if path.is_file() and path.name != "config.json" and path.suffix in (".json", ".jinja", ".model", ".txt"):
             shutil.copyfile(path, temporary / path.name)
+    if (hf_folder / TOKENIZER_CONFIG).is_file():
+        values = portable_tokenizer_config(hf_folder)
+        (temporary / TOKENIZER_CONFIG).write_text(json.dumps(values, indent=2) + "\n")
     if output.exists():
         output.rmdir()
     os.rename(temporary, output)
@@ -69,11 +76,12 @@ def write_shards(state: dict[str, Tensor], folder: Path) -> None:
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2))
 
 
-def write_config(hf_folder: Path, folder: Path, modeling_file: str, dtype: torch.dtype) -> None:
-    """Writes `config.json`, pointing at the modelling file, and that file."""
-    values = json.loads((hf_folder / "config.json").read_text(encoding="utf-8"))
-    family = family_of(read_config(hf_folder))
-    target = f"modeling_{modeling_file}"
+def write_config(hf_folder: Path, folder: Path, config: PretrainedConfig, dtype: torch.dtype) -> None:
+    """Writes `config.json`, pointing at the modelling file, and that file; ids that were resolved are written too."""
+    values = read_raw_config(hf_folder)
+    values |= {name: getattr(config, name) for name in NEEDED_IDS if values.get(name) is None}
+    family = family_of(config)
+    target = f"modeling_{family.modeling_file}"
     module = target.removesuffix(".py")
     model_name = f"{module}.{family.model_class.__name__}"
     values["auto_map"] = {
@@ -85,4 +93,25 @@ def write_config(hf_folder: Path, folder: Path, modeling_file: str, dtype: torch
     values["torch_dtype"] = str(dtype).removeprefix("torch.")
     values.pop("dtype", None)
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
-    shutil.copyfile(str(files("lift_ds.models") / modeling_file), folder / target)
+    (folder / target).write_text(joined_source(family.modeling_file))
+
+
+def joined_source(file_name: str) -> str:
+    """The source of a modelling file as one file: in front of it, once each, the neighbours that it imports from."""
+    pieces: dict[str, str] = {}
+
+    def add(name: str) -> None:
+        source = (files("lift_ds.models") / name).read_text(encoding="utf-8")
+        lines = source.splitlines(keepends=True)
+        for node in ast.parse(source).body:
+            if not isinstance(node, ast.ImportFrom) or not (node.level or node.module == "__future__"):
+                continue
+            if node.level and f"{node.module}.py" not in pieces:
+                add(f"{node.module}.py")
+            for place in range(node.lineno - 1, node.end_lineno or node.lineno):
+                lines[place] = ""
+        pieces[name] = "".join(lines)
+
+    add(file_name)
+    header = f'"""The modelling code of this folder, joined from {", ".join(pieces)} of lift_ds."""'
+    return "\n\n".join([header, "from __future__ import annotations", *pieces.values()])

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
+from .a2d import A2DLlamaConfig, A2DLlamaModelLM, A2DQwen2Config, A2DQwen2ModelLM, A2DQwen3Config, A2DQwen3ModelLM
+from .dream import DreamConfig, DreamModel
+from .layout import detect_family, read_raw_config, stored_names
 from .llada import LLaDABlock, LLaDAConfig, LLaDAModelLM
-
-MASK_STRINGS = ("<|mdm_mask|>", "<|mask|>", "[MASK]", "<mask>")
+from .llada_llama import LLaDALlamaConfig, LLaDALlamaModelLM
+from .llama import LlamaLayer
+from .vocabulary import resolve_token_ids
 
 
 @dataclass(frozen=True)
@@ -19,11 +22,11 @@ class Family:
     """What the rest of the package needs to know of a family.
 
     Args:
-        config_class: Reads `config.json`.
+        config_class: Reads `config.json`; `right_shift_logits` says whether outputs are shifted inside `encode`.
         model_class: Provides `encode` and `head`; its logits are aligned (row i predicts token i).
         layer_class: The decoder layer, gathered as a whole by ZeRO-3.
         max_length_field: Config field with the longest sequence.
-        modeling_file: The self-contained file that exports carry.
+        modeling_file: The file of the model class; exports carry it, joined with what it imports from its neighbours.
     """
 
     config_class: type[PretrainedConfig]
@@ -35,49 +38,45 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     "llada": Family(LLaDAConfig, LLaDAModelLM, LLaDABlock, "max_sequence_length", "llada.py"),
+    "Dream": Family(DreamConfig, DreamModel, LlamaLayer, "max_position_embeddings", "dream.py"),
+    "a2d-llama": Family(A2DLlamaConfig, A2DLlamaModelLM, LlamaLayer, "max_position_embeddings", "a2d.py"),
+    "a2d-qwen2": Family(A2DQwen2Config, A2DQwen2ModelLM, LlamaLayer, "max_position_embeddings", "a2d.py"),
+    "a2d-qwen3": Family(A2DQwen3Config, A2DQwen3ModelLM, LlamaLayer, "max_position_embeddings", "a2d.py"),
+    "llada-llama": Family(LLaDALlamaConfig, LLaDALlamaModelLM, LlamaLayer, "max_position_embeddings", "llada_llama.py"),
 }
+FAMILY_OF_CLASS = {family.config_class: family for family in FAMILIES.values()}
+MODEL_TYPES = list(dict.fromkeys(str(family.config_class.model_type) for family in FAMILIES.values()))
 
-for _model_type, _family in FAMILIES.items():
-    AutoConfig.register(_model_type, _family.config_class, exist_ok=True)
+for _name, _family in FAMILIES.items():
+    if _name in MODEL_TYPES:  # a second layout of a `model_type` is found by `read_config` only
+        AutoConfig.register(_name, _family.config_class, exist_ok=True)
     AutoModel.register(_family.config_class, _family.model_class, exist_ok=True)
 
 
-def read_config(folder: Path) -> PretrainedConfig:
-    """The config of a model folder, by its `model_type`.
+def read_config(folder: Path, names: Collection[str] | None = None) -> PretrainedConfig:
+    """The config of a model folder, by its `model_type` and the layout of its weights.
+
+    Args:
+        folder: Has `config.json`, and perhaps weights and a tokenizer.
+        names: Names of the weights, where they are not in the folder.
 
     Raises:
-        ValueError: There is no `config.json`, its family is unknown, or it has no usable mask id.
+        ValueError: There is no `config.json`, its family is unknown, a variant is not implemented, or the id of a
+            control token is missing.
     """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{folder}: no config.json; a model folder in the public layout is expected.")
+    raw, path = read_raw_config(folder), folder / "config.json"
+    name = detect_family(raw, stored_names(folder) if names is None else names, MODEL_TYPES, path)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        config = FAMILIES[name].config_class.from_pretrained(folder)
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}.") from error
-    model_type = raw.get("model_type")
-    if model_type not in FAMILIES:
-        raise ValueError(f"{path}: model_type={model_type!r} is not supported; supported: {', '.join(FAMILIES)}.")
-    refuse_relatives(raw, path)
-    config = FAMILIES[model_type].config_class.from_pretrained(folder)
-    check_token_ids(config, path)
+        raise ValueError(f"{path}: {error}") from error
+    resolve_token_ids(config, folder)
     return config
-
-
-def refuse_relatives(raw: dict[str, Any], path: Path) -> None:
-    """Refuses models that share LLaDA's `model_type` but not its architecture.
-
-    Raises:
-        ValueError: It is LLaDA-MoE, or has another layout's fields.
-    """
-    if raw["model_type"] == "llada" and ("num_experts" in raw or "d_model" not in raw):
-        name = "LLaDA-MoE" if "num_experts" in raw else "another layout of LLaDA (without d_model)"
-        raise ValueError(f"{path}: {name} is not supported; supported: LLaDA-8B Base, Instruct and 1.5.")
 
 
 def family_of(config: PretrainedConfig) -> Family:
     """The table row of a config."""
-    return FAMILIES[config.model_type]
+    return FAMILY_OF_CLASS[type(config)]
 
 
 def max_length_of(config: PretrainedConfig) -> int:
@@ -85,36 +84,13 @@ def max_length_of(config: PretrainedConfig) -> int:
     return int(getattr(config, family_of(config).max_length_field))
 
 
-def check_token_ids(config: PretrainedConfig, path: Path) -> None:
-    """Checks that mask, end and padding ids are given and are rows of the embedding.
+def start_token_of(config: PretrainedConfig) -> int | None:
+    """The token that must stand before a document whose first token is learned; `None` where none is needed.
 
-    Raises:
-        ValueError: One is missing or out of range.
+    A shifted model predicts a token from the one before it, which a first token does not have. Qwen's vocabularies name
+    no start token; their end token stands between documents.
     """
-    rows = int(config.embedding_size)
-    for name in ("mask_token_id", "eos_token_id", "pad_token_id"):
-        value = getattr(config, name)
-        if not isinstance(value, int) or not 0 <= value < rows:
-            raise ValueError(f"{path}: {name}={value!r}: an id from 0 to {rows - 1} (embedding rows) is needed.")
-
-
-def check_tokenizer(config: PretrainedConfig, tokenizer: Any, folder: Path) -> None:
-    """Checks that the tokenizer agrees with the config's mask and end ids, and fits the embedding.
-
-    Raises:
-        ValueError: The mask id decodes to something that is no mask token, the end tokens differ, or the tokenizer has
-            more tokens than the embedding has rows.
-    """
-    if len(tokenizer) > config.embedding_size:
-        raise ValueError(f"{folder}: {len(tokenizer)} tokens for {config.embedding_size} embedding rows.")
-    if tokenizer.eos_token_id not in (None, config.eos_token_id):
-        raise ValueError(
-            f"{folder}: eos_token_id={config.eos_token_id} in config.json, {tokenizer.eos_token_id} in the tokenizer; "
-            "they must be the same token."
-        )
-    text = tokenizer.convert_ids_to_tokens(config.mask_token_id)
-    if text is None or (text not in MASK_STRINGS and text != tokenizer.mask_token):
-        raise ValueError(
-            f"{folder}: mask_token_id={config.mask_token_id} decodes to {text!r}, which is no mask token "
-            f"({', '.join(MASK_STRINGS)}); config.json and the tokenizer do not belong together."
-        )
+    if not config.right_shift_logits:
+        return None
+    start = getattr(config, "bos_token_id", None)
+    return int(config.eos_token_id if start is None else start)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lift_ds.diffusion.loss import chunked_gold_logprob
 
-from .llada import HeadFunction, Visible
+from .layers import HeadFunction, Visible
 from .segments import Segments
 
 

@@ -1,9 +1,6 @@
 """LLaDA, a bidirectional Llama-style transformer that predicts masked tokens in place.
 
-This file depends on torch and transformers alone, because every export carries a copy of it: a folder that
-`tools/zero_to_hf.py` wrote loads with `trust_remote_code=True` where lift_ds is not installed.
-
-Shapes: B sequences, L tokens, D model width, H heads, V vocabulary rows.
+Shapes: B sequences, L tokens, D model width, V vocabulary rows.
 Source: key names, config fields and arithmetic of GSAI-ML/LLaDA-8B (public modelling code).
 Differs: an attention mask is honoured (the public code ignores it); rotary tables are computed in each forward, never
 kept in a buffer, so no loader can leave garbage in them; gradient checkpointing works.
@@ -11,15 +8,29 @@ kept in a buffer, so no loader can leave garbage in them; gradient checkpointing
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutput
+from transformers import PretrainedConfig
+
+from .layers import (
+    DecoderLayers,
+    HeadFunction,
+    MaskedDiffusionLM,
+    RMSNorm,
+    TokenEmbedding,
+    Visible,
+    VocabularyHead,
+    as_visible,
+    attend,
+    default_positions,
+    refuse_values,
+    rotary_frequencies,
+    rotary_tables,
+    rotate,
+    split_heads,
+)
 
 SUPPORTED_VALUES = {
     "activation_type": ("silu",),
@@ -90,12 +101,7 @@ class LLaDAConfig(PretrainedConfig):
         **kwargs: Any,
     ) -> None:
         """Stores the fields; see the class docstring."""
-        for name, allowed in SUPPORTED_VALUES.items():
-            if name in kwargs and kwargs[name] not in allowed:
-                raise ValueError(
-                    f"LLaDA config: {name}={kwargs[name]!r} is not implemented; allowed: {allowed}. "
-                    "LLaDA-8B Base, Instruct and 1.5 use the allowed values."
-                )
+        refuse_values("LLaDA", kwargs, SUPPORTED_VALUES)
         self.d_model = d_model
         self.n_layers = n_layers
         self.n_heads = n_heads
@@ -117,6 +123,11 @@ class LLaDAConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
     @property
+    def right_shift_logits(self) -> bool:
+        """Whether the output at i - 1 predicts token i: never."""
+        return False
+
+    @property
     def hidden_size(self) -> int:
         """Width D, under the name that DeepSpeed and transformers look for."""
         return self.d_model
@@ -127,50 +138,6 @@ class LLaDAConfig(PretrainedConfig):
         return self.n_layers
 
 
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps), in float32, cast back, times a learned weight."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        """Creates a weight of `width` ones."""
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Normalises the last dimension."""
-        wide = hidden.float()
-        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * normed.to(hidden.dtype)
-
-
-def rotary_tables(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotary embedding, in float32.
-
-    Args:
-        position_ids: (B, L) or (1, L) positions.
-        head_dim: Width of one head.
-        theta: Base of the geometric progression of frequencies.
-
-    Returns:
-        Two tensors (B or 1, 1, L, head_dim); the two halves of the last dimension are equal (half-split rotation).
-    """
-    exponents = torch.arange(0, head_dim, 2, device=position_ids.device, dtype=torch.float32) / head_dim
-    angles = position_ids[:, None, :, None].float() * (1.0 / theta**exponents)
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
-
-
-def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates queries or keys (B, H, L, head_dim) in float32 and casts back."""
-    wide = heads.float()
-    first, second = wide.chunk(2, dim=-1)
-    return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(heads.dtype)
-
-
-AttentionFunction = Callable[[Tensor, Tensor, Tensor, float], Tensor]
-Visible = Tensor | AttentionFunction | None
-
-
 class LLaDABlock(nn.Module):
     """One pre-norm block: attention over every visible position, then a gated feed-forward layer."""
 
@@ -179,7 +146,6 @@ class LLaDABlock(nn.Module):
         super().__init__()
         width, head_dim = config.d_model, config.d_model // config.n_heads
         self.head_dim = head_dim
-        self.grouped = config.n_kv_heads != config.n_heads
         self.attention_dropout = config.attention_dropout
         self.residual_dropout = config.residual_dropout
         self.attn_norm = RMSNorm(width, config.rms_norm_eps)
@@ -193,21 +159,12 @@ class LLaDABlock(nn.Module):
         self.ff_out = nn.Linear(config.mlp_hidden_size, width, bias=False)
 
     def attend(self, hidden: Tensor, cos: Tensor, sin: Tensor, visible: Visible) -> Tensor:
-        """Bidirectional attention; `visible` is bool (B, 1, 1 or L, L), true where a key may be seen, or a function."""
-        batch, length, width = hidden.shape
-
-        def heads(projected: Tensor) -> Tensor:
-            return projected.view(batch, length, -1, self.head_dim).transpose(1, 2)
-
-        query, key = (rotate(heads(each(hidden)), cos, sin) for each in (self.q_proj, self.k_proj))
-        value, dropout = heads(self.v_proj(hidden)), self.attention_dropout if self.training else 0.0
-        if callable(visible):
-            attended = visible(query, key, value, dropout)
-        else:
-            attended = F.scaled_dot_product_attention(
-                query, key, value, attn_mask=visible, dropout_p=dropout, enable_gqa=self.grouped
-            )
-        return self.attn_out(attended.transpose(1, 2).reshape(batch, length, width))
+        """Attention over every visible position; see `layers.attend`."""
+        query, key, value = (
+            split_heads(each(hidden), self.head_dim) for each in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        dropout = self.attention_dropout if self.training else 0.0
+        return self.attn_out(attend(rotate(query, cos, sin), rotate(key, cos, sin), value, visible, dropout))
 
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, visible: Visible) -> Tensor:
         """Maps (B, L, D) to (B, L, D)."""
@@ -218,28 +175,6 @@ class LLaDABlock(nn.Module):
         return hidden + F.dropout(gated, self.residual_dropout, self.training)
 
 
-HeadFunction = Callable[[Tensor, Tensor], Any]
-
-
-class TokenEmbedding(nn.Embedding):
-    """An embedding that is also the head where the weights are tied.
-
-    Both uses go through `forward`, which is where ZeRO-3 gathers the matrix.
-    """
-
-    def forward(self, input: Tensor, through: HeadFunction | None = None) -> Any:
-        """Embeddings of ids (B, L), or `through(hidden states, matrix)`."""
-        return super().forward(input) if through is None else through(input, self.weight)
-
-
-class VocabularyHead(nn.Linear):
-    """The head; what is computed with its matrix is computed inside, which is where ZeRO-3 gathers it."""
-
-    def forward(self, input: Tensor, through: HeadFunction = F.linear) -> Any:
-        """`through(hidden states, matrix)`."""
-        return through(input, self.weight)
-
-
 class LLaDAModel(nn.Module):
     """Embedding, blocks, final norm and head, under the official key names."""
 
@@ -247,11 +182,9 @@ class LLaDAModel(nn.Module):
         """Creates the modules; the head is missing where the weights are tied."""
         super().__init__()
         self.config = config
-        self.gradient_checkpointing = False
-        self._gradient_checkpointing_func: Callable[..., Any] = checkpoint
         modules: dict[str, nn.Module] = {
             "wte": TokenEmbedding(config.embedding_size, config.d_model),
-            "blocks": nn.ModuleList(LLaDABlock(config) for _ in range(config.n_layers)),
+            "blocks": DecoderLayers([LLaDABlock(config) for _ in range(config.n_layers)]),
             "ln_f": RMSNorm(config.d_model, config.rms_norm_eps),
         }
         if not config.weight_tying:
@@ -259,56 +192,36 @@ class LLaDAModel(nn.Module):
         self.transformer = nn.ModuleDict(modules)
 
     @property
-    def blocks(self) -> nn.ModuleList:
+    def blocks(self) -> DecoderLayers:
         """The decoder layers."""
         blocks = self.transformer["blocks"]
-        assert isinstance(blocks, nn.ModuleList)
+        assert isinstance(blocks, DecoderLayers)
         return blocks
 
     def encode(self, input_ids: Tensor, attention_mask: Visible = None, position_ids: Tensor | None = None) -> Tensor:
         """Hidden states (B, L, D) after the final norm; see `LLaDAModelLM.encode`."""
-        if position_ids is None:
-            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-        visible = attention_mask
-        if isinstance(visible, Tensor):
-            visible = visible.bool()
-            visible = visible[:, None, None, :] if visible.dim() == 2 else visible
-        cos, sin = rotary_tables(position_ids, self.config.d_model // self.config.n_heads, self.config.rope_theta)
-        hidden = self.transformer["wte"](input_ids)
-        hidden = F.dropout(hidden, self.config.embedding_dropout, self.training)
-        for block in self.blocks:
-            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                hidden = self._gradient_checkpointing_func(block.__call__, hidden, cos, sin, visible)
-            else:
-                hidden = block(hidden, cos, sin, visible)
-        return self.transformer["ln_f"](hidden)
+        config = self.config
+        frequencies = rotary_frequencies(config.d_model // config.n_heads, config.rope_theta, input_ids.device)
+        cos, sin = rotary_tables(default_positions(input_ids, position_ids), frequencies)
+        hidden = F.dropout(self.transformer["wte"](input_ids), config.embedding_dropout, self.training)
+        return self.transformer["ln_f"](self.blocks.run(hidden, cos, sin, as_visible(attention_mask)))
 
     def head(self, hidden: Tensor, through: HeadFunction) -> Any:
         """See `LLaDAModelLM.head`."""
         return self.transformer["wte" if self.config.weight_tying else "ff_out"](hidden, through)
 
 
-class LLaDAModelLM(PreTrainedModel):
-    """LLaDA with its language-model head. Row i of the logits predicts token i: no shift."""
+class LLaDAModelLM(MaskedDiffusionLM):
+    """LLaDA with its language-model head. No shift: the output at i predicts token i."""
 
     config_class = LLaDAConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
     _no_split_modules = ["LLaDABlock"]  # noqa: RUF012
-    _supports_sdpa = True
 
     def __init__(self, config: LLaDAConfig) -> None:
         """Creates the model with new weights; loading replaces them."""
         super().__init__(config)
         self.model = LLaDAModel(config)
         self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Normal(0, init_std) for matrices, ones for norms."""
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            module.weight.data.normal_(0.0, self.config.init_std)
-        elif isinstance(module, RMSNorm):
-            module.weight.data.fill_(1.0)
 
     def get_input_embeddings(self) -> nn.Module:
         """The embedding module."""
@@ -323,38 +236,9 @@ class LLaDAModelLM(PreTrainedModel):
         return None if self.config.weight_tying else self.model.transformer["ff_out"]
 
     def encode(self, input_ids: Tensor, attention_mask: Visible = None, position_ids: Tensor | None = None) -> Tensor:
-        """Hidden states after the final norm, ready for `head`.
-
-        Args:
-            input_ids: (B, L) token ids.
-            attention_mask: (B, L), true where a position may be attended to, or (B, 1, L, L), or a function from
-                queries, keys, values (B, H, L, head_dim) and a dropout probability to (B, H, L, head_dim).
-            position_ids: (B, L) rotary positions; 0 to L-1 where not given.
-
-        Returns:
-            (B, L, D). Row i holds what `head` needs to predict token i.
-        """
+        """See `MaskedDiffusionLM.encode`."""
         return self.model.encode(input_ids, attention_mask, position_ids)
 
     def head(self, hidden: Tensor, through: HeadFunction = F.linear) -> Any:
-        """Logits (..., V) of hidden states (..., D), or what `through` makes of them and the vocabulary matrix (V, D).
-
-        Callers pass only the rows they need.
-        """
+        """See `MaskedDiffusionLM.head`."""
         return self.model.head(hidden, through)
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        **unused: Any,
-    ) -> CausalLMOutput:
-        """Logits (B, L, V) of every position; arguments as in `encode`.
-
-        Raises:
-            ValueError: `labels` was given. A masked diffusion loss needs a mask and a level, which labels do not hold.
-        """
-        if unused.get("labels") is not None:
-            raise ValueError("LLaDA's forward computes no loss from `labels`; use lift_ds.sft_loss(...).")
-        return CausalLMOutput(logits=self.head(self.encode(input_ids, attention_mask, position_ids)))

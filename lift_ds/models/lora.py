@@ -8,6 +8,7 @@ Source: LoRA (arXiv 2106.09685). The adapters are put into the model in place, s
 from __future__ import annotations
 
 import math
+import re
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 from lift_ds.rng import Stream, keyed_generator
 
 BASE = ".base_layer.weight"
+BASE_BIAS = ".base_layer.bias"
 DOWN = ".lora_A.default.weight"
 UP = ".lora_B.default.weight"
-HEAD = r".*transformer\.ff_out"
+HEAD = r"(.*transformer\.ff_out|.*lm_head)"
 
 
 def add_adapters(model: nn.Module, rank: int, alpha: float, dropout: float, targets: list[str], seed: int) -> None:
@@ -35,7 +37,9 @@ def add_adapters(model: nn.Module, rank: int, alpha: float, dropout: float, targ
     Raises:
         ValueError: A target is no matrix of the model.
     """
-    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    matrices = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    heads = [name for name in matrices if re.fullmatch(HEAD, name)]
+    names = {name.rsplit(".", 1)[-1] for name in set(matrices) - set(heads)}
     unknown = sorted(set(targets) - names)
     if unknown:
         raise ValueError(f"lora.targets: {', '.join(unknown)} not in the model; it has {', '.join(sorted(names))}.")
@@ -44,7 +48,7 @@ def add_adapters(model: nn.Module, rank: int, alpha: float, dropout: float, targ
         lora_alpha=alpha,  # type: ignore[arg-type]
         lora_dropout=dropout,
         target_modules=targets,
-        exclude_modules=HEAD,
+        exclude_modules=heads or None,  # a tied head is no matrix of its own
     )
     inject_adapter_in_model(config, model)
     for place, (name, parameter) in enumerate(model.named_parameters()):
@@ -68,6 +72,8 @@ def merge_adapters(state: dict[str, Tensor], rank: int, alpha: float) -> dict[st
         if name.endswith(BASE):
             stem = name.removesuffix(BASE)
             merged[f"{stem}.weight"] = tensor + (alpha / rank) * (state[stem + UP] @ state[stem + DOWN])
+        elif name.endswith(BASE_BIAS):
+            merged[f"{name.removesuffix(BASE_BIAS)}.bias"] = tensor
         elif not name.endswith((DOWN, UP)):
             merged[name] = tensor
     return merged

@@ -16,15 +16,14 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lift_ds.rng import Stream, keyed_generator
 
-from .families import check_tokenizer, family_of, read_config
-from .sentencepiece_tokenizer import load_sentencepiece
+from .families import family_of, read_config
+from .layout import INDEX_FILE, SINGLE_FILE
+from .vocabulary import check_tokenizer, load_tokenizer
 
-INDEX_FILE = "model.safetensors.index.json"
-SINGLE_FILE = "model.safetensors"
 BUILTIN_BASE = "builtin:base"
 LISTED_KEYS = 8
 
@@ -73,7 +72,7 @@ class SafetensorsFolder:
 
 
 class NewWeights:
-    """Fresh weights: ones for vectors, Normal(0, init_std) for matrices, keyed by (seed, place in the model)."""
+    """Fresh weights, keyed by (seed, place in the model): matrices Normal(0, init_std), norms ones, biases zeros."""
 
     def __init__(self, config: PretrainedConfig, seed: int) -> None:
         """Lists the names from a model without data."""
@@ -91,7 +90,7 @@ class NewWeights:
         """Draws one tensor; the same on every rank."""
         shape = self.named[name]
         if len(shape) == 1:
-            return torch.ones(shape)
+            return torch.zeros(shape) if name.endswith(".bias") else torch.ones(shape)
         generator = keyed_generator(self.seed, 0, self.place[name], Stream.INITIAL_WEIGHTS)
         return torch.from_numpy(generator.standard_normal(tuple(shape), dtype="float32")) * self.std
 
@@ -118,17 +117,6 @@ def resolve_folder(path: str, with_weights: bool = True) -> Path:
             f"model.path={path!r}: no such folder, and fetching it as a hub name failed: "
             f"{type(error).__name__}: {str(error).splitlines()[0]}"
         ) from error
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
-    """The folder's tokenizer, or `None` where it has none.
-
-    Raises:
-        ValueError: All it has is a `tokenizer.model` that is no sentencepiece model.
-    """
-    if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-        return AutoTokenizer.from_pretrained(folder)
-    return load_sentencepiece(folder) if (folder / "tokenizer.model").is_file() else None
 
 
 def check_names(wanted: dict[str, torch.Size], found: dict[str, torch.Size], label: str) -> None:

@@ -17,8 +17,9 @@ from lift_ds.data.reader import BadRowError, RowReader, Skipped
 from lift_ds.data.sources import BUILTIN_PREFIX, Manifest, Retry, open_groups
 from lift_ds.data.stream import PackStream
 from lift_ds.data.templates import use_template
-from lift_ds.models.families import check_tokenizer, max_length_of, read_config
-from lift_ds.models.weights import NewWeights, SafetensorsFolder, WeightSource, load_tokenizer, resolve_folder
+from lift_ds.models.families import max_length_of, read_config, start_token_of
+from lift_ds.models.vocabulary import check_tokenizer, load_tokenizer
+from lift_ds.models.weights import NewWeights, SafetensorsFolder, WeightSource, resolve_folder
 
 from .draws import make_noise_rule
 
@@ -68,6 +69,7 @@ def make_encoder(data: DataConfig, tokenizer: PreTrainedTokenizerBase, config: P
         pad_to_multiple=data.pad_to_multiple,
         train_on=data.train_on,
         truncate=data.on_long == "truncate",
+        start_token_id=start_token_of(config),
     )
 
 

@@ -76,6 +76,23 @@ def test_end_tokens(tokenizer, pad_targets, multiple, num_end, num_filler):
     assert tokens.filler_mask[len(tokens.ids) - num_filler :].all()
 
 
+def test_a_document_whose_first_token_is_learned_gets_a_start_token(tokenizer):
+    """A shifted model cannot predict a first token; what begins with a prompt is left as it is."""
+    plain, shifted = ChatEncoder(tokenizer, 1, 100), ChatEncoder(tokenizer, 1, 100, start_token_id=0)
+    expected = plain.encode(Conversation(text="2+2=4"), "x")
+    found = shifted.encode(Conversation(text="2+2=4"), "x")
+    assert found.ids.tolist() == [0, *expected.ids]
+    assert found.response_mask.tolist() == [False, *expected.response_mask]
+    assert shifted.encode(chat(*TURNS), "x").ids.tolist() == plain.encode(chat(*TURNS), "x").ids.tolist()
+
+
+def test_a_start_token_counts_in_the_length(tokenizer):
+    num_tokens = len(tokenizer("2+2=4").input_ids) + 1  # with the end token
+    ChatEncoder(tokenizer, 1, num_tokens).encode(Conversation(text="2+2=4"), "x")
+    with pytest.raises(TooLongError, match=f"{num_tokens + 1} tokens"):
+        ChatEncoder(tokenizer, 1, num_tokens, start_token_id=0).encode(Conversation(text="2+2=4"), "x")
+
+
 def test_plain_text_is_learned_whole(tokenizer):
     tokens = ChatEncoder(tokenizer, 1, 100).encode(Conversation(text="2+2=4"), "x")
     assert tokens.response_mask.all()

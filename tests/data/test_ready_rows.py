@@ -129,3 +129,11 @@ def test_broken_borders_are_an_error():
     broken = pa.Array.from_buffers(pa.list_(pa.int32()), 2, [None, borders.buffers()[1]], children=[values])
     with pytest.raises(ValueError, match="borders"):
         list_slices(broken)
+
+
+def test_a_first_target_that_a_shifted_model_cannot_predict(tmp_path, tokenizer):
+    path = write_rows(tmp_path / "rows.jsonl", [{"input_ids": [5, 6], "target_mask": [True, True]}])
+    manifest = Manifest(open_sources([str(path)], 0, "train", 10))
+    reader = RowReader(manifest, ChatEncoder(tokenizer, 1, 8, start_token_id=0), None)
+    with pytest.raises(BadRowError, match=r"rows.jsonl:1: .*true at place 0.*put the start token \(id 0\)"):
+        list(reader.by_sample_id([0]))

@@ -13,12 +13,14 @@ from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedPara
 from deepspeed.utils import safe_get_full_grad
 from deepspeed.utils.z3_leaf_module import z3_leaf_module
 
+from lift_ds import load_pretrained
 from lift_ds.config import ObjectiveConfig, OptimConfig, RunConfig
 from lift_ds.data.batch import Document, MicroBatch, Noise, collate
 from lift_ds.data.loader import StepBatch
 from lift_ds.lift.difficulty import NUM_BINS, DifficultyTable, Observations, level_bin
 from lift_ds.lift.schedule import lift3_component
 from lift_ds.models.families import family_of, read_config
+from lift_ds.models.lora import add_adapters
 from lift_ds.models.weights import NewWeights, SafetensorsFolder, fill_parameters
 from lift_ds.objectives import make_objective
 from lift_ds.training.buffers import DifficultyBuffers
@@ -52,16 +54,20 @@ def make_documents(seed: int, levels: list[float], nothing_masked: set[int]) -> 
     return documents, noises
 
 
-def make_engine(ds_json: dict, global_batch: int, micro_batch: int, lr: float = 1e-3) -> Engine:
-    """A LIFT-3 engine on the reference checkpoint."""
-    config = read_config(VECTORS)
+def make_engine(
+    ds_json: dict, global_batch: int, micro_batch: int, lr: float = 1e-3, folder: Path = VECTORS, lora_rank: int = 0
+) -> Engine:
+    """A LIFT-3 engine on the reference checkpoint or another one, perhaps with adapters."""
+    config = read_config(folder)
     optim = OptimConfig(global_batch=global_batch, lr=lr, steps=NUM_STEPS, schedule="constant", warmup_ratio=0.0)
     run = RunConfig(optim=optim)
     world_size = torch.distributed.get_world_size()
     ds_json = {**ds_json, "train_micro_batch_size_per_gpu": micro_batch}
-    resolved, problems = resolve_ds_json(ds_json, Path("test.json"), run, world_size, config.d_model, False)
+    resolved, problems = resolve_ds_json(ds_json, Path("test.json"), run, world_size, config.hidden_size, False)
     assert not problems, problems
-    model = build_model(config, SafetensorsFolder(VECTORS), resolved, "reference")
+    model = build_model(config, SafetensorsFolder(folder), resolved, "reference")
+    if lora_rank:
+        add_adapters(model, lora_rank, 2.0 * lora_rank, 0.0, ["q_proj", "k_proj", "v_proj"], 0)
     return Engine(DiffusionStep(model, LIFT3), resolved, optim)
 
 
@@ -183,6 +189,33 @@ def tied(rank: int) -> dict:
     with torch.no_grad():
         logits = engine.model.head(engine.model.encode(both.clean_ids))
     return {"loss": before, "expected": float(loss), "is_finite": bool(logits.isfinite().all())}
+
+
+def families(rank: int, output: str, *settings: str) -> dict:
+    """Four steps of each FOLDER:LORA_RANK, and again from a save after the second: their losses, and one process's."""
+    ds_json = {"zero_optimization": {"stage": 3} | dict.fromkeys(THRESHOLDS, 0), "bf16": {"enabled": False}}
+    documents, noises = make_documents(7, [0.5, 0.8], set())
+    batches, both = [collate([documents[rank]], [noises[rank]], 99)], collate(documents, noises, 99)
+    results = {}
+    for number, setting in enumerate(settings):
+        folder, lora_rank = setting.rsplit(":", 1)
+        save = Path(output) / str(number)
+        losses = []
+        for steps in (range(4), range(2, 4)):
+            engine = make_engine(ds_json, 2, 1, 1e-2, Path(folder), int(lora_rank))
+            if steps[0] == 2:
+                engine.ds.load_checkpoint(str(save), tag="half")
+            for step in steps:
+                losses.append(forward_backward(engine, batches))
+                engine.update()
+                if step == 1:
+                    engine.ds.save_checkpoint(str(save), tag="half")
+            engine.ds.destroy()
+        alone, _ = load_pretrained(folder)
+        scale = document_scale(both, "response_tokens", step_counts([both], LIFT3), 1)
+        loss, _ = DiffusionStep(alone, LIFT3)(both, scale)
+        results[setting] = {"straight": losses[:4], "resumed": losses[4:], "alone": float(loss)}
+    return results
 
 
 def buffers(rank: int) -> dict:

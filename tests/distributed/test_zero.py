@@ -11,6 +11,7 @@ from lift_ds.training.normalizer import document_scale, step_counts
 from lift_ds.training.step import DiffusionStep
 from tests.conftest import REPOSITORY, VECTORS, launch_job
 from tests.distributed.jobs import LIFT3, THRESHOLDS, make_documents
+from tests.small_models import write_adapted
 
 pytestmark = pytest.mark.distributed
 
@@ -84,6 +85,18 @@ def test_tied_weights(tmp_path):
     result = launch_job("tied", tmp_path / "out.json")
     assert result["loss"] == pytest.approx(result["expected"], rel=1e-5)
     assert result["is_finite"]
+
+
+def test_shifted_families_train_and_resume(tmp_path, dream_dir):
+    """Dream, and an adapted model with a tied head; with adapters too (no gradient at the first input)."""
+    adapted = write_adapted(tmp_path, "qwen3")
+    settings = [f"{dream_dir}:0", f"{adapted}:0", f"{adapted}:4"]
+    results = launch_job("families", tmp_path / "out.json", str(tmp_path / "saved"), *settings)
+    assert list(results) == settings
+    for setting, found in results.items():
+        assert found["straight"][0] == pytest.approx(found["alone"], rel=1e-5), setting
+        assert found["straight"][3] != pytest.approx(found["straight"][0], rel=1e-3), setting
+        assert found["resumed"] == found["straight"][2:], setting
 
 
 def test_buffers_of_two_ranks_equal_one(tmp_path):

@@ -1,6 +1,8 @@
+import ast
 import json
 import shutil
 import subprocess
+import sys
 import venv
 
 import pytest
@@ -10,7 +12,11 @@ from safetensors.torch import load_file
 from lift_ds import load_pretrained
 from lift_ds.models import export
 from lift_ds.models.export import export_folder
+from lift_ds.models.families import read_config
 from lift_ds.models.lora import merge_adapters
+from lift_ds.models.weights import NewWeights
+from tests.conftest import run
+from tests.small_models import write_adapted
 
 
 @pytest.fixture
@@ -70,24 +76,75 @@ def test_merged_adapters():
     assert set(merged) == {"q_proj.weight", "other.weight"}
 
 
+@pytest.fixture
+def exports(llada_dir, dream_dir, tmp_path):
+    """An export of each modelling file, by family."""
+    folders = {name: tmp_path / name for name in ("llada", "dream", "a2d")}
+    for name, base in (("llada", llada_dir), ("dream", dream_dir)):
+        export_folder(load_file(base / "model.safetensors"), base, folders[name], torch.float32)
+    return folders | {"a2d": write_adapted(tmp_path, "qwen3")}
+
+
+CLEAN_LOADING = """
+import sys, torch, transformers
+sys.modules["lift_ds"] = None  # an import of it raises
+for name, folder in FOLDERS.items():
+    model = transformers.AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+    torch.save(model(input_ids=torch.tensor(IDS)).logits, OUTPUT + "/" + name + ".pt")
+    assert not list(model.buffers()), name
+for auto in (transformers.AutoModelForCausalLM, transformers.AutoModel):
+    try:
+        auto.from_pretrained(FOLDERS["a2d"], trust_remote_code=False)
+    except ValueError:
+        continue
+    sys.exit("an adapted model loaded as a causal one")
+print(transformers.__version__)
+"""
+
+
+def load_in_clean_python(python, exports, tmp_path):
+    """Loads the exports where lift_ds cannot be imported; compares logits and returns transformers' version."""
+    ids = [[5, 6, 7, 8]]
+    names = {"FOLDERS": {name: str(folder) for name, folder in exports.items()}, "IDS": ids, "OUTPUT": str(tmp_path)}
+    code = "".join(f"{name} = {value!r}\n" for name, value in names.items()) + CLEAN_LOADING
+    environment = {"PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    done = run([str(python), "-c", code], cwd=tmp_path, env=environment)
+    for name, folder in exports.items():
+        expected = load_pretrained(folder)[0](input_ids=torch.tensor(ids)).logits
+        torch.testing.assert_close(torch.load(tmp_path / f"{name}.pt"), expected, atol=1e-6, rtol=1e-6)
+    return done.stdout.split()[-1]
+
+
+def test_exports_load_without_lift_ds(exports, tmp_path):
+    load_in_clean_python(sys.executable, exports, tmp_path)
+
+
+def test_a_folder_carries_one_modelling_file(exports):
+    for name, folder in exports.items():
+        (path,) = folder.glob("*.py")
+        assert path.name == f"modeling_{name}.py"
+        imported = {node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}
+        packages = {module.split(".")[0] for module in imported}
+        assert packages <= {"__future__", "collections", "typing", "torch", "transformers"}
+
+
+def test_ids_that_only_the_tokenizer_knows_are_written(tiny_dir, tmp_path):
+    shutil.copytree(tiny_dir, tmp_path / "base")
+    raw = json.loads((tiny_dir / "config.json").read_text())
+    expected = raw.pop("mask_token_id")
+    (tmp_path / "base" / "config.json").write_text(json.dumps(raw))
+    source = NewWeights(read_config(tmp_path / "base"), 0)
+    state = {name: source.tensor(name) for name in source.shapes()}
+    export_folder(state, tmp_path / "base", tmp_path / "out", torch.float32)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["mask_token_id"] == expected
+
+
 @pytest.mark.slow
-def test_transformers_4_loads_an_export(state, llada_dir, tmp_path, llada):
+def test_transformers_4_loads_exports(exports, tmp_path):
     """A clean environment with transformers 4, without lift_ds, gives the same logits."""
-    folder = tmp_path / "out"
-    export_folder(state, llada_dir, folder, torch.float32)
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"
     packages = [f"torch=={torch.__version__.split('+')[0]}", "transformers==4.57.1", "numpy"]
     subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
-    ids = torch.tensor([[5, 6, 7, 8]])
-    code = f"""
-import torch, transformers
-assert transformers.__version__.startswith("4.")
-from transformers import AutoModel
-model = AutoModel.from_pretrained({str(folder)!r}, trust_remote_code=True).eval()
-torch.save(model(input_ids=torch.tensor({ids.tolist()})).logits, {str(tmp_path / "logits.pt")!r})
-"""
-    environment = {"PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
-    subprocess.run([python, "-c", code], check=True, cwd=tmp_path, env=environment)
-    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), llada(input_ids=ids).logits, atol=1e-6, rtol=1e-6)
+    assert load_in_clean_python(python, exports, tmp_path).startswith("4.")
     shutil.rmtree(tmp_path / "venv")

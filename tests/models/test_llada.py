@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from lift_ds.models.llada import LLaDAConfig, LLaDAModelLM, rotary_tables
+from lift_ds.models.layers import rotary_frequencies, rotary_tables
+from lift_ds.models.llada import LLaDAConfig, LLaDAModelLM
 
 
 def test_logits_equal_the_public_code(llada, vectors):
@@ -54,7 +55,7 @@ def test_every_position_sees_every_other(llada):
 
 
 def test_rotary_tables_are_the_formula():
-    cos, sin = rotary_tables(torch.tensor([[0, 3]]), 4, 100.0)
+    cos, sin = rotary_tables(torch.tensor([[0, 3]]), rotary_frequencies(4, 100.0))
     # frequencies 100^0 and 100^(-1/2) = 0.1, so the angles of position 3 are 3 and 0.3
     angles = torch.tensor([3.0, 0.3, 3.0, 0.3])
     torch.testing.assert_close(cos[0, 0, 1], angles.cos())

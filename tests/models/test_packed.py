@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from lift_ds import load_pretrained
 from lift_ds.models.head import encode_rows
 from lift_ds.models.segments import Segments
 from lift_ds.objectives import OBJECTIVES
+from tests.small_models import write_adapted
 from tests.training.test_step import make_batch, make_root
 
 LENGTHS = [5, 17, 9]
@@ -20,26 +22,12 @@ def batch():
     return made
 
 
-def shifted(model):
-    """The same weights read as a model whose output i predicts token i + 1, like Dream: aligned in `encode`.
-
-    Position 0 of each document keeps its own row, wherever in a pack it stands.
-    """
-    unshifted = model.encode
-
-    def encode(input_ids, attention_mask=None, position_ids=None):
-        hidden = unshifted(input_ids, attention_mask, position_ids)
-        if position_ids is None:
-            position_ids = torch.arange(hidden.shape[1])[None]
-        return torch.where((position_ids == 0)[..., None], hidden, hidden.roll(1, dims=1))
-
-    model.encode = encode
-    return model
-
-
-@pytest.fixture(params=["same position", "shifted"])
-def model(request, llada):
-    return llada if request.param == "same position" else shifted(llada)
+@pytest.fixture(params=["llada", "dream", "a2d-qwen3"])
+def model(request, tmp_path):
+    """One that predicts in place, and two whose outputs are shifted inside `encode`: a document at a time."""
+    if request.param == "a2d-qwen3":
+        return load_pretrained(write_adapted(tmp_path, "qwen3"))[0]
+    return request.getfixturevalue(request.param)
 
 
 def test_logits_are_those_of_the_document_alone(model, batch):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lift_ds.data.chat import ChatEncoder
 from lift_ds.data.records import Conversation
 from lift_ds.data.templates import use_template
-from lift_ds.models.weights import load_tokenizer
+from lift_ds.models.vocabulary import load_tokenizer
 
 LINES = [
     "Janet has three ducks.",

@@ -1,0 +1,76 @@
+"""Autoregressive models made into masked diffusion models (A2D): layers of Llama, Qwen2 or Qwen3, attending everywhere.
+
+`adapt.py` makes them. They have a `model_type` of their own: as `llama` a folder would load as a causal model, and give
+wrong logits without a word.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .llama import LlamaLayoutConfig, LlamaLayoutLM
+
+
+class A2DConfig(LlamaLayoutConfig):
+    """Configuration of an adapted model; see `LlamaLayoutConfig`.
+
+    Args:
+        right_shift_logits: Whether the output at i - 1 predicts token i, as before the adaptation. Public models of
+            this `model_type` exist with either, and nothing else in a folder tells them apart.
+        **kwargs: The other fields.
+
+    Raises:
+        ValueError: `right_shift_logits` is missing, or a field asks for a variant that is not implemented here.
+    """
+
+    def __init__(self, right_shift_logits: bool | None = None, **kwargs: Any) -> None:
+        """Stores the fields; see the class docstring."""
+        if not isinstance(right_shift_logits, bool):
+            raise ValueError(
+                f"{self.model_type} config: right_shift_logits={right_shift_logits!r}: true (the output at i predicts "
+                "token i + 1, as tools/make_diffusion_model.py leaves it) or false (it predicts token i) is needed; "
+                "write into config.json what the model was trained with."
+            )
+        self.right_shift_logits = right_shift_logits
+        super().__init__(**kwargs)
+
+
+class A2DLlamaConfig(A2DConfig):
+    """An adapted Llama."""
+
+    model_type = "a2d-llama"
+    __init__ = A2DConfig.__init__  # transformers 5 writes one for every config class that has none of its own
+
+
+class A2DQwen2Config(A2DConfig):
+    """An adapted Qwen2 or Qwen2.5."""
+
+    model_type = "a2d-qwen2"
+    has_qkv_bias = True
+    __init__ = A2DConfig.__init__
+
+
+class A2DQwen3Config(A2DConfig):
+    """An adapted Qwen3."""
+
+    model_type = "a2d-qwen3"
+    has_qk_norm = True
+    __init__ = A2DConfig.__init__
+
+
+class A2DLlamaModelLM(LlamaLayoutLM):
+    """An adapted Llama with its language-model head."""
+
+    config_class = A2DLlamaConfig
+
+
+class A2DQwen2ModelLM(LlamaLayoutLM):
+    """An adapted Qwen2 with its language-model head."""
+
+    config_class = A2DQwen2Config
+
+
+class A2DQwen3ModelLM(LlamaLayoutLM):
+    """An adapted Qwen3 with its language-model head."""
+
+    config_class = A2DQwen3Config

@@ -1,0 +1,227 @@
+"""What the modelling files share: norm, rotary positions, attention, vocabulary matrices, and the model's outer class.
+
+This file and the modelling files depend on torch and transformers alone: `export.py` joins them into the one file that
+every exported folder carries, which loads with `trust_remote_code=True` where lift_ds is not installed.
+
+Shapes: B sequences, L tokens, D model width, H heads, V vocabulary rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
+
+AttentionFunction = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+Visible = Tensor | AttentionFunction | None
+HeadFunction = Callable[[Tensor, Tensor], Any]
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps), in float32, cast back, times a learned weight."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        """Creates a weight of `width` ones."""
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Normalises the last dimension."""
+        wide = hidden.float()
+        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * normed.to(hidden.dtype)
+
+
+def rotary_frequencies(head_dim: int, theta: float, device: torch.device | None = None) -> Tensor:
+    """Radians a position, float32 (head_dim / 2,): theta^(-2i / head_dim)."""
+    exponents = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim
+    return 1.0 / theta**exponents
+
+
+def rotary_tables(position_ids: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotary embedding, in float32; computed in each forward, never kept in a buffer.
+
+    Args:
+        position_ids: (B, L) or (1, L) positions.
+        frequencies: float32 (head_dim / 2,), in radians a position.
+
+    Returns:
+        Two tensors (B or 1, 1, L, head_dim); the two halves of the last dimension are equal (half-split rotation).
+    """
+    angles = position_ids[:, None, :, None].float() * frequencies
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates queries or keys (B, H, L, head_dim) in float32 and casts back."""
+    wide = heads.float()
+    first, second = wide.chunk(2, dim=-1)
+    return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(heads.dtype)
+
+
+def split_heads(projected: Tensor, head_dim: int) -> Tensor:
+    """(B, L, H head_dim) as (B, H, L, head_dim)."""
+    return projected.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, visible: Visible, dropout: float) -> Tensor:
+    """Bidirectional attention with grouped heads.
+
+    Args:
+        query: (B, H, L, head_dim), rotated.
+        key: (B, key heads, L, head_dim), rotated.
+        value: (B, key heads, L, head_dim).
+        visible: bool (B, 1, 1 or L, L), true where a key may be seen, or a function that attends.
+        dropout: Probability on attention weights.
+
+    Returns:
+        (B, L, H head_dim).
+    """
+    if callable(visible):
+        attended = visible(query, key, value, dropout)
+    else:
+        attended = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=visible, dropout_p=dropout, enable_gqa=query.shape[1] != key.shape[1]
+        )
+    return attended.transpose(1, 2).flatten(2)
+
+
+def as_visible(attention_mask: Visible) -> Visible:
+    """An attention mask as `attend` takes it: (B, L) stands for the same keys at every query."""
+    if not isinstance(attention_mask, Tensor):
+        return attention_mask
+    visible = attention_mask.bool()
+    return visible[:, None, None, :] if visible.dim() == 2 else visible
+
+
+class TokenEmbedding(nn.Embedding):
+    """An embedding that is also the head where the weights are tied.
+
+    Both uses go through `forward`, which is where ZeRO-3 gathers the matrix.
+    """
+
+    def forward(self, input: Tensor, through: HeadFunction | None = None) -> Any:
+        """Embeddings of ids (B, L), or `through(hidden states, matrix)`."""
+        return super().forward(input) if through is None else through(input, self.weight)
+
+
+class VocabularyHead(nn.Linear):
+    """The head; what is computed with its matrix is computed inside, which is where ZeRO-3 gathers it."""
+
+    def forward(self, input: Tensor, through: HeadFunction = F.linear) -> Any:
+        """`through(hidden states, matrix)`."""
+        return through(input, self.weight)
+
+
+class DecoderLayers(nn.ModuleList):
+    """The decoder layers; transformers' `gradient_checkpointing_enable` finds its switch here."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        """Stores the layers."""
+        super().__init__(layers)
+        self.gradient_checkpointing = False
+        self._gradient_checkpointing_func: Callable[..., Any] = checkpoint
+
+    def run(self, hidden: Tensor, cos: Tensor, sin: Tensor, visible: Visible) -> Tensor:
+        """Hidden states (B, L, D) after all layers."""
+        if self.training and torch.is_grad_enabled() and not hidden.requires_grad:
+            hidden = hidden.requires_grad_()  # with a frozen embedding ZeRO-3 lets go of the first layer too early
+        for layer in self.children():
+            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+                hidden = self._gradient_checkpointing_func(layer.__call__, hidden, cos, sin, visible)
+            else:
+                hidden = layer(hidden, cos, sin, visible)
+        return hidden
+
+
+class MaskedDiffusionLM(PreTrainedModel):
+    """A bidirectional transformer with its language-model head. Row i of the logits predicts token i.
+
+    A family's class makes the modules, and provides `encode`, `head` and the embeddings' accessors.
+    """
+
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Normal(0, init_std) for matrices, ones for norms, zeros for biases."""
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            module.weight.data.normal_(0.0, self.config.init_std)
+            bias = getattr(module, "bias", None)
+            if isinstance(bias, Tensor):
+                bias.data.zero_()
+        elif isinstance(module, RMSNorm):
+            module.weight.data.fill_(1.0)
+
+    def enable_input_require_grads(self) -> None:
+        """Nothing: `DecoderLayers.run` sees to it, and a hook on a tied embedding would meet the head's results."""
+
+    def encode(self, input_ids: Tensor, attention_mask: Visible = None, position_ids: Tensor | None = None) -> Tensor:
+        """Hidden states after the final norm, ready for `head`.
+
+        Args:
+            input_ids: (B, L) token ids.
+            attention_mask: (B, L), true where a position may be attended to, or (B, 1, L, L), or a function from
+                queries, keys, values (B, H, L, head_dim) and a dropout probability to (B, H, L, head_dim).
+            position_ids: (B, L) rotary positions; 0 to L-1 where not given. Where they do not count on, a document
+                begins.
+
+        Returns:
+            (B, L, D). Row i holds what `head` needs to predict token i.
+        """
+        raise NotImplementedError
+
+    def head(self, hidden: Tensor, through: HeadFunction = F.linear) -> Any:
+        """Logits (..., V) of hidden states (..., D), or what `through` makes of them and the vocabulary matrix (V, D).
+
+        Callers pass only the rows they need.
+        """
+        raise NotImplementedError
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **unused: Any,
+    ) -> CausalLMOutput:
+        """Logits (B, L, V) of every position; arguments as in `encode`.
+
+        Raises:
+            ValueError: `labels` was given. A masked diffusion loss needs a mask and a level, which labels do not hold.
+        """
+        if unused.get("labels") is not None:
+            raise ValueError("a masked diffusion model computes no loss from `labels`; use lift_ds.sft_loss(...).")
+        return CausalLMOutput(logits=self.head(self.encode(input_ids, attention_mask, position_ids)))
+
+
+def default_positions(input_ids: Tensor, position_ids: Tensor | None) -> Tensor:
+    """The positions given, or 0 to L-1 (1, L)."""
+    if position_ids is not None:
+        return position_ids
+    return torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+
+
+def refuse_values(config: str, values: dict[str, Any], allowed: dict[str, tuple[Any, ...]]) -> None:
+    """Refuses config fields that ask for a variant which is not computed here.
+
+    Args:
+        config: What to call the config in messages.
+        values: Fields that were given.
+        allowed: Values of every restricted field.
+
+    Raises:
+        ValueError: A field has another value.
+    """
+    for name, choices in allowed.items():
+        if name in values and values[name] not in choices:
+            raise ValueError(f"{config} config: {name}={values[name]!r} is not implemented; allowed: {choices}.")

@@ -1,0 +1,103 @@
+"""A model folder's tokenizer, and the ids of its control tokens: from the config, then the tokenizer, then a table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, Qwen2Tokenizer
+
+from .sentencepiece_tokenizer import load_sentencepiece
+
+MASK_STRINGS = ("<|mdm_mask|>", "<|mask|>", "[MASK]", "<mask>")
+TOKENIZER_CONFIG = "tokenizer_config.json"
+NEEDED_IDS = ("mask_token_id", "eos_token_id", "pad_token_id")
+# Published ids by model_type and rows of the embedding; another vocabulary has other ids.
+PUBLISHED_IDS = {
+    ("llada", 126464): dict(zip((*NEEDED_IDS, "bos_token_id"), (126336, 126081, 126081, 126080), strict=True)),
+    ("Dream", 152064): dict(zip((*NEEDED_IDS, "bos_token_id"), (151666, 151643, 151643, 151665), strict=True)),
+}
+# Dream's own tokenizer class is Qwen2's with another start token, which the folder names.
+SAME_AS_QWEN2 = ("DreamTokenizer",)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    """The folder's tokenizer, or `None` where it has none.
+
+    Raises:
+        ValueError: Its files cannot be read, or all it has is a `tokenizer.model` that is no sentencepiece model.
+    """
+    if not any((folder / name).is_file() for name in ("tokenizer.json", TOKENIZER_CONFIG)):
+        return load_sentencepiece(folder) if (folder / "tokenizer.model").is_file() else None
+    try:
+        if read_tokenizer_config(folder).get("tokenizer_class") in SAME_AS_QWEN2:
+            return Qwen2Tokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        raise ValueError(
+            f"{folder}: the tokenizer cannot be read: {type(error).__name__}: {str(error).splitlines()[0]} Are all of "
+            "its files there?"
+        ) from error
+
+
+def read_tokenizer_config(folder: Path) -> dict[str, Any]:
+    """Fields of `tokenizer_config.json`; none where there is no such file."""
+    path = folder / TOKENIZER_CONFIG
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def portable_tokenizer_config(folder: Path) -> dict[str, Any]:
+    """`tokenizer_config.json` without classes of remote code whose files no export carries."""
+    values = read_tokenizer_config(folder)
+    if values.get("tokenizer_class") in SAME_AS_QWEN2:
+        values["tokenizer_class"] = "Qwen2Tokenizer"
+        values.pop("auto_map", None)
+    return values
+
+
+def resolve_token_ids(config: PretrainedConfig, folder: Path) -> None:
+    """Fills ids that the config does not give, in place, from the tokenizer or the published table.
+
+    A start token is looked for only where outputs are shifted; see `families.start_token_of`.
+
+    Raises:
+        ValueError: The mask, end or padding id is not found anywhere, or is no row of the embedding.
+    """
+    missing = [name for name in (*NEEDED_IDS, "bos_token_id") if getattr(config, name, None) is None]
+    rows = int(config.embedding_size)
+    if any(name in NEEDED_IDS or config.right_shift_logits for name in missing):
+        tokenizer = load_tokenizer(folder)
+        published = PUBLISHED_IDS.get((config.model_type, rows), {})
+        for name in missing:
+            value = getattr(tokenizer, name, None)
+            setattr(config, name, published.get(name) if value is None else value)
+    for name in NEEDED_IDS:
+        value = getattr(config, name)
+        if not isinstance(value, int) or not 0 <= value < rows:
+            raise ValueError(
+                f"{folder / 'config.json'}: {name}={value!r}: an id from 0 to {rows - 1} (embedding rows) is needed, "
+                "in config.json or as the tokenizer's own."
+            )
+
+
+def check_tokenizer(config: PretrainedConfig, tokenizer: Any, folder: Path) -> None:
+    """Checks that the tokenizer agrees with the config's mask and end ids, and fits the embedding.
+
+    Raises:
+        ValueError: The mask id decodes to something that is no mask token, the end tokens differ, or the tokenizer has
+            more tokens than the embedding has rows.
+    """
+    if len(tokenizer) > config.embedding_size:
+        raise ValueError(f"{folder}: {len(tokenizer)} tokens for {config.embedding_size} embedding rows.")
+    if tokenizer.eos_token_id not in (None, config.eos_token_id):
+        raise ValueError(
+            f"{folder}: eos_token_id={config.eos_token_id} in config.json, {tokenizer.eos_token_id} in the tokenizer; "
+            "they must be the same token."
+        )
+    text = tokenizer.convert_ids_to_tokens(config.mask_token_id)
+    if text is None or (text not in MASK_STRINGS and text != tokenizer.mask_token):
+        raise ValueError(
+            f"{folder}: mask_token_id={config.mask_token_id} decodes to {text!r}, which is no mask token "
+            f"({', '.join(MASK_STRINGS)}); config.json and the tokenizer do not belong together."
+        )

@@ -103,7 +103,7 @@ class ShardWriter:
         assert start >= 0 and end <= spec.num_elements, f"{name}: elements {start} to {end} of {spec.num_elements}"
         flat = piece.detach().to(device="cpu", dtype=spec.dtype).contiguous().flatten()
         handle, offset = self._place[name]
-        write_at(handle, flat.view(torch.uint8).numpy().data, offset + start * spec.dtype.itemsize)
+        write_at(handle, bytes_of(flat), offset + start * spec.dtype.itemsize)
         if piece.numel():
             self._written[name].append((start, end))
 
@@ -139,6 +139,11 @@ class ShardWriter:
                 self.finish()
         finally:
             self._close()
+
+
+def bytes_of(flat: Tensor) -> memoryview:
+    """The memory of a flat, contiguous tensor on the CPU."""
+    return flat.view(torch.uint8).numpy().data
 
 
 def write_at(handle: int, data: memoryview, offset: int) -> None:

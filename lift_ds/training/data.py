@@ -18,7 +18,8 @@ from lift_ds.data.sources import BUILTIN_PREFIX, Manifest, Retry, open_groups
 from lift_ds.data.stream import PackStream
 from lift_ds.data.templates import use_template
 from lift_ds.models.families import check_tokenizer, max_length_of, read_config
-from lift_ds.models.weights import NewWeights, SafetensorsFolder, WeightSource, load_tokenizer, resolve_folder
+from lift_ds.models.safetensors_folder import SafetensorsFolder
+from lift_ds.models.weights import NewWeights, WeightSource, load_tokenizer, resolve_folder
 
 from .draws import make_noise_rule
 

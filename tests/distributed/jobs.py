@@ -19,7 +19,8 @@ from lift_ds.data.loader import StepBatch
 from lift_ds.lift.difficulty import NUM_BINS, DifficultyTable, Observations, level_bin
 from lift_ds.lift.schedule import lift3_component
 from lift_ds.models.families import family_of, read_config
-from lift_ds.models.weights import NewWeights, SafetensorsFolder, fill_parameters
+from lift_ds.models.safetensors_folder import SafetensorsFolder
+from lift_ds.models.weights import NewWeights, fill_parameters
 from lift_ds.objectives import make_objective
 from lift_ds.training.buffers import DifficultyBuffers
 from lift_ds.training.cluster import read_launch
@@ -145,21 +146,38 @@ def gradients(rank: int, stage: str, output: str) -> dict:
     return {"loss": loss, "norm": norm, "micro_batches": len(batches)}
 
 
-def partitioned_loading(rank: int) -> dict:
-    """Each rank's share of every weight, gathered again, equals the file; so do weights drawn anew."""
-    engine = make_engine({"bf16": {"enabled": False}, "zero_optimization": {"stage": 3}}, 2, 1)
-    source = SafetensorsFolder(VECTORS)
-    worst, elements = 0.0, 0
-    for name, parameter in engine.root.model.named_parameters():
-        elements += parameter.ds_tensor.numel()
-        with zero.GatheredParameters([parameter]):
-            worst = max(worst, float((parameter - source.tensor(name)).abs().max()))
-    new = NewWeights(engine.root.model.config, 5)
-    fill_parameters(engine.root.model.named_parameters(), new, "new weights")
-    for name, parameter in engine.root.model.named_parameters():
-        with zero.GatheredParameters([parameter]):
-            worst = max(worst, float((parameter - new.tensor(name)).abs().max()))
-    return {"worst": worst, "share": elements / engine.num_parameters()}
+def partitioned_loading(rank: int, model: str) -> dict:
+    """Each rank's share of every weight, gathered again, equals the file; so do weights drawn anew.
+
+    Sizes are odd, so that the second rank's ranges end in padding; half of the tensors are stored in bf16. The bytes
+    are those of this process's read calls.
+    """
+    folder = Path(model)
+    config = read_config(folder)
+    source = SafetensorsFolder(folder)
+    ds_json = {"zero_optimization": {"stage": 3}, "bf16": {"enabled": False}, "train_micro_batch_size_per_gpu": 1}
+    build_model(config, source, ds_json, "reference")  # imports what is imported late
+    before = bytes_read()
+    loaded = build_model(config, source, ds_json, "reference")
+    result = {"bytes": bytes_read() - before, "worst": 0.0, "padding": 0}
+    named = dict(loaded.named_parameters())
+    for weights in (source, NewWeights(config, 5)):
+        fill_parameters(named.items(), weights, "reference")
+        for name, parameter in named.items():
+            start = parameter.ds_tensor.numel() * rank
+            padding = parameter.ds_tensor[max(0, parameter.ds_numel - start) :]
+            result["padding"] += padding.numel()
+            assert not padding.any()
+            with zero.GatheredParameters([parameter]):
+                result["worst"] = max(result["worst"], float((parameter - weights.tensor(name)).abs().max()))
+    everyone = [None, None]
+    torch.distributed.all_gather_object(everyone, result)
+    return {key: [each[key] for each in everyone] for key in result}
+
+
+def bytes_read() -> int:
+    """What this process's read calls have returned so far, whatever they read."""
+    return int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])
 
 
 def tied(rank: int) -> dict:

@@ -86,12 +86,7 @@ def build_model(config: PretrainedConfig, source: WeightSource, ds_json: dict[st
         ValueError: Names or shapes of the weights do not fit the config.
     """
     dtype = torch.bfloat16 if ds_json["bf16"]["enabled"] else torch.float32
-    zero = ds_json["zero_optimization"]
-    if zero.get("offload_param", {}).get("device") == "nvme":
-        raise ValueError(
-            "zero_optimization.offload_param.device=nvme: weights are read into memory; allowed: cpu, none."
-        )
-    if zero["stage"] == 3:
+    if ds_json["zero_optimization"]["stage"] == 3:
         with CutWithoutData(config_dict_or_path=ds_json, dtype=dtype), WithoutInitialValues():
             model = family_of(config).model_class(config)
         torch.nn.Module.to(model, dtype=dtype)

@@ -11,9 +11,12 @@ import math
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from lift_ds.rng import Stream, keyed_generator
+
+from .keyed_dropout import KeyedDropout
 
 BASE = ".base_layer.weight"
 DOWN = ".lora_A.default.weight"
@@ -47,6 +50,10 @@ def add_adapters(model: nn.Module, rank: int, alpha: float, dropout: float, targ
         exclude_modules=HEAD,
     )
     inject_adapter_in_model(config, model)
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    if dropout:
+        for place, layer in enumerate(layers):
+            layer.lora_dropout["default"] = KeyedDropout(dropout, place)
     for place, (name, parameter) in enumerate(model.named_parameters()):
         if name.endswith(DOWN):
             generator = keyed_generator(seed, 1, place, Stream.INITIAL_WEIGHTS)

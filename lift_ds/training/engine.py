@@ -87,7 +87,8 @@ def build_model(config: PretrainedConfig, source: WeightSource, ds_json: dict[st
     """
     dtype = torch.bfloat16 if ds_json["bf16"]["enabled"] else torch.float32
     if ds_json["zero_optimization"]["stage"] == 3:
-        with CutWithoutData(config_dict_or_path=ds_json, dtype=dtype), WithoutInitialValues():
+        zero_init = CutWithoutData(config_dict_or_path=ds_json, dtype=dtype)
+        with zero_init, WithoutInitialValues(), default_dtype(dtype):
             model = family_of(config).model_class(config)
         torch.nn.Module.to(model, dtype=dtype)
     else:
@@ -97,6 +98,17 @@ def build_model(config: PretrainedConfig, source: WeightSource, ds_json: dict[st
         torch.nn.Module.to_empty(model, device=get_accelerator().current_device_name())
     fill_parameters(model.named_parameters(), source, label)
     return model
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """New tensors have this type: DeepSpeed converts others, which writes a whole copy of each."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 class CutWithoutData(deepspeed.zero.Init):

@@ -75,7 +75,7 @@ def peft_config(rank: int, alpha: float, dropout: float, targets: list[str]) -> 
 
 def low_rank_update(down: Tensor, up: Tensor, scale: float) -> Tensor:
     """Scale * B A, in the order of peft's own merge, so that float32 results are bit-equal."""
-    return (up @ down) * scale
+    return (up @ down).mul_(scale)
 
 
 def split_adapters(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -24,11 +24,15 @@ LISTED_KEYS = 8
 class SafetensorsFolder:
     """A folder with `model.safetensors`, or shards and their index.
 
+    Args:
+        folder: The folder.
+        only: Name of a single file to read instead.
+
     Attributes:
         places: Where each tensor is, in the order of the files.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, only: str | None = None) -> None:
         """Reads and checks the index and all headers; no data.
 
         Raises:
@@ -36,8 +40,8 @@ class SafetensorsFolder:
                 missing, or the index and the shards do not agree.
         """
         self.folder = folder
-        index = read_index(folder)
-        names = [SINGLE_FILE] if index is None else sorted(set(index.values()))
+        index = None if only else read_index(folder)
+        names = [only or SINGLE_FILE] if index is None else sorted(set(index.values()))
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise ValueError(f"{folder}: {shorten(missing)} missing; weights are read from safetensors only.")

@@ -199,7 +199,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         root = Path(name)
         num_bytes = make_folders(root, arguments.quick)
-        os.sync()
         loads: dict[tuple[str, bool], list[dict[str, float]]] = {}
         for number in range(1 if arguments.quick else arguments.rounds):
             for is_cold in (False, True):

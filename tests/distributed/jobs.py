@@ -146,7 +146,7 @@ def gradients(rank: int, stage: str, output: str) -> dict:
     return {"loss": loss, "norm": norm, "micro_batches": len(batches)}
 
 
-def partitioned_loading(rank: int, model: str) -> dict:
+def partitioned_loading(rank: int, model: str, ranks_within_node: str) -> dict:
     """Each rank's share of every weight, gathered again, equals the file; so do weights drawn anew.
 
     Sizes are odd, so that the second rank's ranges end in padding; half of the tensors are stored in bf16. The bytes
@@ -155,14 +155,14 @@ def partitioned_loading(rank: int, model: str) -> dict:
     folder = Path(model)
     config = read_config(folder)
     source = SafetensorsFolder(folder)
-    ds_json = {"zero_optimization": {"stage": 3}, "bf16": {"enabled": False}, "train_micro_batch_size_per_gpu": 1}
-    build_model(config, source, ds_json, "reference")  # imports what is imported late
-    before = bytes_read()
-    loaded = build_model(config, source, ds_json, "reference")
-    result = {"bytes": bytes_read() - before, "worst": 0.0, "padding": 0}
-    named = dict(loaded.named_parameters())
+    section = {"stage": 3, "zero_hpz_partition_size": int(ranks_within_node)}
+    ds_json = {"zero_optimization": section, "bf16": {"enabled": False}, "train_micro_batch_size_per_gpu": 1}
+    named = dict(build_model(config, source, ds_json, "reference").named_parameters())
+    result = {"bytes": 0, "worst": 0.0, "padding": 0}
     for weights in (source, NewWeights(config, 5)):
+        before = bytes_read()
         fill_parameters(named.items(), weights, "reference")
+        result["bytes"] += bytes_read() - before if weights is source else 0
         for name, parameter in named.items():
             start = parameter.ds_tensor.numel() * rank
             padding = parameter.ds_tensor[max(0, parameter.ds_numel - start) :]

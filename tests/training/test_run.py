@@ -342,7 +342,11 @@ def test_lora_on_other_matrices_under_zero_2(tiny_dir, tmp_path):
     new = NewWeights(read_config(base), 0)
     save_file({name: new.tensor(name) for name in new.shapes()}, base / "model.safetensors")
     command = [*SMALL, "--deepspeed", "ds_configs/zero2.json", "--model", base, "model.from_scratch=false"]
-    command += ["lora.rank=128", "lora.alpha=256", "lora.targets=[q_proj,k_proj,v_proj,attn_out,ff_proj,up_proj,ff_out]"]
+    command += [
+        "lora.rank=128",
+        "lora.alpha=256",
+        "lora.targets=[q_proj,k_proj,v_proj,attn_out,ff_proj,up_proj,ff_out]",
+    ]
     command += ["eval.solve_items=0", "data.packing=best_fit", "data.pad_targets=one_eos", "data.pad_to_multiple=1"]
     launch_train(*command, "--output", tmp_path / "run")
     assert_peft_loads(base, tmp_path / "run")

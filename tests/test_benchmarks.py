@@ -12,6 +12,7 @@ COMMANDS = {
     "buffers": TORCHRUN,
     "controls": [sys.executable],
     "data": [sys.executable],
+    "loading": [sys.executable],
     "loss_memory": [sys.executable],
     "sampling": [sys.executable],
     "step_cost": TORCHRUN,

@@ -20,8 +20,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from .export import DTYPES, export_folder
 from .layout import read_raw_config
+from .safetensors_folder import SafetensorsFolder
 from .vocabulary import load_tokenizer
-from .weights import SafetensorsFolder, resolve_folder
+from .weights import resolve_folder
 
 MODEL_TYPES = {"llama": "a2d-llama", "qwen2": "a2d-qwen2", "qwen3": "a2d-qwen3"}
 MASK_TOKEN = "<|mask|>"

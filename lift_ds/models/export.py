@@ -20,7 +20,8 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from .families import family_of, read_config
-from .layout import INDEX_FILE, read_raw_config
+from .layout import read_raw_config
+from .shards import INDEX_FILE
 from .vocabulary import NEEDED_IDS, TOKENIZER_CONFIG, portable_tokenizer_config
 from .weights import check_names
 

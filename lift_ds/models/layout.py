@@ -9,8 +9,8 @@ from typing import Any
 
 from safetensors import safe_open
 
-INDEX_FILE = "model.safetensors.index.json"
-SINGLE_FILE = "model.safetensors"
+from .shards import INDEX_FILE, SINGLE_FILE
+
 LLADA_NAMES = "model.transformer.blocks."
 LLAMA_NAMES = "model.layers."
 VISION_NAMES = ("vision_tower", "mm_projector")

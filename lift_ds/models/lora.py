@@ -9,18 +9,29 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lift_ds.rng import Stream, keyed_generator
 
+from .keyed_dropout import KeyedDropout
+from .new_folder import new_folder
+from .shards import READABLE
+
+BASE_LAYER = ".base_layer."
 BASE = ".base_layer.weight"
-BASE_BIAS = ".base_layer.bias"
 DOWN = ".lora_A.default.weight"
 UP = ".lora_B.default.weight"
+PEFT_PREFIX = "base_model.model."
+PEFT_CONFIG = "adapter_config.json"
+PEFT_WEIGHTS = "adapter_model.safetensors"
 HEAD = r"(.*transformer\.ff_out|.*lm_head)"
+HEAD_NAMES = {"ff_out", "lm_head"}
 
 
 def add_adapters(model: nn.Module, rank: int, alpha: float, dropout: float, targets: list[str], seed: int) -> None:
@@ -43,20 +54,87 @@ def add_adapters(model: nn.Module, rank: int, alpha: float, dropout: float, targ
     unknown = sorted(set(targets) - names)
     if unknown:
         raise ValueError(f"lora.targets: {', '.join(unknown)} not in the model; it has {', '.join(sorted(names))}.")
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]
-        lora_dropout=dropout,
-        target_modules=targets,
-        exclude_modules=heads or None,  # a tied head is no matrix of its own
-    )
-    inject_adapter_in_model(config, model)
+    inject_adapter_in_model(peft_config(rank, alpha, dropout, targets), model)
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    if dropout:
+        for place, layer in enumerate(layers):
+            layer.lora_dropout["default"] = KeyedDropout(dropout, place)
     for place, (name, parameter) in enumerate(model.named_parameters()):
         if name.endswith(DOWN):
             generator = keyed_generator(seed, 1, place, Stream.INITIAL_WEIGHTS)
             bound = 1.0 / math.sqrt(parameter.shape[1])
             drawn = generator.uniform(-bound, bound, tuple(parameter.shape)).astype("float32")
             parameter.data.copy_(torch.from_numpy(drawn))
+
+
+def peft_config(rank: int, alpha: float, dropout: float, targets: list[str]) -> LoraConfig:
+    """What peft is told about the adapters, in a run and in their folder; see `add_adapters`."""
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_dropout=dropout,
+        target_modules=targets,
+        exclude_modules=HEAD if HEAD_NAMES & set(targets) else None,
+    )
+
+
+def low_rank_update(down: Tensor, up: Tensor, scale: float) -> Tensor:
+    """Scale * B A, in the order of peft's own merge, so that float32 results are bit-equal."""
+    return (up @ down).mul_(scale)
+
+
+def split_adapters(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The base's weights under their official names, and the adapters under PEFT's.
+
+    Args:
+        state: Weights of a model with adapters; the base's may be missing.
+
+    Returns:
+        Names like `model.transformer.wte.weight`, and like `base_model.model.model...q_proj.lora_A.weight`.
+    """
+    base, adapters = {}, {}
+    for name, tensor in state.items():
+        if name.endswith((DOWN, UP)):
+            adapters[PEFT_PREFIX + name.replace(".default.weight", ".weight")] = tensor
+        else:
+            base[name.replace(BASE_LAYER, ".")] = tensor
+    return base, adapters
+
+
+def write_adapters(
+    adapters: dict[str, Tensor],
+    output: Path,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    targets: list[str],
+    base_path: str,
+) -> None:
+    """Writes adapters in PEFT's own format, as `peft.PeftModel.from_pretrained` loads them.
+
+    Args:
+        adapters: Weights under PEFT's names, see `split_adapters`.
+        output: Folder to create.
+        rank: Rank of the adapters.
+        alpha: Their scale.
+        dropout: Dropout on the adapters' input while training.
+        targets: Last parts of the names of the matrices.
+        base_path: Folder or hub name of the base model.
+
+    Raises:
+        ValueError: There are no adapters, or `output` exists and holds something.
+    """
+    if not adapters:
+        raise ValueError(f"{output}: the weights hold no adapters; was lora.rank 0?")
+    config = peft_config(rank, alpha, dropout, targets)
+    config.base_model_name_or_path = base_path
+    config.inference_mode = True
+    with new_folder(output) as folder:
+        config.save_pretrained(str(folder))
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapters.items()}
+        save_file(tensors, folder / PEFT_WEIGHTS, metadata={"format": "pt"})
+        for path in folder.iterdir():
+            path.chmod(READABLE)
 
 
 def merge_adapters(state: dict[str, Tensor], rank: int, alpha: float) -> dict[str, Tensor]:
@@ -71,9 +149,7 @@ def merge_adapters(state: dict[str, Tensor], rank: int, alpha: float) -> dict[st
     for name, tensor in state.items():
         if name.endswith(BASE):
             stem = name.removesuffix(BASE)
-            merged[f"{stem}.weight"] = tensor + (alpha / rank) * (state[stem + UP] @ state[stem + DOWN])
-        elif name.endswith(BASE_BIAS):
-            merged[f"{name.removesuffix(BASE_BIAS)}.bias"] = tensor
+            merged[f"{stem}.weight"] = tensor + low_rank_update(state[stem + DOWN], state[stem + UP], alpha / rank)
         elif not name.endswith((DOWN, UP)):
-            merged[name] = tensor
+            merged[name.replace(BASE_LAYER, ".")] = tensor
     return merged

@@ -1,74 +1,38 @@
 """Weights by name, from a folder of safetensors or drawn anew, into a whole or a partitioned model.
 
-Under ZeRO-3 a parameter is a flat tensor cut into equal contiguous ranges, one a rank. Each rank maps the file and
-copies only its own range, so nothing is broadcast and no rank ever holds a whole matrix.
+Under ZeRO-3 a parameter is a flat tensor cut into equal contiguous ranges, one a rank. Each rank reads the bytes of its
+own range, and no others, into the memory where they stay: nothing is broadcast and no rank ever holds a whole matrix.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lift_ds.rng import Stream, keyed_generator
 
 from .families import family_of, read_config
-from .layout import INDEX_FILE, SINGLE_FILE
+from .safetensors_folder import SafetensorsFolder, shorten
 from .vocabulary import check_tokenizer, load_tokenizer
 
 BUILTIN_BASE = "builtin:base"
-LISTED_KEYS = 8
 
 
 class WeightSource(Protocol):
     """Named tensors of a whole model."""
 
     def shapes(self) -> dict[str, torch.Size]:
-        """Every name with its shape, without reading data."""
+        """Every name with its shape, in the order in which they are best read; no data is read."""
 
-    def tensor(self, name: str) -> Tensor:
-        """One tensor; mapped from disk where possible."""
-
-
-class SafetensorsFolder:
-    """A folder with `model.safetensors`, or shards and their index."""
-
-    def __init__(self, folder: Path) -> None:
-        """Opens the headers.
-
-        Raises:
-            ValueError: There are no safetensors, or a shard that the index names is missing.
-        """
-        self.folder = folder
-        if (folder / INDEX_FILE).is_file():
-            index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))["weight_map"]
-            names = sorted(set(index.values()))
-        else:
-            names = [SINGLE_FILE]
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise ValueError(f"{folder}: {', '.join(missing)} missing; weights are read from safetensors only.")
-        try:
-            self.files = {name: safe_open(folder / name, framework="pt") for name in names}
-        except Exception as error:
-            raise ValueError(f"{folder}: a safetensors file cannot be read: {error}. Is it whole?") from error
-        self.file_of = {key: file for file in self.files.values() for key in file.keys()}  # noqa: SIM118
-
-    def shapes(self) -> dict[str, torch.Size]:
-        """Shapes from the headers."""
-        return {key: torch.Size(file.get_slice(key).get_shape()) for key, file in self.file_of.items()}
-
-    def tensor(self, name: str) -> Tensor:
-        """A tensor that is paged in as it is read."""
-        return self.file_of[name].get_tensor(name)
+    def read(self, name: str, into: Tensor, start: int = 0) -> None:
+        """Fills `into`, a flat tensor of any type and device, with the elements from `start` of a flattened tensor."""
 
 
 class NewWeights:
@@ -93,6 +57,10 @@ class NewWeights:
             return torch.zeros(shape) if name.endswith(".bias") else torch.ones(shape)
         generator = keyed_generator(self.seed, 0, self.place[name], Stream.INITIAL_WEIGHTS)
         return torch.from_numpy(generator.standard_normal(tuple(shape), dtype="float32")) * self.std
+
+    def read(self, name: str, into: Tensor, start: int = 0) -> None:
+        """Fills `into` with a range of a tensor, which is drawn whole."""
+        into.copy_(self.tensor(name).flatten()[start : start + into.numel()])
 
 
 def resolve_folder(path: str, with_weights: bool = True) -> Path:
@@ -133,34 +101,41 @@ def check_names(wanted: dict[str, torch.Size], found: dict[str, torch.Size], lab
         raise ValueError(f"{label}: the weights do not fit the model's config.\n  " + "\n  ".join(lines))
 
 
-def shorten(keys: list[str]) -> str:
-    """The first keys of a list."""
-    more = f", and {len(keys) - LISTED_KEYS} more" if len(keys) > LISTED_KEYS else ""
-    return ", ".join(keys[:LISTED_KEYS]) + more
-
-
 def fill_parameters(parameters: Iterable[tuple[str, nn.Parameter]], source: WeightSource, label: str) -> None:
-    """Copies weights into a model, whole or partitioned by ZeRO-3.
+    """Reads weights into a model, whole or partitioned by ZeRO-3.
 
     Args:
-        parameters: Names and parameters; a partitioned one has `ds_tensor`, this rank's range of the flattened matrix.
+        parameters: Names and contiguous parameters, whole or partitioned; see `own_ranges`.
         source: The weights.
         label: What to call the source in messages.
 
     Raises:
-        ValueError: Names or shapes do not fit; nothing has been copied then.
+        ValueError: Names or shapes do not fit; nothing has been read then.
     """
     named = dict(parameters)
     check_names({name: whole_shape(parameter) for name, parameter in named.items()}, source.shapes(), label)
-    for name, parameter in named.items():
-        tensor = source.tensor(name)
-        part = getattr(parameter, "ds_tensor", None)
-        if part is None:
-            parameter.data.copy_(tensor)
-            continue
-        start = part.numel() * getattr(parameter, "ds_zero_partition_rank")  # noqa: B009 - DeepSpeed's attribute
-        mine = tensor.flatten()[start : start + part.numel()]
-        part.data[: mine.numel()].copy_(mine)
+    for name in source.shapes():
+        num_elements = whole_shape(named[name]).numel()
+        for into, start in own_ranges(named[name]):
+            count = max(0, min(len(into), num_elements - start))
+            source.read(name, into[:count], start)
+            into[count:].zero_()  # padding, which nothing else would set
+
+
+def own_ranges(parameter: Any) -> Iterator[tuple[Tensor, int]]:
+    """What this rank holds of a parameter: flat tensors, and where in the flattened parameter each begins.
+
+    Under ZeRO-3 that is `ds_tensor`, and with a secondary partition (`zero_hpz_partition_size`) the range that is kept
+    within the node too. The last ones are filled up to the length of the others.
+    """
+    if not hasattr(parameter, "ds_tensor"):
+        yield parameter.data.view(-1), 0
+        return
+    rank = parameter.ds_zero_partition_rank
+    yield parameter.ds_tensor.data, parameter.ds_tensor.numel() * rank
+    within_node = getattr(parameter, "ds_secondary_tensor", None)
+    if within_node is not None:
+        yield within_node.data, within_node.numel() * (rank % parameter.ds_secondary_tensor_group_size)
 
 
 def whole_shape(parameter: nn.Parameter) -> torch.Size:
@@ -194,8 +169,5 @@ def load_pretrained(
         model = family_of(config).model_class(config)
     wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
     check_names(wanted, source.shapes(), str(folder))
-    state = {name: source.tensor(name) for name in wanted}
-    model.load_state_dict(
-        {name: tensor.clone().to(dtype or tensor.dtype) for name, tensor in state.items()}, assign=True
-    )
+    model.load_state_dict({name: source.tensor(name, dtype) for name in source.shapes()}, assign=True)
     return model.eval().requires_grad_(True), tokenizer

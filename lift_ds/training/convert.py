@@ -10,7 +10,7 @@ from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoin
 from torch import Tensor
 
 from lift_ds.models.export import DTYPES, export_folder
-from lift_ds.models.lora import merge_adapters
+from lift_ds.models.lora import merge_adapters, split_adapters, write_adapters
 
 from .checkpoint import ZERO_TAG
 from .manifest import find_faults, read_manifest
@@ -38,6 +38,22 @@ def convert_checkpoint(checkpoint: Path, output: Path, dtype_name: str = "auto")
     lora = run["run"]["lora"]
     state = merge_adapters(read_master_weights(checkpoint), lora["rank"], lora["alpha"])
     export_folder(state, checkpoint / "hf", output, DTYPES[dtype_name])
+
+
+def convert_adapters(checkpoint: Path, output: Path) -> None:
+    """Writes the adapters of a whole checkpoint of this trainer in PEFT's own format.
+
+    Args:
+        checkpoint: `.../checkpoints/step-NNNNNN` of a run with LoRA.
+        output: Folder to create.
+
+    Raises:
+        ValueError: It holds no adapters, or `output` is not empty.
+    """
+    run = json.loads((checkpoint / "run.json").read_text(encoding="utf-8"))["run"]
+    _, adapters = split_adapters(read_master_weights(checkpoint))
+    base = Path(run["model"]["path"])
+    write_adapters(adapters, output, **run["lora"], base_path=str(base.resolve() if base.is_dir() else base))
 
 
 def read_master_weights(checkpoint: Path) -> dict[str, Tensor]:

@@ -18,8 +18,9 @@ from lift_ds.data.sources import BUILTIN_PREFIX, Manifest, Retry, open_groups
 from lift_ds.data.stream import PackStream
 from lift_ds.data.templates import use_template
 from lift_ds.models.families import max_length_of, read_config, start_token_of
+from lift_ds.models.safetensors_folder import SafetensorsFolder
 from lift_ds.models.vocabulary import check_tokenizer, load_tokenizer
-from lift_ds.models.weights import NewWeights, SafetensorsFolder, WeightSource, resolve_folder
+from lift_ds.models.weights import NewWeights, WeightSource, resolve_folder
 
 from .draws import make_noise_rule
 

@@ -86,6 +86,9 @@ def resolve_ds_json(
     for key, rule in HIDDEN_SIZE_RULES.items():
         if zero.get(key) == "auto":
             zero[key] = rule(hidden_size)
+    if zero.get("offload_param", {}).get("device") == "nvme":
+        key = "zero_optimization.offload_param.device"
+        problems.append(f"{path}: {key}=nvme: weights are read into memory; allowed: none, cpu")
     problems += [f'{path}: {key}="auto" has no counterpart in the run config; write a value' for key in autos(resolved)]
     return resolved, problems
 

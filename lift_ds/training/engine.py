@@ -16,6 +16,7 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.adam import DeepSpeedCPUAdam
 from deepspeed.utils import set_z3_leaf_modules
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lift_ds.config import OptimConfig
@@ -85,14 +86,47 @@ def build_model(config: PretrainedConfig, source: WeightSource, ds_json: dict[st
         ValueError: Names or shapes of the weights do not fit the config.
     """
     dtype = torch.bfloat16 if ds_json["bf16"]["enabled"] else torch.float32
-    is_cut = ds_json["zero_optimization"]["stage"] == 3
-    with deepspeed.zero.Init(config_dict_or_path=ds_json, dtype=dtype) if is_cut else torch.device("meta"):
-        model = family_of(config).model_class(config)
-    torch.nn.Module.to(model, dtype=dtype)
-    if not is_cut:
+    if ds_json["zero_optimization"]["stage"] == 3:
+        zero_init = CutWithoutData(config_dict_or_path=ds_json, dtype=dtype)
+        with zero_init, WithoutInitialValues(), default_dtype(dtype):
+            model = family_of(config).model_class(config)
+        torch.nn.Module.to(model, dtype=dtype)
+    else:
+        with torch.device("meta"):
+            model = family_of(config).model_class(config)
+        torch.nn.Module.to(model, dtype=dtype)
         torch.nn.Module.to_empty(model, device=get_accelerator().current_device_name())
     fill_parameters(model.named_parameters(), source, label)
     return model
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """New tensors have this type: DeepSpeed converts others, which writes a whole copy of each."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+class CutWithoutData(deepspeed.zero.Init):
+    """`zero.Init` for weights that are read afterwards: rank 0 does not send its initial values to the others."""
+
+    def _zero_init_param(self, param: Any) -> None:
+        self._convert_to_deepspeed_param(param)
+        param.partition()
+
+
+class WithoutInitialValues(TorchFunctionMode):
+    """Leaves out the functions of `torch.nn.init`: the values would be replaced, and drawing them takes longer."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Calls any other function as it is."""
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 class Engine(Collectives):

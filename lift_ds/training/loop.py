@@ -15,7 +15,6 @@ import torch
 from lift_ds.config import RunConfig
 from lift_ds.data.loader import StepBatch, StepLoader
 from lift_ds.metrics import StepTotals
-from lift_ds.rng import Stream, keyed_generator
 
 from .buffers import DifficultyBuffers
 from .engine import Engine
@@ -105,6 +104,7 @@ def compute_step(
     if engine.root.objective.reads_difficulty:
         assert buffers is not None
         micro_batches = buffers.fill(micro_batches)
+    engine.root.dropout_key = (run.seed, step)
     totals = StepTotals()
     totals.add(num_tokens=plan.batch.num_tokens, num_skipped=plan.batch.num_skipped)
     totals.add(num_bad_rows=plan.batch.num_bad_rows)
@@ -112,9 +112,6 @@ def compute_step(
     for place, on_cpu in enumerate(micro_batches):
         scale = document_scale(on_cpu, run.objective.normalizer, plan.totals, num_micro_batches)
         batch = on_cpu.to(engine.device)
-        if engine.root.has_dropout:
-            generator = keyed_generator(run.seed, step, int(on_cpu.sample_ids[0]) + 1, Stream.DROPOUT)
-            engine.root.dropout_seed = int(generator.integers(2**62))
         loss, stats = engine.ds(batch, (scale * engine.loss_factor).to(engine.device))
         engine.ds.backward(loss)
         gradient_norm = engine.root.pop_gradient_norms(len(scale)) / engine.world_size

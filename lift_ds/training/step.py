@@ -21,8 +21,9 @@ from lift_ds.diffusion.loss import chunked_entropy, chunked_gold_logprob, chunke
 from lift_ds.lift.difficulty import Observations
 from lift_ds.lift.schedule import Component
 from lift_ds.models.head import MaskedDiffusionModel, encode_rows
+from lift_ds.models.keyed_dropout import DocumentRows, KeyedDropout, document_seeds
 from lift_ds.objectives import Objective
-from lift_ds.objectives.base import superset_level
+from lift_ds.objectives.base import View, superset_level
 
 from .stopwatch import Stopwatch
 
@@ -52,8 +53,9 @@ class DiffusionStep(nn.Module):
         is_packed: Run documents one after the other, without padding, each seeing only itself.
 
     Attributes:
-        has_dropout: Whether the model draws random numbers while it trains.
-        dropout_seed: Seed of the next forward's dropout; the global generator is used where it is `None`.
+        keyed_dropouts: Dropouts of the adapters, seeded by document.
+        has_own_dropout: Whether the model itself draws random numbers while it trains; seeded by micro-batch.
+        dropout_key: The run's seed and the step, of which the next forward's dropout is a function.
         scoring_time: What passes without gradient take.
     """
 
@@ -70,8 +72,9 @@ class DiffusionStep(nn.Module):
         self.objective = objective
         self.keeps_observations = keeps_observations
         self.is_packed = is_packed
-        self.has_dropout = has_dropout(self)
-        self.dropout_seed: int | None = None
+        self.keyed_dropouts = [module for module in self.modules() if isinstance(module, KeyedDropout)]
+        self.has_own_dropout = has_own_dropout(self)
+        self.dropout_key = (0, 0)
         self.scoring_time = Stopwatch()
         self._row_gradients: list[tuple[Tensor, Tensor]] = []
         self._observed: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -87,7 +90,7 @@ class DiffusionStep(nn.Module):
             sum_b document_scale_b sum_{i learned} w_bi c(-log p_bi), and the statistics; w and c are the objective's.
         """
         view = self.objective.view(batch, self)
-        with self.keyed_dropout():
+        with self.seeded_dropout(batch, view):
             rows = encode_rows(self.model, view.noised_ids, view.targets, view.attention_mask, self.is_packed)
         document = view.document[view.targets.nonzero()[:, 0]]
         self.watch_gradient(rows, document)
@@ -166,14 +169,25 @@ class DiffusionStep(nn.Module):
         return scores
 
     @contextmanager
-    def keyed_dropout(self) -> Iterator[None]:
-        """Draws dropout from `dropout_seed` where it is set, and leaves the global generators as they were."""
-        if self.dropout_seed is None:
+    def seeded_dropout(self, batch: MicroBatch, view: View) -> Iterator[None]:
+        """Seeds the dropout of a training forward by `dropout_key` and the documents.
+
+        Adapters' masks depend on each document alone. The model's own dropout (0 in published configs) has one seed a
+        micro-batch, by its first document; the global generators are left as they were.
+        """
+        samples = batch.sample_ids.tolist() if self.keyed_dropouts or self.has_own_dropout else []
+        if self.keyed_dropouts:
+            num_views = len(view.noised_ids) // len(samples)
+            seeds = document_seeds(*self.dropout_key, samples, num_views, len(self.keyed_dropouts))
+            rows = DocumentRows(view.attention_mask.sum(-1).tolist(), seeds, self.is_packed)
+            for module in self.keyed_dropouts:
+                module.rows = rows
+        if not self.has_own_dropout:
             yield
             return
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices):
-            torch.manual_seed(self.dropout_seed)
+            torch.manual_seed(document_seeds(*self.dropout_key, samples[:1], 1, 1)[0][0])
             yield
 
     def mask(self, clean_ids: Tensor, masked: Tensor) -> Tensor:
@@ -192,8 +206,8 @@ class DiffusionStep(nn.Module):
         return torch.zeros(num_documents, device=squares.device).index_add_(0, document_of_row, squares).sqrt()
 
 
-def has_dropout(root: nn.Module) -> bool:
-    """Whether a dropout module, or a dropout field of a config, is above 0."""
+def has_own_dropout(root: nn.Module) -> bool:
+    """Whether a dropout module other than the adapters', or a dropout field of a config, is above 0."""
     modules = list(root.modules())
     fields = ("attention_dropout", "residual_dropout", "embedding_dropout")
     configs = [module.config for module in modules if hasattr(module, "config")]

@@ -20,7 +20,7 @@ from lift_ds.sampling.reverse import ReverseProcess
 
 from .buffers import DifficultyBuffers
 from .checkpoint import check_space, load_checkpoint, save_checkpoint
-from .convert import convert_checkpoint
+from .convert import convert_adapters, convert_checkpoint
 from .data import Prepared, make_loader
 from .engine import Engine
 from .loop import StopRequest, train_steps
@@ -202,6 +202,9 @@ class Trainer:
         convert_checkpoint(newest, export)
         difference = self.compare_export(export, probe[0], logits) if logits is not None else "not compared"
         files = {"run folder": self.output, "checkpoint": newest, "export": export}
+        if self.run.lora.rank:
+            files["adapters"] = free_name(self.output / "adapters")
+            convert_adapters(newest, files["adapters"])
         print_summary(self.output / "metrics.jsonl", files)
         print(f"reloaded       largest difference of the export's logits from the trained model's: {difference}")
 

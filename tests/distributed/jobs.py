@@ -21,7 +21,8 @@ from lift_ds.lift.difficulty import NUM_BINS, DifficultyTable, Observations, lev
 from lift_ds.lift.schedule import lift3_component
 from lift_ds.models.families import family_of, read_config
 from lift_ds.models.lora import add_adapters
-from lift_ds.models.weights import NewWeights, SafetensorsFolder, fill_parameters
+from lift_ds.models.safetensors_folder import SafetensorsFolder
+from lift_ds.models.weights import NewWeights, fill_parameters
 from lift_ds.objectives import make_objective
 from lift_ds.training.buffers import DifficultyBuffers
 from lift_ds.training.cluster import read_launch
@@ -151,21 +152,38 @@ def gradients(rank: int, stage: str, output: str) -> dict:
     return {"loss": loss, "norm": norm, "micro_batches": len(batches)}
 
 
-def partitioned_loading(rank: int) -> dict:
-    """Each rank's share of every weight, gathered again, equals the file; so do weights drawn anew."""
-    engine = make_engine({"bf16": {"enabled": False}, "zero_optimization": {"stage": 3}}, 2, 1)
-    source = SafetensorsFolder(VECTORS)
-    worst, elements = 0.0, 0
-    for name, parameter in engine.root.model.named_parameters():
-        elements += parameter.ds_tensor.numel()
-        with zero.GatheredParameters([parameter]):
-            worst = max(worst, float((parameter - source.tensor(name)).abs().max()))
-    new = NewWeights(engine.root.model.config, 5)
-    fill_parameters(engine.root.model.named_parameters(), new, "new weights")
-    for name, parameter in engine.root.model.named_parameters():
-        with zero.GatheredParameters([parameter]):
-            worst = max(worst, float((parameter - new.tensor(name)).abs().max()))
-    return {"worst": worst, "share": elements / engine.num_parameters()}
+def partitioned_loading(rank: int, model: str, ranks_within_node: str) -> dict:
+    """Each rank's share of every weight, gathered again, equals the file; so do weights drawn anew.
+
+    Sizes are odd, so that the second rank's ranges end in padding; half of the tensors are stored in bf16. The bytes
+    are those of this process's read calls.
+    """
+    folder = Path(model)
+    config = read_config(folder)
+    source = SafetensorsFolder(folder)
+    section = {"stage": 3, "zero_hpz_partition_size": int(ranks_within_node)}
+    ds_json = {"zero_optimization": section, "bf16": {"enabled": False}, "train_micro_batch_size_per_gpu": 1}
+    named = dict(build_model(config, source, ds_json, "reference").named_parameters())
+    result = {"bytes": 0, "worst": 0.0, "padding": 0}
+    for weights in (source, NewWeights(config, 5)):
+        before = bytes_read()
+        fill_parameters(named.items(), weights, "reference")
+        result["bytes"] += bytes_read() - before if weights is source else 0
+        for name, parameter in named.items():
+            start = parameter.ds_tensor.numel() * rank
+            padding = parameter.ds_tensor[max(0, parameter.ds_numel - start) :]
+            result["padding"] += padding.numel()
+            assert not padding.any()
+            with zero.GatheredParameters([parameter]):
+                result["worst"] = max(result["worst"], float((parameter - weights.tensor(name)).abs().max()))
+    everyone = [None, None]
+    torch.distributed.all_gather_object(everyone, result)
+    return {key: [each[key] for each in everyone] for key in result}
+
+
+def bytes_read() -> int:
+    """What this process's read calls have returned so far, whatever they read."""
+    return int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])
 
 
 def tied(rank: int) -> dict:

@@ -4,9 +4,12 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lift_ds import load_pretrained
 from lift_ds.data.batch import collate
+from lift_ds.models.families import read_config
+from lift_ds.models.weights import NewWeights
 from lift_ds.training.normalizer import document_scale, step_counts
 from lift_ds.training.step import DiffusionStep
 from tests.conftest import REPOSITORY, VECTORS, launch_job
@@ -75,10 +78,31 @@ def test_the_cut_does_not_change_the_gradient(tmp_path, plain_gradient, num_rank
     assert result["norm"] == pytest.approx(norm, rel=1e-5)
 
 
-def test_every_rank_reads_its_own_share(tmp_path):
-    result = launch_job("partitioned_loading", tmp_path / "out.json")
-    assert result["worst"] == 0
-    assert result["share"] == pytest.approx(0.5, rel=0.01)
+@pytest.mark.parametrize("ranks_within_node", [1, 2])
+def test_every_rank_reads_its_own_bytes(tmp_path, ranks_within_node):
+    """Vectors of 99 elements are cut into 50 and 49 + 1 of padding: the ranks' bytes add up to the tensors' bytes.
+
+    With a second cut within the node (`zero_hpz_partition_size`), which is what the forward gathers, they read theirs
+    twice.
+    """
+    folder = tmp_path / "model"
+    config = json.loads((VECTORS / "llada_tiny" / "config.json").read_text())
+    config |= {"d_model": 99, "n_layers": 2, "n_heads": 11, "n_kv_heads": 11, "mlp_hidden_size": 51}
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    new = NewWeights(read_config(folder), 1)
+    state = {name: new.tensor(name) for name in new.shapes()}
+    for name in list(state)[::2]:
+        state[name] = state[name].bfloat16()
+    save_file(state, folder / "model.safetensors")
+    num_bytes = sum(tensor.nbytes for tensor in state.values())
+    result = launch_job("partitioned_loading", tmp_path / "out.json", str(folder), str(ranks_within_node))
+    num_bytes *= ranks_within_node  # 2 ranks, each with 1/2 of the cut within the node
+    assert result["worst"] == [0, 0]
+    assert result["padding"][0] == 0 < result["padding"][1]
+    small = 20_000  # the process reads itself, too: /proc/self/io
+    assert num_bytes <= sum(result["bytes"]) < num_bytes + small
+    assert abs(result["bytes"][0] - result["bytes"][1]) < small
 
 
 def test_tied_weights(tmp_path):

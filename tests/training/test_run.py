@@ -10,9 +10,12 @@ import time
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
 
 from lift_ds import load_pretrained
+from lift_ds.models.families import read_config
+from lift_ds.models.weights import NewWeights
 from tests.conftest import REPOSITORY, clean_environment, free_port, launch_train, read_steps, run
 
 pytestmark = pytest.mark.distributed
@@ -313,8 +316,43 @@ def test_lora(tiny_dir, tmp_path):
     before, after = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "whole" / "export"))
     changed = {name.split(".")[-2] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"q_proj", "k_proj", "v_proj"}
+    assert_peft_loads(base, tmp_path / "whole")
     unknown = launch_train(*lora, "lora.targets=[wrong]", "--output", tmp_path / "new", num_ranks=1, check=False)
     assert "lora.targets: wrong not in the model" in unknown.stdout
+
+
+def assert_peft_loads(base, output):
+    """peft puts `adapters/` onto the base and gives the logits of `export/`, which are those of the trained model."""
+    ids = torch.tensor([[5, 6, 7, 8]])
+    adapted = PeftModel.from_pretrained(load_pretrained(base)[0], output / "adapters").eval()
+    (expected, _), (before, _) = (load_pretrained(folder) for folder in (output / "export", base))
+    with torch.no_grad():
+        logits, theirs = adapted(input_ids=ids).logits, expected(input_ids=ids).logits
+        assert (logits - theirs).abs().max() < 1e-5 * theirs.abs().max()
+        assert (logits - before(input_ids=ids).logits).abs().max() > 1e-3 * theirs.abs().max()
+    config = json.loads((output / "adapters" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(base)
+    assert {path.stat().st_mode & 0o777 for path in (output / "adapters").iterdir()} == {0o644}
+
+
+def test_lora_on_other_matrices_under_zero_2(tiny_dir, tmp_path):
+    """Packed, with adapters on all matrices of a block; the vocabulary matrix, `ff_out` too, has none."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_dir, base)
+    new = NewWeights(read_config(base), 0)
+    save_file({name: new.tensor(name) for name in new.shapes()}, base / "model.safetensors")
+    command = [*SMALL, "--deepspeed", "ds_configs/zero2.json", "--model", base, "model.from_scratch=false"]
+    command += [
+        "lora.rank=128",
+        "lora.alpha=256",
+        "lora.targets=[q_proj,k_proj,v_proj,attn_out,ff_proj,up_proj,ff_out]",
+    ]
+    command += ["eval.solve_items=0", "data.packing=best_fit", "data.pad_targets=one_eos", "data.pad_to_multiple=1"]
+    launch_train(*command, "--output", tmp_path / "run")
+    assert_peft_loads(base, tmp_path / "run")
+    adapters = load_file(tmp_path / "run" / "adapters" / "adapter_model.safetensors")
+    assert len(adapters) == 2 * 7 * 2  # two blocks, seven matrices, A and B
+    assert not [name for name in adapters if "transformer.ff_out" in name]
 
 
 def test_real_rows(bench, tiny_dir, tmp_path):

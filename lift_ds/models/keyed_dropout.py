@@ -1,0 +1,86 @@
+"""Dropout whose masks belong to documents: seeded by (seed, step, document, place), never by when they are drawn.
+
+Another micro-batch, number of ranks, pack or padding, a resumed run, and the recomputation of a checkpointed layer all
+give a document the same masks.
+
+Shapes: B documents, L tokens of the longest one, T tokens of all, D features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lift_ds.rng import Stream, keyed_generator
+
+LARGEST_SEED = 2**62
+
+
+@dataclass(frozen=True)
+class DocumentRows:
+    """The documents of one forward, and where they stand in it.
+
+    Args:
+        lengths: Tokens of each of the B documents.
+        seeds: Seeds of each document, one per place.
+        is_packed: Whether they stand one after the other in one row of T tokens, not in a padded row each.
+    """
+
+    lengths: list[int]
+    seeds: list[list[int]]
+    is_packed: bool
+
+    def split(self, hidden: Tensor) -> list[Tensor]:
+        """Each document's part of (B, L, D), or of (1, T, D)."""
+        if self.is_packed:
+            return list(hidden[0].split(self.lengths))
+        return [row[:length] for row, length in zip(hidden, self.lengths, strict=True)]
+
+
+def document_seeds(seed: int, step: int, sample_ids: list[int], num_views: int, num_places: int) -> list[list[int]]:
+    """Seeds of a forward that shows each document `num_views` times: (num_views * B) lists of `num_places`.
+
+    Args:
+        seed: The run's seed.
+        step: Optimizer step, from 0.
+        sample_ids: Their numbers, from -1 (stand-ins).
+        num_views: How many times all of them follow one another in the forward.
+        num_places: Modules that draw.
+    """
+    drawn = [
+        keyed_generator(seed, step, sample_id + 1, Stream.DROPOUT).integers(LARGEST_SEED, size=(num_views, num_places))
+        for sample_id in sample_ids
+    ]
+    return [each[view].tolist() for view in range(num_views) for each in drawn]
+
+
+class KeyedDropout(nn.Module):
+    """Dropout on (B, L, D) or (1, T, D) while training; rows of padding become 0.
+
+    Args:
+        p: Share of the features that become 0; the others are multiplied by 1 / (1 - p).
+        place: Number of this module among all that draw.
+
+    Attributes:
+        rows: The documents of the next training forward; they must stay until its backward is done.
+    """
+
+    def __init__(self, p: float, place: int) -> None:
+        """Stores them."""
+        super().__init__()
+        self.p = p
+        self.place = place
+        self.rows: DocumentRows | None = None
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Drops features of every document by its own seed."""
+        if not self.training:
+            return hidden
+        assert self.rows is not None, "dropout is seeded by document: set `rows` before a training forward"
+        kept = torch.zeros_like(hidden)
+        generator = torch.Generator(hidden.device)
+        for part, seeds in zip(self.rows.split(kept), self.rows.seeds, strict=True):
+            part.bernoulli_(1 - self.p, generator=generator.manual_seed(seeds[self.place]))
+        return hidden * kept / (1 - self.p)  # in this order bf16 rounds once

@@ -6,12 +6,37 @@ The stable API:
     kept = lift_ds.select_kept(gold_logprob, superset, t, rho, "hard")
     loss = lift_ds.sft_loss(model, clean_ids, kept, t, num_targets=response_mask.sum())
     ids = lift_ds.generate(model, prompt_ids, steps=48, gen_length=48, block_length=48)
+
+Each name is imported when it is first used, so that tools that need no model start without transformers.
 """
 
-from lift_ds.diffusion.weights import cart_weights
-from lift_ds.lift.selection import select_kept
-from lift_ds.models.weights import load_pretrained
-from lift_ds.objectives.functional import gift_loss, sft_loss
-from lift_ds.sampling.reverse import generate
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lift_ds.diffusion.weights import cart_weights
+    from lift_ds.lift.selection import select_kept
+    from lift_ds.models.weights import load_pretrained
+    from lift_ds.objectives.functional import gift_loss, sft_loss
+    from lift_ds.sampling.reverse import generate
 
 __all__ = ["cart_weights", "generate", "gift_loss", "load_pretrained", "select_kept", "sft_loss"]
+HOMES = {
+    "cart_weights": "lift_ds.diffusion.weights",
+    "generate": "lift_ds.sampling.reverse",
+    "gift_loss": "lift_ds.objectives.functional",
+    "load_pretrained": "lift_ds.models.weights",
+    "select_kept": "lift_ds.lift.selection",
+    "sft_loss": "lift_ds.objectives.functional",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a name of the stable API.
+
+    Raises:
+        AttributeError: There is no such name.
+    """
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(HOMES[name]), name)

@@ -24,7 +24,7 @@ from typing import Any
 
 from .buffers import DifficultyBuffers
 from .engine import Engine
-from .manifest import (
+from lift_ds.checkpoint.manifest import (
     MANIFEST,
     TEMPORARY_PREFIX,
     FileRecord,

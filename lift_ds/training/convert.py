@@ -13,7 +13,7 @@ from lift_ds.models.export import DTYPES, export_folder
 from lift_ds.models.lora import merge_adapters
 
 from .checkpoint import ZERO_TAG
-from .manifest import find_faults, read_manifest
+from lift_ds.checkpoint.manifest import find_faults, read_manifest
 
 ROOT_PREFIX = "model."
 

@@ -23,7 +23,7 @@ from .convert import convert_checkpoint
 from .data import Prepared, make_loader
 from .engine import Engine
 from .loop import StopRequest, train_steps
-from .manifest import find_checkpoint, model_fingerprint
+from lift_ds.checkpoint.manifest import find_checkpoint, model_fingerprint
 from .progress import Progress
 from .report import print_summary, solve_record
 

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .families import family_of, read_config
-from .weights import INDEX_FILE, check_names
+from .shards import INDEX_FILE
+from .weights import check_names
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_SHARD_SIZE = "5GB"

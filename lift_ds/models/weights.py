@@ -22,9 +22,8 @@ from lift_ds.rng import Stream, keyed_generator
 
 from .families import check_tokenizer, family_of, read_config
 from .sentencepiece_tokenizer import load_sentencepiece
+from .shards import INDEX_FILE, SINGLE_FILE
 
-INDEX_FILE = "model.safetensors.index.json"
-SINGLE_FILE = "model.safetensors"
 BUILTIN_BASE = "builtin:base"
 LISTED_KEYS = 8
 

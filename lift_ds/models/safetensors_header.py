@@ -1,0 +1,146 @@
+"""The header of a safetensors file: names, types, shapes and places of its tensors.
+
+    8 bytes      length n of the header, little-endian
+    n bytes      JSON: {"name": {"dtype": "BF16", "shape": [3, 4], "data_offsets": [begin, end]}, "__metadata__": {...}}
+    the rest     the tensors, row by row, one behind the other without gaps; offsets count from here
+
+Source: the format's public description. Headers are judged before anything is allocated or read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+DTYPE_OF_NAME = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+NAME_OF_DTYPE = {dtype: name for name, dtype in DTYPE_OF_NAME.items()}
+METADATA = "__metadata__"
+LENGTH_BYTES = 8
+MAX_HEADER_BYTES = 100_000_000
+ALIGNMENT = 8
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What a tensor is, without its data.
+
+    Args:
+        shape: Its shape.
+        dtype: Its type.
+    """
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+    @property
+    def num_elements(self) -> int:
+        """Number of elements; 1 for a scalar."""
+        return math.prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes in a file."""
+        return self.num_elements * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class TensorPlace:
+    """A tensor in a file.
+
+    Args:
+        path: The file.
+        spec: What the tensor is.
+        offset: Byte of the file at which it begins.
+    """
+
+    path: Path
+    spec: TensorSpec
+    offset: int
+
+
+def make_header(specs: dict[str, TensorSpec]) -> tuple[bytes, dict[str, int]]:
+    """The first bytes of a file with these tensors, one behind the other in this order.
+
+    Returns:
+        Length and header, filled up so that the data begins at a multiple of 8; and at which byte of the file each
+        tensor begins.
+    """
+    entries: dict[str, Any] = {METADATA: {"format": "pt"}}
+    begin = 0
+    begins = {}
+    for name, spec in specs.items():
+        begins[name], end = begin, begin + spec.num_bytes
+        entries[name] = {"dtype": NAME_OF_DTYPE[spec.dtype], "shape": list(spec.shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    head = len(text).to_bytes(LENGTH_BYTES, "little") + text
+    return head, {name: len(head) + each for name, each in begins.items()}
+
+
+def read_header(path: Path) -> dict[str, TensorPlace]:
+    """The tensors of a file, by name, in the order of their places.
+
+    Raises:
+        ValueError: It is no whole safetensors file: too short, no JSON, an unknown type, or places that do not fit the
+            shapes, each other or the file's size.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        if size < LENGTH_BYTES or length > min(size - LENGTH_BYTES, MAX_HEADER_BYTES):
+            raise broken(path, f"{size} bytes cannot hold a header of {length}")
+        text = file.read(length)
+    try:
+        entries = json.loads(text)
+        entries.pop(METADATA, None)
+        places = {name: read_entry(path, entry, LENGTH_BYTES + length) for name, entry in entries.items()}
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise broken(path, f"its header cannot be read ({type(error).__name__}: {error})") from error
+    ordered = dict(sorted(places.items(), key=lambda item: (item[1].offset, item[1].spec.num_bytes)))
+    expected = LENGTH_BYTES + length
+    for name, place in ordered.items():
+        if place.offset != expected:
+            raise broken(path, f"{name} begins at byte {place.offset}, not at {expected}")
+        expected += place.spec.num_bytes
+    if expected != size:
+        raise broken(path, f"{size} bytes, where its header describes {expected}")
+    return ordered
+
+
+def read_entry(path: Path, entry: dict[str, Any], data_begin: int) -> TensorPlace:
+    """One entry of a header.
+
+    Raises:
+        ValueError: Its type is unknown, or its offsets do not fit its shape.
+    """
+    if entry["dtype"] not in DTYPE_OF_NAME:
+        raise ValueError(f"dtype {entry['dtype']!r}; known: {', '.join(DTYPE_OF_NAME)}")
+    spec = TensorSpec(torch.Size(entry["shape"]), DTYPE_OF_NAME[entry["dtype"]])
+    begin, end = entry["data_offsets"]
+    if end - begin != spec.num_bytes or begin < 0 or min(spec.shape, default=0) < 0:
+        raise ValueError(f"shape {entry['shape']} of {entry['dtype']} at bytes {begin} to {end}")
+    return TensorPlace(path, spec, data_begin + begin)
+
+
+def broken(path: Path, reason: str) -> ValueError:
+    """The error for a file that is not whole."""
+    return ValueError(f"{path}: no readable safetensors file: {reason}. Is it whole? Copy or fetch it again.")

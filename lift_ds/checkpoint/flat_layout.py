@@ -1,9 +1,10 @@
-"""Where a parameter's elements are in ZeRO's flat data: arithmetic on ranges, the same for reading and for cutting anew.
+"""Where a parameter's elements are in ZeRO's flat data: arithmetic on ranges, the same for reading and for cutting.
 
-    ZeRO-3   every parameter of n elements is cut over W ranks into ranges of p = ceil(n / W); a rank's flat group is the
-             concatenation of its ranges, so a group has sum(p) elements on each rank, and the last ranks end in padding
-    ZeRO-1/2 the parameters of a group stand one behind the other (some versions of DeepSpeed pad between them); the
-             whole is filled up to a multiple of 2 W and cut into W equal ranges; saved float32 weights lack the filling
+ZeRO-3: every parameter of n elements is cut over W ranks into ranges of p = ceil(n / W). A rank's flat group is the
+concatenation of its ranges, so a group has sum(p) elements on each rank, and the last ranks end in padding.
+
+ZeRO-1 and 2: the parameters of a group stand one behind the other (some versions of DeepSpeed pad between them). The
+whole is filled up to a multiple of 2 W and cut into W equal ranges; saved float32 weights lack the filling.
 """
 
 from __future__ import annotations

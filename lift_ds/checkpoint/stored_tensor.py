@@ -55,7 +55,7 @@ class Storage:
         crc, bytes_of_file = 0, Storage(self.path, self.offset, self.num_bytes, torch.uint8, self.crc)
         for start in range(0, self.num_bytes, CRC_BLOCK_BYTES):
             stop = min(start + CRC_BLOCK_BYTES, self.num_bytes)
-            crc = zlib.crc32(bytes_of_file.read(start, stop).numpy(), crc)
+            crc = zlib.crc32(bytes_of_file.read(start, stop).numpy().data, crc)
         return crc == self.crc
 
 
@@ -114,13 +114,15 @@ def read_bytes(path: Path, offset: int, target: Tensor) -> None:
     Raises:
         ValueError: The file ends before the tensor is full.
     """
-    wanted = memoryview(target.view(torch.uint8).numpy())
+    wanted = target.view(torch.uint8).numpy().data
     handle = os.open(path, os.O_RDONLY)
     try:
         while wanted:
             num_read = os.preadv(handle, [wanted], offset)
             if num_read == 0:
-                raise ValueError(f"{path}: ends {len(wanted)} bytes before the data that it describes; it is truncated.")
+                raise ValueError(
+                    f"{path}: ends {len(wanted)} bytes before the data that it describes; it is truncated."
+                )
             wanted, offset = wanted[num_read:], offset + num_read
     finally:
         os.close(handle)

@@ -97,7 +97,9 @@ class ZeroCheckpoint:
             return [states[place][key] for place in range(len(self.flat_groups(rank, MASTER)))]
         except KeyError as error:
             path = self.optimizer_files[rank].path
-            raise ValueError(f"{path}: the optimizer state has no {key}; it is kept elsewhere, or not Adam's.") from error
+            raise ValueError(
+                f"{path}: the optimizer state has no {key}; it is kept elsewhere, or not Adam's."
+            ) from error
 
     def trained(self, key: str = MASTER) -> dict[str, FlatTensor]:
         """The trained parameters by name: their float32 weights, or a moment of them.
@@ -144,7 +146,7 @@ class ZeroCheckpoint:
         fragments = [dict(file.root.get("frozen_param_fragments") or {}) for file in self.model_files]
         if self.stage < FULL_STAGE:
             return {name: whole(fragments[0][name]) for name in shapes}
-        found = {}
+        found: dict[str, FlatTensor] = {}
         for name, shape in shapes.items():
             found |= zero3_tensors({name: shape}, [[fragment[name]] for fragment in fragments])[0]
         return found
@@ -265,4 +267,6 @@ def agree(values: dict[Path, Any], what: str) -> None:
     for path, value in values.items():
         if value != first:
             short = (str(value)[:80], str(first)[:80])
-            raise ValueError(f"{path}: {what} {short[0]}, that of {first_path.name} {short[1]}: a file of another save.")
+            raise ValueError(
+                f"{path}: {what} {short[0]}, that of {first_path.name} {short[1]}: a file of another save."
+            )

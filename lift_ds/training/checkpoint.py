@@ -22,8 +22,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .buffers import DifficultyBuffers
-from .engine import Engine
 from lift_ds.checkpoint.manifest import (
     MANIFEST,
     TEMPORARY_PREFIX,
@@ -36,8 +34,12 @@ from lift_ds.checkpoint.manifest import (
     sync_and_hash,
     write_synced,
 )
+from lift_ds.checkpoint.zero_files import ZERO_TAG
+from lift_ds.models.export import companions
 
-ZERO_TAG = "zero"
+from .buffers import DifficultyBuffers
+from .engine import Engine
+
 SPARE_BYTES = 64 << 20
 WEIGHT_BYTES = 4
 OPTIMIZER_BYTES = 12
@@ -175,9 +177,8 @@ def hash_own_shards(engine: Engine, temporary: Path) -> dict[str, FileRecord]:
 def copy_hf_files(source: Path, target: Path) -> None:
     """Copies config and tokenizer files, not weights."""
     target.mkdir(exist_ok=True)
-    for path in sorted(source.iterdir()):
-        if path.is_file() and path.suffix in (".json", ".jinja", ".model", ".txt") and "safetensors" not in path.name:
-            shutil.copy(path, target / path.name)
+    for path in (source / "config.json", *companions(source)):
+        shutil.copyfile(path, target / path.name)
 
 
 def load_checkpoint(engine: Engine, checkpoint: Path, fingerprint: str) -> tuple[int, dict[str, Any]]:

@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from lift_ds import load_pretrained
-from lift_ds.models import export
-from lift_ds.models.export import export_folder
+from lift_ds.models.export import ExportOptions, InMemory, export_folder, export_tensors
 from lift_ds.models.lora import merge_adapters
 
 
@@ -31,9 +30,9 @@ def test_round_trip(state, llada_dir, llada, tmp_path):
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o644}
 
 
-def test_shards(state, llada_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "MAX_SHARD_SIZE", "40KB")
-    export_folder(state, llada_dir, tmp_path / "out", torch.float32)
+def test_shards(state, llada_dir, tmp_path):
+    tensors = {name: InMemory(tensor) for name, tensor in state.items()}
+    export_tensors(tensors, llada_dir, tmp_path / "out", ExportOptions(torch.float32, max_shard_bytes=40_000))
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 2
     model, _ = load_pretrained(tmp_path / "out")
     assert all(torch.equal(model.get_parameter(name), tensor) for name, tensor in state.items())

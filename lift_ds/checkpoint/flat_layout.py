@@ -150,3 +150,43 @@ def zero2_partition(num_elements: int, world_size: int) -> int:
     """Elements of a rank's range of a group under ZeRO-1 and 2, filling included."""
     aligned = ZERO2_ALIGNMENT * world_size
     return -(-num_elements // aligned) * aligned // world_size
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a rank holds of a parameter, and where in its flat group.
+
+    Args:
+        name: The parameter.
+        start: First of its flattened elements.
+        stop: End of them.
+        offset: Place of the first one in the rank's flat group.
+    """
+
+    name: str
+    start: int
+    stop: int
+    offset: int
+
+
+def zero3_ranges(shapes: dict[str, torch.Size], world_size: int, rank: int) -> Iterator[Range]:
+    """A rank's ranges of a flat group under ZeRO-3, in order."""
+    offset = 0
+    for name, shape in shapes.items():
+        num_elements = math.prod(shape)
+        mine = share(num_elements, world_size)
+        start = min(rank * mine, num_elements)
+        yield Range(name, start, min(start + mine, num_elements), offset)
+        offset += mine
+
+
+def zero2_ranges(shapes: dict[str, torch.Size], paddings: Sequence[int], world_size: int, rank: int) -> Iterator[Range]:
+    """A rank's ranges of a flat group under ZeRO-1 and 2, in order."""
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    mine = zero2_partition(sum(sizes) + sum(paddings), world_size)
+    place = -rank * mine
+    for name, size, padding in zip(shapes, sizes, paddings, strict=True):
+        low, high = max(0, place), min(mine, place + size)
+        if low < high:
+            yield Range(name, low - place, high - place, low)
+        place += size + padding

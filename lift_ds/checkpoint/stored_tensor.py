@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-CRC_BLOCK_BYTES = 8 << 20
+CRC_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)

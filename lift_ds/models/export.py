@@ -24,7 +24,7 @@ from .staging import check_space, staged_folder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_SHARD_BYTES = 5 * 10**9
-CHUNK_ELEMENTS = 4 << 20
+CHUNK_ELEMENTS = 1 << 20
 READABLE = 0o644
 COMPANION_SUFFIXES = (".json", ".jinja", ".model", ".txt")
 NOT_COMPANIONS = ("config.json", "trainer_state.json", "adapter_config.json", "run.json")

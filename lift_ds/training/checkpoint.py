@@ -34,11 +34,13 @@ from lift_ds.checkpoint.manifest import (
     sync_and_hash,
     write_synced,
 )
+from lift_ds.checkpoint.zero_checkpoint import open_zero_checkpoint
 from lift_ds.checkpoint.zero_files import ZERO_TAG
 from lift_ds.models.export import companions
 
 from .buffers import DifficultyBuffers
 from .engine import Engine
+from .restore import restore_engine
 
 SPARE_BYTES = 64 << 20
 WEIGHT_BYTES = 4
@@ -182,20 +184,16 @@ def copy_hf_files(source: Path, target: Path) -> None:
 
 
 def load_checkpoint(engine: Engine, checkpoint: Path, fingerprint: str) -> tuple[int, dict[str, Any]]:
-    """Restores weights and optimizer; returns the step and the data position.
+    """Restores weights and optimizer, whatever world size and ZeRO stage wrote them.
+
+    Returns:
+        The step and the data position.
 
     Raises:
-        ValueError: It belongs to another model, world size or ZeRO stage.
+        ValueError: It belongs to another model, or its shards do not fit each other.
     """
     manifest = read_manifest(checkpoint)
     if manifest.model != fingerprint:
         raise ValueError(f"{checkpoint} belongs to another model: its parameter names or shapes differ.")
-    if (manifest.world_size, manifest.zero_stage) != (engine.world_size, engine.stage):
-        raise ValueError(
-            f"{checkpoint} was written by {manifest.world_size} ranks under ZeRO-{manifest.zero_stage}; this run has "
-            f"{engine.world_size} under ZeRO-{engine.stage}. Resume with the same numbers."
-        )
-    loaded, _ = engine.ds.load_checkpoint(str(checkpoint), tag=ZERO_TAG)
-    if loaded is None:
-        raise RuntimeError(f"{checkpoint}: DeepSpeed loaded nothing from it.")
+    restore_engine(engine, open_zero_checkpoint(checkpoint / ZERO_TAG))
     return manifest.step, json.loads((checkpoint / "lanes.json").read_text())

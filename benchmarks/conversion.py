@@ -3,7 +3,7 @@
     python benchmarks/conversion.py --large --json conversion.json
 
 The checkpoints are written here in DeepSpeed's layout (float32 masters and two moments, LLaDA's names and shapes,
-random weights) for 2 and 8 ranks: 220 M parameters, and 1 B with `--large`. Both tools write float32 safetensors in
+random weights) for 2 and 8 ranks: 220 M parameters, and 1 B with `--large`, ours alone. Both tools write safetensors in
 files of 200 MB; DeepSpeed's default flags (one pickle) are measured too. Every run is a process of its own,
 interleaved, timed from its start to its end; before it all earlier writes are on disk, and the checkpoint is either in
 the page cache (warm) or dropped from it (cold, posix_fadvise). `peak` is VmHWM, resident memory with mapped file pages;
@@ -39,6 +39,13 @@ WIDTH_LAYERS = {"tiny": (64, 2), "220m": (1024, 12), "1b": (2048, 17)}
 VOCABULARY = {"tiny": 512, "220m": 27_648, "1b": 27_648}
 STEP = 100
 SAMPLE_SECONDS = 0.02
+TOOLS = ("ours", "theirs", "default")
+RATIOS = (
+    ("peak_resident_ratio", "peak", "theirs"),
+    ("private_ratio", "private", "theirs"),
+    ("wall_ratio", "seconds", "theirs"),
+    ("wall_ratio_default", "seconds", "default"),
+)
 
 
 def model_shapes(size: str) -> list[dict[str, torch.Size]]:
@@ -151,14 +158,14 @@ def set_cache(path: Path, cache: str) -> None:
             pass
 
 
-def measure_size(size: str, folder: Path, rounds: int) -> dict[str, float]:
-    """All settings of a model size: prints a line each, returns figures."""
+def measure_size(size: str, folder: Path, rounds: int, tools: tuple[str, ...] = TOOLS) -> dict[str, float]:
+    """All settings of a model size: prints a line each, returns figures; ratios where all tools are measured."""
     figures: dict[str, float] = {}
     for world, cache in product(WORLDS, CACHES):
         checkpoint = folder / f"{size}-{world}"
         if not checkpoint.exists():
             write_checkpoint(checkpoint, size, world)
-        runs: dict[str, list[Run]] = {"ours": [], "theirs": [], "default": []}
+        runs: dict[str, list[Run]] = {tool: [] for tool in tools}
         for _ in range(rounds):
             for tool, found in runs.items():
                 found.append(measure(tool, checkpoint, cache))
@@ -169,26 +176,18 @@ def measure_size(size: str, folder: Path, rounds: int) -> dict[str, float]:
                 value = statistics.median(getattr(run, unit) for run in found)
                 figures[f"{tool}_{unit}_{setting}"] = value
                 line += f"{value:>9.1f}" if unit == "seconds" else f"{value:>9.0f}"
-        for name, unit, tool in RATIOS:
+        for name, unit, tool in RATIOS if tools == TOOLS else ():
             figures[f"{name}_{setting}"] = figures[f"ours_{unit}_{setting}"] / figures[f"{tool}_{unit}_{setting}"]
             line += f"{figures[f'{name}_{setting}']:>9.2f}"
         print(line, flush=True)
     return figures
 
 
-RATIOS = (
-    ("peak_resident_ratio", "peak", "theirs"),
-    ("private_ratio", "private", "theirs"),
-    ("wall_ratio", "seconds", "theirs"),
-    ("wall_ratio_default", "seconds", "default"),
-)
-
-
 def main() -> None:
     """Measures and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="interleaved runs of each tool in each setting")
-    parser.add_argument("--large", action="store_true", help="also 1 B parameters (26 GB on disk)")
+    parser.add_argument("--large", action="store_true", help="also ours alone at 1 B parameters (26 GB on disk)")
     parser.add_argument("--folder", type=Path, help="where to write the checkpoints (default: a temporary folder)")
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--quick", action="store_true", help="a smoke test with a tiny model")
@@ -201,7 +200,8 @@ def main() -> None:
     figures: dict[str, float] = {"quick": arguments.quick}
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         for size in sizes:
-            figures |= measure_size(size, Path(folder), 1 if arguments.quick else arguments.rounds)
+            rounds = 1 if arguments.quick or size == "1b" else arguments.rounds
+            figures |= measure_size(size, Path(folder), rounds, ("ours",) if size == "1b" else TOOLS)
             for path in Path(folder).glob(f"{size}-*"):
                 shutil.rmtree(path)
     for name, *_ in RATIOS:

@@ -27,6 +27,10 @@ def model_card(summary: dict[str, Any], run: dict[str, Any] | None) -> str:
         "weights": f"{summary['dtype']}, from the float32 master weights",
         "checkpoint": f"step {summary['step']}, ZeRO-{summary['zero_stage']} on {summary['world_size']} ranks",
     }
+    if "averaged_steps" in summary:
+        facts["mean of"] = (
+            f"{len(summary['averaged_steps'].split(', '))} checkpoints (steps {summary['averaged_steps']})"
+        )
     title, tags = "Weights of a ZeRO checkpoint", ""
     if run is not None:
         title, tags = "A masked diffusion language model, fine-tuned with LIFT", "tags:\n- masked-diffusion\n- lift\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +63,8 @@ class Conversion:
         tensors: What is written, by official name.
         dtype: Type of floating-point weights, a key of `DTYPES`.
         options: What was asked for.
+        checked: Storages whose CRC is still to be compared; empty where a manifest was.
+        averaged: Steps of the checkpoints whose mean is written; empty for a single one.
     """
 
     zero: ZeroCheckpoint
@@ -71,6 +73,8 @@ class Conversion:
     tensors: Mapping[str, Chunked]
     dtype: str
     options: ConversionOptions = field(default_factory=ConversionOptions)
+    checked: tuple[Storage, ...] = ()
+    averaged: tuple[int, ...] = ()
 
     def summary(self) -> dict[str, Any]:
         """Figures and facts, flat."""
@@ -86,6 +90,7 @@ class Conversion:
             "num_merged_adapters": sum(isinstance(tensor, MergedMatrix) for tensor in self.tensors.values()),
             "num_bytes": sum(spec.num_bytes for spec in specs.values()),
             "num_files": len(plan_shards(specs, self.options.max_shard_bytes)),
+            **({"averaged_steps": ", ".join(map(str, self.averaged))} if self.averaged else {}),
         }
 
     def write(self, output: Path, after_chunk: Callable[[int], object] = lambda num_elements: None) -> None:
@@ -100,10 +105,10 @@ class Conversion:
             RuntimeError: The place cannot be written, or is full.
         """
         with ThreadPoolExecutor(1) as pool:
-            damage = pool.submit(find_damage, used_storages(self.zero)) if self.own is None else None
+            damage = pool.submit(find_damage, self.checked)
 
             def finish_check(folder: Path) -> None:
-                if damage is not None and damage.result():
+                if damage.result():
                     raise ValueError(f"{'; '.join(damage.result())}: copy the checkpoint again or take another.")
 
             options = ExportOptions(
@@ -138,7 +143,7 @@ def prepare_conversion(path: Path, options: ConversionOptions) -> Conversion:
     official = None if hf_folder is None else official_shapes(hf_folder)
     tensors = name_tensors(zero, adapter_settings(own, hf_folder or shards.parent), options.prefix, official)
     dtype = computed_dtype(zero) if options.dtype == "auto" else options.dtype
-    return Conversion(zero, own, hf_folder, tensors, dtype, options)
+    return Conversion(zero, own, hf_folder, tensors, dtype, options, used_storages(zero) if own is None else ())
 
 
 def find_config(shards: Path, own: Path | None, given: Path | None) -> Path:
@@ -209,11 +214,11 @@ def name_tensors(
     return named
 
 
-def used_storages(zero: ZeroCheckpoint) -> list[Storage]:
+def used_storages(zero: ZeroCheckpoint) -> tuple[Storage, ...]:
     """Every storage that a conversion reads."""
-    return list({piece.tensor.storage: None for tensor in zero.weights().values() for piece in tensor.pieces})
+    return tuple({piece.tensor.storage: None for tensor in zero.weights().values() for piece in tensor.pieces})
 
 
-def find_damage(storages: list[Storage]) -> list[str]:
+def find_damage(storages: Iterable[Storage]) -> list[str]:
     """Which storages are not what was written."""
     return sorted({f"{each.path} has changed (checksum)" for each in storages if not each.has_valid_crc()})

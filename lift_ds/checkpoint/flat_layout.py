@@ -57,8 +57,7 @@ class FlatTensor:
             end = place + piece.stop - piece.start
             low, high = max(start, place), min(stop, end)
             if low < high:
-                offset = piece.start - place
-                found[low - start : high - start] = piece.tensor.read(offset + low, offset + high)
+                piece.tensor.read_into(piece.start + low - place, found[low - start : high - start])
             place = end
         return found
 

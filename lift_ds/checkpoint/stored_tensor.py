@@ -38,17 +38,22 @@ class Storage:
         return self.num_elements * self.dtype.itemsize
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Elements from `start` up to `stop`.
+        """Elements from `start` up to `stop`."""
+        found = torch.empty(stop - start, dtype=self.dtype)
+        self.read_into(start, found)
+        return found
+
+    def read_into(self, start: int, target: Tensor) -> None:
+        """Fills a contiguous tensor of the same type with the elements from `start` on.
 
         Raises:
             ValueError: The file ends before them, or they are not in the storage.
         """
+        stop = start + target.numel()
         if not 0 <= start <= stop <= self.num_elements:
             raise ValueError(f"{self.path}: elements {start} to {stop} of {self.num_elements} were asked for.")
-        found = torch.empty(stop - start, dtype=self.dtype)
-        if stop > start:
-            read_bytes(self.path, self.offset + start * self.dtype.itemsize, found)
-        return found
+        if target.numel():
+            read_bytes(self.path, self.offset + start * self.dtype.itemsize, target)
 
     def has_valid_crc(self) -> bool:
         """Whether its bytes are those that were written."""
@@ -95,17 +100,20 @@ class StoredTensor:
             expected *= size
         return True
 
-    def read(self, start: int, stop: int) -> Tensor:
-        """Elements of the flattened tensor from `start` up to `stop`; one that is not in order is read as a whole."""
+    def read_into(self, start: int, target: Tensor) -> None:
+        """Fills a tensor with the flattened elements from `start` on; one that is not in order is read as a whole."""
         if self.is_contiguous:
-            return self.storage.read(self.start + start, self.start + stop)
+            self.storage.read_into(self.start + start, target)
+            return
         last = self.start + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
         whole = self.storage.read(self.start, last + 1)
-        return torch.as_strided(whole, self.shape, self.stride).flatten()[start:stop]
+        target.copy_(torch.as_strided(whole, self.shape, self.stride).flatten()[start : start + target.numel()])
 
     def load(self) -> Tensor:
         """The whole tensor."""
-        return self.read(0, self.num_elements).view(self.shape)
+        found = torch.empty(self.num_elements, dtype=self.dtype)
+        self.read_into(0, found)
+        return found.view(self.shape)
 
 
 def read_bytes(path: Path, offset: int, target: Tensor) -> None:

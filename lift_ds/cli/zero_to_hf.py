@@ -6,7 +6,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from lift_ds.checkpoint.convert import ConversionOptions, prepare_conversion
+from lift_ds.checkpoint.convert import Conversion, ConversionOptions, prepare_conversion
 from lift_ds.checkpoint.verify import verify_export
 from lift_ds.models.export import DTYPES
 
@@ -27,6 +27,12 @@ def make_parser() -> argparse.ArgumentParser:
         "checkpoint", type=Path, help="RUN, RUN/checkpoints/step-NNNNNN, checkpoint-N of a Trainer, or global_stepN"
     )
     parser.add_argument("output", type=Path, help="folder to create")
+    add_conversion_flags(parser)
+    return parser
+
+
+def add_conversion_flags(parser: argparse.ArgumentParser) -> None:
+    """How a folder is written."""
     parser.add_argument(
         "--dtype", choices=["auto", *DTYPES], default="auto", help="type of the weights; auto: what the run computed in"
     )
@@ -48,7 +54,41 @@ def make_parser() -> argparse.ArgumentParser:
         help="read the folder again and compare every tensor, and for the families of this package the logits",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the summary there too")
-    return parser
+
+
+def read_options(arguments: argparse.Namespace) -> ConversionOptions:
+    """The flags of `add_conversion_flags`.
+
+    Raises:
+        ValueError: A folder is not there, or a size is none.
+    """
+    for folder in (arguments.config, arguments.base_code):
+        if folder is not None and not folder.is_dir():
+            raise ValueError(f"{folder}: no such folder.")
+    return ConversionOptions(
+        arguments.dtype,
+        parse_size(arguments.max_shard_size),
+        arguments.config,
+        arguments.weights_only,
+        arguments.strip_prefix,
+        arguments.base_code,
+    )
+
+
+def write_conversion(conversion: Conversion, arguments: argparse.Namespace) -> None:
+    """Writes the folder, compares it where asked, and prints the summary.
+
+    Raises:
+        ValueError: The folder exists, or a shard is damaged.
+        RuntimeError: The folder cannot be written, or is not what was to be written.
+    """
+    summary = conversion.summary()
+    if not arguments.dry_run:
+        with progress("writing", summary["num_parameters"]) as advance:
+            conversion.write(arguments.output, advance)
+        if arguments.verify:
+            summary |= verify_export(conversion, arguments.output)
+    show(summary | {"output": str(arguments.output), "dry_run": arguments.dry_run}, arguments.json)
 
 
 def convert(arguments: argparse.Namespace) -> None:
@@ -58,25 +98,7 @@ def convert(arguments: argparse.Namespace) -> None:
         ValueError: The checkpoint cannot be converted, or the folder exists.
         RuntimeError: The folder cannot be written, or is not what was to be written.
     """
-    for folder in (arguments.config, arguments.base_code):
-        if folder is not None and not folder.is_dir():
-            raise ValueError(f"{folder}: no such folder.")
-    options = ConversionOptions(
-        arguments.dtype,
-        parse_size(arguments.max_shard_size),
-        arguments.config,
-        arguments.weights_only,
-        arguments.strip_prefix,
-        arguments.base_code,
-    )
-    conversion = prepare_conversion(arguments.checkpoint, options)
-    summary = conversion.summary()
-    if not arguments.dry_run:
-        with progress("writing", summary["num_parameters"]) as advance:
-            conversion.write(arguments.output, advance)
-        if arguments.verify:
-            summary |= verify_export(conversion, arguments.output)
-    show(summary | {"output": str(arguments.output), "dry_run": arguments.dry_run}, arguments.json)
+    write_conversion(prepare_conversion(arguments.checkpoint, read_options(arguments)), arguments)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -51,7 +51,17 @@ def test_dependencies_are_declared(wheel):
     assert {"datasets", "sentencepiece", "mpi4py", "rich"} <= required
 
 
-@pytest.mark.parametrize("script", ["launchers/train.py", "tools/zero_to_hf.py", "tools/make_base_tokenizer.py"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        "launchers/train.py",
+        "tools/zero_to_hf.py",
+        "tools/inspect_checkpoint.py",
+        "tools/average_checkpoints.py",
+        "tools/reshard.py",
+        "tools/make_base_tokenizer.py",
+    ],
+)
 def test_help(script):
     printed = run([sys.executable, script, "--help"]).stdout
     assert "usage:" in printed

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .safetensors_header import TensorSpec
 from .shards import ShardWriter
-from .staging import check_space, staged_folder
+from .staging import SPARE_BYTES, check_space, staged_folder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_SHARD_BYTES = 5 * 10**9
@@ -28,7 +28,6 @@ CHUNK_ELEMENTS = 1 << 20
 READABLE = 0o644
 COMPANION_SUFFIXES = (".json", ".jinja", ".model", ".txt")
 NOT_COMPANIONS = ("config.json", "trainer_state.json", "adapter_config.json", "run.json")
-SPARE_BYTES = 32 << 20
 
 
 class Chunked(Protocol):

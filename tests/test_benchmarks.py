@@ -11,6 +11,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "
 COMMANDS = {
     "buffers": TORCHRUN,
     "controls": [sys.executable],
+    "conversion": [sys.executable],
     "data": [sys.executable],
     "loading": [sys.executable],
     "loss_memory": [sys.executable],

@@ -56,7 +56,18 @@ def test_dependencies_are_declared(wheel):
 
 @pytest.mark.parametrize(
     "script",
-    ["launchers/train.py", "tools/zero_to_hf.py", "tools/merge_lora.py", "tools/make_base_tokenizer.py"],
+    [
+        "launchers/train.py",
+        "tools/zero_to_hf.py",
+        "tools/inspect_checkpoint.py",
+        "tools/average_checkpoints.py",
+        "tools/reshard.py",
+        "tools/merge_lora.py",
+        "tools/score.py",
+        "tools/generate.py",
+        "tools/make_diffusion_model.py",
+        "tools/make_base_tokenizer.py",
+    ],
 )
 def test_help(script):
     printed = run([sys.executable, script, "--help"]).stdout

@@ -113,11 +113,11 @@ def report_buffers(arguments: argparse.Namespace) -> None:
     if arguments.data or arguments.compare or arguments.rows or arguments.overrides:
         raise ConfigError(["--buffers measures no model: remove --data, --compare, --rows and overrides"])
     write_report = load_writer()
+    from lift_ds.checkpoint.manifest import read_manifest, step_of
     from lift_ds.evaluation.learnability import from_difficulty
     from lift_ds.models.vocabulary import load_tokenizer
     from lift_ds.models.weights import resolve_folder
     from lift_ds.training.buffers import read_table
-    from lift_ds.training.manifest import read_manifest, step_of
 
     checkpoints = sorted((folder / "checkpoints").glob("step-*"), key=step_of)
     if not checkpoints:

@@ -3,53 +3,107 @@
 from __future__ import annotations
 
 import argparse
-import sys
+from functools import partial
 from pathlib import Path
 
+from lift_ds.checkpoint.convert import Conversion, ConversionOptions, prepare_conversion
+from lift_ds.checkpoint.verify import verify_export
 from lift_ds.models.export import DTYPES
+
+from .tool import parse_size, progress, run_tool, show
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags."""
     parser = argparse.ArgumentParser(
         prog="zero_to_hf.py",
-        description="Turns a checkpoint of a run into a Hugging Face folder: config, tokenizer, safetensors and one "
-        "self-contained modelling file, so that transformers loads it with trust_remote_code=True without lift_ds.",
+        description="Turns a ZeRO checkpoint into a Hugging Face folder: config, tokenizer, safetensors, model card "
+        "and, for the families of this package, one self-contained modelling file, so that transformers loads it with "
+        "trust_remote_code=True. Any ZeRO-1, 2 or 3 checkpoint of any number of ranks is read, this package's or "
+        "another's (Hugging Face's Trainer, Accelerate); memory does not grow with the model, and neither DeepSpeed "
+        "nor a GPU is needed. Nothing in a checkpoint is executed.",
     )
-    parser.add_argument("checkpoint", type=Path, help="RUN/checkpoints/step-NNNNNN, or RUN for its newest one")
-    parser.add_argument("output", type=Path, help="folder to create")
     parser.add_argument(
-        "--dtype", choices=["auto", *DTYPES], default="auto", help="type of the weights; auto: what the run computed in"
+        "checkpoint", type=Path, help="RUN, RUN/checkpoints/step-NNNNNN, checkpoint-N of a Trainer, or global_stepN"
     )
+    parser.add_argument("output", type=Path, help="folder to create")
+    add_conversion_flags(parser)
     return parser
 
 
-def newest_of(path: Path) -> Path:
-    """The checkpoint itself, or the newest one of a run folder.
+def add_conversion_flags(parser: argparse.ArgumentParser) -> None:
+    """How a folder is written."""
+    parser.add_argument(
+        "--dtype", choices=["auto", *DTYPES], default="auto", help="type of the weights; auto: what the run computed in"
+    )
+    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="of a safetensors file (default 5GB)")
+    parser.add_argument(
+        "--config", type=Path, metavar="FOLDER", help="config and tokenizer of the model, for checkpoints without them"
+    )
+    parser.add_argument("--weights-only", action="store_true", help="write safetensors and nothing else")
+    parser.add_argument(
+        "--strip-prefix",
+        metavar="PREFIX",
+        help="take this off every name; module., base_model.model. and _orig_mod. are found without it",
+    )
+    parser.add_argument("--base-code", type=Path, metavar="FOLDER", help="copy this folder's .py files too")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be written, stop")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="read the folder again and compare every tensor, and for the families of this package the logits",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the summary there too")
+
+
+def read_options(arguments: argparse.Namespace) -> ConversionOptions:
+    """The flags of `add_conversion_flags`.
 
     Raises:
-        ValueError: There is neither.
+        ValueError: A folder is not there, or a size is none.
     """
-    pointer = path / "checkpoints" / "latest"
-    if pointer.is_file():
-        return path / "checkpoints" / pointer.read_text(encoding="utf-8").strip()
-    if not path.is_dir():
-        raise ValueError(f"{path}: no such checkpoint or run folder.")
-    return path
+    for folder in (arguments.config, arguments.base_code):
+        if folder is not None and not folder.is_dir():
+            raise ValueError(f"{folder}: no such folder.")
+    return ConversionOptions(
+        arguments.dtype,
+        parse_size(arguments.max_shard_size),
+        arguments.config,
+        arguments.weights_only,
+        arguments.strip_prefix,
+        arguments.base_code,
+    )
+
+
+def write_conversion(conversion: Conversion, arguments: argparse.Namespace) -> None:
+    """Writes the folder, compares it where asked, and prints the summary.
+
+    Raises:
+        ValueError: The folder exists, or a shard is damaged.
+        RuntimeError: The folder cannot be written, or is not what was to be written.
+    """
+    summary = conversion.summary()
+    if not arguments.dry_run:
+        with progress("writing", summary["num_parameters"]) as advance:
+            conversion.write(arguments.output, advance)
+        if arguments.verify:
+            summary |= verify_export(conversion, arguments.output)
+    show(summary | {"output": str(arguments.output), "dry_run": arguments.dry_run}, arguments.json)
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    """Checks, converts, compares.
+
+    Raises:
+        ValueError: The checkpoint cannot be converted, or the folder exists.
+        RuntimeError: The folder cannot be written, or is not what was to be written.
+    """
+    write_conversion(prepare_conversion(arguments.checkpoint, read_options(arguments)), arguments)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point; exits with 2 where the checkpoint cannot be converted."""
-    arguments = make_parser().parse_args(argv)
-    from lift_ds.training.convert import convert_checkpoint  # deepspeed is slow to import
-
-    try:
-        checkpoint = newest_of(arguments.checkpoint)
-        convert_checkpoint(checkpoint, arguments.output, arguments.dtype)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(f"{checkpoint} -> {arguments.output}")
+    run_tool(partial(convert, make_parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -1,100 +1,225 @@
 """Weights as a Hugging Face folder that loads anywhere, with or without lift_ds.
 
-The folder carries the original config fields, the tokenizer, safetensors under the official names, and one
-self-contained modelling file, which `auto_map` names. It is written under a temporary name and renamed when whole.
+The folder carries the original config fields, the tokenizer, safetensors under the official names, and for the
+families of this package one self-contained modelling file, which `auto_map` names. Weights are written as they come, a
+chunk at a time.
 """
 
 from __future__ import annotations
 
 import ast
 import json
-import os
 import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PretrainedConfig
 
-from .families import family_of, read_config
 from .layout import read_raw_config
-from .shards import INDEX_FILE
-from .vocabulary import NEEDED_IDS, TOKENIZER_CONFIG, portable_tokenizer_config
-from .weights import check_names
+from .safetensors_header import TensorSpec
+from .shards import READABLE, ShardWriter
+from .staging import SPARE_BYTES, check_space, staged_folder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-MAX_SHARD_SIZE = "5GB"
-READABLE = 0o644
+MAX_SHARD_BYTES = 5 * 10**9
+CHUNK_ELEMENTS = 1 << 20
+COMPANION_SUFFIXES = (".json", ".jinja", ".model", ".txt")
+NOT_COMPANIONS = ("config.json", "trainer_state.json", "adapter_config.json", "run.json")
+
+
+class Chunked(Protocol):
+    """A tensor that is read in chunks."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """Its shape."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of what is read."""
+
+    def chunks(self, size: int) -> Iterator[tuple[int, Tensor]]:
+        """Its flattened elements, about `size` at a time, each chunk with the place of its first element."""
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """A tensor that is there already."""
+
+    tensor: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        """Its shape."""
+        return self.tensor.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its type."""
+        return self.tensor.dtype
+
+    def chunks(self, size: int) -> Iterator[tuple[int, Tensor]]:
+        """The whole tensor."""
+        yield 0, self.tensor
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a folder is written.
+
+    Args:
+        dtype: Type of floating-point weights; others keep theirs.
+        max_shard_bytes: Most bytes of weights in a file.
+        card: Text of the model card, or `None` for no card.
+        base_code: Folder whose `.py` files are copied too, or `None`.
+        after_chunk: Called with the number of elements of each chunk that was written.
+        before_publishing: Called when all is written, before the folder gets its name; what it raises undoes all.
+    """
+
+    dtype: torch.dtype
+    max_shard_bytes: int = MAX_SHARD_BYTES
+    card: str | None = None
+    base_code: Path | None = None
+    after_chunk: Callable[[int], object] = lambda num_elements: None
+    before_publishing: Callable[[Path], object] = lambda folder: None
 
 
 def export_folder(state: dict[str, Tensor], hf_folder: Path, output: Path, dtype: torch.dtype) -> None:
+    """Writes a model folder from weights in memory; see `export_tensors`."""
+    export_tensors({name: InMemory(tensor) for name, tensor in state.items()}, hf_folder, output, ExportOptions(dtype))
+
+
+def export_tensors(
+    tensors: Mapping[str, Chunked], hf_folder: Path | None, output: Path, options: ExportOptions
+) -> None:
     """Writes a model folder.
 
     Args:
-        state: Every parameter under its official name.
-        hf_folder: Config and tokenizer of the base model.
+        tensors: Every parameter and buffer under its official name.
+        hf_folder: Config and tokenizer of the base model; `None` writes weights only.
         output: Folder to create.
-        dtype: Type of the written weights.
+        options: How.
 
     Raises:
         ValueError: The names or shapes are not those of the config, or `output` exists and holds something.
+        RuntimeError: The place cannot be written, or is full.
     """
-    if output.exists() and any(output.iterdir()):
-        raise ValueError(f"{output} exists and is not empty; remove it or name another folder.")
-    config = read_config(hf_folder, state)
-    family = family_of(config)
+    specs = {name: written_spec(tensor, options.dtype) for name, tensor in tensors.items()}
+    official = None if hf_folder is None else official_shapes(hf_folder)
+    if official is not None:
+        from .weights import check_names
+
+        check_names(official, {name: spec.shape for name, spec in specs.items()}, str(hf_folder))
+    with staged_folder(output) as folder:
+        check_space(folder, sum(spec.num_bytes for spec in specs.values()) + SPARE_BYTES)
+        with ShardWriter(folder, specs, options.max_shard_bytes) as writer:
+            for name, tensor in tensors.items():
+                for start, chunk in tensor.chunks(CHUNK_ELEMENTS):
+                    writer.write(name, chunk, start)
+                    options.after_chunk(chunk.numel())
+        if hf_folder is not None:
+            for path in companions(hf_folder):
+                shutil.copyfile(path, folder / path.name)
+            write_config(hf_folder, folder, options.dtype)
+        for path in sorted(options.base_code.glob("*.py")) if options.base_code else []:
+            shutil.copyfile(path, folder / path.name)
+        if options.card is not None:
+            (folder / "README.md").write_text(options.card, encoding="utf-8")
+        for path in folder.iterdir():
+            path.chmod(READABLE)
+        options.before_publishing(folder)
+
+
+def written_spec(tensor: Chunked, dtype: torch.dtype) -> TensorSpec:
+    """Shape and type of a tensor in the file."""
+    return TensorSpec(tensor.shape, dtype if tensor.dtype.is_floating_point else tensor.dtype)
+
+
+def is_supported(hf_folder: Path) -> bool:
+    """Whether a config is of a family of this package.
+
+    Raises:
+        ValueError: There is no config, or it is no JSON.
+    """
+    from .families import MODEL_TYPES  # here and below: transformers is slow to import, and needed for them only
+
+    return read_raw_config(hf_folder).get("model_type") in MODEL_TYPES
+
+
+def official_shapes(hf_folder: Path) -> dict[str, torch.Size] | None:
+    """Names and shapes of the parameters of a config's model; `None` for families that this package does not know.
+
+    Raises:
+        ValueError: There is no config, or it is not usable.
+    """
+    if not is_supported(hf_folder):
+        return None
+    from .families import family_of, read_config
+
+    config = read_config(hf_folder)
     with torch.device("meta"):
-        model = family.model_class(config)
-    wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
-    check_names(wanted, {name: tensor.shape for name, tensor in state.items()}, str(hf_folder))
-    temporary = output.parent / f".writing-{output.name}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    write_shards({name: tensor.to(dtype).contiguous() for name, tensor in state.items()}, temporary)
-    write_config(hf_folder, temporary, config, dtype)
-    for path in sorted(hf_folder.iterdir()):
-        if path.is_file() and path.name != "config.json" and path.suffix in (".json", ".jinja", ".model", ".txt"):
-            shutil.copyfile(path, temporary / path.name)
-    if (hf_folder / TOKENIZER_CONFIG).is_file():
-        values = portable_tokenizer_config(hf_folder)
-        (temporary / TOKENIZER_CONFIG).write_text(json.dumps(values, indent=2) + "\n")
-    if output.exists():
-        output.rmdir()
-    os.rename(temporary, output)
+        model = family_of(config).model_class(config)
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
 
 
-def write_shards(state: dict[str, Tensor], folder: Path) -> None:
-    """Writes safetensors, with an index where there is more than one file."""
-    plan = split_torch_state_dict_into_shards(state, max_shard_size=MAX_SHARD_SIZE)
-    for file_name, names in plan.filename_to_tensors.items():
-        save_file({name: state[name] for name in names}, folder / file_name, metadata={"format": "pt"})
-        (folder / file_name).chmod(READABLE)
-    if plan.is_sharded:
-        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2))
+def companions(hf_folder: Path) -> list[Path]:
+    """Tokenizer, template and settings beside a config: everything that belongs to a model but config and weights.
+
+    Code comes along where the config's `auto_map` needs it and this package has none of its own for the family.
+    """
+    suffixes: tuple[str, ...] = COMPANION_SUFFIXES
+    if "auto_map" in read_raw_config(hf_folder) and not is_supported(hf_folder):
+        suffixes += (".py",)
+    return [
+        path
+        for path in sorted(hf_folder.iterdir())
+        if path.is_file()
+        and path.suffix in suffixes
+        and path.name not in NOT_COMPANIONS
+        and not path.name.endswith(".index.json")
+    ]
 
 
-def write_config(hf_folder: Path, folder: Path, config: PretrainedConfig, dtype: torch.dtype) -> None:
-    """Writes `config.json`, pointing at the modelling file, and that file; ids that were resolved are written too."""
+def write_config(hf_folder: Path, folder: Path, dtype: torch.dtype) -> None:
+    """Writes `config.json`; for a family of this package it points at the modelling file, which is written too."""
     values = read_raw_config(hf_folder)
-    values |= {name: getattr(config, name) for name in NEEDED_IDS if values.get(name) is None}
+    if is_supported(hf_folder):
+        values |= write_modeling_file(hf_folder, folder, values)
+    values["torch_dtype"] = str(dtype).removeprefix("torch.")
+    values.pop("dtype", None)
+    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def write_modeling_file(hf_folder: Path, folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """Writes the self-contained modelling file of a family, and a tokenizer config that needs no code of others.
+
+    Returns:
+        Config fields that point at the file, and ids that the config does not give.
+    """
+    from .families import family_of, read_config
+    from .vocabulary import NEEDED_IDS, TOKENIZER_CONFIG, portable_tokenizer_config
+
+    config = read_config(hf_folder)
     family = family_of(config)
     target = f"modeling_{family.modeling_file}"
     module = target.removesuffix(".py")
     model_name = f"{module}.{family.model_class.__name__}"
-    values["auto_map"] = {
-        "AutoConfig": f"{module}.{family.config_class.__name__}",
-        "AutoModel": model_name,
-        "AutoModelForCausalLM": model_name,
+    (folder / target).write_text(joined_source(family.modeling_file), encoding="utf-8")
+    if (hf_folder / TOKENIZER_CONFIG).is_file():
+        portable = portable_tokenizer_config(hf_folder)
+        (folder / TOKENIZER_CONFIG).write_text(json.dumps(portable, indent=2) + "\n", encoding="utf-8")
+    return {name: getattr(config, name) for name in NEEDED_IDS if values.get(name) is None} | {
+        "auto_map": {
+            "AutoConfig": f"{module}.{family.config_class.__name__}",
+            "AutoModel": model_name,
+            "AutoModelForCausalLM": model_name,
+        },
+        "architectures": [family.model_class.__name__],
     }
-    values["architectures"] = [family.model_class.__name__]
-    values["torch_dtype"] = str(dtype).removeprefix("torch.")
-    values.pop("dtype", None)
-    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
-    (folder / target).write_text(joined_source(family.modeling_file))
 
 
 def joined_source(file_name: str) -> str:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from lift_ds.rng import Stream, keyed_generator
 
 from .keyed_dropout import KeyedDropout
-from .new_folder import new_folder
 from .shards import READABLE
+from .staging import staged_folder
 
 BASE_LAYER = ".base_layer."
 BASE = ".base_layer.weight"
@@ -129,27 +129,9 @@ def write_adapters(
     config = peft_config(rank, alpha, dropout, targets)
     config.base_model_name_or_path = base_path
     config.inference_mode = True
-    with new_folder(output) as folder:
+    with staged_folder(output) as folder:
         config.save_pretrained(str(folder))
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapters.items()}
         save_file(tensors, folder / PEFT_WEIGHTS, metadata={"format": "pt"})
         for path in folder.iterdir():
             path.chmod(READABLE)
-
-
-def merge_adapters(state: dict[str, Tensor], rank: int, alpha: float) -> dict[str, Tensor]:
-    """Weights under their official names, with every adapter added to its matrix.
-
-    Args:
-        state: float32 weights of a model with adapters (one without passes unchanged).
-        rank: Rank of the adapters.
-        alpha: Their scale.
-    """
-    merged = {}
-    for name, tensor in state.items():
-        if name.endswith(BASE):
-            stem = name.removesuffix(BASE)
-            merged[f"{stem}.weight"] = tensor + low_rank_update(state[stem + DOWN], state[stem + UP], alpha / rank)
-        elif not name.endswith((DOWN, UP)):
-            merged[name.replace(BASE_LAYER, ".")] = tensor
-    return merged

@@ -14,16 +14,14 @@ from pathlib import Path
 
 import torch
 
-from .export import write_config
-from .families import FAMILIES, family_of, read_config
-from .new_folder import check_free, new_folder
+from .export import MAX_SHARD_BYTES, write_config
+from .families import FAMILIES, read_config
 from .peft_folder import AdapterFolder
 from .safetensors_folder import PIECE_BYTES, WEIGHT_TYPES, SafetensorsFolder, shorten
 from .safetensors_header import TensorSpec
 from .shards import READABLE, ShardWriter
+from .staging import SPARE_BYTES, refuse_existing, staged_folder
 
-MAX_SHARD_BYTES = 5_000_000_000
-SPARE_BYTES = 64 << 20
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".index.json")
 OWN_SUFFIXES = (".json", ".jinja", ".model", ".txt")
 
@@ -117,7 +115,7 @@ def check_place(merge: Merge, output: Path) -> None:
         ValueError: `output` exists and holds something.
         RuntimeError: Its folder cannot be written, or has too little space.
     """
-    check_free(output)
+    refuse_existing(output)
     existing = next(folder for folder in output.absolute().parents if folder.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise RuntimeError(f"{existing} cannot be written; name another output folder.")
@@ -138,10 +136,9 @@ def write_merged(merge: Merge, output: Path, dtype: torch.dtype | None, advance:
     Raises:
         ValueError: `output` exists and holds something.
         RuntimeError: The place cannot be written, or has too little space.
-        OSError: The disk cannot be written.
     """
     check_place(merge, output)
-    with new_folder(output) as folder:
+    with staged_folder(output) as folder:
         with ShardWriter(folder, merge.specs, MAX_SHARD_BYTES) as writer:
             for name, spec in merge.specs.items():
                 write_tensor(merge, writer, name, spec, advance)
@@ -176,7 +173,7 @@ def finish_config(merge: Merge, folder: Path, dtype: torch.dtype | None) -> None
     """Our families' config and modelling file, as every export has them; in others only the type, where it changed."""
     if merge.is_own:
         largest = max(merge.specs.values(), key=lambda spec: spec.num_bytes)
-        write_config(merge.base.folder, folder, read_config(merge.base.folder), largest.dtype)
+        write_config(merge.base.folder, folder, largest.dtype)
         return
     if dtype is None:
         return

@@ -22,9 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .buffers import DifficultyBuffers
-from .engine import Engine
-from .manifest import (
+from lift_ds.checkpoint.manifest import (
     MANIFEST,
     TEMPORARY_PREFIX,
     FileRecord,
@@ -36,8 +34,14 @@ from .manifest import (
     sync_and_hash,
     write_synced,
 )
+from lift_ds.checkpoint.zero_checkpoint import open_zero_checkpoint
+from lift_ds.checkpoint.zero_files import ZERO_TAG
+from lift_ds.models.export import companions
 
-ZERO_TAG = "zero"
+from .buffers import DifficultyBuffers
+from .engine import Engine
+from .restore import restore_engine
+
 SPARE_BYTES = 64 << 20
 WEIGHT_BYTES = 4
 OPTIMIZER_BYTES = 12
@@ -175,26 +179,21 @@ def hash_own_shards(engine: Engine, temporary: Path) -> dict[str, FileRecord]:
 def copy_hf_files(source: Path, target: Path) -> None:
     """Copies config and tokenizer files, not weights."""
     target.mkdir(exist_ok=True)
-    for path in sorted(source.iterdir()):
-        if path.is_file() and path.suffix in (".json", ".jinja", ".model", ".txt") and "safetensors" not in path.name:
-            shutil.copy(path, target / path.name)
+    for path in (source / "config.json", *companions(source)):
+        shutil.copyfile(path, target / path.name)
 
 
 def load_checkpoint(engine: Engine, checkpoint: Path, fingerprint: str) -> tuple[int, dict[str, Any]]:
-    """Restores weights and optimizer; returns the step and the data position.
+    """Restores weights and optimizer, whatever world size and ZeRO stage wrote them.
+
+    Returns:
+        The step and the data position.
 
     Raises:
-        ValueError: It belongs to another model, world size or ZeRO stage.
+        ValueError: It belongs to another model, or its shards do not fit each other.
     """
     manifest = read_manifest(checkpoint)
     if manifest.model != fingerprint:
         raise ValueError(f"{checkpoint} belongs to another model: its parameter names or shapes differ.")
-    if (manifest.world_size, manifest.zero_stage) != (engine.world_size, engine.stage):
-        raise ValueError(
-            f"{checkpoint} was written by {manifest.world_size} ranks under ZeRO-{manifest.zero_stage}; this run has "
-            f"{engine.world_size} under ZeRO-{engine.stage}. Resume with the same numbers."
-        )
-    loaded, _ = engine.ds.load_checkpoint(str(checkpoint), tag=ZERO_TAG)
-    if loaded is None:
-        raise RuntimeError(f"{checkpoint}: DeepSpeed loaded nothing from it.")
+    restore_engine(engine, open_zero_checkpoint(checkpoint / ZERO_TAG))
     return manifest.step, json.loads((checkpoint / "lanes.json").read_text())

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from lift_ds.checkpoint.convert import ConversionOptions, convert_adapters, prepare_conversion
+from lift_ds.checkpoint.manifest import find_checkpoint, model_fingerprint
 from lift_ds.config import RunConfig
 from lift_ds.data.batch import Document
 from lift_ds.data.stream import merge_states
@@ -20,11 +22,9 @@ from lift_ds.sampling.reverse import ReverseProcess
 
 from .buffers import DifficultyBuffers
 from .checkpoint import check_space, load_checkpoint, save_checkpoint
-from .convert import convert_adapters, convert_checkpoint
 from .data import Prepared, make_loader
 from .engine import Engine
 from .loop import StopRequest, train_steps
-from .manifest import find_checkpoint, model_fingerprint
 from .progress import Progress
 from .report import print_summary, solve_record
 
@@ -199,7 +199,7 @@ class Trainer:
             return
         newest = self.output / "checkpoints" / (self.output / "checkpoints" / "latest").read_text().strip()
         export = free_name(self.output / "export")
-        convert_checkpoint(newest, export)
+        prepare_conversion(newest, ConversionOptions()).write(export)
         difference = self.compare_export(export, probe[0], logits) if logits is not None else "not compared"
         files = {"run folder": self.output, "checkpoint": newest, "export": export}
         if self.run.lora.rank:

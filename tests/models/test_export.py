@@ -10,10 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from lift_ds import load_pretrained
-from lift_ds.models import export
-from lift_ds.models.export import export_folder
+from lift_ds.models.export import ExportOptions, InMemory, export_folder, export_tensors
 from lift_ds.models.families import read_config
-from lift_ds.models.lora import merge_adapters
 from lift_ds.models.weights import NewWeights
 from tests.conftest import run
 from tests.small_models import write_adapted
@@ -37,9 +35,9 @@ def test_round_trip(state, llada_dir, llada, tmp_path):
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o644}
 
 
-def test_shards(state, llada_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "MAX_SHARD_SIZE", "40KB")
-    export_folder(state, llada_dir, tmp_path / "out", torch.float32)
+def test_shards(state, llada_dir, tmp_path):
+    tensors = {name: InMemory(tensor) for name, tensor in state.items()}
+    export_tensors(tensors, llada_dir, tmp_path / "out", ExportOptions(torch.float32, max_shard_bytes=40_000))
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 2
     model, _ = load_pretrained(tmp_path / "out")
     assert all(torch.equal(model.get_parameter(name), tensor) for name, tensor in state.items())
@@ -61,19 +59,6 @@ def test_nothing_is_overwritten_and_nothing_half_written(state, llada_dir, tmp_p
     with pytest.raises(ValueError, match="missing"):
         export_folder(incomplete, llada_dir, tmp_path / "other", torch.float32)
     assert not (tmp_path / "other").exists()
-
-
-def test_merged_adapters():
-    # W + (alpha / rank) B A = [[1, 2]] + 8/2 * [[3]] [[0.5, 0]] = [[7, 2]]
-    state = {
-        "q_proj.base_layer.weight": torch.tensor([[1.0, 2.0]]),
-        "q_proj.lora_A.default.weight": torch.tensor([[0.5, 0.0]]),
-        "q_proj.lora_B.default.weight": torch.tensor([[3.0]]),
-        "other.weight": torch.ones(1),
-    }
-    merged = merge_adapters(state, rank=2, alpha=8.0)
-    assert merged["q_proj.weight"].tolist() == [[7.0, 2.0]]
-    assert set(merged) == {"q_proj.weight", "other.weight"}
 
 
 @pytest.fixture

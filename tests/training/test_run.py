@@ -223,11 +223,39 @@ def test_broken_checkpoints_are_passed_over(straight, tiny_dir, tmp_path):
     assert "step-000003 at step 3" in done.stdout
 
 
-def test_a_checkpoint_of_another_world_size(straight, tiny_dir, tmp_path):
-    output = copy_of(straight, tmp_path)
-    done = launch_train(*SMALL, "--model", tiny_dir, "--output", output, "--resume", "auto", num_ranks=1, check=False)
-    assert done.returncode != 0
-    assert "was written by 2 ranks under ZeRO-3; this run has 1" in done.stdout
+def resume_on(tiny_dir, output, checkpoint, num_ranks, config, steps):
+    """Goes on from another run's checkpoint; returns the new run's last checkpoint."""
+    command = [*SMALL, "--deepspeed", f"ds_configs/{config}.json", "--model", tiny_dir, "--output", output]
+    command += [f"checkpoint.resume={checkpoint}", f"optim.steps={steps}", "eval.rows=0", "eval.solve_items=0"]
+    launch_train(*command, num_ranks=num_ranks)
+    return output / "checkpoints" / f"step-{steps:06d}"
+
+
+def assert_same_losses(straight, *outputs):
+    expected = losses_of(straight[0])
+    found = {step: values for output in outputs for step, values in losses_of(output).items()}
+    assert sorted(found) == [4, 5, 6]
+    for step, (loss, norm) in found.items():
+        assert loss == pytest.approx(expected[step][0], rel=1e-5)
+        assert norm == pytest.approx(expected[step][1], rel=1e-4)
+
+
+def test_resume_on_other_ranks_and_stages(straight, tiny_dir, tmp_path):
+    """2 ranks under ZeRO-3, then 1 under ZeRO-2, then 3 under ZeRO-3: the losses of the run that never stopped."""
+    saved = straight[0] / "checkpoints" / "step-000003"
+    saved = resume_on(tiny_dir, tmp_path / "one", saved, 1, "zero2", 4)
+    resume_on(tiny_dir, tmp_path / "three", saved, 3, "zero3", 6)
+    assert_same_losses(straight, tmp_path / "one", tmp_path / "three")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["zero2", "zero3"])
+def test_resume_on_1_3_and_2_ranks(straight, tiny_dir, tmp_path, config):
+    saved = straight[0] / "checkpoints" / "step-000003"
+    outputs = [tmp_path / str(num_ranks) for num_ranks in (1, 3, 2)]
+    for step, (num_ranks, output) in enumerate(zip((1, 3, 2), outputs, strict=True), 4):
+        saved = resume_on(tiny_dir, output, saved, num_ranks, config, step)
+    assert_same_losses(straight, *outputs)
 
 
 def test_a_checkpoint_of_another_model(straight, tiny_dir, tmp_path):

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import pytest
 
-from lift_ds.training.manifest import (
+from lift_ds.checkpoint.manifest import (
     Manifest,
     find_checkpoint,
     find_faults,

@@ -1,0 +1,1 @@
+"""Checkpoints on disk: reading, judging, re-cutting and converting them, without DeepSpeed."""

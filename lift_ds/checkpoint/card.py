@@ -1,0 +1,56 @@
+"""The model card of an exported folder: facts of the run, and how to load the folder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+LOADING = """## Load
+
+```python
+from transformers import AutoModel, AutoTokenizer
+
+model = AutoModel.from_pretrained("FOLDER", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("FOLDER", trust_remote_code=True)
+```
+"""
+
+
+def model_card(summary: dict[str, Any], run: dict[str, Any] | None) -> str:
+    """The card's text.
+
+    Args:
+        summary: Facts of the conversion.
+        run: The run that wrote the checkpoint, where it was ours.
+    """
+    facts = {
+        "parameters": f"{summary['num_parameters']:,}",
+        "weights": f"{summary['dtype']}, from the float32 master weights",
+        "checkpoint": f"step {summary['step']}, ZeRO-{summary['zero_stage']} on {summary['world_size']} ranks",
+    }
+    if "averaged_steps" in summary:
+        facts["mean of"] = (
+            f"{len(summary['averaged_steps'].split(', '))} checkpoints (steps {summary['averaged_steps']})"
+        )
+    title, tags = "Weights of a ZeRO checkpoint", ""
+    if run is not None:
+        title, tags = "A masked diffusion language model, fine-tuned with LIFT", "tags:\n- masked-diffusion\n- lift\n"
+        facts |= facts_of_run(run)
+    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    return f"---\nlibrary_name: transformers\n{tags}---\n\n# {title}\n\n| | |\n| --- | --- |\n{rows}\n\n{LOADING}"
+
+
+def facts_of_run(run: dict[str, Any]) -> dict[str, str]:
+    """What was learned from what, and how."""
+    config = run["run"]
+    optim, objective, lora, data = (config[section] for section in ("optim", "objective", "lora", "data"))
+    sources = data["sources"] or [{"path": data["path"]}]
+    adapters = {"adapters": f"rank {lora['rank']}, alpha {lora['alpha']:g}, merged"} if lora["rank"] else {}
+    return {
+        "base": str(config["model"]["path"]),
+        "data": ", ".join(str(source["path"]) for source in sources),
+        "objective": f"{objective['method']}, scoring {objective['scoring']}",
+        "optimizer": f"AdamW, lr {optim['lr']:g}, {optim['schedule']}, {optim['steps']} steps of "
+        f"{optim['global_batch']} documents",
+        "seed": str(config["seed"]),
+        **adapters,
+    }

@@ -1,0 +1,83 @@
+"""`tools/inspect_checkpoint.py`: what is in a ZeRO checkpoint, and how two of them differ."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lift_ds.checkpoint.inspection import (
+    compare,
+    describe,
+    find_problems,
+    named_tensors,
+    open_inspected,
+    scan,
+    summarise,
+)
+
+from .tool import progress, run_tool, show
+
+SHOWN_TENSORS = 10
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The flags."""
+    parser = argparse.ArgumentParser(
+        prog="inspect_checkpoint.py",
+        description="Says what a ZeRO checkpoint holds (this package's or another's): step, ranks, stage, tensors, "
+        "data position; whether it is whole (checksums of every byte); norms, NaN and infinities of its weights. With "
+        "a second checkpoint it says which tensors differ and by how much. Exits with 1 where something is broken or "
+        "not finite.",
+    )
+    parser.add_argument("checkpoint", type=Path, help="a run, a checkpoint, or a folder with ZeRO shards")
+    parser.add_argument("other", type=Path, nargs="?", help="another one to compare with")
+    parser.add_argument("--moments", action="store_true", help="look at the optimizer's moments too")
+    parser.add_argument("--dry-run", action="store_true", help="read no tensors: only what stands beside them")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the facts there too")
+    return parser
+
+
+def inspect(arguments: argparse.Namespace) -> bool:
+    """Prints facts; returns whether nothing is wrong.
+
+    Raises:
+        ValueError: The shards are missing, damaged, or do not fit each other.
+    """
+    zero, own = open_inspected(arguments.checkpoint)
+    facts = describe(zero, own)
+    is_good = True
+    if not arguments.dry_run:
+        problems = find_problems(zero, own)
+        facts |= {"is_whole": not problems, "problems": "; ".join(problems)}
+        tensors = named_tensors(zero, arguments.moments)
+        with progress("scanning", sum(each.num_elements for each in tensors.values())) as advance:
+            facts |= summarise(scan(tensors, advance))
+        is_good = not problems and not facts["num_not_finite"]
+    if arguments.other is not None:
+        facts |= compare_with(arguments)
+    show(facts, arguments.json)
+    return is_good
+
+
+def compare_with(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Facts of the comparison with the second checkpoint, with the tensors that differ most."""
+    opened = [open_inspected(path) for path in (arguments.checkpoint, arguments.other)]
+    first, second = (named_tensors(zero, arguments.moments) for zero, _ in opened)
+    facts: dict[str, Any] = {"other": str(opened[1][1] or opened[1][0].folder), "other_step": opened[1][0].step}
+    if arguments.dry_run:
+        return facts
+    with progress("comparing", sum(each.num_elements for each in first.values())) as advance:
+        found, changed = compare(first, second, advance)
+    most = {f"differs {name}": value for name, value in list(changed.items())[:SHOWN_TENSORS]}
+    return facts | found | most
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point; exits with 1 where something is broken, and with 2 where the checkpoint cannot be read."""
+    run_tool(partial(inspect, make_parser().parse_args(argv)))
+
+
+if __name__ == "__main__":
+    main()

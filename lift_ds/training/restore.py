@@ -1,0 +1,141 @@
+"""A checkpoint's numbers into a running engine, whatever world size and ZeRO stage wrote them.
+
+Every parameter is found by name, and each rank reads exactly its own ranges of the float32 weights and of the
+optimizer's moments, straight into the tensors where the engine keeps them. So the flat groups are cut anew without ever
+being put together, and nothing of a checkpoint is unpickled but plain numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lift_ds.checkpoint.flat_layout import FlatTensor, Range, zero2_ranges, zero3_ranges
+from lift_ds.checkpoint.zero_checkpoint import FULL_STAGE, MASTER, MOMENTS, ZeroCheckpoint, optimizer_step
+
+from .engine import Engine
+
+CHUNK_ELEMENTS = 1 << 20
+
+
+def restore_engine(engine: Engine, zero: ZeroCheckpoint) -> None:
+    """Fills weights, optimizer state, frozen parameters and buffers, and sets the engine's counters.
+
+    Args:
+        engine: The training engine, just built; its parameters are those of the checkpoint.
+        zero: The shards.
+
+    Raises:
+        ValueError: A parameter is not in the checkpoint, or has another shape.
+        RuntimeError: The engine keeps its optimizer state where it cannot be filled.
+    """
+    optimizer = engine.ds.optimizer
+    if engine.stage == FULL_STAGE:
+        optimizer.checkpoint_event_prologue()
+    fill_frozen(engine, zero.frozen)
+    fill_buffers(engine, zero.buffers)
+    state = optimizer.state_dict()  # its tensors are the engine's own
+    fill_groups(engine, state, zero)
+    ranks: list[Any] = [None] * engine.world_size
+    ranks[engine.rank] = state
+    optimizer.load_state_dict(ranks, load_from_fp32_weights=True)
+    if engine.stage == FULL_STAGE:
+        optimizer.checkpoint_event_epilogue()
+    else:
+        optimizer.update_lp_params()
+    saved = zero.model_state
+    engine.ds.global_steps = saved["global_steps"]
+    engine.ds.skipped_steps = saved.get("skipped_steps", 0)
+    engine.ds.global_samples = saved.get("global_samples", 0)
+
+
+def fill_groups(engine: Engine, state: dict[str, Any], zero: ZeroCheckpoint) -> None:
+    """Float32 weights and moments of every flat group of this rank.
+
+    Raises:
+        ValueError: A parameter is not in the checkpoint, or has another shape.
+        RuntimeError: The engine keeps its optimizer state elsewhere (NVMe).
+    """
+    is_full = engine.stage == FULL_STAGE
+    masters = state["fp32_flat_groups" if is_full else "single_partition_of_fp32_groups"]
+    moments = state["optimizer_state_dict" if is_full else "base_optimizer_state"]["state"]
+    sources = {key: zero.trained(key) for key in (MASTER, *MOMENTS)}
+    step = saved_step(zero)
+    counts_in_tensors = isinstance(engine.ds.optimizer.optimizer, torch.optim.AdamW)
+    groups = engine.ds._get_zero_param_shapes()
+    for place, (shapes, master) in enumerate(zip(groups, masters, strict=True)):
+        check_group(shapes, sources[MASTER])
+        if not len(master):
+            raise RuntimeError("the optimizer state is kept on NVMe, where it cannot be filled; resume without that.")
+        counter = torch.tensor(step) if counts_in_tensors else int(step)
+        moments[place] = {"step": counter, **{key: torch.zeros_like(master.data) for key in MOMENTS}}
+        if is_full:
+            ranges = list(zero3_ranges(shapes, engine.world_size, engine.rank))
+        else:
+            paddings = state["param_alignment_paddings"][place]
+            ranges = list(zero2_ranges(shapes, paddings, engine.world_size, engine.rank))
+        fill(master, ranges, sources[MASTER])
+        for key in MOMENTS:
+            fill(moments[place][key], ranges, sources[key])
+
+
+def saved_step(zero: ZeroCheckpoint) -> float:
+    """Steps that the optimizer has taken.
+
+    Raises:
+        ValueError: Its groups do not agree.
+    """
+    steps = set(optimizer_step(zero.optimizer_files[0]))
+    if len(steps) != 1:
+        raise ValueError(
+            f"{zero.folder}: the optimizer's groups have taken {sorted(steps)} steps; one number is needed."
+        )
+    return steps.pop()
+
+
+def check_group(shapes: dict[str, torch.Size], found: dict[str, FlatTensor]) -> None:
+    """Checks that the checkpoint has all parameters of a group.
+
+    Raises:
+        ValueError: One is missing or has another shape.
+    """
+    for name, shape in shapes.items():
+        if name not in found or found[name].shape != torch.Size(shape):
+            saved = tuple(found[name].shape) if name in found else "not trained"
+            raise ValueError(f"{name} is {tuple(shape)} in this run and {saved} in the checkpoint.")
+
+
+def fill(target: Tensor, ranges: list[Range], sources: dict[str, FlatTensor]) -> None:
+    """Copies a rank's ranges of parameters into its flat group."""
+    for each in ranges:
+        for start, stop in blocks(each.start, each.stop):
+            offset = each.offset + start - each.start
+            target.data[offset : offset + stop - start].copy_(sources[each.name].read(start, stop))
+
+
+def blocks(start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """A range in blocks of bounded length."""
+    for low in range(start, stop, CHUNK_ELEMENTS):
+        yield low, min(low + CHUNK_ELEMENTS, stop)
+
+
+def fill_frozen(engine: Engine, frozen: dict[str, FlatTensor]) -> None:
+    """Parameters that are not trained; each rank reads its own part where they are cut."""
+    for name, parameter in engine.root.named_parameters():
+        if name not in frozen:
+            continue
+        part, whole = getattr(parameter, "ds_tensor", None), frozen[name].num_elements
+        start = 0 if part is None else min(part.numel() * engine.rank, whole)
+        stop = whole if part is None else min(start + part.numel(), whole)
+        target = parameter if part is None else part
+        fill(target.data.flatten(), [Range(name, start, stop, 0)], frozen)
+
+
+def fill_buffers(engine: Engine, buffers: dict[str, FlatTensor]) -> None:
+    """Persistent buffers."""
+    for name, buffer in engine.root.named_buffers():
+        if name in buffers:
+            buffer.copy_(buffers[name].load())

@@ -1,0 +1,6 @@
+"""Averages: `python tools/average_checkpoints.py CHECKPOINT... OUT`; `--help` explains the flags."""
+
+from lift_ds.cli.average_checkpoints import main
+
+if __name__ == "__main__":
+    main()

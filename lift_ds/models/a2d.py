@@ -23,6 +23,8 @@ class A2DConfig(LlamaLayoutConfig):
         ValueError: `right_shift_logits` is missing, or a field asks for a variant that is not implemented here.
     """
 
+    has_no_defaults_at_init = True  # else transformers 4 makes one without fields, to compare with
+
     def __init__(self, right_shift_logits: bool | None = None, **kwargs: Any) -> None:
         """Stores the fields; see the class docstring."""
         if not isinstance(right_shift_logits, bool):

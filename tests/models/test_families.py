@@ -243,10 +243,7 @@ def test_adapters_on_matrices_with_biases(dream):
         add_adapters(dream, 2, 4.0, 0.0, ["lm_head"], 0)
     add_adapters(dream, 2, 4.0, 0.0, ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj"], 0)
     torch.testing.assert_close(dream(input_ids=ids).logits, expected)
-    merged, adapters = split_adapters({name: each.detach() for name, each in dream.named_parameters()})
-    for name in [name for name in adapters if ".lora_A." in name]:
-        matrix = name.removeprefix("base_model.model.").replace(".lora_A.", ".")
-        merged[matrix] = merged[matrix] + 4.0 / 2 * adapters[name.replace(".lora_A.", ".lora_B.")] @ adapters[name]
+    merged, _ = split_adapters(dict(dream.named_parameters()))
     assert set(merged) == names
 
 

@@ -15,6 +15,7 @@ import errno
 import os
 import platform
 import struct
+import sys
 
 from .syscalls import ARCHITECTURES, CLONE, CLONE3, LAST_KNOWN, OPEN, OPENAT, OPENAT2, denied_numbers
 
@@ -56,7 +57,13 @@ def lock_down() -> None:
 
 
 def die_with_parent(signal: int) -> None:
-    """Has the kernel send `signal` to this process when the thread that started it ends."""
+    """Has the kernel send `signal` to this process when the thread that started it ends.
+
+    Raises:
+        RuntimeError: This is not Linux.
+    """
+    if sys.platform != "linux":
+        raise RuntimeError(f"untrusted text is run on Linux only, not on {sys.platform}.")
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal), 0, 0, 0)
 
 

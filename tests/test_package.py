@@ -157,6 +157,17 @@ def test_readme_look_at_data(tmp_path):
     assert found["rows"] == report["rows"] and found["lengths"] == report["lengths"]
 
 
+def test_readme_score(tmp_path):
+    """The command of the page, on one right answer."""
+    row = {"question": "1200 + 34?", "generation": "<answer>1,234</answer>", "ground_truth": 1234.0}
+    (tmp_path / "answers.jsonl").write_text(json.dumps(row) + "\n")
+    (command,) = commands("tools/score.py")
+    for name in ("answers.jsonl", "score.json"):
+        command = command.replace(name, str(tmp_path / name))
+    assert "100.0%" in run(command.split()).stdout
+    assert json.loads((tmp_path / "score.json").read_text())["correct"] == 1
+
+
 def test_dry_run_of_the_8b_recipe(tiny_dir, tmp_path):
     """Everything but the weights: recipe, JSON, columns, template."""
     data = tmp_path / "s1k.jsonl"

@@ -116,7 +116,7 @@ def refuse_where(test: tuple[int, int], error: int) -> list[Instruction]:
 def judge_argument(
     call: int, argument: int, test: int, operands: tuple[int, ...], is_allowed: bool
 ) -> list[Instruction]:
-    """For one call: allowed, or refused, where the lower half of an argument passes the test with one of the operands."""
+    """For one call: allows it where the lower half of an argument passes the test with some operand, or refuses it."""
     results = (ALLOW, ERROR | errno.EPERM)
     passed, failed = results if is_allowed else reversed(results)
     body: list[Instruction] = [(LOAD, 0, 0, ARGUMENTS_AT + 8 * argument)]

@@ -150,6 +150,8 @@ def test_readme_python(tmp_path, tiny_dir):
     export = [command for command in commands("tools/zero_to_hf.py") if "runs/001" in command]
     assert len(export) == 1
     run(export[0].replace("runs/001", str(tmp_path / "run")).replace("export_folder", str(tmp_path / "model")).split())
+    (inspect,) = commands("tools/inspect_checkpoint.py")
+    assert "step" in run(inspect.replace("runs/001", str(tmp_path / "run")).split()).stdout
     report = [command for command in commands("tools/learnability.py") if "runs/001" in command]
     assert len(report) == 1
     run([*report[0].replace("runs/001", str(tmp_path / "run")).split(), "--rows", "4"])
@@ -187,6 +189,17 @@ def test_readme_generate(tmp_path, monkeypatch, capsys):
         generate.main(arguments[2:])
     assert json.loads((tmp_path / "answers.jsonl").read_text())["question"] == "3+4?"
     assert "forwards" in capsys.readouterr().out
+
+
+def test_readme_score(tmp_path):
+    """The command of the page, on one right answer."""
+    row = {"question": "1200 + 34?", "generation": "<answer>1,234</answer>", "ground_truth": 1234.0}
+    (tmp_path / "answers.jsonl").write_text(json.dumps(row) + "\n")
+    (command,) = commands("tools/score.py")
+    for name in ("answers.jsonl", "score.json"):
+        command = command.replace(name, str(tmp_path / name))
+    assert "100.0%" in run(command.split()).stdout
+    assert json.loads((tmp_path / "score.json").read_text())["correct"] == 1
 
 
 def test_dry_run_of_the_8b_recipe(tiny_dir, tmp_path):

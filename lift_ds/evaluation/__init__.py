@@ -1,1 +1,1 @@
-"""Held-out loss and solve rates, in lockstep over the ranks."""
+"""Held-out loss and solve rates, in lockstep over the ranks; scores of generations that exist."""

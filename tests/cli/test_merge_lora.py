@@ -64,7 +64,7 @@ def test_a_write_that_fails_leaves_nothing(llada_dir, adapters, tmp_path, capsys
             main([str(llada_dir), str(adapters), str(tmp_path / "out")])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert "error: [Errno 27] File too large" in capsys.readouterr().err
+    assert "[Errno 27] File too large" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -12,7 +12,7 @@ from lift_ds.evaluation.score_file import read_rows, score_rows
 from lift_ds.evaluation.scorers import TASK_SCORERS, Checks, Row
 from lift_ds.evaluation.scorers.extraction import final_answer
 from lift_ds.evaluation.scorers.numbers import read_quantity
-from lift_ds.evaluation.scorers.published_arithmetic import evaluate
+from lift_ds.evaluation.scorers.published_arithmetic import evaluate, is_near
 from tests.conftest import VECTORS
 
 SAMPLES = VECTORS / "scoring"
@@ -26,7 +26,7 @@ PUBLISHED = {
 QUICK = Limits(seconds=3.0)
 
 
-def score_all(path, task, scorer, limits=QUICK, num_workers=2):
+def score_all(path, task, scorer, limits=QUICK, num_workers=1):
     return score_rows(read_rows(path, task), task, scorer, limits, num_workers, lambda: None)
 
 
@@ -43,7 +43,6 @@ def test_every_rule(task, scorer):
     ]
     assert not wrong
     for line, scores in zip(lines, found, strict=True):
-        assert any(score.timed_out for score in scores) or not line.get("times_out"), line["rule"]
         if "strict_solved" in line and scorer == "strict":
             assert scores[0].is_solved is line["strict_solved"], line["rule"]
 
@@ -65,7 +64,7 @@ def test_both_scorers_disagree_somewhere_in_every_sample():
 )
 def test_published_generations(bench, task, scorer):
     """Real generations of LLaDA-8B-Instruct; `reference` gives the published integers."""
-    scores = [score for (score,) in score_all(bench / f"{task}_256.jsonl", task, scorer, Limits())]
+    scores = [score for (score,) in score_all(bench / f"{task}_256.jsonl", task, scorer, Limits(), 2)]
     counts = (
         sum(score.correct for score in scores),
         sum(score.total for score in scores),
@@ -85,8 +84,8 @@ TRUTHS = {
 HUGE = {
     # kind: a text of 10 MB, and the tasks whose rules look for such a thing
     "digits": ("\\boxed{" + "9" * 10_000_000 + "}", ("gsm8k", "math500")),
-    "tags": ("<answer>" * 1_250_000, ("gsm8k", "math500", "sudoku")),
-    "boxes": ("\\boxed{" * 1_400_000, ("gsm8k", "math500")),
+    "tags": ("<answer>" * 1_250_000, ("math500", "sudoku")),
+    "boxes": ("\\boxed{" * 1_400_000, ("math500",)),
     "spaces": ("<answer>```" + " " * 10_000_000, ("sudoku",)),
     "equation": ("\\boxed{" + "1+" * 5_000_000 + "}", ("countdown",)),
     "fences": ("```python\n" * 1_000_000, ("mbpp",)),
@@ -185,3 +184,9 @@ def test_published_arithmetic_computes_without_eval(text, value):
     began = time.perf_counter()
     assert evaluate(text) == value
     assert time.perf_counter() - began < 1
+
+
+def test_no_number_is_too_large_to_compare():
+    assert not is_near("(-1)**0.5*9.0**320", 5, 1e-5)  # about 1e305 i
+    assert not is_near("((-1)**0.5+1)*9.0**323", 5, 1e-5)  # its absolute value is above the largest float
+    assert is_near("0.1+0.2-0.3+5", 5, 1e-5)

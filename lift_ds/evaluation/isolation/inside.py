@@ -22,13 +22,13 @@ def serve(handler: str, limits: dict[str, Any]) -> None:
         handler: `module:function` that makes the handler; what it imports is imported before the filter.
         limits: The fields of `child.Limits`.
     """
-    die_with_parent(signal.SIGKILL)
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
     questions = os.fdopen(os.dup(0), "rb")
     silence = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):  # what the text prints goes nowhere, and it has nothing to read
         os.dup2(silence, stream)
     try:
+        die_with_parent(signal.SIGKILL)
         module, function = handler.split(":")
         answer: Handler = getattr(importlib.import_module(module), function)()
         apply_limits(limits)

@@ -2,7 +2,7 @@
 
 Refused with "Operation not permitted": new processes and programs (threads stay possible), signals to other processes,
 sockets, opening files for writing, every other change to a file system, shared memory that outlives the process,
-changed limits, and calls that administer the machine. The filter cannot be taken off again.
+changed limits, and calls that administer the machine or a device. The filter cannot be taken off again.
 
 What it is not: files that the user can read stay readable, and the kernel is shared, so it is no virtual machine. It
 needs Linux on x86_64 or aarch64; the numbers of aarch64 are from the kernel's tables and have not been tried.
@@ -15,8 +15,20 @@ import errno
 import os
 import platform
 import struct
+import sys
 
-from .syscalls import ARCHITECTURES, CLONE, CLONE3, LAST_KNOWN, OPEN, OPENAT, OPENAT2, denied_numbers
+from .syscalls import (
+    ARCHITECTURES,
+    CLONE,
+    CLONE3,
+    FCNTL,
+    IOCTL,
+    LAST_KNOWN,
+    OPEN,
+    OPENAT,
+    OPENAT2,
+    denied_numbers,
+)
 
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER = 1, 22, 38, 2
 LOAD, JUMP_EQUAL, JUMP_ABOVE, JUMP_ANY_BIT, RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
@@ -24,6 +36,10 @@ ALLOW, ERROR, KILL = 0x7FFF0000, 0x00050000, 0x80000000
 NUMBER_AT, ARCHITECTURE_AT, ARGUMENTS_AT = 0, 4, 16
 CLONE_THREAD = 0x00010000
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+ASKING_IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
+"""Is it a terminal, how large, how much is there to read; blocking and close-on-exec of a file of one's own."""
+SIGNALLING_FCNTLS = (8, 10, 15)
+"""Who gets which signal when a file is ready: a way to signal other processes."""
 
 Instruction = tuple[int, int, int, int]
 
@@ -56,7 +72,13 @@ def lock_down() -> None:
 
 
 def die_with_parent(signal: int) -> None:
-    """Has the kernel send `signal` to this process when the thread that started it ends."""
+    """Has the kernel send `signal` to this process when the thread that started it ends.
+
+    Raises:
+        RuntimeError: This is not Linux.
+    """
+    if sys.platform != "linux":
+        raise RuntimeError(f"untrusted text is run on Linux only, not on {sys.platform}.")
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal), 0, 0, 0)
 
 
@@ -73,10 +95,15 @@ def instructions(audit_number: int, column: int) -> list[Instruction]:
     ]
     for denied in denied_numbers(column):
         program += refuse_where((JUMP_EQUAL, denied), errno.EPERM)
-    program += when_called(number(CLONE, column), 0, (JUMP_ANY_BIT, 1, 0, CLONE_THREAD))
-    for call, argument in ((OPENAT, 2), (OPEN, 1)):
+    for call, argument, test, operands, is_allowed in (
+        (CLONE, 0, JUMP_ANY_BIT, (CLONE_THREAD,), True),
+        (IOCTL, 1, JUMP_EQUAL, ASKING_IOCTLS, True),
+        (FCNTL, 1, JUMP_EQUAL, SIGNALLING_FCNTLS, False),
+        (OPENAT, 2, JUMP_ANY_BIT, (WRITING,), False),
+        (OPEN, 1, JUMP_ANY_BIT, (WRITING,), False),
+    ):
         if call[column] is not None:
-            program += when_called(number(call, column), argument, (JUMP_ANY_BIT, 0, 1, WRITING))
+            program += judge_argument(number(call, column), argument, test, operands, is_allowed)
     return [*program, (RETURN, 0, 0, ALLOW)]
 
 
@@ -86,15 +113,17 @@ def refuse_where(test: tuple[int, int], error: int) -> list[Instruction]:
     return [(code, 0, 1, operand), (RETURN, 0, 0, ERROR | error)]
 
 
-def when_called(call: int, argument: int, test: Instruction) -> list[Instruction]:
-    """For one call: a test of an argument's lower half, which jumps over the refusal or falls into it."""
-    return [
-        (JUMP_EQUAL, 0, 4, call),
-        (LOAD, 0, 0, ARGUMENTS_AT + 8 * argument),
-        test,
-        (RETURN, 0, 0, ERROR | errno.EPERM),
-        (RETURN, 0, 0, ALLOW),
-    ]
+def judge_argument(
+    call: int, argument: int, test: int, operands: tuple[int, ...], is_allowed: bool
+) -> list[Instruction]:
+    """For one call: allows it where the lower half of an argument passes the test with some operand, or refuses it."""
+    results = (ALLOW, ERROR | errno.EPERM)
+    passed, failed = results if is_allowed else reversed(results)
+    body: list[Instruction] = [(LOAD, 0, 0, ARGUMENTS_AT + 8 * argument)]
+    for operand in operands:
+        body += [(test, 0, 1, operand), (RETURN, 0, 0, passed)]
+    body.append((RETURN, 0, 0, failed))
+    return [(JUMP_EQUAL, 0, len(body), call), *body]
 
 
 def number(call: tuple[int | None, int | None], column: int) -> int:

@@ -10,6 +10,8 @@ LAST_KNOWN = 448
 
 CLONE = (56, 220)
 CLONE3 = (435, 435)
+FCNTL = (72, 25)
+IOCTL = (16, 29)
 OPEN = (2, None)
 OPENAT = (257, 56)
 OPENAT2 = (437, 437)
@@ -23,7 +25,9 @@ process_madvise 440 440; process_mrelease 448 448; migrate_pages 256 238; move_p
 setrlimit 160 164; prlimit64 302 261; setpriority 141 140; ioprio_set 251 30
 sched_setaffinity 203 122; sched_setattr 314 274; sched_setparam 142 118; sched_setscheduler 144 119
 socket 41 198; io_uring_setup 425 425; io_uring_enter 426 426; io_uring_register 427 427
-shmget 29 194; semget 64 190; msgget 68 186; mq_open 240 180; memfd_create 319 279; memfd_secret 447 447
+shmget 29 194; shmat 30 196; shmctl 31 195; semget 64 190; semop 65 193; semctl 66 191; semtimedop 220 192
+msgget 68 186; msgsnd 69 189; msgrcv 70 188; msgctl 71 187; mq_open 240 180; mq_unlink 241 181
+memfd_create 319 279; memfd_secret 447 447
 creat 85 -; truncate 76 45; mkdir 83 -; mkdirat 258 34; mknod 133 -; mknodat 259 33
 link 86 -; linkat 265 37; symlink 88 -; symlinkat 266 36
 rename 82 -; renameat 264 38; renameat2 316 276; rmdir 84 -; unlink 87 -; unlinkat 263 35

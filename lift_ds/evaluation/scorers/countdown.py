@@ -13,7 +13,7 @@ from .base import Row, Score, whole_answer
 from .checks import Checks
 from .extraction import final_answer
 from .published import first_answer_tag, last_box
-from .published_arithmetic import evaluate
+from .published_arithmetic import is_near
 
 PUBLISHED_SIGNS = (("\\div", "/"), ("\\times", "*"), ("\\cdot", "*"))
 SIGNS = (*PUBLISHED_SIGNS, ("×", "*"), ("·", "*"), ("÷", "/"), ("−", "-"))  # noqa: RUF001
@@ -44,8 +44,7 @@ def reference(row: Row, generation: str, checks: Checks) -> Score:
     answer = before_equals(answer)
     if len(answer) > LONGEST or sorted(map(int, re.findall(r"\d+", answer))) != sorted(numbers):
         return whole_answer(answer, False)
-    value = evaluate(answer)
-    return whole_answer(answer, value is not None and bool(abs(value - target) < TOLERANCE))
+    return whole_answer(answer, is_near(answer, target, TOLERANCE))
 
 
 def before_equals(text: str) -> str:

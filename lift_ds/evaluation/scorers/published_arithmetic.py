@@ -34,6 +34,15 @@ def evaluate(text: str) -> Number | None:
         return None
 
 
+def is_near(text: str, target: int, tolerance: float) -> bool:
+    """Whether the text has a value within `tolerance` of `target`."""
+    value = evaluate(text)
+    try:
+        return value is not None and bool(abs(value - target) < tolerance)
+    except OverflowError:  # no float is as large as this complex number
+        return False
+
+
 def value_of(node: ast.expr) -> Number:
     """The value of one node.
 

@@ -17,7 +17,9 @@ from math_verify import LatexExtractionConfig, parse, verify
 
 DIGITS = 50
 UNORDERED = ("{}", "list")
-logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own time limit is off; the worker has one
+logging.getLogger("math_verify").setLevel(
+    logging.ERROR
+)  # it warns that its own time limit is off; its child process has one
 
 
 def is_equivalent(answer: str, truth: str) -> bool:

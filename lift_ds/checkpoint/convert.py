@@ -21,7 +21,9 @@ from lift_ds.models.export import (
 from lift_ds.models.shards import plan_shards
 
 from .adapters import DOWN, AdapterSettings, MergedMatrix, merge, settings_of_peft
+from .base import base_tensors, read_base
 from .card import model_card
+from .flat_layout import FlatTensor
 from .manifest import find_faults, read_manifest
 from .names import official_names
 from .stored_tensor import Storage
@@ -44,6 +46,7 @@ class ConversionOptions:
         weights_only: Write no config and no tokenizer.
         prefix: Prefix to take off the names; `None` finds it.
         base_code: Folder whose `.py` files are copied too.
+        base: Folder of the base under the adapters of our checkpoint; `None` looks where it was.
     """
 
     dtype: str = "auto"
@@ -52,6 +55,7 @@ class ConversionOptions:
     weights_only: bool = False
     prefix: str | None = None
     base_code: Path | None = None
+    base: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,9 @@ def prepare_conversion(path: Path, options: ConversionOptions) -> Conversion:
     zero = open_zero_checkpoint(shards)
     hf_folder = None if options.weights_only else find_config(shards, own, options.config)
     official = None if hf_folder is None else official_shapes(hf_folder)
-    tensors = name_tensors(zero, adapter_settings(own, hf_folder or shards.parent), options.prefix, official)
+    weights = find_base(own, options.base) | zero.weights()
+    settings = adapter_settings(own, hf_folder or shards.parent)
+    tensors = name_tensors(weights, zero.aliases, settings, options.prefix, official)
     dtype = computed_dtype(zero) if options.dtype == "auto" else options.dtype
     return Conversion(zero, own, hf_folder, tensors, dtype, options, used_storages(zero) if own is None else ())
 
@@ -189,6 +195,23 @@ def find_config(shards: Path, own: Path | None, given: Path | None) -> Path:
     return folder
 
 
+def find_base(own: Path | None, given: Path | None) -> dict[str, FlatTensor]:
+    """The weights that a checkpoint of adapters leaves to its base, by its names; none where it holds all.
+
+    Raises:
+        ValueError: The base is not found, or not the one that the adapters were trained on.
+    """
+    record = None if own is None else read_base(own)
+    if own is None or record is None:
+        if given is not None:
+            raise ValueError(f"--base {given}: the checkpoint holds whole weights, not only adapters.")
+        return {}
+    folder = given or Path(record.path)
+    if not folder.is_dir():
+        raise ValueError(f"{own} holds adapters only, and {folder}, their base, is not there; name it with --base.")
+    return {ROOT_PREFIX + name: tensor for name, tensor in base_tensors(record, folder, str(own)).items()}
+
+
 def read_run(own: Path | None) -> dict[str, Any] | None:
     """The run that wrote a checkpoint of ours."""
     return None if own is None else dict(json.loads((own / "run.json").read_text(encoding="utf-8")))
@@ -215,7 +238,11 @@ def computed_dtype(zero: ZeroCheckpoint) -> str:
 
 
 def name_tensors(
-    zero: ZeroCheckpoint, settings: AdapterSettings | None, prefix: str | None, official: Mapping[str, Any] | None
+    weights: Mapping[str, FlatTensor],
+    tied_names: Mapping[str, str],
+    settings: AdapterSettings | None,
+    prefix: str | None,
+    official: Mapping[str, Any] | None,
 ) -> dict[str, Chunked]:
     """What is written, by official name: adapters merged, wrappers taken off.
 
@@ -224,14 +251,11 @@ def name_tensors(
     Raises:
         ValueError: Names become the same, or adapters cannot be merged.
     """
-    weights = zero.weights()
-    tied = {
-        alias: weights[name] for alias, name in zero.aliases.items() if name in weights and not DOWN.fullmatch(name)
-    }
-    tensors = merge(weights | tied, settings)
+    tied = {alias: weights[name] for alias, name in tied_names.items() if name in weights and not DOWN.fullmatch(name)}
+    tensors = merge({**weights, **tied}, settings)
     expected = None if official is None else set(official)
     names = official_names(list(tensors), prefix, expected)
-    aliases = {names[alias]: names[name] for alias, name in zero.aliases.items() if alias in names and name in names}
+    aliases = {names[alias]: names[name] for alias, name in tied_names.items() if alias in names and name in names}
     named: dict[str, Chunked] = {names[name]: tensor for name, tensor in tensors.items()}
     if expected is not None:
         for alias, name in aliases.items():

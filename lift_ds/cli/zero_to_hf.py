@@ -47,6 +47,7 @@ def add_conversion_flags(parser: argparse.ArgumentParser) -> None:
         help="take this off every name; module., base_model.model. and _orig_mod. are found without it",
     )
     parser.add_argument("--base-code", type=Path, metavar="FOLDER", help="copy this folder's .py files too")
+    parser.add_argument("--base", type=Path, metavar="FOLDER", help="where the base of a run with adapters is now")
     parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be written, stop")
     parser.add_argument(
         "--verify",
@@ -62,7 +63,7 @@ def read_options(arguments: argparse.Namespace) -> ConversionOptions:
     Raises:
         ValueError: A folder is not there, or a size is none.
     """
-    for folder in (arguments.config, arguments.base_code):
+    for folder in (arguments.config, arguments.base_code, arguments.base):
         if folder is not None and not folder.is_dir():
             raise ValueError(f"{folder}: no such folder.")
     return ConversionOptions(
@@ -72,6 +73,7 @@ def read_options(arguments: argparse.Namespace) -> ConversionOptions:
         arguments.weights_only,
         arguments.strip_prefix,
         arguments.base_code,
+        arguments.base,
     )
 
 

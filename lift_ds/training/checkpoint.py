@@ -6,6 +6,7 @@
         hf/                     config and tokenizer of the model, for export
         difficulty/             the difficulty table, a file a rank
         lanes.json              data position
+        base.json               of a run with adapters: the files of the frozen weights, which the shards leave out
         run.json                resolved run config and DeepSpeed JSON
         manifest.json           step, world size, model fingerprint, size and SHA-256 of every other file
     checkpoints/latest          name of the newest whole checkpoint
@@ -22,6 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lift_ds.checkpoint.base import BaseRecord, hash_base, read_base
 from lift_ds.checkpoint.manifest import (
     MANIFEST,
     TEMPORARY_PREFIX,
@@ -57,6 +59,7 @@ def save_checkpoint(
     fingerprint: str,
     keep: int,
     buffers: DifficultyBuffers | None = None,
+    base: BaseRecord | None = None,
 ) -> Path:
     """Writes the state of all ranks; returns the checkpoint's folder.
 
@@ -70,14 +73,15 @@ def save_checkpoint(
         fingerprint: `model_fingerprint` of the model.
         keep: Newest checkpoints to keep.
         buffers: The difficulty table, where one is kept.
+        base: The frozen weights' files, which are then left out; `None` saves all weights.
 
     Raises:
         RuntimeError: The disk is too full, or a rank could not write; older checkpoints are untouched.
     """
     final = folder / checkpoint_name(step)
     temporary = folder / f"{TEMPORARY_PREFIX}{final.name}"
-    check_space(engine, folder, temporary)
-    write_shards(engine, temporary)
+    check_space(engine, folder, base is not None, temporary)
+    write_shards(engine, temporary, base is not None)
 
     def finish_own() -> dict[str, FileRecord]:
         if buffers is not None:
@@ -93,6 +97,8 @@ def save_checkpoint(
         (temporary / "lanes.json").write_text(json.dumps(lanes))
         (temporary / "run.json").write_text(json.dumps(run, indent=2))
         copy_hf_files(hf_folder, temporary / "hf")
+        if base is not None:
+            base.write(temporary)
         files = {name: record for part in everyones for name, record in part.items()}
         for path in sorted(temporary.rglob("*")):
             name = str(path.relative_to(temporary))
@@ -126,13 +132,19 @@ def agree(engine: Engine, action: Any, final: Path) -> Any:
     return result
 
 
-def check_space(engine: Engine, folder: Path, temporary: Path | None = None) -> None:
+def check_space(engine: Engine, folder: Path, only_trained: bool, temporary: Path | None = None) -> None:
     """Makes the folder, clears the place of a new checkpoint, and compares free space with what one takes.
+
+    Args:
+        engine: The training engine.
+        folder: `checkpoints` of the run.
+        only_trained: Whether frozen weights are left out.
+        temporary: What is to be cleared.
 
     Raises:
         RuntimeError: The folder cannot be written, or there is too little space; every rank raises it.
     """
-    weights, trained = engine.num_parameters(), engine.num_parameters(only_trained=True)
+    weights, trained = engine.num_parameters(only_trained), engine.num_parameters(only_trained=True)
     needed = WEIGHT_BYTES * weights + OPTIMIZER_BYTES * trained + SPARE_BYTES
 
     def check() -> None:
@@ -148,15 +160,15 @@ def check_space(engine: Engine, folder: Path, temporary: Path | None = None) -> 
     agree(engine, check, folder)
 
 
-def write_shards(engine: Engine, temporary: Path) -> None:
-    """DeepSpeed's own save, into the temporary folder.
+def write_shards(engine: Engine, temporary: Path, only_trained: bool) -> None:
+    """DeepSpeed's own save, into the temporary folder, with frozen weights or without.
 
     Raises:
         RuntimeError: This rank could not write. The other ranks may be inside a collective of DeepSpeed's, so nothing
             can be agreed on any more: this process ends, and the launcher ends the others.
     """
     try:
-        engine.ds.save_checkpoint(str(temporary), tag=ZERO_TAG)
+        engine.ds.save_checkpoint(str(temporary), tag=ZERO_TAG, exclude_frozen_parameters=only_trained)
     except (OSError, RuntimeError) as error:
         raise RuntimeError(describe_failure(temporary, f"rank {engine.rank}: {error}")) from error
 
@@ -183,8 +195,22 @@ def copy_hf_files(source: Path, target: Path) -> None:
         shutil.copyfile(path, target / path.name)
 
 
-def load_checkpoint(engine: Engine, checkpoint: Path, fingerprint: str) -> tuple[int, dict[str, Any]]:
+def hash_base_files(engine: Engine, folder: Path) -> BaseRecord:
+    """The record of a run's base; every rank hashes its share of the files."""
+    everyones = engine.gather_objects(hash_base(folder, engine.rank, engine.world_size))
+    return BaseRecord(str(folder.resolve()), {name: record for part in everyones for name, record in part.items()})
+
+
+def load_checkpoint(
+    engine: Engine, checkpoint: Path, fingerprint: str, base: BaseRecord | None
+) -> tuple[int, dict[str, Any]]:
     """Restores weights and optimizer, whatever world size and ZeRO stage wrote them.
+
+    Args:
+        engine: The training engine; frozen weights that the checkpoint leaves out are loaded.
+        checkpoint: The checkpoint.
+        fingerprint: `model_fingerprint` of the model.
+        base: The frozen weights' files, where the run has adapters.
 
     Returns:
         The step and the data position.
@@ -195,5 +221,8 @@ def load_checkpoint(engine: Engine, checkpoint: Path, fingerprint: str) -> tuple
     manifest = read_manifest(checkpoint)
     if manifest.model != fingerprint:
         raise ValueError(f"{checkpoint} belongs to another model: its parameter names or shapes differ.")
+    saved_base = read_base(checkpoint)
+    if saved_base is not None:
+        saved_base.check(base or BaseRecord("this run's model", {}), str(checkpoint))
     restore_engine(engine, open_zero_checkpoint(checkpoint / ZERO_TAG))
     return manifest.step, json.loads((checkpoint / "lanes.json").read_text())

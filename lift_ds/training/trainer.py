@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lift_ds.checkpoint.base import BaseRecord
 from lift_ds.checkpoint.convert import ConversionOptions, convert_adapters, prepare_conversion
 from lift_ds.checkpoint.manifest import find_checkpoint, model_fingerprint
 from lift_ds.config import RunConfig
@@ -21,7 +23,7 @@ from lift_ds.models.weights import load_pretrained, whole_shape
 from lift_ds.sampling.reverse import ReverseProcess
 
 from .buffers import DifficultyBuffers
-from .checkpoint import check_space, load_checkpoint, save_checkpoint
+from .checkpoint import check_space, hash_base_files, load_checkpoint, save_checkpoint
 from .data import Prepared, make_loader
 from .engine import Engine
 from .loop import StopRequest, train_steps
@@ -69,6 +71,13 @@ class Trainer:
         """Names and shapes of all weights, adapters included, as a hash."""
         parameters = self.engine.root.named_parameters()
         return model_fingerprint({name: whole_shape(parameter) for name, parameter in parameters})
+
+    @cached_property
+    def base(self) -> BaseRecord | None:
+        """The files of the frozen weights, where checkpoints hold adapters only: not without adapters or files."""
+        if not self.run.lora.rank or self.run.model.from_scratch:
+            return None
+        return hash_base_files(self.engine, self.prepared.folder)
 
     @property
     def resolved(self) -> dict[str, Any]:
@@ -119,7 +128,7 @@ class Trainer:
             if self.run.checkpoint.resume == "auto":
                 self.progress.say(f"no checkpoint in {self.output}: starting at step 0")
             return 0
-        step, lanes = load_checkpoint(self.engine, checkpoint, self.fingerprint)
+        step, lanes = load_checkpoint(self.engine, checkpoint, self.fingerprint, self.base)
         self.prepared.data.stream.load_state(lanes)
         if self.buffers is not None:
             self.buffers.load(checkpoint)
@@ -139,6 +148,7 @@ class Trainer:
             self.fingerprint,
             self.run.checkpoint.keep,
             self.buffers,
+            self.base,
         )
         self.progress.say(f"step {step}: checkpoint {path}")
         return path
@@ -146,7 +156,7 @@ class Trainer:
     def fit(self) -> int:
         """Trains from the start or a checkpoint to the end or a stop signal; returns the steps taken in all."""
         first_step = self.resume()
-        check_space(self.engine, self.output / "checkpoints")
+        check_space(self.engine, self.output / "checkpoints", self.base is not None)
         if first_step == 0:
             self.measure_heldout(0)
             self.measure_solving(0, "before")

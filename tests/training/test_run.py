@@ -14,6 +14,8 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from lift_ds import load_pretrained
+from lift_ds.checkpoint.convert import ConversionOptions, prepare_conversion
+from lift_ds.checkpoint.zero_checkpoint import open_zero_checkpoint
 from lift_ds.models.families import read_config
 from lift_ds.models.weights import NewWeights
 from tests.conftest import REPOSITORY, clean_environment, free_port, launch_train, read_steps, run
@@ -345,8 +347,34 @@ def test_lora(tiny_dir, tmp_path):
     changed = {name.split(".")[-2] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"q_proj", "k_proj", "v_proj"}
     assert_peft_loads(base, tmp_path / "whole")
+    assert_checkpoint_needs_its_base(base, tmp_path)
+    other = launch_train(*lora, "--output", tmp_path / "half", "--resume", "auto", num_ranks=1, check=False)
+    assert "holds adapters of the base" in other.stdout and "model.safetensors differ" in other.stdout
     unknown = launch_train(*lora, "lora.targets=[wrong]", "--output", tmp_path / "new", num_ranks=1, check=False)
     assert "lora.targets: wrong not in the model" in unknown.stdout
+
+
+def assert_checkpoint_needs_its_base(base, folder):
+    """It holds adapters only; the base is found where it was, or where it is said to be, and no other is taken."""
+    checkpoint = folder / "half" / "checkpoints" / "step-000006"
+    assert all(".lora_" in name for name in open_zero_checkpoint(checkpoint / "zero").weights())
+    moved = shutil.copytree(base, folder / "moved")
+    flip_last_byte(base / "model.safetensors")
+    with pytest.raises(ValueError, match=r"holds adapters of the base .*model.safetensors differ"):
+        prepare_conversion(checkpoint, ConversionOptions())
+    prepare_conversion(checkpoint, ConversionOptions(base=moved)).write(folder / "again")
+    first, second = (load_file(each / "model.safetensors") for each in (folder / "whole" / "export", folder / "again"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    shutil.move(base, folder / "gone")
+    with pytest.raises(ValueError, match="their base, is not there; name it with --base"):
+        prepare_conversion(checkpoint, ConversionOptions())
+    shutil.move(folder / "gone", base)
+
+
+def flip_last_byte(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
 
 
 def assert_peft_loads(base, output):

@@ -14,6 +14,7 @@ COMMANDS = {
     "conversion": [sys.executable],
     "data": [sys.executable],
     "loading": [sys.executable],
+    "large_model": [sys.executable],
     "loss_memory": [sys.executable],
     "sampling": [sys.executable],
     "step_cost": TORCHRUN,

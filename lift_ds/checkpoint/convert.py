@@ -167,6 +167,9 @@ def convert_adapters(checkpoint: Path, output: Path) -> None:
     """
     from lift_ds.models.lora import split_adapters, write_adapters  # peft is slow to import, and needed here only
 
+    faults = find_faults(checkpoint, read_manifest(checkpoint))
+    if faults:
+        raise ValueError(f"{checkpoint} is not whole: {'; '.join(faults)}.")
     run = dict(read_run(checkpoint) or {})["run"]
     weights = open_zero_checkpoint(find_shard_folder(checkpoint)).weights()
     adapters = {

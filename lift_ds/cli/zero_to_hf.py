@@ -6,8 +6,9 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from lift_ds.checkpoint.convert import Conversion, ConversionOptions, prepare_conversion
+from lift_ds.checkpoint.convert import Conversion, ConversionOptions, convert_adapters, prepare_conversion
 from lift_ds.checkpoint.verify import verify_export
+from lift_ds.checkpoint.zero_files import find_shard_folder, own_checkpoint
 from lift_ds.models.export import DTYPES
 
 from .tool import parse_size, progress, run_tool, show
@@ -27,6 +28,12 @@ def make_parser() -> argparse.ArgumentParser:
         "checkpoint", type=Path, help="RUN, RUN/checkpoints/step-NNNNNN, checkpoint-N of a Trainer, or global_stepN"
     )
     parser.add_argument("output", type=Path, help="folder to create")
+    parser.add_argument(
+        "--lora",
+        choices=["merge", "split"],
+        default="merge",
+        help="a run with adapters: add them to its base, or write them alone, in PEFT's format",
+    )
     add_conversion_flags(parser)
     return parser
 
@@ -100,7 +107,17 @@ def convert(arguments: argparse.Namespace) -> None:
         ValueError: The checkpoint cannot be converted, or the folder exists.
         RuntimeError: The folder cannot be written, or is not what was to be written.
     """
-    write_conversion(prepare_conversion(arguments.checkpoint, read_options(arguments)), arguments)
+    options = read_options(arguments)
+    if arguments.lora == "merge":
+        write_conversion(prepare_conversion(arguments.checkpoint, options), arguments)
+        return
+    if options != ConversionOptions() or arguments.verify or arguments.dry_run:
+        raise ValueError("--lora split writes the adapters as they are; leave out the flags of whole models.")
+    checkpoint = own_checkpoint(find_shard_folder(arguments.checkpoint))
+    if checkpoint is None:
+        raise ValueError(f"{arguments.checkpoint}: --lora split is for checkpoints of this package.")
+    convert_adapters(checkpoint, arguments.output)
+    show({"checkpoint": str(checkpoint), "output": str(arguments.output)}, arguments.json)
 
 
 def main(argv: list[str] | None = None) -> None:

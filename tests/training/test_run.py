@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from lift_ds import load_pretrained
 from lift_ds.checkpoint.convert import ConversionOptions, prepare_conversion
 from lift_ds.checkpoint.zero_checkpoint import open_zero_checkpoint
+from lift_ds.cli import zero_to_hf
 from lift_ds.models.families import read_config
 from lift_ds.models.weights import NewWeights
 from tests.conftest import REPOSITORY, clean_environment, free_port, launch_train, read_steps, run
@@ -358,6 +359,9 @@ def assert_checkpoint_needs_its_base(base, folder):
     """It holds adapters only; the base is found where it was, or where it is said to be, and no other is taken."""
     checkpoint = folder / "half" / "checkpoints" / "step-000006"
     assert all(".lora_" in name for name in open_zero_checkpoint(checkpoint / "zero").weights())
+    zero_to_hf.main([str(folder / "half"), str(folder / "split"), "--lora", "split"])
+    first, second = (load_file(folder / each / "adapter_model.safetensors") for each in ("half/adapters", "split"))
+    assert first and all(torch.equal(first[name], second[name]) for name in first)
     moved = shutil.copytree(base, folder / "moved")
     flip_last_byte(base / "model.safetensors")
     with pytest.raises(ValueError, match=r"holds adapters of the base .*model.safetensors differ"):

@@ -71,7 +71,9 @@ def fill_groups(engine: Engine, state: dict[str, Any], zero: ZeroCheckpoint) -> 
         if not len(master):
             raise RuntimeError("the optimizer state is kept on NVMe, where it cannot be filled; resume without that.")
         counter = torch.tensor(step) if counts_in_tensors else int(step)
-        moments[place] = {"step": counter, **{key: torch.zeros_like(master.data) for key in MOMENTS}}
+        # under ZeRO-1 and 2 the saved weights of the last rank lack the filling that its moments have
+        whole = master if is_full else engine.ds.optimizer.single_partition_of_fp32_groups[place]
+        moments[place] = {"step": counter, **{key: torch.zeros_like(whole.data) for key in MOMENTS}}
         if is_full:
             ranges = list(zero3_ranges(shapes, engine.world_size, engine.rank))
         else:

@@ -360,7 +360,7 @@ def assert_checkpoint_needs_its_base(base, folder):
     checkpoint = folder / "half" / "checkpoints" / "step-000006"
     assert all(".lora_" in name for name in open_zero_checkpoint(checkpoint / "zero").weights())
     zero_to_hf.main([str(folder / "half"), str(folder / "split"), "--lora", "split"])
-    first, second = (load_file(folder / each / "adapter_model.safetensors") for each in ("half/adapters", "split"))
+    first, second = (load_file(folder / each / "adapter_model.safetensors") for each in ("whole/adapters", "split"))
     assert first and all(torch.equal(first[name], second[name]) for name in first)
     moved = shutil.copytree(base, folder / "moved")
     flip_last_byte(base / "model.safetensors")

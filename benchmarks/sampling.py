@@ -70,11 +70,6 @@ def plain(
     return Generation(ids, num_forwards)
 
 
-def ours(process: ReverseProcess) -> Sampler:
-    """A sampler of this package."""
-    return process.run
-
-
 @dataclass
 class Tally:
     """What one sampler did so far."""
@@ -107,7 +102,7 @@ def samplers(chosen: float | None = None) -> dict[str, Sampler]:
     found: dict[str, Sampler] = {"plain": partial(plain, steps=GEN_LENGTH, gen_length=GEN_LENGTH, block=GEN_LENGTH)}
 
     def add(name: str, steps: int | None, rule: Rule, cache: Cache = "none") -> None:
-        found[name] = ours(ReverseProcess(GEN_LENGTH, GEN_LENGTH, steps, rule, cache=cache))
+        found[name] = ReverseProcess(GEN_LENGTH, GEN_LENGTH, steps, rule, cache=cache).run
 
     for threshold in THRESHOLDS:
         add(f"threshold {threshold}", None, Rule(threshold=threshold))
@@ -191,7 +186,7 @@ def caches(rounds: int, is_quick: bool) -> dict[str, float]:
     prompts = torch.randint(1, 8000, (2, length))
     chosen: dict[str, Sampler] = {"plain": partial(plain, steps=length // 2, gen_length=length, block=32)}
     for cache in get_args(Cache):
-        chosen[f"{cache} cache"] = ours(ReverseProcess(length, 32, length // 2, cache=cache))
+        chosen[f"{cache} cache"] = ReverseProcess(length, 32, length // 2, cache=cache).run
     seconds: dict[str, list[float]] = {name: [] for name in chosen}
     for _ in range(rounds):
         for name, sampler in chosen.items():

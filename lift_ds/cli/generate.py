@@ -88,7 +88,7 @@ class Answerer:
         return [self.encoder.answer_text(row) for row in made.ids[:, start:].tolist()], made.num_forwards
 
 
-def make_process(arguments: argparse.Namespace, end_ids: tuple[int, ...]) -> ReverseProcess:
+def make_process(arguments: argparse.Namespace) -> ReverseProcess:
     """How answers are made: a step a token, where neither steps nor confidence are given.
 
     Raises:
@@ -104,7 +104,6 @@ def make_process(arguments: argparse.Namespace, end_ids: tuple[int, ...]) -> Rev
         arguments.threshold,
         arguments.factor,
         arguments.eos,
-        end_ids,
     )
     return ReverseProcess(
         arguments.gen_length, arguments.block_length, steps, rule, arguments.cfg_scale, True, arguments.cache
@@ -123,14 +122,13 @@ def load(arguments: argparse.Namespace) -> Answerer:
     from lift_ds.models.families import max_length_of
     from lift_ds.models.weights import load_pretrained
 
-    make_process(arguments, ())  # what is wrong with the flags is said before the model is read
+    process = make_process(arguments)  # what is wrong with the flags is said before the model is read
     model, tokenizer = load_pretrained(arguments.model)
     if tokenizer is None:
         raise ValueError(f"{arguments.model}: no tokenizer in the folder; copy the one it was trained with there.")
     on_gpu = torch.cuda.is_available()
     torch.nn.Module.to(model, "cuda" if on_gpu else "cpu", None if on_gpu else torch.float32)
-    end_id = int(model.config.eos_token_id)
-    process, encoder = make_process(arguments, (end_id,)), ChatEncoder(tokenizer, end_id, max_length_of(model.config))
+    encoder = ChatEncoder(tokenizer, int(model.config.eos_token_id), max_length_of(model.config))
     return Answerer(model, encoder, process, torch.Generator(model.device).manual_seed(arguments.seed))
 
 

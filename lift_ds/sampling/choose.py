@@ -5,7 +5,6 @@ Shapes: B sequences, N positions of a block, V vocabulary rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -29,8 +28,7 @@ class Rule:
         top_p: Draw from the fewest tokens that have this probability together; 1 keeps all.
         threshold: Reveal every prediction whose confidence is at least this, instead of a fixed number (Fast-dLLM).
         factor: Reveal the n surest predictions, for the largest n with (n + 1) (1 - confidence of the n-th) < factor.
-        eos: Whether end tokens may be predicted; `last` reveals them after all others.
-        end_ids: The end tokens of `eos`.
+        eos: Whether the end token may be predicted; `last` reveals it after all others.
 
     Raises:
         ValueError: A value is out of range; the message names it.
@@ -42,7 +40,6 @@ class Rule:
     threshold: float | None = None
     factor: float | None = None
     eos: EosPolicy = "allow"
-    end_ids: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -64,25 +61,28 @@ class Rule:
         return self.threshold is not None or self.factor is not None
 
 
-def predict(logits: Tensor, rule: Rule, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+def predict(
+    logits: Tensor, rule: Rule, mask_id: int, end_id: int, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
     """The token that each position would become, and how sure that is; higher is surer.
 
     Args:
         logits: (B, N, V).
         rule: See `Rule`.
+        mask_id: The mask token, which is never predicted: a position would stay masked for ever.
+        end_id: The end token of `Rule.eos`.
         generator: Source of the randomness of `temperature` and `random`.
 
     Returns:
         int64 and float64, both (B, N).
     """
-    if rule.eos == "never":
-        logits = logits.index_fill(-1, torch.tensor(list(rule.end_ids), device=logits.device), -torch.inf)
+    forbidden = [mask_id, end_id] if rule.eos == "never" else [mask_id]
+    logits = logits.index_fill(-1, torch.tensor(forbidden, device=logits.device), -torch.inf)
     drawn_from = logits if rule.top_p == 1 else keep_top_p(logits, rule.top_p, rule.temperature)
     predicted = perturb(drawn_from, rule.temperature, generator).argmax(-1)
     confidence = confidence_of(predicted, logits, drawn_from, rule, generator)
     if rule.eos == "last":
-        ends = torch.isin(predicted, torch.tensor(list(rule.end_ids), device=predicted.device))
-        confidence = confidence.masked_fill(ends, torch.finfo(confidence.dtype).min)
+        confidence = confidence.masked_fill(predicted == end_id, torch.finfo(confidence.dtype).min)
     return predicted, confidence
 
 

@@ -78,8 +78,8 @@ class Predictor:
 
     def partial(self, ids: Tensor, block: slice, kept: KeyValueCache) -> Tensor:
         """A forward over the block alone, or all that follows too."""
-        is_shifted = getattr(self.model.config, "right_shift_logits", False)
-        start = max(0, block.start - 1) if is_shifted else block.start  # a shifted row needs the one before
+        is_shifted = self.model.config.right_shift_logits  # a shifted row needs the one before
+        start = max(0, block.start - 1) if is_shifted else block.start
         rows = slice(start, block.stop if self.cache == "dual" else ids.shape[1])
         kept.replace(rows)
         hidden = self.model.encode(ids[:, rows], kept, self.position_ids[:, rows])

@@ -82,7 +82,7 @@ def generate(
     Raises:
         ValueError: The blocks do not divide `gen_length`, or the steps the blocks; or a value is out of range.
     """
-    rule = Rule(remasking, temperature, top_p, threshold, factor, eos, (int(model.config.eos_token_id),))
+    rule = Rule(remasking, temperature, top_p, threshold, factor, eos)
     process = ReverseProcess(gen_length, block_length, steps, rule, cfg_scale, stop_early, cache)
     return process.run(model, prompt_ids, attention_mask, generator).ids
 
@@ -164,8 +164,7 @@ class ReverseProcess:
             while any_rank(bool((ids[:, block] == mask_id).any())):
                 masked = ids[:, block] == mask_id
                 logits = logits_of(ids, block, is_first=step == 0)
-                logits[..., mask_id] = -torch.inf  # or a position would stay masked for ever
-                predicted, confidence = predict(logits, self.rule, generator)
+                predicted, confidence = predict(logits, self.rule, mask_id, end_id, generator)
                 fixed = None
                 if steps_per_block is not None:
                     fixed = quota(masked.sum(-1), step, steps_per_block, self.rule.remasking)

@@ -9,8 +9,14 @@ P = torch.tensor([[[0.5, 0.3, 0.2], [0.9, 0.06, 0.04], [0.4, 0.4, 0.2]]])  # thr
 ALL = torch.ones(1, 3, dtype=torch.bool)
 
 
+def with_specials(logits):
+    """With a mask token (3) that would be the likeliest, and an end token (4) that is impossible."""
+    specials = torch.tensor([9.0, -torch.inf]).expand(*logits.shape[:-1], 2)
+    return torch.cat([logits, specials], dim=-1)
+
+
 def confidence(remasking, **options):
-    return predict(P.log(), Rule(remasking, **options), None)[1][0].tolist()
+    return predict(with_specials(P.log()), Rule(remasking, **options), 3, 4)[1][0].tolist()
 
 
 def test_confidence():
@@ -38,7 +44,7 @@ def test_top_p_keeps_the_fewest_tokens():
 
 def test_gumbel_noise_draws_from_the_tempered_distribution():
     logits = P[:, :1].log().expand(1, 20_000, 3)
-    drawn, _ = predict(logits, Rule(temperature=0.5), torch.Generator().manual_seed(0))
+    drawn, _ = predict(with_specials(logits), Rule(temperature=0.5), 3, 4, torch.Generator().manual_seed(0))
     shares = torch.bincount(drawn[0], minlength=3) / 20_000
     assert shares.tolist() == pytest.approx([0.25 / 0.38, 0.09 / 0.38, 0.04 / 0.38], abs=0.015)
 

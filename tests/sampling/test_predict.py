@@ -7,6 +7,12 @@ from lift_ds.sampling.predict import Predictor
 BLOCK = slice(6, 10)
 
 
+@pytest.fixture(params=["llada", "dream"])
+def either(request):
+    """A model whose outputs are in place, and one whose outputs are shifted."""
+    return request.getfixturevalue(request.param)
+
+
 def make(model, cache, attention=None):
     prompts = torch.tensor([[5, 6, 7], [9, 8, 4]])
     ids = torch.cat([prompts, torch.full((2, 10), model.config.mask_token_id)], dim=1)
@@ -15,12 +21,12 @@ def make(model, cache, attention=None):
 
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
 @pytest.mark.parametrize("is_padded", [False, True])
-def test_nothing_changed_gives_the_same_logits(llada, cache, is_padded):
+def test_nothing_changed_gives_the_same_logits(either, cache, is_padded):
     attention = torch.tensor([[False, True, True], [True] * 3]) if is_padded else None
-    predictor, ids = make(llada, cache, attention)
+    predictor, ids = make(either, cache, attention)
     with torch.no_grad():
         first = predictor(ids, BLOCK, is_first=True)
-        torch.testing.assert_close(first, make(llada, "none", attention)[0](ids, BLOCK, is_first=True))
+        torch.testing.assert_close(first, make(either, "none", attention)[0](ids, BLOCK, is_first=True))
         torch.testing.assert_close(predictor(ids, BLOCK, is_first=False), first, rtol=1e-4, atol=1e-5)
 
 

@@ -13,7 +13,7 @@ from lift_ds.models.safetensors_header import TensorPlace
 
 from .flat_layout import FlatTensor, whole
 from .manifest import FileRecord, hash_file
-from .stored_tensor import Storage, StoredTensor
+from .stored_tensor import StoredTensor, storage_at
 
 BASE_FILE = "base.json"
 
@@ -23,7 +23,7 @@ class BaseRecord:
     """The files with the weights of a base.
 
     Args:
-        path: Where they were: a folder or hub name, as the run named it.
+        path: The local folder where they were.
         files: Size and SHA-256 of each.
     """
 
@@ -90,7 +90,6 @@ def base_tensors(record: BaseRecord, folder: Path, where: str) -> dict[str, Flat
 
 
 def stored_tensor(place: TensorPlace) -> StoredTensor:
-    """A tensor of a safetensors file; its bytes were hashed, so that no CRC is needed."""
-    spec = place.spec
-    storage = Storage(place.path, place.offset, spec.num_elements, spec.dtype, crc=0)
-    return StoredTensor(storage, 0, tuple(spec.shape), torch.empty(spec.shape, device="meta").stride())
+    """A tensor of a safetensors file, row by row."""
+    shape = place.spec.shape
+    return StoredTensor(storage_at(place), 0, tuple(shape), torch.empty(shape, device="meta").stride())

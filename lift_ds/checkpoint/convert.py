@@ -31,7 +31,6 @@ from .zero_checkpoint import ZeroCheckpoint, open_zero_checkpoint
 from .zero_files import find_shard_folder, own_checkpoint
 
 ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_ENDINGS = (".lora_A.default.weight", ".lora_B.default.weight")
 ROOT_PREFIX = "model."  # of the module that the trainer hands to DeepSpeed
 
 
@@ -120,7 +119,9 @@ class Conversion:
             options = ExportOptions(
                 DTYPES[self.dtype],
                 self.options.max_shard_bytes,
-                None if self.hf_folder is None else model_card(self.summary(), read_run(self.own)),
+                None
+                if self.hf_folder is None
+                else model_card(self.summary(), None if self.own is None else read_run(self.own)),
                 self.options.base_code,
                 after_chunk,
                 finish_check,
@@ -165,21 +166,21 @@ def convert_adapters(checkpoint: Path, output: Path) -> None:
         ValueError: It holds no adapters, or `output` is not empty.
         RuntimeError: The place cannot be written, or is full.
     """
-    from lift_ds.models.lora import split_adapters, write_adapters  # peft is slow to import, and needed here only
+    from lift_ds.models import lora  # peft is slow to import
 
     faults = find_faults(checkpoint, read_manifest(checkpoint))
     if faults:
         raise ValueError(f"{checkpoint} is not whole: {'; '.join(faults)}.")
-    run = dict(read_run(checkpoint) or {})["run"]
+    run = read_run(checkpoint)["run"]
     weights = open_zero_checkpoint(find_shard_folder(checkpoint)).weights()
     adapters = {
         name.removeprefix(ROOT_PREFIX): tensor.load().float()
         for name, tensor in weights.items()
-        if name.endswith(ADAPTER_ENDINGS)
+        if name.endswith((lora.DOWN, lora.UP))
     }
     base = Path(run["model"]["path"])
     base_path = str(base.resolve() if base.is_dir() else base)
-    write_adapters(split_adapters(adapters)[1], output, **run["lora"], base_path=base_path)
+    lora.write_adapters(lora.split_adapters(adapters)[1], output, **run["lora"], base_path=base_path)
 
 
 def find_config(shards: Path, own: Path | None, given: Path | None) -> Path:
@@ -215,16 +216,15 @@ def find_base(own: Path | None, given: Path | None) -> dict[str, FlatTensor]:
     return {ROOT_PREFIX + name: tensor for name, tensor in base_tensors(record, folder, str(own)).items()}
 
 
-def read_run(own: Path | None) -> dict[str, Any] | None:
+def read_run(own: Path) -> dict[str, Any]:
     """The run that wrote a checkpoint of ours."""
-    return None if own is None else dict(json.loads((own / "run.json").read_text(encoding="utf-8")))
+    return dict(json.loads((own / "run.json").read_text(encoding="utf-8")))
 
 
 def adapter_settings(own: Path | None, folder: Path) -> AdapterSettings | None:
     """Rank and scale of adapters: from our run, or from PEFT's file beside a stranger's config."""
-    run = read_run(own)
-    if run is not None:
-        lora = run["run"]["lora"]
+    if own is not None:
+        lora = read_run(own)["run"]["lora"]
         return AdapterSettings(lora["rank"], lora["alpha"]) if lora["rank"] else None
     path = folder / ADAPTER_CONFIG
     if not path.is_file():

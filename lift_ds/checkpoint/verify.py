@@ -13,7 +13,7 @@ from lift_ds.models.export import CHUNK_ELEMENTS, DTYPES, Chunked, is_supported
 from lift_ds.models.safetensors_header import TensorPlace, read_header
 
 from .convert import Conversion
-from .stored_tensor import Storage
+from .stored_tensor import storage_at
 
 PROBE_LENGTH = 32
 
@@ -41,7 +41,7 @@ def verify_export(conversion: Conversion, folder: Path) -> dict[str, Any]:
 
 def equals_file(tensor: Chunked, place: TensorPlace) -> bool:
     """Whether a tensor is in a file bit for bit, rounded to the file's type."""
-    stored = Storage(place.path, place.offset, place.spec.num_elements, place.spec.dtype, crc=0)
+    stored = storage_at(place)
     return tensor.shape == place.spec.shape and all(
         torch.equal(chunk.flatten().to(stored.dtype), stored.read(start, start + chunk.numel()))
         for start, chunk in tensor.chunks(CHUNK_ELEMENTS)

@@ -7,9 +7,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
-from .shards import INDEX_FILE, SINGLE_FILE
+from .safetensors_folder import read_index
+from .safetensors_header import read_header
+from .shards import SINGLE_FILE
 
 LLADA_NAMES = "model.transformer.blocks."
 LLAMA_NAMES = "model.layers."
@@ -53,15 +53,11 @@ def stored_names(folder: Path) -> set[str]:
     Raises:
         ValueError: Index or header cannot be read.
     """
-    try:
-        if (folder / INDEX_FILE).is_file():
-            return set(json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))["weight_map"])
-        if (folder / SINGLE_FILE).is_file():
-            with safe_open(folder / SINGLE_FILE, framework="pt") as file:
-                return set(file.keys())
-    except Exception as error:
-        raise ValueError(f"{folder}: a safetensors file cannot be read: {error}. Is it whole?") from error
-    return set()
+    index = read_index(folder)
+    if index is not None:
+        return set(index)
+    single = folder / SINGLE_FILE
+    return set(read_header(single)) if single.is_file() else set()
 
 
 def detect_family(raw: dict[str, Any], names: Collection[str], supported: Collection[str], path: Path) -> str:

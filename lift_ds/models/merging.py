@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from .export import MAX_SHARD_BYTES, write_config
-from .families import FAMILIES, read_config
+from .export import MAX_SHARD_BYTES, companions, is_supported, write_config
+from .families import read_config
 from .peft_folder import AdapterFolder
 from .safetensors_folder import PIECE_BYTES, WEIGHT_TYPES, SafetensorsFolder, shorten
 from .safetensors_header import TensorSpec
@@ -23,7 +23,6 @@ from .shards import READABLE, ShardWriter
 from .staging import SPARE_BYTES, refuse_existing, staged_folder
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".index.json")
-OWN_SUFFIXES = (".json", ".jinja", ".model", ".txt")
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def plan_merge(base: Path, adapters: Path, dtype: torch.dtype | None) -> Merge:
         for name, spec in source.specs().items()
     }
     is_own = is_own_family(base)
-    copied, left_out = companions(base, is_own)
+    copied, left_out = files_beside(base, is_own)
     return Merge(source, adapter_folder, specs, is_own, copied, left_out)
 
 
@@ -90,22 +89,18 @@ def is_own_family(base: Path) -> bool:
     Raises:
         ValueError: Its config cannot be read, or is one of a family of ours with a fault.
     """
-    path = base / "config.json"
-    try:
-        model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path}: no readable config: {error}.") from error
-    if model_type not in FAMILIES:
-        return False
-    read_config(base)
-    return True
+    if is_supported(base):
+        read_config(base)
+        return True
+    return False
 
 
-def companions(base: Path, is_own: bool) -> tuple[list[str], list[str]]:
-    """The base's files beside the weights: those that come along, and those that do not."""
+def files_beside(base: Path, is_own: bool) -> tuple[list[str], list[str]]:
+    """The base's files beside the weights: those that come along, and those that do not and are not made anew."""
     others = [path for path in sorted(base.iterdir()) if not path.name.endswith(WEIGHT_SUFFIXES)]
-    wanted = [path.name for path in others if path.is_file() and (not is_own or path.suffix in OWN_SUFFIXES)]
-    return wanted, [path.name for path in others if path.name not in wanted]
+    wanted = companions(base) if is_own else [path for path in others if path.is_file()]
+    left_out = [path.name for path in others if path not in wanted and not (is_own and path.name == "config.json")]
+    return [path.name for path in wanted], left_out
 
 
 def check_place(merge: Merge, output: Path) -> None:

@@ -86,11 +86,11 @@ class SafetensorsFolder:
         offset = place.offset + start * stored.itemsize
         with open(place.path, "rb", buffering=0) as file:
             if into.dtype == stored and into.device.type == "cpu":
-                read_at(file.fileno(), bytes_of(into), offset, place.path)
+                read_whole(file.fileno(), bytes_of(into), offset, place.path)
                 return
             piece = torch.empty(min(into.numel(), PIECE_BYTES // stored.itemsize), dtype=stored)
             for part in into.split(max(len(piece), 1)):
-                read_at(file.fileno(), bytes_of(piece[: len(part)]), offset, place.path)
+                read_whole(file.fileno(), bytes_of(piece[: len(part)]), offset, place.path)
                 part.copy_(piece[: len(part)])
                 offset += len(part) * stored.itemsize
 
@@ -114,17 +114,29 @@ def read_index(folder: Path) -> dict[str, str] | None:
     return index
 
 
-def read_at(handle: int, into: memoryview, offset: int, path: Path) -> None:
-    """Fills `into` from a byte of a file on; one call to the system gives at most 2 GiB.
+def read_at(handle: int, into: memoryview, offset: int) -> int:
+    """Fills `into` from a byte of a file on; returns how many bytes the file lacks for that.
 
-    Raises:
-        RuntimeError: The file ends before.
+    One call to the system gives at most 2 GiB.
     """
     while into:
         count = os.preadv(handle, [into], offset)
         if count == 0:
-            raise RuntimeError(f"{path} ends at byte {offset}; it became shorter while it was read.")
+            break
         into, offset = into[count:], offset + count
+    return len(into)
+
+
+def read_whole(handle: int, into: memoryview, offset: int, path: Path) -> None:
+    """Fills `into` from a byte of a file whose header was judged.
+
+    Raises:
+        RuntimeError: The file ends before.
+    """
+    lacking = read_at(handle, into, offset)
+    if lacking:
+        end = offset + len(into) - lacking
+        raise RuntimeError(f"{path} ends at byte {end}; it became shorter while it was read.")
 
 
 def shorten(keys: list[str]) -> str:

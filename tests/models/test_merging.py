@@ -195,7 +195,7 @@ def test_files_that_are_missing_or_broken(llama, adapters, tmp_path):
         plan_merge(llama, adapters, None)
     shutil.copytree(llama, tmp_path / "bare")
     (tmp_path / "bare" / "config.json").unlink()
-    with pytest.raises(ValueError, match=r"config.json: no readable config"):
+    with pytest.raises(ValueError, match=r"bare: no config.json; a model folder"):
         plan_merge(tmp_path / "bare", make_adapters(llama, tmp_path / "again", **PLAIN), None)
 
 

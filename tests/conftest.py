@@ -34,6 +34,16 @@ class OneRank:
         return values
 
 
+# A run of six steps on the built-in tasks.
+SMALL = [
+    "--deepspeed", "ds_configs/zero3.json",
+    "model.from_scratch=true", "optim.steps=6", "optim.global_batch=8", "data.builtin_rows=200",
+    "data.pad_targets=all", "data.pad_to_multiple=48", "checkpoint.save_every=3", "eval.every=0", "eval.rows=4",
+    "eval.solve_items=3", "eval.steps=2", "eval.gen_length=48", "eval.block_length=48",
+    "optim.lr=1e-2", "optim.schedule=constant", "optim.warmup_ratio=0",
+]  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def llada_dir() -> Path:
     return VECTORS / "llada_tiny"
@@ -150,3 +160,8 @@ def read_steps(output: Path) -> list[dict[str, Any]]:
     """The step records of a run folder."""
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if line["kind"] == "step"]
+
+
+def losses_of(output):
+    """The last recorded loss and gradient norm of each step."""
+    return {record["step"]: (record["loss"], record["grad_norm"]) for record in read_steps(output)}

@@ -12,7 +12,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from lift_ds.config import ConfigError, RunConfig, SourceConfig, explain_keys, load_run_config
@@ -21,6 +20,7 @@ from lift_ds.models.families import read_config
 from lift_ds.models.weights import resolve_folder
 from lift_ds.objectives import find_objective_problems
 from lift_ds.training.cluster import Launch, read_launch
+from lift_ds.training.collectives import has_started, leave
 from lift_ds.training.data import FirstRows, RunData, check_first_rows, open_weights, prepare
 from lift_ds.training.ds_config import read_ds_json, resolve_ds_json
 
@@ -171,7 +171,7 @@ def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
     source = open_weights(prepared)
     engine.start_distributed(launch)
     execute(prepared, source, ds_json, launch.is_main)
-    engine.leave(0)
+    leave(0)
 
 
 def describe(run: RunConfig, ds_json: dict[str, Any], launch: Launch, data: RunData, checked: FirstRows) -> str:
@@ -208,15 +208,8 @@ def main(argv: list[str] | None = None) -> None:
             rank = "" if launch.is_main else f" on rank {launch.rank}"
             print(f"error{rank}: {error}", file=sys.stderr, flush=True)
         if has_started():
-            from lift_ds.training.engine import leave
-
             leave(2)
         sys.exit(2)
-
-
-def has_started() -> bool:
-    """Whether this process has joined the other ranks."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
-
 from lift_ds.evaluation.compare import compare
 from lift_ds.evaluation.compare_page import comparison_page
 from lift_ds.evaluation.results import write_json
@@ -17,8 +15,9 @@ from lift_ds.training.cluster import Launch, read_launch
 from lift_ds.training.collectives import has_started, leave
 
 from .evaluate_run import run_evaluation
-from .evaluate_tables import print_comparison
+from .evaluate_tables import print_comparison, wide_console
 from .sampling_flags import add_sampling_flags
+from .tool import quieten
 
 DESCRIPTION = """Answers the problems of reasoning tasks, and scores the answers.
 
@@ -67,7 +66,7 @@ def run_comparison(arguments: argparse.Namespace) -> None:
         raise ValueError("--compare takes one of --scorers.")
     found = compare(first, second, arguments.scorers[0] if arguments.scorers else None, arguments.seed)
     labels = (str(first), str(second))
-    print_comparison(found, labels, Console(highlight=False))
+    print_comparison(found, labels, wide_console())
     if arguments.html is not None:
         arguments.html.write_text(comparison_page(labels, found), encoding="utf-8", errors="replace")
         print(f"page: {arguments.html}")
@@ -81,6 +80,7 @@ def run_tool(arguments: argparse.Namespace, launch: Launch) -> None:
         if launch.is_main:
             run_comparison(arguments)
         return
+    quieten(launch.is_main)
     run_evaluation(arguments, launch)
     if has_started():
         leave(0)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from lift_ds.checkpoint.base import hash_base
+from lift_ds.checkpoint.manifest import hash_file
 from lift_ds.evaluation.answering import Answerer
 from lift_ds.evaluation.isolation import Limits
 from lift_ds.evaluation.plan import TaskPlan, plan_task, task_problems, task_scorers
@@ -23,12 +23,13 @@ from lift_ds.evaluation.samples import SampleLog
 from lift_ds.evaluation.score_file import ScoringPool, check_names
 from lift_ds.evaluation.tasks import Problem
 from lift_ds.models.families import read_config
+from lift_ds.models.lora import PEFT_WEIGHTS
 from lift_ds.models.weights import resolve_folder
 from lift_ds.sampling.reverse import ReverseProcess
 from lift_ds.training.cluster import Launch
 from lift_ds.training.inference import load_cut, load_whole
 
-from .evaluate_tables import LiveTable, print_results
+from .evaluate_tables import LiveTable, print_results, wide_console
 from .sampling_flags import process_of
 
 EVALUATIONS = Path("evaluations")
@@ -84,10 +85,9 @@ def task_process(arguments: argparse.Namespace, protocol: Protocol, task: str) -
 
 def weight_hashes(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, str]:
     """SHA-256 of every file with weights; the ranks share the work."""
-    folders = [resolve_folder(arguments.model), *([Path(arguments.adapters)] if arguments.adapters else [])]
-    shares = [
-        share for folder in folders for share in ranks.gather_objects(hash_base(folder, ranks.rank, ranks.world_size))
-    ]
+    shares = ranks.gather_objects(hash_base(resolve_folder(arguments.model), ranks.rank, ranks.world_size))
+    if arguments.adapters is not None:
+        shares.append({PEFT_WEIGHTS: hash_file(Path(arguments.adapters) / PEFT_WEIGHTS)})
     return dict(sorted((name, record.sha256) for share in shares for name, record in share.items()))
 
 
@@ -162,4 +162,4 @@ def answer_and_score(
     with ScoringPool(Limits(), arguments.workers) as pool, LiveTable(plans) as table:
         done = evaluate(plans, answerer, ranks, arguments.batch_size, arguments.seed, log, pool, table.show)
         results = write_results(output, settings, environment_of(arguments, ranks), done)
-    print_results(results, output, Console(highlight=False))
+    print_results(results, output, wide_console())

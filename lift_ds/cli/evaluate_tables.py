@@ -16,6 +16,13 @@ from lift_ds.evaluation.plan import TaskPlan
 from lift_ds.evaluation.run import TaskProgress
 
 LINE_EVERY_SECONDS = 60
+WIDTH = 130  # of tables where no terminal says how wide it is
+
+
+def wide_console() -> Console:
+    """Where tables go."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=WIDTH)
 
 
 class LiveTable:
@@ -27,7 +34,7 @@ class LiveTable:
 
     def __init__(self, plans: Sequence[TaskPlan]) -> None:
         """Starts with nothing done."""
-        self.console = Console(highlight=False)
+        self.console = wide_console()
         self.rows: dict[str, list[str]] = {plan.name: row_of(TaskProgress(plan)) for plan in plans}
         self.live = Live(self.table(), console=self.console, refresh_per_second=4, transient=True)
         self.last_line = time.monotonic()

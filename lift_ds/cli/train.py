@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import os
 import sys
-import warnings
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -23,6 +20,8 @@ from lift_ds.training.cluster import Launch, read_launch
 from lift_ds.training.collectives import has_started, leave
 from lift_ds.training.data import FirstRows, RunData, check_first_rows, open_weights, prepare
 from lift_ds.training.ds_config import read_ds_json, resolve_ds_json
+
+from .tool import quieten
 
 DESCRIPTION = """Fine-tunes a masked diffusion language model under DeepSpeed.
 
@@ -82,17 +81,6 @@ def choose_recipe(given: Path | None, flags: dict[str, Any], overrides: list[str
     if given is not None or {"data.path", "data.sources", "model.path"} & set(named):
         return given
     return Path(str(files("lift_ds") / "assets" / "reasoning.yaml"))
-
-
-def quieten(is_main: bool) -> None:
-    """Keeps the libraries' chatter off the screen; errors and warnings of rank 0 stay."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    if not is_main:  # what a data file is warned of, every rank would say
-        warnings.simplefilter("ignore")
-    for name in ("DeepSpeed", "transformers", "torch.distributed"):
-        logging.getLogger(name).setLevel(logging.WARNING if is_main else logging.ERROR)
-    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
 
 
 def resolve(arguments: argparse.Namespace, launch: Launch) -> tuple[RunConfig, dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from lift_ds.data.chat import ChatEncoder
 from lift_ds.models.families import max_length_of
 from lift_ds.models.head import MaskedDiffusionModel
+from lift_ds.models.peft_folder import AdapterFolder
 from lift_ds.models.weights import load_pretrained
 from lift_ds.sampling.reverse import ReverseProcess, RowSeeds, pad_left
 
@@ -121,6 +123,7 @@ def with_adapters(model: Any, folder: str) -> Any:
     """
     from peft import PeftModel  # slow to import
 
+    AdapterFolder(Path(folder))  # its errors are clearer, and pickles are refused
     try:
         return PeftModel.from_pretrained(model, folder).get_base_model()
     except (ValueError, RuntimeError, OSError) as error:

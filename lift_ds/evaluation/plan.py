@@ -12,7 +12,7 @@ from lift_ds.data.chat import ChatEncoder
 from lift_ds.sampling.reverse import ReverseProcess
 
 from .protocol import Protocol
-from .scorers import TASK_SCORERS
+from .scorers import SCORER_VERSIONS, TASK_SCORERS
 from .tasks import Problem, read_problems
 
 
@@ -91,5 +91,12 @@ def task_problems(name: str, protocol: Protocol, path: str | None, limit: int | 
 
 
 def task_scorers(name: str, wanted: Sequence[str]) -> list[str]:
-    """Those of the wanted scorers that a task has; its strict one where it has none of them."""
+    """Those of the wanted scorers that a task has; its strict one where it has none of them.
+
+    Raises:
+        ValueError: A scorer is unknown.
+    """
+    unknown = [each for each in wanted if each not in SCORER_VERSIONS]
+    if unknown:
+        raise ValueError(f"scorer {unknown[0]!r}: allowed are {', '.join(SCORER_VERSIONS)}.")
     return [each for each in wanted if getattr(TASK_SCORERS[name], each) is not None] or ["strict"]

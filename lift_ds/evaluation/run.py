@@ -66,7 +66,7 @@ class TaskProgress:
 
 def evaluate(
     plans: Sequence[TaskPlan], answerer: Answerer, ranks: Ranks, batch_size: int, seed: int, log: SampleLog,
-    pool: ScoringPool | None, on_batch: Callable[[TaskProgress], object],
+    pool: ScoringPool | None, on_change: Callable[[TaskProgress], object],
 ) -> list[TaskProgress]:  # fmt: skip
     """Makes what is missing in the log; every rank runs the same number of batches.
 
@@ -80,7 +80,7 @@ def evaluate(
         seed: Of what is drawn.
         log: Answers that exist; rank 0 reads and appends.
         pool: Scores the answers; on rank 0 only.
-        on_batch: Called on rank 0 after each batch.
+        on_change: Called on rank 0 with what the log has of a task, and after each batch.
 
     Returns:
         What rank 0 has of each task; nothing of use on other ranks.
@@ -90,9 +90,11 @@ def evaluate(
     for plan in plans:
         progress = TaskProgress(plan)
         found.append(progress)
-        for sample in done.values():
-            if pool is not None and sample.task == plan.name:
-                progress.add(sample, pool)
+        if pool is not None:
+            for sample in done.values():
+                if sample.task == plan.name:
+                    progress.add(sample, pool)
+            on_change(progress)
         wanted = [(index, sample) for index in range(len(plan.prompts)) for sample in range(plan.num_samples)]
         missing = [unit for unit in wanted if (plan.name, *unit) not in done]
         missing.sort(key=lambda unit: -len(plan.prompts[unit[0]]))  # equal lengths together; the largest batch first
@@ -109,7 +111,7 @@ def evaluate(
                 log.append(timed)
                 for sample in timed:
                     progress.add(sample, pool)
-                on_batch(progress)
+                on_change(progress)
     return found
 
 

@@ -206,7 +206,7 @@ def csv_rows(path: Path) -> Iterator[tuple[str, Values]]:
 
 
 def builtin_problems(task: str, num_items: int) -> list[Problem]:
-    """Test items of a built-in task, no two of them the same problem.
+    """Test items of a built-in task, no question twice.
 
     Raises:
         ValueError: The task has not so many different ones.
@@ -215,7 +215,7 @@ def builtin_problems(task: str, num_items: int) -> list[Problem]:
     found: dict[str, Problem] = {}
     for index in range(DRAWS_PER_ITEM * num_items):
         item = draw_item(TASKS[name], BUILTIN_SEED, "test", index)
-        found.setdefault(item.key, Problem(item.question, item.key, f"{task}: test item {index}"))
+        found.setdefault(item.question, Problem(item.question, item.key, f"{task}: test item {index}"))
         if len(found) == num_items:
             return list(found.values())
     raise ValueError(f"{task}: {num_items} items are asked for; it has about {len(found)} different ones.")

@@ -125,15 +125,12 @@ def shard_for_inference(
         label: What to call the weights in messages.
 
     Raises:
-        ValueError: The JSON's stage cuts no weights, or names or shapes of the weights do not fit the config.
+        ValueError: Names or shapes of the weights do not fit the config.
     """
-    stage = ds_json["zero_optimization"]["stage"]
-    if stage != 3:
-        raise ValueError(f"zero_optimization.stage={stage} cuts no weights; use 3, or leave --deepspeed out.")
     model = build_model(config, source, ds_json, label).requires_grad_(False)
     set_z3_leaf_modules(model, [family_of(config).layer_class])
-    engine, *_ = deepspeed.initialize(model=model, config=ds_json)
-    return engine.eval().module
+    engine, *_ = deepspeed.initialize(model=model.eval(), config=ds_json)
+    return engine.module
 
 
 class Engine(Collectives):

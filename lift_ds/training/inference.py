@@ -64,6 +64,9 @@ def load_cut(path: str, json_path: Path, launch: Launch) -> tuple[Answerer, Rank
         run = RunConfig(optim=OptimConfig(global_batch=launch.world_size))
         has_bf16 = engine.has_accelerator()
         resolved, problems = resolve_ds_json(loaded, json_path, run, launch.world_size, config.hidden_size, has_bf16)
+        stage = resolved["zero_optimization"]["stage"]
+        if stage != 3:
+            problems.append(f"{json_path}: zero_optimization.stage={stage} cuts no weights; use 3, or no --deepspeed")
     if problems:
         raise ConfigError(problems)
     engine.start_distributed(launch)

@@ -1,7 +1,7 @@
 """The model that lm-evaluation-harness knows as `lift_ds`; importing this module makes it known.
 
-    import lift_ds.cli.lm_eval_model
-    lm_eval.simple_evaluate("lift_ds", {"pretrained": "runs/001/export"}, tasks=["gsm8k"])
+import lift_ds.cli.lm_eval_model
+lm_eval.simple_evaluate("lift_ds", {"pretrained": "runs/001/export"}, tasks=["gsm8k"])
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ class LoadedLM(DiffusionLM):
                 f"--device {device}: each process takes the GPU of its number, or the CPU where there is none, here "
                 f"{ranks.device}; leave the flag away, and choose GPUs with CUDA_VISIBLE_DEVICES."
             )
+        model: Any = answerer.model
         if arguments.dtype != "auto":
-            torch.nn.Module.to(answerer.model, dtype=getattr(torch, arguments.dtype))
+            model.to(dtype=getattr(torch, arguments.dtype))
         return cls(with_template(answerer, arguments.chat_template), ranks, arguments, arguments.pretrained)
 
 

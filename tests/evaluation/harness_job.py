@@ -1,4 +1,4 @@
-"""Tasks of the harness on the ranks of a launcher: `torchrun harness_job.py TASK_DIR OUTPUT [DS_JSON]`; rank 0 writes."""
+"""Tasks of the harness on a launcher's ranks: `torchrun harness_job.py TASK_DIR OUTPUT [DS_JSON]`; rank 0 writes."""
 
 from __future__ import annotations
 
@@ -31,9 +31,7 @@ def main(task_dir: str, output: str, ds_json: str | None = None) -> None:
     """Loads the built-in base whole, or cut over the ranks, and writes results."""
     launch = read_launch()
     loaded = (
-        load_whole("builtin:base", None, launch)
-        if ds_json is None
-        else load_cut("builtin:base", Path(ds_json), launch)
+        load_whole("builtin:base", None, launch) if ds_json is None else load_cut("builtin:base", Path(ds_json), launch)
     )
     result = run_tasks(*loaded, Path(task_dir))
     if result is not None:

@@ -25,7 +25,8 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("LMEVAL_LOG_LEVEL", "").upper() == "DEBUG":
             raise
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, OSError):  # else all processes find the same
+            print(f"error: {error}", file=sys.stderr, flush=True)
         status = 2
     leave_processes(status)
 

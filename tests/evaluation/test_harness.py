@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 
 import lift_ds.cli.lm_eval_model  # noqa: F401 (makes the model known)
@@ -15,7 +16,7 @@ from lift_ds.evaluation.harness import run as harness
 from lift_ds.evaluation.harness.language_model import DiffusionLM
 from lift_ds.evaluation.harness.settings import HarnessSettings
 from lift_ds.evaluation.ranks import Alone
-from tests.conftest import free_port, run
+from tests.conftest import REPOSITORY, free_port, run
 from tests.evaluation.harness_job import run_tasks
 
 LOCAL = """
@@ -191,6 +192,23 @@ def test_without_the_harness_the_extra_is_named(tmp_path):
     assert "RuntimeError: lm-evaluation-harness is not installed: pip install 'lift_ds[eval]'" in done.stdout
 
 
+def test_requests_at_the_edge(base):
+    """Nothing to do; an empty continuation, which is certain; equal requests; an empty text."""
+    lm = DiffusionLM(base, Alone(), HarnessSettings())
+    assert lm.generate_until([]) == lm.loglikelihood([]) == lm.loglikelihood_rolling([]) == []
+
+    def ask(*arguments):
+        return Instance("loglikelihood", {}, arguments, 0)
+
+    certain, without_context, one, same = lm.loglikelihood([ask("a", ""), ask("", "b"), ask("a", " b"), ask("a", " b")])
+    assert certain == (0.0, True)
+    assert one == same
+    assert without_context[0] < 0
+    nothing, text = lm.loglikelihood_rolling([ask(""), ask("3+4=7")])
+    assert nothing == 0.0 > text
+    assert text == pytest.approx(lm.loglikelihood([ask("", "3+4=7")])[0][0], abs=1e-4)
+
+
 class TwoRanks(Alone):
     world_size = 2
 
@@ -230,11 +248,17 @@ def test_launchers(launcher, task_dir, tmp_path):
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_a_model_that_is_cut_over_the_ranks(task_dir, alone, tmp_path):
-    """ZeRO-3: forwards are collectives, so both ranks must run the same ones; answers and estimates stay."""
-    found = launch(task_dir, tmp_path / "cut.json", "ds_configs/zero3.json")
+    """ZeRO-3, all matrices gathered in all forwards: both ranks must run the same; answers and estimates stay."""
+    settings = json.loads((REPOSITORY / "ds_configs" / "zero3.json").read_text())
+    for name in ("stage3_param_persistence_threshold", "stage3_max_reuse_distance", "stage3_max_live_parameters"):
+        settings["zero_optimization"][name] = 0
+    (tmp_path / "zero.json").write_text(json.dumps(settings))
+    found = launch(task_dir, tmp_path / "cut.json", str(tmp_path / "zero.json"))
     for task, samples in alone["samples"].items():
         for one, other in zip(samples, found["samples"][task], strict=True):
+            assert one.get("standard_errors") == pytest.approx(other.get("standard_errors"), abs=1e-3)
             if task == "tiny_answers":
                 assert one["resps"] == other["resps"]
-            else:
-                assert one.get("standard_errors") == pytest.approx(other.get("standard_errors"), abs=1e-3)
+            elif task != "tiny_texts":
+                values = [[float(response[0][0]) for response in each["resps"]] for each in (one, other)]
+                assert values[0] == pytest.approx(values[1], abs=1e-3)

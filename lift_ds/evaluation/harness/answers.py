@@ -141,7 +141,7 @@ class Answers:
             places = [place for place, job in enumerate(jobs) if job.process == process]
             places.sort(key=lambda place: (-len(jobs[place].prompt), place))
             batches += [places[start : start + size] for start in range(0, len(places), size)]
-        longest = max(job.process.gen_length for job in jobs)
+        longest = max((job.process.gen_length for job in jobs), default=0)
         ids = torch.zeros(len(jobs), longest, dtype=torch.int64)
         for number, counted in bar(rounds(len(batches), self.ranks)):
             made = self.generate([jobs[place] for place in batches[number]])

@@ -17,7 +17,8 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM, CacheHook
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import track
 
 from lift_ds.evaluation.answering import Answerer
 from lift_ds.evaluation.ranks import Ranks
@@ -159,14 +160,16 @@ class DiffusionLM(LM):
         super().set_cache_hook(cache_hook)
 
     def bar(self, what: str) -> Bar:
-        """A progress bar on the first rank."""
-        return partial(tqdm, desc=what, disable=self.ranks.rank != 0)
+        """A progress bar on the first rank's terminal."""
+        console = Console(stderr=True)
+        is_silent = self.ranks.rank != 0 or not console.is_terminal
+        return partial(track, description=what, console=console, transient=True, disable=is_silent)
 
 
 def joined(parts: Sequence[Estimate]) -> Estimate:
     """The sum of independent estimates."""
     return Estimate(
-        sum(part.loglikelihood for part in parts),
+        math.fsum(part.loglikelihood for part in parts),
         math.hypot(*(part.standard_error for part in parts)),
         sum(part.num_masks for part in parts),
     )

@@ -33,7 +33,7 @@ from lift_ds.data.tasks import TASKS, Item, Verdict
 from lift_ds.evaluation.solve import held_out_items
 from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.llada import LLaDAConfig, LLaDAModelLM
-from lift_ds.sampling.choose import Rule
+from lift_ds.sampling.choose import Remasking, Rule
 from lift_ds.sampling.predict import Cache
 from lift_ds.sampling.reverse import Generation, ReverseProcess, pad_left
 
@@ -98,7 +98,7 @@ def paired_interval(before: list[bool], after: list[bool]) -> tuple[float, float
 
 
 def samplers(chosen: float | None = None) -> dict[str, Sampler]:
-    """The samplers by name; with a chosen threshold, the ones that the test items get."""
+    """The samplers of the validation items by name, or with a chosen threshold those of the test items."""
     found: dict[str, Sampler] = {"plain": partial(plain, steps=GEN_LENGTH, gen_length=GEN_LENGTH, block=GEN_LENGTH)}
 
     def add(name: str, steps: int | None, rule: Rule, cache: Cache = "none") -> None:
@@ -106,14 +106,13 @@ def samplers(chosen: float | None = None) -> dict[str, Sampler]:
 
     for threshold in THRESHOLDS:
         add(f"threshold {threshold}", None, Rule(threshold=threshold))
-    if chosen is None:
-        return found
-    add("low_confidence", GEN_LENGTH, Rule())
-    for remasking in ("random", "entropy", "margin"):
-        add(remasking, GEN_LENGTH, Rule(remasking))
+    add("factor 1", None, Rule(factor=1.0))
     for steps in (GEN_LENGTH // 2, GEN_LENGTH // 4):
         add(f"{steps} steps", steps, Rule())
-    add("factor 1", None, Rule(factor=1.0))
+    if chosen is None:
+        for remasking in get_args(Remasking):
+            add(remasking, GEN_LENGTH, Rule(remasking))
+        return found
     for cache in ("prefix", "dual"):
         add(f"{chosen}, {cache} cache", None, Rule(threshold=chosen), cache)
     return found
@@ -165,12 +164,12 @@ def accuracy(path: str, num_validation: int, num_test: int) -> dict[str, float]:
     good = [each for each in THRESHOLDS if sum(found[f"threshold {each}"].solved) >= least]
     chosen = min(good or THRESHOLDS[-1:], key=lambda each: found[f"threshold {each}"].seconds)
     show("validation", found)
+    if found["low_confidence"].solved != found["plain"].solved:
+        raise RuntimeError("our low_confidence does not solve what the plain loop solves.")
     print(f"threshold {chosen} chosen, of {good or 'none that loses so little'}\n", flush=True)
     tallies = measure(masked, encoder, test, samplers(chosen))
     show("test", tallies)
     baseline = tallies["plain"]
-    if tallies["low_confidence"].solved != baseline.solved:
-        raise RuntimeError("our low_confidence does not give what the plain loop gives.")
     best = tallies[f"threshold {chosen}"]
     return {
         "threshold": chosen,

@@ -44,6 +44,14 @@ SMALL = [
 ]  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def no_launch():
+    """What a command that was started here, without a launcher, says of its rank ends with the test."""
+    yield
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
+
+
 @pytest.fixture(scope="session")
 def llada_dir() -> Path:
     return VECTORS / "llada_tiny"

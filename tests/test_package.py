@@ -11,7 +11,7 @@ import zipfile
 
 import pytest
 
-from lift_ds.cli import generate
+from lift_ds.cli import evaluate, generate
 from tests.conftest import REPOSITORY, launch_train, read_steps, run
 
 README = (REPOSITORY / "README.md").read_text()
@@ -90,6 +90,9 @@ def commands(section_word):
     return [line for line in lines if section_word in line and not line.startswith("#")]
 
 
+TRAINING_ON_DATA = [command for command in commands("launchers/train.py") if "--data" in command]
+
+
 def test_readme_begins_with_the_two_commands():
     first_block = re.search(r"```bash\n(.*?)```", README, re.DOTALL).group(1)
     assert [line.split()[:2] for line in first_block.strip().splitlines()] == [["make", "train"], ["make", "test"]]
@@ -118,10 +121,10 @@ def test_the_default_command(tmp_path):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("number", range(len(commands("--data"))))
+@pytest.mark.parametrize("number", range(len(TRAINING_ON_DATA)))
 def test_readme_commands_with_data(number, tiny_dir, tmp_path):
     """Every README command that reads a data file runs, with a small file and model of ours in place of the user's."""
-    command = commands("--data")[number]
+    command = TRAINING_ON_DATA[number]
     data = tmp_path / "rows.jsonl"
     rows = [
         {
@@ -195,6 +198,27 @@ def test_readme_generate(tmp_path, monkeypatch, capsys):
         generate.main(arguments[2:])
     assert json.loads((tmp_path / "answers.jsonl").read_text())["question"] == "3+4?"
     assert "forwards" in capsys.readouterr().out
+
+
+def test_readme_evaluate(tmp_path, monkeypatch, capsys):
+    """The commands, with the built-in base in place of models and small files in place of the hub."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "rows.jsonl").write_text('{"question": "3+4?", "ground_truth": 7}\n')
+    builtin, on_hub, compared, harness = commands("tools/evaluate.py")
+    assert "--harness" in harness
+    for number, command in enumerate((builtin, on_hub)):
+        arguments = shlex.split(command.split("tools/evaluate.py")[1])
+        arguments = ["builtin:base" if "/" in each and "evaluations" not in each else each for each in arguments]
+        if command is on_hub:
+            arguments += [f"--data={task}={tmp_path / 'rows.jsonl'}" for task in ("gsm8k", "math500")]
+        small = ["--limit", "1", "--threshold", "0.5", "--gen-length", "32", "--block-length", "32"]
+        for folder in ("base", "tuned"):
+            evaluate.main([*arguments, *small, "--output", str(tmp_path / f"{folder}{number}")])
+    for name in ("base", "tuned"):
+        compared = compared.replace(f"evaluations/{name}", str(tmp_path / f"{name}1"))
+    evaluate.main(shlex.split(compared.replace("flips.html", str(tmp_path / "flips.html")))[2:])
+    assert "0 of 1 flipped" in (tmp_path / "flips.html").read_text()
+    assert "McNemar" in capsys.readouterr().out
 
 
 def test_readme_score(tmp_path):

@@ -14,7 +14,8 @@ from lift_ds.evaluation.results import write_json
 from lift_ds.training.cluster import Launch, read_launch
 from lift_ds.training.collectives import has_started, leave
 
-from .evaluate_run import run_evaluation
+from .evaluate_harness import run_harness_tasks
+from .evaluate_run import check_arguments, run_evaluation
 from .evaluate_tables import print_comparison, wide_console
 from .sampling_flags import add_sampling_flags
 from .tool import quieten
@@ -47,6 +48,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, help="folder; default: evaluations/MODEL-PROTOCOL")
     parser.add_argument("--deepspeed", type=Path, metavar="JSON", help="cut the model over the ranks, as ZeRO-3 does")
     parser.add_argument("--workers", type=int, default=2, help="answers that are scored at a time")
+    parser.add_argument("--harness", action="store_true", help="--tasks are those of lm-evaluation-harness")
+    parser.add_argument("--include-path", type=Path, help="with --harness: folder with task files of one's own")
+    parser.add_argument("--num-fewshot", type=int, help="with --harness: examples before each question")
+    parser.add_argument("--apply-chat-template", action="store_true", help="with --harness: requests are chats")
+    parser.add_argument("--mc-num", type=int, default=128, help="with --harness: masks of a likelihood's estimate")
     parser.add_argument("--compare", nargs=2, type=Path, metavar="FOLDER", help="compare two evaluations")
     parser.add_argument("--html", type=Path, help="with --compare: page with the answers that flipped")
     parser.add_argument("--json", type=Path, help="with --compare: its figures")
@@ -81,7 +87,8 @@ def run_tool(arguments: argparse.Namespace, launch: Launch) -> None:
             run_comparison(arguments)
         return
     quieten(launch.is_main)
-    run_evaluation(arguments, launch)
+    check_arguments(arguments)
+    (run_harness_tasks if arguments.harness else run_evaluation)(arguments, launch)
     if has_started():
         leave(0)
 

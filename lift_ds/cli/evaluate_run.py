@@ -107,10 +107,21 @@ def environment_of(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, Any
     }
 
 
-def default_output(arguments: argparse.Namespace) -> Path:
+def default_output(arguments: argparse.Namespace, protocol: str) -> Path:
     """`evaluations/001-export-lift` for the model `runs/001/export`."""
     parts = [part for part in Path(arguments.model.replace(":", "-")).parts[-2:] if part not in ("/", ".", "..")]
-    return EVALUATIONS / "-".join([*parts, Path(arguments.protocol).stem])
+    return EVALUATIONS / "-".join([*parts, Path(protocol).stem])
+
+
+def load_model(arguments: argparse.Namespace, launch: Launch) -> tuple[Answerer, Ranks]:
+    """The model of the flags, whole on every rank or cut over them.
+
+    Raises:
+        ValueError: The model, its adapters or the JSON cannot be used.
+    """
+    if arguments.deepspeed is not None:
+        return load_cut(arguments.model, arguments.deepspeed, launch)
+    return load_whole(arguments.model, arguments.adapters, launch)
 
 
 def run_evaluation(arguments: argparse.Namespace, launch: Launch) -> None:
@@ -120,7 +131,6 @@ def run_evaluation(arguments: argparse.Namespace, launch: Launch) -> None:
         ValueError: Something is wrong with flags, data or model.
         RuntimeError: The environment lacks something.
     """
-    check_arguments(arguments)
     protocol = load_protocol(arguments.protocol)
     files = data_files(arguments.data, arguments.tasks)
     found: dict[str, tuple[list[Problem], ReverseProcess, list[str]]] = {}
@@ -130,10 +140,7 @@ def run_evaluation(arguments: argparse.Namespace, launch: Launch) -> None:
         for scorer in scorers:
             check_names(task, scorer)
         found[task] = (problems, task_process(arguments, protocol, task), scorers)
-    if arguments.deepspeed is None:
-        answerer, ranks = load_whole(arguments.model, arguments.adapters, launch)
-    else:
-        answerer, ranks = load_cut(arguments.model, arguments.deepspeed, launch)
+    answerer, ranks = load_model(arguments, launch)
     plans = [
         plan_task(task, problems, protocol, process, arguments.samples, scorers, answerer.encoder)
         for task, (problems, process, scorers) in found.items()
@@ -145,7 +152,7 @@ def run_evaluation(arguments: argparse.Namespace, launch: Launch) -> None:
         "seed": arguments.seed,
         "tasks": {plan.name: plan.settings() for plan in plans},
     }
-    output = arguments.output or default_output(arguments)
+    output = arguments.output or default_output(arguments, arguments.protocol)
     ranks.on_main(lambda: open_folder(output, settings))
     log = SampleLog(output / "samples.jsonl")
     if launch.is_main:

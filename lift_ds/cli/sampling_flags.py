@@ -27,8 +27,8 @@ def add_sampling_flags(
     parser.add_argument("--threshold", type=float, help="reveal all predictions that are at least so sure")
     parser.add_argument("--factor", type=float, help="reveal the n surest while (n + 1) (1 - confidence) is below")
     parser.add_argument("--remasking", choices=get_args(Remasking), default="low_confidence", help="what ranks them")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    parser.add_argument("--top-p", type=float, default=1.0, help="draw from the fewest tokens of this probability")
+    parser.add_argument("--temperature", type=float, help="0, the default, is greedy")
+    parser.add_argument("--top-p", type=float, help="draw from the fewest tokens of this probability")
     parser.add_argument("--cfg-scale", type=float, default=0.0, help="classifier-free guidance; 0 is off")
     parser.add_argument("--cache", choices=get_args(Cache), default="none", help="keys and values kept within a block")
     parser.add_argument("--eos", choices=get_args(EosPolicy), default="allow", help="whether answers may end early")
@@ -53,8 +53,8 @@ def process_of(
     """
     rule = Rule(
         arguments.remasking,
-        arguments.temperature,
-        arguments.top_p,
+        arguments.temperature or 0.0,
+        1.0 if arguments.top_p is None else arguments.top_p,
         arguments.threshold,
         arguments.factor,
         arguments.eos,

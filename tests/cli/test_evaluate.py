@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import re
 
 import pytest
@@ -21,15 +20,6 @@ PROBLEMS = [
     {"question": "Make 9 from 1, 3 and 5 with + -.", "ground_truth": 9},
     {"question": "Tom has 3 pens. He buys 4 more. How many pens does Tom have now?", "ground_truth": 7},
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def environment():
-    """What a launch without a launcher sets is taken back."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +255,7 @@ def test_a_folder_of_something_else(flags, tmp_path, capsys):
     with pytest.raises(SystemExit):
         evaluate.main([*flags, "--output", str(tmp_path)])
     assert "holds something that is no evaluation; choose another --output" in capsys.readouterr().err
-    assert os.listdir(tmp_path) == ["precious.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
 
 
 def test_live_table(whole, flags, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 
 import lift_ds.cli.lm_eval_model  # noqa: F401 (makes the model known)
+from lift_ds.cli import evaluate, evaluate_harness
 from lift_ds.cli import lm_eval as command
 from lift_ds.data.tasks import TASKS, draw_item
 from lift_ds.evaluation.answering import load_answerer
@@ -175,6 +177,22 @@ def test_errors_end_the_command_with_2(capsys, monkeypatch):
         command.main(["--local_rank=0", "run", "--model", "lift_ds", "--tasks", "x", "--log_samples"])
     assert stopped.value.code == 2
     assert "error: Specify --output_path" in capsys.readouterr().err
+
+
+def test_our_own_command(task_dir, tmp_path, monkeypatch, capsys):
+    """`tools/evaluate.py --harness` gives what `run_harness` gives, and takes its flags only."""
+    monkeypatch.setattr(evaluate_harness, "run_harness", partial(harness.run_harness, include_defaults=False))
+    flags = ["--harness", "--model", "builtin:base", "--tasks", "tiny_words", "--include-path", str(task_dir)]
+    flags += ["--batch-size", "3", "--mc-num", "12", "--threshold", "0.9", "--output", str(tmp_path / "out")]
+    evaluate.main([*flags, "--apply-chat-template"])
+    with pytest.raises(SystemExit):
+        evaluate.main([*flags, "--samples", "2"])
+    captured = capsys.readouterr()
+    assert "tiny_words" in captured.out
+    assert "--samples with --harness: its tasks bring their data and scores" in captured.err
+    found = json.loads((tmp_path / "out" / "harness.json").read_text())
+    assert found["results"]["tiny_words"]["perplexity,none"] > 1
+    assert all(len(sample["standard_errors"]) == 1 for sample in found["samples"]["tiny_words"])
 
 
 def test_unknown_tasks_are_refused(task_dir, base):

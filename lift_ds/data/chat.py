@@ -79,10 +79,17 @@ class ChatEncoder:
         return 1 + max(self.end_token_id, *self.tokenizer.get_vocab().values())
 
     def answer_text(self, ids: list[int]) -> str:
-        """Text of generated ids before the first special token: the end of the turn or of the answer."""
-        special = {token_id for token_id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        stop = next((place for place, token_id in enumerate(ids) if token_id in special), len(ids))
-        return str(self.tokenizer.decode(ids[:stop]))
+        """Text of generated ids before their end."""
+        return str(self.tokenizer.decode(ids[: self.answer_end(ids)]))
+
+    def answer_end(self, ids: list[int]) -> int:
+        """Place of the first special token, where the turn or the answer ends; their number where there is none."""
+        return next((place for place, token_id in enumerate(ids) if token_id in self.special_ids), len(ids))
+
+    @cached_property
+    def special_ids(self) -> set[int]:
+        """Ids of the tokenizer's special tokens."""
+        return {token_id for token_id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
 
     def prompt_ids(self, messages: list[dict[str, str]]) -> list[int]:
         """Token ids of a conversation that the assistant is to continue."""

@@ -8,20 +8,8 @@ import torch
 
 from lift_ds.evaluation.heldout import LEVELS, HeldoutLoss, fixed_noise, heldout_loss
 from lift_ds.evaluation.ranks import equal_share
-from tests.conftest import OneRank
+from tests.conftest import OneRank, Share
 from tests.distributed.jobs import make_documents
-
-
-class Share(OneRank):
-    """One of several ranks whose sums are collected by hand."""
-
-    def __init__(self, rank, world_size):
-        self.rank, self.world_size = rank, world_size
-        self.sums = None
-
-    def all_reduce(self, values, op="sum"):
-        self.sums = values
-        return values
 
 
 @pytest.fixture

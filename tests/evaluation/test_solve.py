@@ -7,10 +7,10 @@ from transformers import AutoTokenizer
 
 from lift_ds.data.chat import ChatEncoder
 from lift_ds.data.tasks import TASKS, Verdict
-from lift_ds.evaluation.solve import Question, builtin_questions, held_out_items, solve_questions
+from lift_ds.evaluation.solve import Question, builtin_questions, held_out_items, read_counts, solve_questions
 from lift_ds.models.families import max_length_of, read_config
 from lift_ds.sampling.reverse import ReverseProcess
-from tests.conftest import OneRank
+from tests.conftest import OneRank, Share
 
 
 def as_questions(items):
@@ -69,6 +69,20 @@ def test_scores_are_counted_by_task(encoder, tiny_dir):
     assert (report.total.num_items, report.total.num_solved, report.total.num_unparsed) == (9, 6, 1)
     assert report.total.solve_rate == 6 / 9 and report.total.parse_failure_rate == 1 / 9
     assert report.total.forwards_per_item == 48
+
+
+def test_ranks_change_nothing(encoder, tiny_dir):
+    """Five questions over two ranks: three each, of which one is there twice and counted once."""
+    items = held_out_items(5, seed=0)
+    model = Oracle(read_config(tiny_dir), encoder, items[1:])
+    process = ReverseProcess(48, 48, 48)
+    expected = solve_questions(model, encoder, as_questions(items), process, OneRank())
+    shares = [Share(rank, 2) for rank in range(2)]
+    for share in shares:
+        solve_questions(model, encoder, as_questions(items), process, share)
+    together = read_counts(torch.stack([share.sums for share in shares]).sum((0, 1)))
+    assert together == expected.total
+    assert (together.num_items, together.num_solved) == (5, 4)
 
 
 def test_truncated_answers_and_their_forwards(encoder, tiny_dir):

@@ -64,7 +64,7 @@ def read_best(folder: Path) -> BestCheckpoint | None:
 
 
 def offer(folder: Path, checkpoint: Path, measured: Measured) -> str | None:
-    """Points `best` at a checkpoint if it is better than the one so far, or that one cannot be compared with.
+    """Points `best` at a checkpoint unless the one so far is better, and can be compared with it.
 
     Args:
         folder: `checkpoints` of a run.
@@ -85,8 +85,8 @@ def offer(folder: Path, checkpoint: Path, measured: Measured) -> str | None:
     if best is not None:
         problem = why_not_comparable(folder, best, measured)
         sign = SIGNS[measured.metric]
-        is_better = best.name != checkpoint.name and sign * measured.value > sign * best.measured.value
-        if problem is None and not is_better:
+        is_better = sign * measured.value >= sign * best.measured.value  # all solve rates may be 0 at first
+        if problem is None and (best.name == checkpoint.name or not is_better):
             return None
         reason = f" (before: {problem or f'{best.measured.value:.4f} at {best.name}'})"
     found = BestCheckpoint(checkpoint.name, measured, hash_file(checkpoint / MANIFEST).sha256)

@@ -47,10 +47,10 @@ def test_the_best_stays_beyond_the_newest(tmp_path):
     assert names(tmp_path) == ["best", "latest", "step-000050"]
 
 
-def test_a_solve_rate_is_better_when_it_is_higher_and_the_first_of_equals_stays(tmp_path):
+def test_a_solve_rate_is_better_when_it_is_higher_and_the_newest_of_equals_stays(tmp_path):
     for step, value in ((10, 0.25), (20, 0.5), (30, 0.5), (40, 0.0)):
         offer(tmp_path, make_checkpoint(tmp_path, step), Measured("solve_rate", value, "items"))
-    assert read_best(tmp_path).name == "step-000020"
+    assert read_best(tmp_path).name == "step-000030"
 
 
 def test_every_choice_has_a_sign():

@@ -7,12 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lift_ds.cli import zero_to_hf
 from lift_ds.config import load_run_config
 from lift_ds.metrics import read_metrics
 from lift_ds.training.data import prepare
 from lift_ds.training.measure import Measurements
 from lift_ds.training.progress import NoProgress
-from tests.conftest import REPOSITORY, SMALL, launch_train, run
+from tests.conftest import REPOSITORY, SMALL, launch_train
 from tests.distributed.jobs import THRESHOLDS
 
 pytestmark = pytest.mark.distributed
@@ -89,7 +90,7 @@ def test_the_best_one_outlives_worse_ones(measured, worse):
 
 def test_the_best_one_is_named_to_tools(worse, tmp_path):
     output, _ = worse
-    run(["python", "tools/zero_to_hf.py", str(output / "checkpoints" / "best"), str(tmp_path / "best")])
+    zero_to_hf.main([str(output / "checkpoints" / "best"), str(tmp_path / "best")])
     exported, expected = (
         load_file(folder / "model.safetensors") for folder in (tmp_path / "best", output / "export-2")
     )
@@ -97,7 +98,7 @@ def test_the_best_one_is_named_to_tools(worse, tmp_path):
 
 
 def test_a_question_that_is_too_long_is_found_before_the_first_step(tiny_dir, tmp_path):
-    asked = ["eval.gen_length=2000", "eval.block_length=2000", "eval.solve_every=9", "data.builtin_rows=20"]
+    asked = ["eval.gen_length=2048", "eval.block_length=2048", "eval.solve_every=9", "data.builtin_rows=20"]
     settings, problems = load_run_config(None, asked, {"model.path": str(tiny_dir), "output": str(tmp_path)})
     assert not problems
     measurements = Measurements(prepare(settings), engine=None, batch_size=1, progress=NoProgress(), record=None)

@@ -19,11 +19,6 @@ from pydantic_core import ErrorDetails
 from .checkpoint_config import CheckpointConfig, EvalConfig
 from .source_config import ColumnsConfig, Section, SourceConfig
 
-# what becomes a default where the check of a whole section fails, so that the rest of it can still be checked
-BETWEEN_KEYS: dict[tuple[int | str, ...], list[tuple[int | str, ...]]] = {
-    (): [("eval",)],
-    ("checkpoint",): [("checkpoint", "best_by"), ("checkpoint", "export")],
-}
 EXPONENT_NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+")
 
 
@@ -240,8 +235,12 @@ def load_run_config(
         except ValidationError as error:
             problems += [line for details in error.errors() for line in describe(details)]
             for details in error.errors():
-                for place in BETWEEN_KEYS.get(details["loc"], [details["loc"]]):
-                    remove(values, place)
+                is_check = details["type"] == "value_error"
+                if is_check and details["loc"] == ("checkpoint",):  # the check of that section is about these two
+                    for key in ("best_by", "export"):
+                        values["checkpoint"].pop(key, None)
+                else:
+                    remove(values, details["loc"] or ("eval",))  # the checks between sections are about eval
 
 
 def remove(values: dict[str, Any], place: tuple[int | str, ...]) -> None:

@@ -6,7 +6,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
 
-.PHONY: train test lint test-scoring test-benchmarks test-elastic test-multinode test-export test-smollm2 base clean
+.PHONY: train test lint test-scoring test-harness test-benchmarks test-elastic test-multinode test-export test-smollm2 base clean
 
 train: $(INSTALLED)  ## fine-tune the built-in base with LIFT-3 on two ranks, evaluate, export
 	deepspeed --num_gpus 2 launchers/train.py --deepspeed ds_configs/zero3.json $(ARGS)
@@ -22,6 +22,9 @@ test-elastic: $(INSTALLED)  ## data of every pair of 1, 2, 3, 4, 5, 7 and 8 real
 
 test-scoring: $(INSTALLED)  ## the strict scorer on 500 published MATH generations
 	pytest -m slow tests/evaluation/test_scorers.py
+
+test-harness: $(INSTALLED)  ## lm-evaluation-harness under torchrun and deepspeed, two ranks each
+	pytest -m slow tests/evaluation/test_harness.py
 
 test-benchmarks: $(INSTALLED)  ## the smoke test of every benchmark
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[test,bench]"

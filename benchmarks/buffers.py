@@ -23,8 +23,8 @@ from torch import Tensor
 from lift_ds.lift.difficulty import NUM_BINS, Observations
 from lift_ds.training.buffers import DifficultyBuffers
 from lift_ds.training.cluster import read_launch
-from lift_ds.training.collectives import Collectives
-from lift_ds.training.engine import leave, start_distributed
+from lift_ds.training.collectives import Collectives, leave
+from lift_ds.training.engine import start_distributed
 
 VOCABULARY = 126_464
 TOKENS = 16_384

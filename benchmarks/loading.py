@@ -119,7 +119,8 @@ def probe(variant: str, folder: Path, output: Path) -> None:
     from transformers.integrations import HfDeepSpeedConfig
 
     from lift_ds.training.cluster import read_launch
-    from lift_ds.training.engine import build_model, leave, start_distributed
+    from lift_ds.training.collectives import leave
+    from lift_ds.training.engine import build_model, start_distributed
 
     launch = read_launch()
     start_distributed(launch)

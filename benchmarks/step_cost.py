@@ -30,9 +30,10 @@ from lift_ds.models.weights import NewWeights
 from lift_ds.objectives import make_objective
 from lift_ds.training.buffers import DifficultyBuffers
 from lift_ds.training.cluster import read_launch
+from lift_ds.training.collectives import leave
 from lift_ds.training.draws import make_noise_rule
 from lift_ds.training.ds_config import read_ds_json, resolve_ds_json
-from lift_ds.training.engine import Engine, build_model, leave, start_distributed
+from lift_ds.training.engine import Engine, build_model, start_distributed
 from lift_ds.training.loop import StepPlan, compute_step
 from lift_ds.training.normalizer import step_counts
 from lift_ds.training.step import DiffusionStep

@@ -48,7 +48,13 @@ def test_dependencies_are_declared(wheel):
     imported = set()
     for path in (REPOSITORY / "lift_ds").rglob("*.py"):
         imported |= set(re.findall(r"^\s*(?:from|import) ([a-z0-9_]+)", path.read_text(), re.MULTILINE))
-    names = {"yaml": "pyyaml", "lift_ds": None, "pydantic_core": "pydantic", "math_verify": "math-verify"}
+    names = {
+        "yaml": "pyyaml",
+        "lift_ds": None,
+        "pydantic_core": "pydantic",
+        "math_verify": "math-verify",
+        "lm_eval": "lm-eval",
+    }
     outside = {names.get(name, name) for name in imported - set(sys.stdlib_module_names)} - {None}
     assert {name.lower() for name in outside} <= {name.lower() for name in required}
     assert {"datasets", "sentencepiece", "mpi4py", "rich"} <= required

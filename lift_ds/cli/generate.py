@@ -10,20 +10,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
 
+import torch
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from lift_ds.sampling.choose import EosPolicy, Remasking, Rule
-from lift_ds.sampling.predict import Cache
-from lift_ds.sampling.reverse import ReverseProcess, pad_left
+from lift_ds.evaluation.answering import Answer, Answerer, load_answerer
+from lift_ds.sampling.reverse import ReverseProcess
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from lift_ds.data.chat import ChatEncoder
+from .sampling_flags import add_sampling_flags, process_of
 
 MASK_SIGN = "\u2591"
 Messages = list[dict[str, str]]
@@ -41,95 +37,42 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--file", type=Path, help="jsonl whose rows have a prompt or question, answered in batches")
     parser.add_argument("--system", help="system text of every conversation")
     parser.add_argument("--json", type=Path, help="jsonl to write: question, generation, num_forwards of its batch")
-    parser.add_argument("--gen-length", type=int, default=128, help="most tokens of an answer")
-    parser.add_argument("--block-length", type=int, default=32, help="tokens of a block")
-    parser.add_argument("--steps", type=int, help="denoising steps in all; default: a step a token")
-    parser.add_argument("--threshold", type=float, help="reveal all predictions that are at least so sure")
-    parser.add_argument("--factor", type=float, help="reveal the n surest while (n + 1) (1 - confidence) is below")
-    parser.add_argument("--remasking", choices=get_args(Remasking), default="low_confidence", help="what ranks them")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    parser.add_argument("--top-p", type=float, default=1.0, help="draw from the fewest tokens of this probability")
-    parser.add_argument("--cfg-scale", type=float, default=0.0, help="classifier-free guidance; 0 is off")
-    parser.add_argument("--cache", choices=get_args(Cache), default="none", help="keys and values kept within a block")
-    parser.add_argument("--eos", choices=get_args(EosPolicy), default="allow", help="whether answers may end early")
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
-    parser.add_argument("--batch-size", type=int, default=16, help="prompts of one forward")
+    add_sampling_flags(parser, 128, 32, "a step a token")
     return parser
 
 
 @dataclass(frozen=True)
-class Answerer:
-    """A model with its tokenizer and the way answers are made."""
+class Session:
+    """A model, and the way its answers are made.
 
-    model: Any
-    encoder: ChatEncoder
+    Args:
+        answerer: The model.
+        process: How.
+        generator: Source of randomness.
+    """
+
+    answerer: Answerer
     process: ReverseProcess
-    generator: Any
+    generator: torch.Generator
 
     def answer(
-        self, conversations: list[Messages], watch: Callable[[Tensor], None] | None = None
-    ) -> tuple[list[str], int]:
-        """The next turns of conversations, and the forwards that they took.
-
-        Args:
-            conversations: Each ends with the user's turn.
-            watch: Called with the ids (B, gen_length) of the answers after every step.
-        """
-        prompts = [self.encoder.prompt_ids(messages) for messages in conversations]
-        ids, attention = pad_left(prompts, self.encoder.end_token_id)
-        start, device = ids.shape[1], self.model.device
-        made = self.process.run(
-            self.model,
-            ids.to(device),
-            attention.to(device),
-            self.generator,
-            watch=watch and (lambda now: watch(now[:, start:])),
-        )
-        return [self.encoder.answer_text(row) for row in made.ids[:, start:].tolist()], made.num_forwards
+        self, conversations: list[Messages], watch: Callable[[torch.Tensor], None] | None = None
+    ) -> list[Answer]:
+        """The next turns of conversations, each of which ends with the user's turn."""
+        prompts = [self.answerer.encoder.prompt_ids(messages) for messages in conversations]
+        return self.answerer.answer(prompts, self.process, self.generator, watch)
 
 
-def make_process(arguments: argparse.Namespace) -> ReverseProcess:
-    """How answers are made: a step a token, where neither steps nor confidence are given.
-
-    Raises:
-        ValueError: A flag is out of range.
-    """
-    steps = arguments.steps
-    if steps is None and arguments.threshold is None and arguments.factor is None:
-        steps = arguments.gen_length
-    rule = Rule(
-        arguments.remasking,
-        arguments.temperature,
-        arguments.top_p,
-        arguments.threshold,
-        arguments.factor,
-        arguments.eos,
-    )
-    return ReverseProcess(
-        arguments.gen_length, arguments.block_length, steps, rule, arguments.cfg_scale, True, arguments.cache
-    )
-
-
-def load(arguments: argparse.Namespace) -> Answerer:
+def load(arguments: argparse.Namespace) -> Session:
     """Everything that the flags ask for.
 
     Raises:
         ValueError: A flag is out of range, or the model or its tokenizer cannot be used.
     """
-    import torch
-
-    from lift_ds.data.chat import ChatEncoder
-    from lift_ds.models.families import max_length_of
-    from lift_ds.models.weights import load_pretrained
-
-    process = make_process(arguments)  # what is wrong with the flags is said before the model is read
-    model, tokenizer = load_pretrained(arguments.model)
-    if tokenizer is None:
-        raise ValueError(f"{arguments.model}: no tokenizer in the folder; copy the one it was trained with there.")
-    on_gpu = torch.cuda.is_available()
-    torch.nn.Module.to(model, "cuda" if on_gpu else "cpu", None if on_gpu else torch.float32)
-    encoder = ChatEncoder(tokenizer, int(model.config.eos_token_id), max_length_of(model.config))
-    return Answerer(model, encoder, process, torch.Generator(model.device).manual_seed(arguments.seed))
+    gen_length = arguments.gen_length  # what is wrong with the flags is said before the model is read
+    process = process_of(arguments, gen_length, arguments.block_length, gen_length, stop_early=True)
+    answerer = load_answerer(arguments.model)
+    return Session(answerer, process, torch.Generator(answerer.model.device).manual_seed(arguments.seed))
 
 
 def read_prompts(arguments: argparse.Namespace) -> list[str]:
@@ -158,24 +101,24 @@ def as_messages(system: str | None, text: str) -> Messages:
     return [*before, {"role": "user", "content": text}]
 
 
-def answer_all(answerer: Answerer, prompts: list[str], arguments: argparse.Namespace, console: Console) -> None:
+def answer_all(session: Session, prompts: list[str], arguments: argparse.Namespace, console: Console) -> None:
     """Answers prompts in batches; prints them, or writes a line for each."""
     records = []
     for start in range(0, len(prompts), arguments.batch_size):
         batch = prompts[start : start + arguments.batch_size]
         conversations = [as_messages(arguments.system, prompt) for prompt in batch]
-        with shown(answerer, console, len(batch) == 1) as watch:
-            texts, num_forwards = answerer.answer(conversations, watch)
-        for prompt, text in zip(batch, texts, strict=True):
-            records.append({"question": prompt, "generation": text, "num_forwards": num_forwards})
+        with shown(session, console, len(batch) == 1) as watch:
+            answers = session.answer(conversations, watch)
+        for prompt, answer in zip(batch, answers, strict=True):
+            records.append({"question": prompt, "generation": answer.text, "num_forwards": answer.num_forwards})
             if not arguments.json:
-                console.print(text, markup=False, highlight=False)
+                console.print(answer.text, markup=False, highlight=False)
     if arguments.json:
         arguments.json.write_text("".join(json.dumps(each) + "\n" for each in records), encoding="utf-8")
         console.print(f"{len(records)} answers in {arguments.json}")
 
 
-def chat(answerer: Answerer, arguments: argparse.Namespace, console: Console) -> None:
+def chat(session: Session, arguments: argparse.Namespace, console: Console) -> None:
     """Turns of a user at the terminal until the input ends; an empty line begins anew."""
     console.print("An empty line begins a new chat; Ctrl-D ends.")
     messages: Messages = []
@@ -189,21 +132,21 @@ def chat(answerer: Answerer, arguments: argparse.Namespace, console: Console) ->
             continue
         messages = [*messages, {"role": "user", "content": text}] if messages else as_messages(arguments.system, text)
         began = time.perf_counter()
-        with shown(answerer, console, True) as watch:
-            (answer,), num_forwards = answerer.answer([messages], watch)
-        console.print(answer, markup=False, highlight=False)
-        console.print(f"{num_forwards} forwards, {time.perf_counter() - began:.1f} s", style="dim")
-        messages = [*messages, {"role": "assistant", "content": answer}]
+        with shown(session, console, True) as watch:
+            (answer,) = session.answer([messages], watch)
+        console.print(answer.text, markup=False, highlight=False)
+        console.print(f"{answer.num_forwards} forwards, {time.perf_counter() - began:.1f} s", style="dim")
+        messages = [*messages, {"role": "assistant", "content": answer.text}]
 
 
 @contextmanager
-def shown(answerer: Answerer, console: Console, is_single: bool) -> Iterator[Callable[[Tensor], None] | None]:
+def shown(session: Session, console: Console, is_single: bool) -> Iterator[Callable[[torch.Tensor], None] | None]:
     """What shows an answer while it is made, where there is one answer and a terminal; it vanishes at the end."""
     if not (is_single and console.is_terminal):
         yield None
         return
     with Live(console=console, transient=True, refresh_per_second=12) as live:
-        yield lambda ids: live.update(partly_masked(ids[0].tolist(), answerer))
+        yield lambda ids: live.update(partly_masked(ids[0].tolist(), session.answerer))
 
 
 def partly_masked(ids: list[int], answerer: Answerer) -> Text:
@@ -228,11 +171,11 @@ def main(argv: list[str] | None = None) -> None:
     console = Console()
     try:
         prompts = read_prompts(arguments)
-        answerer = load(arguments)
+        session = load(arguments)
         if prompts:
-            answer_all(answerer, prompts, arguments, console)
+            answer_all(session, prompts, arguments, console)
         else:
-            chat(answerer, arguments, console)
+            chat(session, arguments, console)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,10 +1,13 @@
-"""What the command lines of tools share: sizes, progress, summaries, and how errors end them."""
+"""What command lines share: sizes, progress, summaries, what libraries may print, and how errors end them."""
 
 from __future__ import annotations
 
 import json
+import logging
+import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,3 +64,14 @@ def run_tool(action: Callable[[], bool | None]) -> None:
         sys.exit(2)
     if succeeded is False:
         sys.exit(1)
+
+
+def quieten(is_main: bool) -> None:
+    """Keeps the libraries' chatter off the screen; errors and warnings of rank 0 stay."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    if not is_main:  # what a data file is warned of, every rank would say
+        warnings.simplefilter("ignore")
+    for name in ("DeepSpeed", "transformers", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.WARNING if is_main else logging.ERROR)
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())

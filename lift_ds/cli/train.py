@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import os
 import sys
-import warnings
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from lift_ds.config import ConfigError, RunConfig, SourceConfig, explain_keys, load_run_config
@@ -21,8 +17,11 @@ from lift_ds.models.families import read_config
 from lift_ds.models.weights import resolve_folder
 from lift_ds.objectives import find_objective_problems
 from lift_ds.training.cluster import Launch, read_launch
+from lift_ds.training.collectives import has_started, leave
 from lift_ds.training.data import FirstRows, RunData, check_first_rows, open_weights, prepare
 from lift_ds.training.ds_config import read_ds_json, resolve_ds_json
+
+from .tool import quieten
 
 DESCRIPTION = """Fine-tunes a masked diffusion language model under DeepSpeed.
 
@@ -82,17 +81,6 @@ def choose_recipe(given: Path | None, flags: dict[str, Any], overrides: list[str
     if given is not None or {"data.path", "data.sources", "model.path"} & set(named):
         return given
     return Path(str(files("lift_ds") / "assets" / "reasoning.yaml"))
-
-
-def quieten(is_main: bool) -> None:
-    """Keeps the libraries' chatter off the screen; errors and warnings of rank 0 stay."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    if not is_main:  # what a data file is warned of, every rank would say
-        warnings.simplefilter("ignore")
-    for name in ("DeepSpeed", "transformers", "torch.distributed"):
-        logging.getLogger(name).setLevel(logging.WARNING if is_main else logging.ERROR)
-    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
 
 
 def resolve(arguments: argparse.Namespace, launch: Launch) -> tuple[RunConfig, dict[str, Any]]:
@@ -171,7 +159,7 @@ def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
     source = open_weights(prepared)
     engine.start_distributed(launch)
     execute(prepared, source, ds_json, launch.is_main)
-    engine.leave(0)
+    leave(0)
 
 
 def describe(run: RunConfig, ds_json: dict[str, Any], launch: Launch, data: RunData, checked: FirstRows) -> str:
@@ -208,15 +196,8 @@ def main(argv: list[str] | None = None) -> None:
             rank = "" if launch.is_main else f" on rank {launch.rank}"
             print(f"error{rank}: {error}", file=sys.stderr, flush=True)
         if has_started():
-            from lift_ds.training.engine import leave
-
             leave(2)
         sys.exit(2)
-
-
-def has_started() -> bool:
-    """Whether this process has joined the other ranks."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 if __name__ == "__main__":

@@ -78,22 +78,24 @@ class ChatEncoder:
         """One more than the highest token id that is known."""
         return 1 + max(self.end_token_id, *self.tokenizer.get_vocab().values())
 
-    def answer_text(self, ids: list[int]) -> str:
-        """Text of generated ids before their end."""
-        return str(self.tokenizer.decode(ids[: self.answer_end(ids)]))
-
-    def answer_end(self, ids: list[int]) -> int:
-        """Place of the first special token, where the turn or the answer ends; their number where there is none."""
-        return next((place for place, token_id in enumerate(ids) if token_id in self.special_ids), len(ids))
-
     @cached_property
-    def special_ids(self) -> set[int]:
+    def special_ids(self) -> frozenset[int]:
         """Ids of the tokenizer's special tokens."""
-        return {token_id for token_id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        tokens = self.tokenizer.added_tokens_decoder
+        return frozenset(token_id for token_id, token in tokens.items() if token.special)
 
-    def prompt_ids(self, messages: list[dict[str, str]]) -> list[int]:
-        """Token ids of a conversation that the assistant is to continue."""
-        return self.text.ids([self.renderer.render(self.renderer.marked(messages), invite=True)])[0]
+    def answer_ids(self, ids: list[int]) -> list[int]:
+        """Generated ids before the first special token: the end of the turn or of the answer."""
+        stop = next((place for place, token_id in enumerate(ids) if token_id in self.special_ids), len(ids))
+        return ids[:stop]
+
+    def answer_text(self, ids: list[int]) -> str:
+        """Text of generated ids before the first special token."""
+        return str(self.tokenizer.decode(self.answer_ids(ids)))
+
+    def prompt_ids(self, messages: list[dict[str, str]], answer_prefix: str = "") -> list[int]:
+        """Token ids of a conversation that the assistant is to continue, or to continue behind a prefix."""
+        return self.text.ids([self.renderer.render(self.renderer.marked(messages), invite=True) + answer_prefix])[0]
 
     def encode(self, conversation: Conversation, where: str) -> Tokens:
         """Tokens of one conversation.

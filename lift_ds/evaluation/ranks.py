@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,39 @@ class Ranks(Protocol):
 
     def all_reduce(self, values: Tensor, op: str = "sum") -> Tensor:
         """Sum or maximum over ranks."""
+
+    def gather_objects(self, mine: Any) -> list[Any]:
+        """Every rank's object, in rank order, on every rank."""
+
+    def on_main(self, action: Callable[[], Any]) -> Any:
+        """What `action` returns on rank 0, on every rank; its errors, too."""
+
+
+class Alone:
+    """A process without others.
+
+    Args:
+        device: Where it computes.
+    """
+
+    rank = 0
+    world_size = 1
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        """Stores the device; the CPU where none is given."""
+        self.device = device or torch.device("cpu")
+
+    def all_reduce(self, values: Tensor, op: str = "sum") -> Tensor:
+        """The values."""
+        return values
+
+    def gather_objects(self, mine: Any) -> list[Any]:
+        """Its own object."""
+        return [mine]
+
+    def on_main(self, action: Callable[[], Any]) -> Any:
+        """What it returns."""
+        return action()
 
 
 def equal_share(items: Sequence[Item], ranks: Ranks) -> list[tuple[Item, bool]]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import queue
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from .isolation import Limits
-from .scorers import SCORER_VERSIONS, TASK_SCORERS, Checks, Row, Score
+from .scorers import SCORER_VERSIONS, TASK_SCORERS, Checks, Row, Score, Scorer
 from .statistics import pass_at_k, wilson_interval
 
 COLUMNS = ("question", "generation", "ground_truth")
@@ -30,6 +30,8 @@ def check_names(task: str, scorer: str) -> None:
     for name, value, allowed in (("task", task, TASK_SCORERS), ("scorer", scorer, SCORER_VERSIONS)):
         if value not in allowed:
             raise ValueError(f"{name} {value!r}: allowed are {', '.join(allowed)}.")
+    if getattr(TASK_SCORERS[task], scorer) is None:
+        raise ValueError(f"scorer {scorer!r}: nothing is published for {task}; use strict.")
     missing = [name for name in ("sympy", "antlr4", "math_verify") if find_spec(name) is None]
     if TASK_SCORERS[task].needs_maths and missing:
         raise RuntimeError(f"{task} needs {', '.join(missing)} to read formulas: pip install 'lift_ds[eval]'")
@@ -109,23 +111,47 @@ def score_rows(
     Raises:
         RuntimeError: The child processes cannot be started.
     """
-    score = getattr(TASK_SCORERS[task], scorer)
-    idle: queue.SimpleQueue[Checks] = queue.SimpleQueue()
+    with ScoringPool(limits, num_workers) as pool:
+        futures = [pool.submit(row, task, scorer) for row in rows]
+        for future in futures:
+            future.add_done_callback(lambda _: on_row())
+        return [future.result() for future in futures]
 
-    def score_row(row: Row) -> list[Score]:
-        checks = idle.get()
-        try:
-            return [score(row, generation, checks) for generation in row.generations]
-        finally:
-            idle.put(checks)
-            on_row()
 
-    with ExitStack() as stack:
+class ScoringPool:
+    """Scores rows in threads, each of which has child processes of its own for what is not trusted.
+
+    Args:
+        limits: What each check of untrusted text may use.
+        num_workers: Rows that are scored at a time.
+    """
+
+    def __init__(self, limits: Limits, num_workers: int) -> None:
+        """Makes the threads; children are started when they are needed."""
+        self.stack = ExitStack()
+        self.idle: queue.SimpleQueue[Checks] = queue.SimpleQueue()
         for _ in range(num_workers):
-            idle.put(stack.enter_context(Checks(limits)))
-        pool = ThreadPoolExecutor(num_workers)
-        stack.callback(pool.shutdown, cancel_futures=True)  # before the children are closed, also after an error
-        return list(pool.map(score_row, rows))
+            self.idle.put(self.stack.enter_context(Checks(limits)))
+        self.threads = ThreadPoolExecutor(num_workers)
+        self.stack.callback(self.threads.shutdown, cancel_futures=True)  # before the children are closed
+
+    def submit(self, row: Row, task: str, scorer: str) -> Future[list[Score]]:
+        """The scores that the row's generations will have; an error where child processes cannot be started."""
+        return self.threads.submit(self.score, row, getattr(TASK_SCORERS[task], scorer))
+
+    def score(self, row: Row, scorer: Scorer) -> list[Score]:
+        """The scores of a row's generations."""
+        checks = self.idle.get()
+        try:
+            return [scorer(row, generation, checks) for generation in row.generations]
+        finally:
+            self.idle.put(checks)
+
+    def __enter__(self) -> ScoringPool:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.stack.close()
 
 
 def summarize(rows: Sequence[Row], scores: Sequence[Sequence[Score]], task: str, scorer: str) -> dict[str, Any]:

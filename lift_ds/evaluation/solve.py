@@ -13,8 +13,9 @@ import torch
 from lift_ds.data.chat import ChatEncoder
 from lift_ds.data.tasks import TASKS, Item, Verdict, draw_item
 from lift_ds.models.head import MaskedDiffusionModel
-from lift_ds.sampling.reverse import ReverseProcess, pad_left
+from lift_ds.sampling.reverse import ReverseProcess
 
+from .answering import Answerer
 from .ranks import Ranks, equal_share
 
 BATCH_SIZE = 64
@@ -34,14 +35,6 @@ class Question:
     task: str
     text: str
     check: Callable[[str], Verdict]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A generation as text up to its end, and whether it has none within the length."""
-
-    text: str
-    is_truncated: bool
 
 
 @dataclass(frozen=True)
@@ -116,18 +109,23 @@ def solve_questions(
     Raises:
         ValueError: There are no questions, or one and its answer are longer than the model allows; on every rank.
     """
+
+    def any_rank(here: bool) -> bool:
+        return bool(ranks.all_reduce(torch.tensor([float(here)]), "max") > 0)
+
     began = time.perf_counter()
+    answerer = Answerer(model, encoder, any_rank, ranks.device)
     tasks = list(dict.fromkeys(question.task for question in questions))
     prompts = encode_questions(encoder, questions, process, model.config)
     mine = equal_share(list(zip(questions, prompts, strict=True)), ranks)
     counts = torch.zeros(len(tasks), len(VERDICTS) + 2, dtype=torch.float64)  # and truncated, forwards
     for start in range(0, len(mine), BATCH_SIZE):
         share = mine[start : start + BATCH_SIZE]
-        answers, num_forwards = answer(model, encoder, [prompt for (_, prompt), _ in share], process, ranks)
-        for ((question, _), is_counted), made in zip(share, answers, strict=True):
+        answers = answerer.answer([prompt for (_, prompt), _ in share], process)
+        for ((question, _), is_counted), answer in zip(share, answers, strict=True):
             row = counts[tasks.index(question.task)]
-            row[VERDICTS.index(question.check(made.text))] += is_counted
-            row[-2:] += is_counted * torch.tensor([made.is_truncated, num_forwards], dtype=torch.float64)
+            row[VERDICTS.index(question.check(answer.text))] += is_counted
+            row[-2:] += is_counted * torch.tensor([not answer.is_ended, answer.num_forwards], dtype=torch.float64)
     counts = ranks.all_reduce(counts)
     seconds = time.perf_counter() - began
     scores = {task: read_counts(row) for task, row in zip(tasks, counts, strict=True)}
@@ -163,18 +161,3 @@ def encode_questions(
     prompts = [encoder.prompt_ids([{"role": "user", "content": question.text}]) for question in questions]
     process.check_length(max(map(len, prompts), default=0), config)
     return prompts
-
-
-def answer(
-    model: MaskedDiffusionModel, encoder: ChatEncoder, prompts: list[list[int]], process: ReverseProcess, ranks: Ranks
-) -> tuple[list[Answer], int]:
-    """The model's answers to prompts, and the forwards that each took."""
-    prompt_ids, attention = pad_left(prompts, encoder.end_token_id)
-
-    def any_rank(here: bool) -> bool:
-        return bool(ranks.all_reduce(torch.tensor([float(here)], dtype=torch.float64), "max") > 0)
-
-    made = process.run(model, prompt_ids.to(ranks.device), attention.to(ranks.device), any_rank=any_rank)
-    rows = made.ids[:, prompt_ids.shape[1] :].tolist()
-    answers = [Answer(encoder.answer_text(row), encoder.answer_end(row) == len(row)) for row in rows]
-    return answers, made.num_forwards

@@ -20,6 +20,14 @@ class MaskedDiffusionModel(Protocol):
 
     config: Any
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of its weights."""
+
     def get_input_embeddings(self) -> Any:
         """The embedding module."""
 

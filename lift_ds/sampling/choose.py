@@ -5,6 +5,7 @@ Shapes: B sequences, N positions of a block, V vocabulary rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -14,6 +15,8 @@ from torch import Tensor
 Remasking = Literal["low_confidence", "random", "entropy", "margin", "maskgit_plus"]
 EosPolicy = Literal["allow", "last", "never"]
 TIME_END = 1e-3  # where the reverse time of Dream's sampler ends
+Randomness = torch.Generator | Sequence[torch.Generator] | None
+"""One generator for a batch, or one for each of its rows: then a row's draws do not depend on the others."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Rule:
 
 
 def predict(
-    logits: Tensor, rule: Rule, mask_id: int, end_id: int, generator: torch.Generator | None = None
+    logits: Tensor, rule: Rule, mask_id: int, end_id: int, generator: Randomness = None
 ) -> tuple[Tensor, Tensor]:
     """The token that each position would become, and how sure that is; higher is surer.
 
@@ -86,12 +89,10 @@ def predict(
     return predicted, confidence
 
 
-def confidence_of(
-    predicted: Tensor, logits: Tensor, drawn_from: Tensor, rule: Rule, generator: torch.Generator | None
-) -> Tensor:
+def confidence_of(predicted: Tensor, logits: Tensor, drawn_from: Tensor, rule: Rule, generator: Randomness) -> Tensor:
     """What ranks the predictions (B, N), float64; see `Rule.remasking`."""
     if rule.remasking == "random":
-        return torch.rand(predicted.shape, dtype=torch.float64, device=predicted.device, generator=generator)
+        return uniforms(predicted, generator)
     if rule.remasking == "low_confidence":
         return logits.double().softmax(-1).gather(-1, predicted[..., None])[..., 0]
     probability = (drawn_from.double() / (rule.temperature or 1.0)).softmax(-1)
@@ -111,12 +112,19 @@ def keep_top_p(logits: Tensor, top_p: float, temperature: float) -> Tensor:
     return logits.masked_fill(dropped, -torch.inf)
 
 
-def perturb(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+def perturb(logits: Tensor, temperature: float, generator: Randomness) -> Tensor:
     """Gumbel-max noise in float64; the logits themselves at temperature 0."""
     if temperature == 0:
         return logits
-    uniform = torch.rand(logits.shape, dtype=torch.float64, device=logits.device, generator=generator)
-    return logits.double().exp() / (-uniform.log()) ** temperature
+    return logits.double().exp() / (-uniforms(logits, generator).log()) ** temperature
+
+
+def uniforms(like: Tensor, generator: Randomness) -> Tensor:
+    """Float64 numbers from [0, 1), as many as `like` (B, ...) has."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return torch.rand(like.shape, dtype=torch.float64, device=like.device, generator=generator)
+    rows = [torch.rand(like.shape[1:], dtype=torch.float64, device=like.device, generator=row) for row in generator]
+    return torch.stack(rows)
 
 
 def quota(num_masked: Tensor, step: int, steps: int, remasking: Remasking) -> Tensor:

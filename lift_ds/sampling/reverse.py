@@ -9,6 +9,7 @@ does not depend on its batch.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
@@ -19,8 +20,25 @@ from torch import Tensor
 from lift_ds.models.families import max_length_of
 from lift_ds.models.head import MaskedDiffusionModel
 
-from .choose import EosPolicy, Remasking, Rule, choose, predict, quota
+from .choose import EosPolicy, Randomness, Remasking, Rule, choose, predict, quota
 from .predict import Cache, Predictor
+
+
+@dataclass(frozen=True)
+class RowSeeds:
+    """Seeds of a batch's rows: what a row draws depends on its own seed and the block, on nothing else of its batch.
+
+    Args:
+        seeds: One name of each row; any text.
+    """
+
+    seeds: tuple[str, ...]
+
+    def generators(self, block: int, device: torch.device) -> list[torch.Generator]:
+        """The rows' generators of one block, by its number: rows may take different numbers of steps before it."""
+        names = (f"{seed}/{block}".encode() for seed in self.seeds)
+        digests = (hashlib.blake2b(name, digest_size=7).digest() for name in names)  # torch takes 32 bits on the CPU
+        return [torch.Generator(device).manual_seed(int.from_bytes(digest, "big")) for digest in digests]
 
 
 @dataclass(frozen=True)
@@ -140,7 +158,7 @@ class ReverseProcess:
         model: MaskedDiffusionModel,
         prompt_ids: Tensor,
         attention_mask: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | RowSeeds | None = None,
         any_rank: Callable[[bool], bool] = bool,
         watch: Callable[[Tensor], None] | None = None,
     ) -> Generation:
@@ -150,7 +168,7 @@ class ReverseProcess:
             model: In eval mode.
             prompt_ids: int64 (B, P).
             attention_mask: bool (B, P), false on left padding.
-            generator: Source of randomness.
+            generator: Source of randomness, of the batch or of each row.
             any_rank: Whether something is so on any rank: loops end by agreement where each forward is a collective.
             watch: Called with the ids after every step.
 
@@ -168,11 +186,15 @@ class ReverseProcess:
         num_forwards = 0
         for start in range(prompt_length, prompt_length + self.gen_length, self.block_length):
             block = slice(start, start + self.block_length)
+            number = (start - prompt_length) // self.block_length
+            source: Randomness = (
+                generator.generators(number, ids.device) if isinstance(generator, RowSeeds) else generator
+            )
             step = 0
             while any_rank(bool((ids[:, block] == mask_id).any())):
                 masked = ids[:, block] == mask_id
                 logits = logits_of(ids, block, is_first=step == 0)
-                predicted, confidence = predict(logits, self.rule, mask_id, end_id, generator)
+                predicted, confidence = predict(logits, self.rule, mask_id, end_id, source)
                 fixed = None
                 if steps_per_block is not None:
                     fixed = quota(masked.sum(-1), step, steps_per_block, self.rule.remasking)

@@ -6,6 +6,8 @@ import os
 import socket
 from dataclasses import dataclass
 
+import torch
+
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")
 
 
@@ -90,6 +92,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def cores_per_process(local_world_size: int) -> int:
-    """Threads that each process may use, so that the processes of a machine share its cores."""
-    return max(1, len(os.sched_getaffinity(0)) // local_world_size)
+def share_cores(launch: Launch) -> None:
+    """Has this process use its share of the machine's cores, unless OMP_NUM_THREADS says how many."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // launch.local_world_size))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import deepspeed
 import torch
@@ -24,7 +22,7 @@ from lift_ds.models.families import family_of
 from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.weights import WeightSource, fill_parameters, whole_shape
 
-from .cluster import Launch, cores_per_process
+from .cluster import Launch, share_cores
 from .collectives import Collectives
 from .schedule import learning_rate
 from .step import DiffusionStep
@@ -35,10 +33,15 @@ def has_accelerator() -> bool:
     return bool(get_accelerator().device_name() != "cpu")
 
 
+def current_device() -> torch.device:
+    """Where this rank computes."""
+    return torch.device(get_accelerator().current_device_name())
+
+
 def start_distributed(launch: Launch) -> None:
     """Joins the process group and takes this rank's device; CPU ranks share the cores."""
-    if not has_accelerator() and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(cores_per_process(launch.local_world_size))
+    if not has_accelerator():
+        share_cores(launch)
     get_accelerator().set_device(launch.local_rank)
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     release_shared_memory(launch.rank)
@@ -52,25 +55,6 @@ def release_shared_memory(rank: int) -> None:
     torch.distributed.barrier()  # every rank has opened them by now
     address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}").unlink(missing_ok=True)
-
-
-def leave(code: int) -> NoReturn:
-    """Leaves the process group and ends this process, without the interpreter's own end.
-
-    About once in some hundred launches a thread of torch's that still wants the interpreter aborts it there, and a
-    finished run would be reported as failed.
-
-    Args:
-        code: The process's exit status; the group is left in order where it is 0.
-    """
-    if code == 0:
-        torch.distributed.destroy_process_group()
-    atexit._run_exitfuncs()  # what monitors still have to write
-    if code == 0 and "mpi4py.MPI" in sys.modules:  # mpirun counts a rank that has not said goodbye as a failure
-        sys.modules["mpi4py.MPI"].Finalize()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def build_model(config: PretrainedConfig, source: WeightSource, ds_json: dict[str, Any], label: str) -> PreTrainedModel:
@@ -127,6 +111,26 @@ class WithoutInitialValues(TorchFunctionMode):
         if getattr(func, "__module__", None) == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
         return func(*args, **(kwargs or {}))
+
+
+def shard_for_inference(
+    config: PretrainedConfig, source: WeightSource, ds_json: dict[str, Any], label: str
+) -> MaskedDiffusionModel:
+    """A model in eval mode whose weights are cut over the ranks; every rank must run the same forwards.
+
+    Args:
+        config: The model's config.
+        source: Its weights.
+        ds_json: Resolved DeepSpeed JSON of stage 3.
+        label: What to call the weights in messages.
+
+    Raises:
+        ValueError: Names or shapes of the weights do not fit the config.
+    """
+    model = build_model(config, source, ds_json, label).requires_grad_(False)
+    set_z3_leaf_modules(model, [family_of(config).layer_class])
+    engine, *_ = deepspeed.initialize(model=model.eval(), config=ds_json)
+    return engine.module
 
 
 class Engine(Collectives):

@@ -35,7 +35,8 @@ def test_chat(monkeypatch, capsys):
 
 def test_masks_are_shown():
     arguments = generate.make_parser().parse_args(SHORT)
-    answerer = generate.load(arguments)
+    session = generate.load(arguments)
+    answerer = session.answerer
     ids = answerer.encoder.tokenizer("3+4=7", add_special_tokens=False).input_ids
     mask_id, end_id = answerer.model.config.mask_token_id, answerer.encoder.end_token_id
     sign = generate.MASK_SIGN
@@ -43,9 +44,9 @@ def test_masks_are_shown():
     assert str(generate.partly_masked([mask_id, *ids, end_id, end_id], answerer)) == f"{sign}3+4=7"
     seen = []
     terminal = Console(file=io.StringIO(), force_terminal=True)
-    with generate.shown(answerer, terminal, True) as watch:
-        answerer.answer([generate.as_messages(None, "Work out 3+4-2.")], lambda ids: (seen.append(ids), watch(ids)))
-    assert len(seen) == answerer.process.steps
+    with generate.shown(session, terminal, True) as watch:
+        session.answer([generate.as_messages(None, "Work out 3+4-2.")], lambda ids: (seen.append(ids), watch(ids)))
+    assert len(seen) == session.process.steps
     assert [int((ids == mask_id).sum()) for ids in seen][-1] == 0
 
 

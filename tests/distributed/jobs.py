@@ -26,8 +26,9 @@ from lift_ds.models.weights import NewWeights, fill_parameters
 from lift_ds.objectives import make_objective
 from lift_ds.training.buffers import DifficultyBuffers
 from lift_ds.training.cluster import read_launch
+from lift_ds.training.collectives import leave
 from lift_ds.training.ds_config import resolve_ds_json
-from lift_ds.training.engine import Engine, build_model, leave, start_distributed
+from lift_ds.training.engine import Engine, build_model, start_distributed
 from lift_ds.training.loop import StopRequest, train_steps
 from lift_ds.training.normalizer import document_scale, step_counts
 from lift_ds.training.step import DiffusionStep

@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import load_file
 
 from lift_ds import generate
-from lift_ds.sampling.choose import Rule
-from lift_ds.sampling.reverse import ReverseProcess
+from lift_ds.sampling.choose import Rule, uniforms
+from lift_ds.sampling.reverse import ReverseProcess, RowSeeds
 
 
 def test_ids_equal_the_public_sampler(llada, llada_dir):
@@ -100,3 +100,14 @@ def test_lengths_beyond_the_model_are_refused(llada):
 def test_lengths_that_do_not_divide_are_refused(llada, steps, gen_length, block_length):
     with pytest.raises(ValueError, match="must be a multiple"):
         generate(llada, torch.tensor([[1]]), steps, gen_length, block_length)
+
+
+def test_row_seeds_name_draws():
+    """A row's draws are those of its seed and block alone, whatever stands beside it."""
+    alone, beside = RowSeeds(("b",)), RowSeeds(("a", "b"))
+    like = torch.zeros(1, 3, 5)
+    device = torch.device("cpu")
+    first = uniforms(like, alone.generators(0, device))
+    assert torch.equal(first[0], uniforms(like.expand(2, 3, 5), beside.generators(0, device))[1])
+    assert not torch.equal(first, uniforms(like, alone.generators(1, device)))
+    assert not torch.equal(first, uniforms(like, RowSeeds(("a",)).generators(0, device)))

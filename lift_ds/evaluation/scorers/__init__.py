@@ -1,6 +1,8 @@
 """Scorers of reasoning tasks: `reference` counts as the published evaluation does, `strict` counts what is right."""
 
-from . import code, countdown, gsm8k, maths, sudoku
+from lift_ds.data.tasks import TASKS
+
+from . import builtin, code, countdown, gsm8k, maths, sudoku
 from .base import Row, Score, Scorer, TaskScorers
 from .checks import Checks
 
@@ -17,6 +19,7 @@ TASK_SCORERS = {
     "sudoku": TaskScorers(sudoku.reference, sudoku.strict, sudoku.check_row, parts="cells"),
     "humaneval": TaskScorers(code.humaneval_reference, code.humaneval_strict, code.check_humaneval_row),
     "mbpp": TaskScorers(code.mbpp_reference, code.mbpp_strict, code.check_mbpp_row),
+    **{f"builtin:{name}": builtin.scorers_of(name) for name in TASKS},
 }
 
 __all__ = ["SCORER_VERSIONS", "TASK_SCORERS", "Checks", "Row", "Score", "Scorer", "TaskScorers"]

@@ -66,14 +66,14 @@ class TaskScorers:
     """One row of the table of tasks.
 
     Args:
-        reference: Counts as the published evaluation does.
+        reference: Counts as the published evaluation does; `None` where nothing is published.
         strict: Counts what is right.
         check_row: Raises ValueError where the row's question or ground truth is not of this task.
         parts: What `Score.total` counts.
         needs_maths: Whether the scorers read LaTeX, for which the extra `eval` is needed.
     """
 
-    reference: Scorer
+    reference: Scorer | None
     strict: Scorer
     check_row: Callable[[Row], None]
     parts: str = "answers"

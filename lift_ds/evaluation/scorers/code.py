@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from .base import Row, Score, whole_answer
 from .checks import Checks
@@ -52,7 +53,7 @@ def mbpp_reference(row: Row, generation: str, checks: Checks) -> Score:
     program = first_block(generation)
     if program is None:
         return whole_answer(None, False)
-    return run(f"{program}\n\n{test_text(row)}", program, checks, may_exit=True)
+    return run(f"{program}\n\n{test_text(row.ground_truth)}", program, checks, may_exit=True)
 
 
 def humaneval_strict(row: Row, generation: str, checks: Checks) -> Score:
@@ -72,7 +73,7 @@ def humaneval_strict(row: Row, generation: str, checks: Checks) -> Score:
     if not names:
         return whole_answer(None, False)
     before = "\n".join(IMPORT.findall(row.question)) if entry_point in defined or not asked else row.question
-    source = f"{before}\n{program}\n\n{test_text(row)}\n{TRY_EACH.format(names=names)}"
+    source = f"{before}\n{program}\n\n{test_text(row.ground_truth)}\n{TRY_EACH.format(names=names)}"
     return run(source, program, checks, may_exit=False)
 
 
@@ -81,7 +82,7 @@ def mbpp_strict(row: Row, generation: str, checks: Checks) -> Score:
     program = last_block(generation)
     if program is None:
         return whole_answer(None, False)
-    return run(f"{program}\n\n{test_text(row)}", program, checks, may_exit=False)
+    return run(f"{program}\n\n{test_text(row.ground_truth)}", program, checks, may_exit=False)
 
 
 def run(source: str, program: str, checks: Checks, may_exit: bool) -> Score:
@@ -115,9 +116,8 @@ def closed_blocks(text: str) -> Iterator[str]:
             yield content
 
 
-def test_text(row: Row) -> str:
-    """The tests as one text; MBPP's may be a list."""
-    truth = row.ground_truth
+def test_text(truth: Any) -> str:
+    """The tests of a ground truth as one text; MBPP's may be a list."""
     return "\n".join(truth) if isinstance(truth, list) else str(truth)
 
 

@@ -1,0 +1,165 @@
+"""From the flags of `tools/evaluate.py` to results."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lift_ds.checkpoint.base import hash_base
+from lift_ds.checkpoint.manifest import hash_file
+from lift_ds.evaluation.answering import Answerer
+from lift_ds.evaluation.isolation import Limits
+from lift_ds.evaluation.plan import TaskPlan, plan_task, task_problems, task_scorers
+from lift_ds.evaluation.protocol import Protocol, load_protocol
+from lift_ds.evaluation.ranks import Ranks
+from lift_ds.evaluation.results import open_folder, write_results
+from lift_ds.evaluation.run import evaluate
+from lift_ds.evaluation.samples import SampleLog
+from lift_ds.evaluation.score_file import ScoringPool, check_names
+from lift_ds.evaluation.tasks import Problem
+from lift_ds.models.families import read_config
+from lift_ds.models.lora import PEFT_WEIGHTS
+from lift_ds.models.weights import resolve_folder
+from lift_ds.sampling.reverse import ReverseProcess
+from lift_ds.training.cluster import Launch
+from lift_ds.training.inference import load_cut, load_whole
+
+from .evaluate_tables import LiveTable, print_results, wide_console
+from .sampling_flags import process_of
+
+EVALUATIONS = Path("evaluations")
+PACKAGES = ("lift_ds", "torch", "transformers")
+
+
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Refuses what makes no sense without looking at files.
+
+    Raises:
+        ValueError: Something does not.
+    """
+    if arguments.model is None or not arguments.tasks:
+        raise ValueError("--model and --tasks are needed (or --compare with two folders).")
+    for name in ("limit", "samples", "batch_size", "workers"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')}={value}: at least 1.")
+    doubled = sorted({task for task in arguments.tasks if arguments.tasks.count(task) > 1})
+    if doubled:
+        raise ValueError(f"--tasks: {', '.join(doubled)} stands there twice.")
+    if arguments.adapters is not None and arguments.deepspeed is not None:
+        raise ValueError("--adapters with --deepspeed: merge them first, with tools/merge_lora.py.")
+
+
+def data_files(flags: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:
+    """The file of each task that has one.
+
+    Raises:
+        ValueError: A flag is not TASK=FILE of a task that is evaluated.
+    """
+    found = {}
+    for flag in flags:
+        task, has_path, path = flag.partition("=")
+        if not has_path or not path or task not in tasks:
+            raise ValueError(f"--data {flag}: TASK=FILE is needed, of one of the tasks {', '.join(tasks)}.")
+        found[task] = path
+    return found
+
+
+def task_process(arguments: argparse.Namespace, protocol: Protocol, task: str) -> ReverseProcess:
+    """How a task's answers are made: by the protocol, but for what the flags say.
+
+    Raises:
+        ValueError: A flag is out of range.
+    """
+    decoding = protocol.tasks[task].decoding or protocol.decoding
+    gen_length = decoding.gen_length if arguments.gen_length is None else arguments.gen_length
+    block_length = decoding.block_length if arguments.block_length is None else arguments.block_length
+    steps = gen_length * decoding.steps // decoding.gen_length
+    return process_of(arguments, gen_length, block_length, steps, protocol.stop_early)
+
+
+def weight_hashes(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, str]:
+    """SHA-256 of every file with weights; the ranks share the work."""
+    shares = ranks.gather_objects(hash_base(resolve_folder(arguments.model), ranks.rank, ranks.world_size))
+    if arguments.adapters is not None:
+        shares.append({PEFT_WEIGHTS: hash_file(Path(arguments.adapters) / PEFT_WEIGHTS)})
+    return dict(sorted((name, record.sha256) for share in shares for name, record in share.items()))
+
+
+def environment_of(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
+    """What decides an evaluation's speed, and where things were."""
+    on_gpu = ranks.device.type == "cuda"
+    return {
+        "model": arguments.model,
+        "adapters": arguments.adapters,
+        "protocol": arguments.protocol,
+        "data": arguments.data,
+        "batch_size": arguments.batch_size,
+        "world_size": ranks.world_size,
+        "device": torch.cuda.get_device_name(ranks.device) if on_gpu else "cpu",
+        "deepspeed": None if arguments.deepspeed is None else str(arguments.deepspeed),
+        **{name: version(name) for name in PACKAGES},
+    }
+
+
+def default_output(arguments: argparse.Namespace) -> Path:
+    """`evaluations/001-export-lift` for the model `runs/001/export`."""
+    parts = [part for part in Path(arguments.model.replace(":", "-")).parts[-2:] if part not in ("/", ".", "..")]
+    return EVALUATIONS / "-".join([*parts, Path(arguments.protocol).stem])
+
+
+def run_evaluation(arguments: argparse.Namespace, launch: Launch) -> None:
+    """Checks, answers, scores, writes.
+
+    Raises:
+        ValueError: Something is wrong with flags, data or model.
+        RuntimeError: The environment lacks something.
+    """
+    check_arguments(arguments)
+    protocol = load_protocol(arguments.protocol)
+    files = data_files(arguments.data, arguments.tasks)
+    found: dict[str, tuple[list[Problem], ReverseProcess, list[str]]] = {}
+    for task in arguments.tasks:
+        problems = task_problems(task, protocol, files.get(task), arguments.limit)
+        scorers = task_scorers(task, arguments.scorers or protocol.scorers)
+        for scorer in scorers:
+            check_names(task, scorer)
+        found[task] = (problems, task_process(arguments, protocol, task), scorers)
+    if arguments.deepspeed is None:
+        answerer, ranks = load_whole(arguments.model, arguments.adapters, launch)
+    else:
+        answerer, ranks = load_cut(arguments.model, arguments.deepspeed, launch)
+    plans = [
+        plan_task(task, problems, protocol, process, arguments.samples, scorers, answerer.encoder)
+        for task, (problems, process, scorers) in found.items()
+    ]
+    settings = {
+        "weights": weight_hashes(arguments, ranks),
+        "model_type": read_config(resolve_folder(arguments.model)).model_type,
+        "dtype": str(answerer.model.dtype).removeprefix("torch."),
+        "seed": arguments.seed,
+        "tasks": {plan.name: plan.settings() for plan in plans},
+    }
+    output = arguments.output or default_output(arguments)
+    ranks.on_main(lambda: open_folder(output, settings))
+    log = SampleLog(output / "samples.jsonl")
+    if launch.is_main:
+        answer_and_score(arguments, plans, answerer, ranks, output, settings, log)
+    else:
+        evaluate(plans, answerer, ranks, arguments.batch_size, arguments.seed, log, None, lambda progress: None)
+
+
+def answer_and_score(
+    arguments: argparse.Namespace, plans: Sequence[TaskPlan], answerer: Answerer, ranks: Ranks, output: Path,
+    settings: dict[str, Any], log: SampleLog,
+) -> None:  # fmt: skip
+    """What rank 0 does: as the others, and scoring, showing and writing."""
+    with ScoringPool(Limits(), arguments.workers) as pool, LiveTable(plans) as table:
+        done = evaluate(plans, answerer, ranks, arguments.batch_size, arguments.seed, log, pool, table.show)
+        results = write_results(output, settings, environment_of(arguments, ranks), done)
+    print_results(results, output, wide_console())

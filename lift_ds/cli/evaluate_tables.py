@@ -1,0 +1,149 @@
+"""What `tools/evaluate.py` shows: a table that grows while it answers, and the results."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from lift_ds.evaluation.compare import TaskComparison
+from lift_ds.evaluation.plan import TaskPlan
+from lift_ds.evaluation.run import TaskProgress
+
+LINE_EVERY_SECONDS = 60
+WIDTH = 130  # of tables where no terminal says how wide it is
+
+
+def wide_console() -> Console:
+    """Where tables go."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=WIDTH)
+
+
+class LiveTable:
+    """A row for each task; without a terminal a line now and then.
+
+    Args:
+        plans: The tasks.
+    """
+
+    def __init__(self, plans: Sequence[TaskPlan]) -> None:
+        """Starts with nothing done."""
+        self.console = wide_console()
+        self.rows: dict[str, list[str]] = {plan.name: row_of(TaskProgress(plan)) for plan in plans}
+        self.live = Live(self.table(), console=self.console, refresh_per_second=4, transient=True)
+        self.last_line = time.monotonic()
+
+    def table(self) -> Table:
+        """The table as it stands."""
+        table = Table(title="answering")
+        for heading in ("task", "answers", "solved so far", "no answer", "cut", "forwards", "tokens/s"):
+            table.add_column(heading, justify="left" if heading == "task" else "right")
+        for name, row in self.rows.items():
+            table.add_row(name, *row)
+        return table
+
+    def show(self, progress: TaskProgress) -> None:
+        """Shows what has been done of a task."""
+        name = progress.plan.name
+        self.rows[name] = row_of(progress)
+        if self.console.is_terminal:
+            self.live.update(self.table())
+        elif time.monotonic() - self.last_line > LINE_EVERY_SECONDS:
+            self.last_line = time.monotonic()
+            answers, solved, *_ = self.rows[name]
+            self.console.print(f"{name}: {answers} answers, {solved} solved so far")
+
+    def __enter__(self) -> LiveTable:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        if self.console.is_terminal:
+            self.live.stop()
+
+
+def row_of(progress: TaskProgress) -> list[str]:
+    """A task's row, without its name."""
+    samples, scores = list(progress.samples.values()), progress.scores_so_far()
+    total = len(progress.plan.problems) * progress.plan.num_samples
+    if not samples or not scores:
+        return [f"{len(samples)}/{total}", "", "", "", "", ""]
+    tokens = progress.plan.process.gen_length * len(samples)
+    return [
+        f"{len(samples)}/{total}",
+        f"{sum(score.is_solved for score in scores) / len(scores):.1%}",
+        f"{sum(not score.is_parsed for score in scores) / len(scores):.1%}",
+        f"{sum(not sample.is_ended for sample in samples) / len(samples):.1%}",
+        f"{sum(sample.num_forwards for sample in samples) / len(samples):.1f}",
+        f"{tokens / sum(sample.seconds for sample in samples):,.0f}",
+    ]
+
+
+def print_results(results: dict[str, Any], folder: Path, console: Console) -> None:
+    """Prints what `results.json` holds: a row for each task and scorer, a line on the cost of each task."""
+    table = Table(title=f"{results['environment']['model']}, protocol {results['environment']['protocol']}")
+    for heading in ("task", "scorer", "problems", "solved", "95 % interval", "no answer", "time-outs"):
+        table.add_column(heading, justify="left" if heading in ("task", "scorer") else "right")
+    for task, found in results["tasks"].items():
+        for scorer, summary in found["scores"].items():
+            interval = summary["solved_interval"]
+            table.add_row(
+                task,
+                scorer,
+                f"{summary['rows']:,}",
+                f"{summary['solved_share']:.1%}",
+                "" if interval is None else f"{interval[0]:.1%} to {interval[1]:.1%}",
+                f"{summary['parse_failures']:,}",
+                f"{summary['timeouts']:,}",
+            )
+    console.print(table)
+    for task, found in results["tasks"].items():
+        for line in further_lines(task, found):
+            console.print(line, soft_wrap=True)
+    console.print(f"results: {folder / 'results.json'}", soft_wrap=True)
+
+
+def further_lines(task: str, found: dict[str, Any]) -> Iterator[str]:
+    """What a task's row has no place for: shares of cells, pass@k, and the cost."""
+    for scorer, summary in found["scores"].items():
+        if summary["parts"] != "answers":
+            share = f"{summary['correct']:,} of {summary['total']:,} {summary['parts']} ({summary['accuracy']:.1%})"
+            yield f"{task}, {scorer}: {share}"
+        if summary["pass_at_k"]:
+            rates = "  ".join(f"pass@{k} {share:.1%}" for k, share in summary["pass_at_k"].items())
+            yield f"{task}, {scorer}: {rates}"
+    cost = found["generation"]
+    yield (
+        f"{task}: {cost['forwards_per_sample']:.1f} forwards an answer, {cost['tokens_per_forward']:.2f} tokens a "
+        f"forward, {cost['tokens_per_second']:,.0f} tokens/s, {cost['truncated']:,} of {cost['samples']:,} cut"
+    )
+
+
+def print_comparison(found: Sequence[TaskComparison], labels: tuple[str, str], console: Console) -> None:
+    """Prints a row for each task that two evaluations have in common."""
+    table = Table(title=f"first: {labels[0]}, second: {labels[1]}")
+    headings = ("task", "scorer", "problems", "first", "second", "difference", "95 % interval")
+    for heading in (*headings, "only first", "only second", "McNemar p"):
+        table.add_column(heading, justify="left" if heading in ("task", "scorer") else "right")
+    for each in found:
+        difference = each.difference
+        table.add_row(
+            each.task,
+            each.scorer,
+            f"{each.num_problems:,}",
+            f"{each.solved[0]:.1%}",
+            f"{each.solved[1]:.1%}",
+            f"{difference.mean:+.1%}",
+            f"{difference.low:+.1%} to {difference.high:+.1%}",
+            str(each.only_first),
+            str(each.only_second),
+            "" if each.p_value is None else f"{each.p_value:.3g}",
+        )
+    console.print(table)

@@ -1,0 +1,58 @@
+"""`lift-ds-lm-eval`: the command of lm-evaluation-harness, to which the model `lift_ds` is known.
+
+The harness has no way to find models of other packages: its own command knows those of its table only.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from lift_ds.evaluation.harness.run import require_harness
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point; exits with 2 where something is missing or wrong.
+
+    Args:
+        argv: What `lm_eval` takes, for example `--model lift_ds --model_args pretrained=FOLDER --tasks gsm8k`.
+    """
+    arguments = [each for each in (sys.argv[1:] if argv is None else argv) if not each.startswith("--local_rank=")]
+    status = 0
+    try:
+        require_harness()
+        run_command(arguments)
+    except (ValueError, RuntimeError, OSError) as error:
+        if os.environ.get("LMEVAL_LOG_LEVEL", "").upper() == "DEBUG":
+            raise
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, OSError):  # else all processes find the same
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        status = 2
+    leave_processes(status)
+
+
+def run_command(arguments: list[str]) -> None:
+    """Runs the harness's command; what it raises is raised."""
+    import lm_eval.__main__
+
+    import lift_ds.cli.lm_eval_model  # noqa: F401 (makes the model known)
+
+    if os.environ.get("RANK", "0") != "0":
+        os.environ.setdefault("LMEVAL_LOG_LEVEL", "ERROR")  # the first process says it for all
+    sys.argv = ["lm_eval", *arguments]  # the harness reads it there
+    lm_eval.__main__.cli_evaluate()
+
+
+def leave_processes(status: int) -> None:
+    """Ends this process, in order where it has joined others."""
+    if "torch" in sys.modules:
+        from lift_ds.training.collectives import has_started, leave
+
+        if has_started():
+            leave(status)
+    if status:
+        sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Two evaluations of the same problems, item by item."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .results import task_file
+from .statistics import PairedDifference, mcnemar, paired_bootstrap
+
+
+@dataclass(frozen=True)
+class Flip:
+    """A problem that exactly one of two models solves, or that they solve in different shares of their answers.
+
+    Args:
+        where: File and row.
+        question: What was asked.
+        ground_truth: The right answer.
+        solved: Share of the first and of the second model's answers that are right.
+        generations: Their first answers.
+    """
+
+    where: str
+    question: str
+    ground_truth: Any
+    solved: tuple[float, float]
+    generations: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class TaskComparison:
+    """Two models on one task.
+
+    Args:
+        task: The task.
+        scorer: Who judged.
+        num_problems: Problems.
+        solved: Share that each solves.
+        only_first: Problems that only the first solves (one answer each).
+        only_second: Problems that only the second solves.
+        p_value: McNemar's exact test; `None` where a problem has several answers.
+        difference: Second less first, with the paired bootstrap's 95 % interval.
+        flips: Problems on which they differ.
+    """
+
+    task: str
+    scorer: str
+    num_problems: int
+    solved: tuple[float, float]
+    only_first: int
+    only_second: int
+    p_value: float | None
+    difference: PairedDifference
+    flips: list[Flip]
+
+
+def compare(first: Path, second: Path, scorer: str | None, seed: int) -> list[TaskComparison]:
+    """Compares the tasks that two evaluation folders have in common.
+
+    Args:
+        first: Folder of the first evaluation.
+        second: Folder of the second.
+        scorer: `reference` or `strict`; default: `strict` where both have it, else what they have.
+        seed: Of the bootstrap.
+
+    Raises:
+        ValueError: A folder holds no results, or they have no task, or not the same problems, or no scorer in common.
+    """
+    results = [read_results(folder) for folder in (first, second)]
+    common = [task for task in results[0]["tasks"] if task in results[1]["tasks"]]
+    if not common:
+        raise ValueError(f"{first} and {second} have no task in common: {[list(each['tasks']) for each in results]}.")
+    return [compare_task(task, (first, second), results, scorer, seed) for task in common]
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """What `results.json` of a folder holds.
+
+    Raises:
+        ValueError: There is none, or it is none.
+    """
+    path = folder / "results.json"
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        assert isinstance(found["tasks"], dict)
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        raise ValueError(f"{path}: no results of an evaluation ({error}); evaluate first.") from error
+    return found
+
+
+def compare_task(
+    task: str, folders: tuple[Path, Path], results: Sequence[dict[str, Any]], scorer: str | None, seed: int
+) -> TaskComparison:
+    """Compares one task; see `compare`."""
+    both = [each["tasks"][task]["scores"] for each in results]
+    shared = [name for name in ("strict", "reference") if all(name in each for each in both)]
+    if not shared or scorer not in (None, *shared):
+        raise ValueError(f"{task}: scored by {' and by '.join(', '.join(each) for each in both)}; choose a common one.")
+    chosen = scorer or shared[0]
+    rows = [read_rows(folder / task_file(task)) for folder in folders]
+    if len(rows[0]) != len(rows[1]) or not all(map(is_same_problem, *rows)):
+        raise ValueError(f"{task}: {folders[0]} and {folders[1]} answered different problems; evaluate on the same.")
+    shares = [[solved_share(item) for item in each[chosen]["items"]] for each in both]
+    pairs = list(zip(*shares, strict=True))
+    is_single = all(len(row["generation"]) == 1 for each in rows for row in each)
+    only_first, only_second = sum(a > b for a, b in pairs), sum(b > a for a, b in pairs)
+    flips = [
+        Flip(one["where"], one["question"], one["ground_truth"], pair, (one["generation"][0], two["generation"][0]))
+        for one, two, pair in zip(*rows, pairs, strict=True)
+        if pair[0] != pair[1]
+    ]
+    return TaskComparison(
+        task=task,
+        scorer=chosen,
+        num_problems=len(pairs),
+        solved=(sum(shares[0]) / len(pairs), sum(shares[1]) / len(pairs)),
+        only_first=only_first,
+        only_second=only_second,
+        p_value=mcnemar(only_first, only_second) if is_single else None,
+        difference=paired_bootstrap(shares[0], shares[1], seed),
+        flips=flips,
+    )
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The answers of a task.
+
+    Raises:
+        ValueError: The file is missing or broken.
+    """
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}; evaluate again.") from error
+
+
+def is_same_problem(one: dict[str, Any], two: dict[str, Any]) -> bool:
+    """Whether two rows are of the same problem; protocols may pose a part of it only, such as a docstring."""
+    first, second = one["question"].strip(), two["question"].strip()
+    return one["ground_truth"] == two["ground_truth"] and (first in second or second in first)
+
+
+def solved_share(item: dict[str, Any]) -> float:
+    """Share of an item's answers that are right."""
+    return sum(score["is_solved"] for score in item["scores"]) / len(item["scores"])

@@ -1,0 +1,1 @@
+"""Tasks of lm-evaluation-harness (the extra `eval`) with masked diffusion models."""

@@ -1,0 +1,168 @@
+"""`generate_until`: requests of tasks as jobs of the reverse process, and its answers as text."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lift_ds.evaluation.answering import Answerer
+from lift_ds.evaluation.ranks import Ranks
+from lift_ds.sampling.reverse import ReverseProcess, RowSeeds, pad_left
+
+from .masks import key_of
+from .rounds import Bar, rounds
+from .settings import HarnessSettings
+from .texts import Texts
+
+log = logging.getLogger("lm_eval.lift_ds")  # shown as the harness's own messages are
+LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+DEFAULT_MAX_TOKENS = 256  # what the harness's own models take where a task says nothing
+KNOWN_NAMES = {*LENGTH_NAMES, "until", "do_sample", "temperature", "top_p"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request.
+
+    Args:
+        prompt: Token ids.
+        process: How it is answered.
+        max_tokens: Where the answer is cut, in tokens.
+        until: Texts at whose first occurrence it is cut.
+        seed: Names its draws.
+    """
+
+    prompt: tuple[int, ...]
+    process: ReverseProcess
+    max_tokens: int
+    until: tuple[str, ...]
+    seed: str
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the keyword arguments of a request ask for; `None` where they do not say."""
+
+    max_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    until: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+
+def read_wish(arguments: Mapping[str, Any]) -> Wish:
+    """Reads a request's keyword arguments.
+
+    Raises:
+        ValueError: A length or a temperature is no number in range.
+    """
+    until = arguments.get("until") or []
+    lengths = [arguments[name] for name in LENGTH_NAMES if arguments.get(name) is not None]
+    if lengths and not (isinstance(lengths[0], int) and lengths[0] > 0):
+        raise ValueError(f"max_gen_toks={lengths[0]!r}: a number of tokens from 1 is needed.")
+    temperature = arguments.get("temperature")
+    if arguments.get("do_sample") is False:
+        temperature = 0.0
+    elif arguments.get("do_sample") and temperature is None:
+        temperature = 1.0
+    top_p = arguments.get("top_p")
+    return Wish(
+        max_tokens=lengths[0] if lengths else None,
+        temperature=None if temperature is None else float(temperature),
+        top_p=None if top_p is None else float(top_p),
+        until=tuple(text for text in ([until] if isinstance(until, str) else until) if text),
+        unknown=tuple(sorted(set(arguments) - KNOWN_NAMES)),
+    )
+
+
+class Answers:
+    """Answers requests; every rank gets the same list, does its part of the work, and has all answers.
+
+    Args:
+        answerer: The model.
+        texts: Encodes prompts.
+        settings: How answers are made.
+        ranks: The processes.
+    """
+
+    def __init__(self, answerer: Answerer, texts: Texts, settings: HarnessSettings, ranks: Ranks) -> None:
+        """Stores what is given."""
+        self.answerer, self.texts, self.settings, self.ranks = answerer, texts, settings, ranks
+        self._said: set[str] = set()
+
+    def jobs(self, requests: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Job]:
+        """What is to be done for (context, keyword arguments); equal requests are different draws.
+
+        Raises:
+            ValueError: A request cannot be answered so; see `read_wish`, `ReverseProcess` and `Texts.prompt`.
+        """
+        seen: Counter[tuple[int, ...]] = Counter()
+        found = []
+        for context, arguments in requests:
+            wish = read_wish(arguments)
+            max_tokens = wish.max_tokens or self.settings.gen_length or DEFAULT_MAX_TOKENS
+            process = self.settings.process(max_tokens, wish.temperature or 0.0, wish.top_p or 1.0)
+            self.say_differences(wish, process)
+            prompt = self.texts.prompt(context, process.gen_length)
+            seed = f"{self.settings.seed}/{key_of(prompt)}/{seen[prompt]}"
+            seen[prompt] += 1
+            found.append(Job(prompt, process, max_tokens, wish.until, seed))
+        return found
+
+    def say_differences(self, wish: Wish, process: ReverseProcess) -> None:
+        """Warns, once each, of what a task asks for and does not get."""
+        rule = process.rule
+        for name, asked, used in (
+            ("max_gen_toks", wish.max_tokens, min(process.gen_length, wish.max_tokens or process.gen_length)),
+            ("temperature", wish.temperature, rule.temperature),
+            ("top_p", wish.top_p, rule.top_p),
+        ):
+            if asked is not None and asked != used:
+                self.say(f"the task asks for {name}={asked}; --model_args decides: {used}.")
+        for name in wish.unknown:
+            self.say(f"the task's generation argument {name} means nothing here and is not used.")
+
+    def say(self, message: str) -> None:
+        """A warning of the first rank, once."""
+        if message not in self._said and self.ranks.rank == 0:
+            log.warning(message)
+        self._said.add(message)
+
+    def run(self, jobs: Sequence[Job], bar: Bar) -> list[str]:
+        """The answers, in the order of the jobs; `bar` shows the batches."""
+        size = self.settings.batch_size
+        batches = []
+        for process in dict.fromkeys(job.process for job in jobs):
+            places = [place for place, job in enumerate(jobs) if job.process == process]
+            places.sort(key=lambda place: (-len(jobs[place].prompt), place))
+            batches += [places[start : start + size] for start in range(0, len(places), size)]
+        longest = max((job.process.gen_length for job in jobs), default=0)
+        ids = torch.zeros(len(jobs), longest, dtype=torch.int64)
+        for number, counted in bar(rounds(len(batches), self.ranks)):
+            made = self.generate([jobs[place] for place in batches[number]])
+            if counted:
+                ids[batches[number], : made.shape[1]] = made
+        return [self.text(job, row.tolist()) for job, row in zip(jobs, self.ranks.all_reduce(ids), strict=True)]
+
+    def generate(self, jobs: Sequence[Job]) -> torch.Tensor:
+        """Ids (B, gen_length) of jobs with the same process."""
+        prompt_ids, attention_mask = pad_left([job.prompt for job in jobs], self.texts.encoder.end_token_id)
+        model = self.answerer.model
+        made = jobs[0].process.run(
+            model,
+            prompt_ids.to(model.device),
+            attention_mask.to(model.device),
+            RowSeeds(tuple(job.seed for job in jobs)),
+            self.answerer.any_rank,
+        )
+        return made.ids[:, prompt_ids.shape[1] :].cpu()
+
+    def text(self, job: Job, ids: list[int]) -> str:
+        """Text of an answer before its first special token, the end of its length, and the texts that end it."""
+        text = self.texts.encoder.answer_text(ids[: min(job.max_tokens, job.process.gen_length)])
+        return text[: min((text.find(stop) for stop in job.until if stop in text), default=len(text))]

@@ -1,0 +1,175 @@
+"""A masked diffusion model as lm-evaluation-harness asks it.
+
+Every process tells the harness that it is the only one, so that each builds the same requests, with the same
+examples; what is computed for them is dealt out here. Left to the harness, which gives each process documents of its
+own, examples drawn at random would depend on the number of processes, and the last requests would be answered twice.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM, CacheHook
+from rich.console import Console
+from rich.progress import track
+
+from lift_ds.evaluation.answering import Answerer
+from lift_ds.evaluation.ranks import Ranks
+from lift_ds.models.families import max_length_of, start_token_of
+
+from .answers import Answers
+from .likelihood import Likelihood
+from .masks import Estimate, key_of
+from .rounds import Bar
+from .settings import HarnessSettings
+from .texts import Messages, Texts
+
+CERTAIN = Estimate(0.0, 0.0, 0)
+
+
+class DiffusionLM(LM):
+    """What the harness asks for requests.
+
+    Args:
+        answerer: The model, on the ranks' device.
+        ranks: The processes; all of them construct this and call it with the same requests.
+        settings: How it answers and scores.
+        name: Of the model, for the harness's records.
+
+    Raises:
+        ValueError: `max_length` is longer than the model allows.
+    """
+
+    def __init__(self, answerer: Answerer, ranks: Ranks, settings: HarnessSettings, name: str = "lift_ds") -> None:
+        """Puts the parts together."""
+        super().__init__()
+        config, encoder = answerer.model.config, answerer.encoder
+        longest = max_length_of(config)
+        if settings.max_length is not None and settings.max_length > longest:
+            raise ValueError(f"max_length={settings.max_length}: the model was made for {longest} tokens at most.")
+        self._device, self.tokenizer, self.max_length = ranks.device, encoder.tokenizer, settings.max_length or longest
+        self.ranks, self.settings, self.name, self.dtype = ranks, settings, name, answerer.model.dtype
+        start = start_token_of(config)
+        self.texts = Texts(encoder, () if start is None else (start,), self.max_length, settings.on_long)
+        self.answers = Answers(answerer, self.texts, settings, ranks)
+        self.likelihood = Likelihood(answerer, ranks, settings.batch_size, settings.mc_num, settings.seed)
+        self.estimates: list[dict[str, Any]] = []
+
+    def generate_until(self, requests: Sequence[Instance]) -> list[str]:
+        """Answers to (context, generation arguments)."""
+        jobs = self.answers.jobs(request.args for request in requests)
+        return self.answers.run(jobs, self.bar("answers"))
+
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
+        """Bounds of log p of (context, continuation), and whether greedy decoding gives the continuation.
+
+        Equal requests are computed once. An empty continuation is certain.
+        """
+        pairs = [self.texts.pair(*request.args) for request in requests]
+        asked = [pair for pair in dict.fromkeys(pairs) if pair.target]
+        bounds = dict(zip(asked, self.likelihood.estimates(asked, self.bar("masks")), strict=True))
+        greedy = dict.fromkeys(asked, False)
+        if self.settings.check_greedy:
+            greedy = dict(zip(asked, self.likelihood.are_greedy(asked, self.bar("greedy decoding")), strict=True))
+        results = []
+        for request, pair in zip(requests, pairs, strict=True):
+            bound = bounds.get(pair, CERTAIN)
+            results.append((bound.loglikelihood, greedy.get(pair, True)))
+            self.record(request, bound)
+        self.write_estimates()
+        return results
+
+    def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:
+        """Bounds of log p of whole texts, part by part; see `Texts.windows`."""
+        windows = [list(self.texts.windows(*request.args)) for request in requests]
+        asked = list(dict.fromkeys(pair for pairs in windows for pair in pairs))
+        bounds = dict(zip(asked, self.likelihood.estimates(asked, self.bar("masks")), strict=True))
+        results = []
+        for request, pairs in zip(requests, windows, strict=True):
+            bound = joined([bounds[pair] for pair in pairs])
+            results.append(bound.loglikelihood)
+            self.record(request, bound)
+        self.write_estimates()
+        return results
+
+    def record(self, request: Instance, bound: Estimate) -> None:
+        """Keeps an estimate for the records."""
+        names = {"task": request.task_name, "doc_id": request.doc_id, "choice": request.idx}
+        self.estimates.append(names | asdict(bound))
+
+    def write_estimates(self) -> None:
+        """Writes the file of `settings.estimates`, from the first rank."""
+        if self.settings.estimates is not None and self.ranks.rank == 0:
+            lines = "".join(json.dumps(each) + "\n" for each in self.estimates)
+            Path(self.settings.estimates).write_text(lines, encoding="utf-8")
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What the harness writes beside its results: settings, processes, and how sure the likelihoods are."""
+        errors = [each["standard_error"] for each in self.estimates]
+        return {
+            "lift_ds": self.settings.model_dump(),
+            "model_dtype": str(self.dtype).removeprefix("torch."),
+            "num_processes": self.ranks.world_size,
+            "num_prompts_truncated": self.texts.num_truncated,
+            "likelihoods": {
+                "num_requests": len(errors),
+                "num_exact_bounds": sum(error == 0 for error in errors),
+                "mean_standard_error": sum(errors) / max(len(errors), 1),
+                "largest_standard_error": max(errors, default=0.0),
+            },
+        }
+
+    def apply_chat_template(self, chat_history: Messages, add_generation_prompt: bool = True) -> str:
+        """Text of a chat; without a generation prompt its last message is the beginning of the answer."""
+        return self.texts.render(chat_history, invite=add_generation_prompt)
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The template that `apply_chat_template` uses.
+
+        Raises:
+            ValueError: Another one is asked for by name.
+        """
+        if isinstance(chat_template, str):
+            raise ValueError(
+                f"--apply_chat_template {chat_template}: give the flag alone, and chat_template={chat_template} in "
+                "--model_args."
+            )
+        return self.tokenizer.chat_template if chat_template else None
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Names tokenizer and template in the harness's cache of requests."""
+        template = key_of(tuple((self.tokenizer.chat_template or "").encode()))
+        return f"{self.name.replace('/', '__')}-{template:016x}"
+
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """Takes the harness's cache of answers.
+
+        Raises:
+            ValueError: There are several processes; each would have a cache of its own, and know other requests.
+        """
+        if self.ranks.world_size > 1:
+            raise ValueError(f"--use_cache: with one process only, here are {self.ranks.world_size}; leave it away.")
+        super().set_cache_hook(cache_hook)
+
+    def bar(self, what: str) -> Bar:
+        """A progress bar on the first rank's terminal."""
+        console = Console(stderr=True)
+        is_silent = self.ranks.rank != 0 or not console.is_terminal
+        return partial(track, description=what, console=console, transient=True, disable=is_silent)
+
+
+def joined(parts: Sequence[Estimate]) -> Estimate:
+    """The sum of independent estimates."""
+    return Estimate(
+        math.fsum(part.loglikelihood for part in parts),
+        math.hypot(*(part.standard_error for part in parts)),
+        sum(part.num_masks for part in parts),
+    )

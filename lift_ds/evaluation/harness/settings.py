@@ -1,0 +1,118 @@
+"""What `--model_args` may say: which model, how answers are made, how likelihoods are estimated."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lift_ds.sampling.choose import EosPolicy, Remasking, Rule
+from lift_ds.sampling.predict import Cache
+from lift_ds.sampling.reverse import ReverseProcess
+
+DEFAULT_BLOCK_LENGTH = 32
+
+
+class HarnessSettings(BaseModel):
+    """How a loaded model answers and scores; the names are those of `--model_args`.
+
+    Lengths, `temperature` and `top_p` that are not set follow each request of a task.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    gen_length: int | None = Field(None, ge=1, description="tokens of an answer; default: the task's max_gen_toks")
+    block_length: int | None = Field(None, ge=1, description="tokens of a block; default: 32, or a shorter answer's")
+    steps: int | None = Field(None, ge=1, description="denoising steps in all, with gen_length; default: one a token")
+    threshold: float | None = Field(None, description="reveal every prediction that is at least so sure")
+    factor: float | None = Field(None, description="reveal the n surest while (n + 1) (1 - confidence) is below it")
+    remasking: Remasking = Field("low_confidence", description="what ranks the predictions")
+    temperature: float | None = Field(None, ge=0, description="0 is greedy; default: the task's")
+    top_p: float | None = Field(None, gt=0, le=1, description="draw from the fewest tokens of this probability")
+    cfg_scale: float = Field(0.0, ge=0, description="classifier-free guidance; 0 is off")
+    cache: Cache = Field("none", description="keys and values kept within a block")
+    eos: EosPolicy = Field("allow", description="whether answers may end early")
+    mc_num: int = Field(128, ge=2, description="masks of a likelihood estimate; fewer where all masks are fewer")
+    check_greedy: bool = Field(True, description="whether is_greedy is found out; false reports false for all")
+    batch_size: int = Field(16, ge=1, description="rows of one forward")
+    max_length: int | None = Field(None, ge=2, description="longest sequence; default: the model's")
+    on_long: Literal["error", "truncate"] = Field("error", description="what becomes of prompts that are too long")
+    seed: int = Field(0, ge=0, description="of masks and of what is drawn")
+    estimates: str | None = Field(None, description="JSON Lines to write: every likelihood with its standard error")
+
+    @model_validator(mode="after")
+    def check_process(self) -> HarnessSettings:
+        """Says what is wrong with the way of answering before a model is read."""
+        if self.steps is not None and self.gen_length is None:
+            raise ValueError(f"steps={self.steps} needs gen_length: tasks ask for answers of different lengths.")
+        self.process(256, 0.0, 1.0)
+        return self
+
+    def process(self, max_tokens: int, temperature: float, top_p: float) -> ReverseProcess:
+        """How one request is answered.
+
+        Args:
+            max_tokens: Most tokens of the answer, as the request says.
+            temperature: The request's.
+            top_p: The request's.
+
+        Raises:
+            ValueError: See `ReverseProcess` and `Rule`.
+        """
+        rule = Rule(
+            self.remasking,
+            temperature if self.temperature is None else self.temperature,
+            top_p if self.top_p is None else self.top_p,
+            self.threshold,
+            self.factor,
+            self.eos,
+        )
+        block_length = self.block_length or min(DEFAULT_BLOCK_LENGTH, self.gen_length or max_tokens)
+        gen_length = self.gen_length or -(-max_tokens // block_length) * block_length
+        steps = self.steps
+        if steps is None and not rule.is_adaptive:
+            steps = gen_length
+        return ReverseProcess(gen_length, block_length, steps, rule, self.cfg_scale, True, self.cache)
+
+
+class ModelArguments(HarnessSettings):
+    """All of `--model_args`: the settings, and which model is loaded."""
+
+    pretrained: str = Field(description="model folder, hub name or builtin:base")
+    adapters: str | None = Field(None, description="folder of LoRA adapters in PEFT's format; they are not merged")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of the weights; auto: as stored on a GPU, float32 on a CPU"
+    )
+    chat_template: str | None = Field(None, description="llada, chatml, llama3 or a jinja file; default: the model's")
+
+
+def read_arguments(values: Mapping[str, Any]) -> ModelArguments:
+    """Checks `--model_args`.
+
+    Args:
+        values: By name, as lm-evaluation-harness parsed them.
+
+    Raises:
+        ValueError: Some are unknown, out of range or missing; one message names them all.
+    """
+    try:
+        return ModelArguments.model_validate(dict(values))
+    except ValidationError as error:
+        problems = [describe(details) for details in error.errors()]
+    fields = [f"  {name}: {field.description}" for name, field in ModelArguments.model_fields.items()]
+    raise ValueError("--model_args: " + "; ".join(problems) + "\nallowed are\n" + "\n".join(fields))
+
+
+def describe(details: Any) -> str:
+    """One problem of pydantic's."""
+    name = ".".join(map(str, details["loc"]))
+    if details["type"] == "value_error":
+        return str(details["ctx"]["error"])
+    if details["type"] == "missing":
+        return f"{name} is missing"
+    if details["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(name, ModelArguments.model_fields, n=1)
+        return f"{name} is unknown" + (f", did you mean {close[0]}?" if close else "")
+    return f"{name}={details['input']!r}: {details['msg'][0].lower()}{details['msg'][1:]}"

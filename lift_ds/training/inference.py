@@ -1,0 +1,79 @@
+"""Models that only answer: whole on every rank, or cut over the ranks by ZeRO-3."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from lift_ds.config import ConfigError, OptimConfig, RunConfig
+from lift_ds.evaluation.answering import Answerer, load_answerer, make_encoder
+from lift_ds.evaluation.ranks import Alone, Ranks
+from lift_ds.models.families import read_config
+from lift_ds.models.safetensors_folder import SafetensorsFolder
+from lift_ds.models.vocabulary import check_tokenizer, load_tokenizer
+from lift_ds.models.weights import resolve_folder
+
+from .cluster import Launch, share_cores
+from .collectives import Collectives
+from .ds_config import read_ds_json, resolve_ds_json
+
+
+def load_whole(path: str, adapters: str | None, launch: Launch) -> tuple[Answerer, Ranks]:
+    """The whole model on every rank; each answers on its own.
+
+    Args:
+        path: Model folder, hub name or `builtin:base`.
+        adapters: Folder of LoRA adapters in PEFT's format, put onto the model unmerged.
+        launch: This process.
+
+    Raises:
+        ValueError: The model, its tokenizer or the adapters cannot be used.
+    """
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", launch.local_rank) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    else:
+        share_cores(launch)
+    if launch.world_size == 1:
+        return load_answerer(path, adapters, device), Alone(device)
+    torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
+    return load_answerer(path, adapters, device), Collectives(device)
+
+
+def load_cut(path: str, json_path: Path, launch: Launch) -> tuple[Answerer, Ranks]:
+    """A model whose weights are cut over the ranks, each of which reads its own part; all run the same forwards.
+
+    Args:
+        path: Model folder, hub name or `builtin:base`.
+        json_path: DeepSpeed JSON of ZeRO-3; "auto" is filled in, numbers of training do not matter.
+        launch: This process.
+
+    Raises:
+        ValueError: The model, its tokenizer or the JSON cannot be used.
+    """
+    folder = resolve_folder(path)
+    config, tokenizer = read_config(folder), load_tokenizer(folder)
+    encoder = make_encoder(config, tokenizer, path)
+    check_tokenizer(config, encoder.tokenizer, folder)
+    loaded, problems = read_ds_json(json_path)
+    from . import engine  # deepspeed is slow to import; problems come first
+
+    if not problems:
+        run = RunConfig(optim=OptimConfig(global_batch=launch.world_size))
+        has_bf16 = engine.has_accelerator()
+        resolved, problems = resolve_ds_json(loaded, json_path, run, launch.world_size, config.hidden_size, has_bf16)
+        stage = resolved["zero_optimization"]["stage"]
+        if stage != 3:
+            problems.append(f"{json_path}: zero_optimization.stage={stage} cuts no weights; use 3, or no --deepspeed")
+    if problems:
+        raise ConfigError(problems)
+    engine.start_distributed(launch)
+    model = engine.shard_for_inference(config, SafetensorsFolder(folder), resolved, str(folder))
+    ranks = Collectives(engine.current_device())
+
+    def any_rank(here: bool) -> bool:
+        return bool(ranks.all_reduce(torch.tensor([float(here)]), "max") > 0)
+
+    return Answerer(model, encoder, any_rank), ranks

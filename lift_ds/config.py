@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from .checkpoint_config import CheckpointConfig, EvalConfig
 from .source_config import ColumnsConfig, Section, SourceConfig
 
 EXPONENT_NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+")
@@ -164,30 +165,6 @@ class OptimConfig(Section):
     )
 
 
-class CheckpointConfig(Section):
-    """When the state is written, and what a run starts from."""
-
-    save_every: int = Field(100, ge=0, description="steps between checkpoints; 0 writes only the last one")
-    keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
-    resume: str = Field(
-        "none", description="none, auto (newest whole checkpoint of output, if any), or a checkpoint folder"
-    )
-
-
-class EvalConfig(Section):
-    """What is measured on held-out data."""
-
-    every: int = Field(100, ge=0, description="steps between held-out losses; 0 measures before and after only")
-    path: str | list[str] | None = Field(
-        None, description="held-out rows; default: eval.rows rows kept out of data.path"
-    )
-    rows: int = Field(32, ge=0, description="number of held-out rows; 0 turns the held-out loss off")
-    solve_items: int = Field(0, ge=0, description="items of the builtin tasks solved before and after; 0 turns it off")
-    steps: int = Field(64, ge=1, description="denoising steps of an answer")
-    gen_length: int = Field(64, ge=1, description="most tokens of an answer")
-    block_length: int = Field(64, ge=1, description="tokens of a block, denoised before the next one begins")
-
-
 class RunConfig(Section):
     """A whole run."""
 
@@ -211,6 +188,11 @@ class RunConfig(Section):
             raise ValueError(f"eval.gen_length={length}: must be a multiple of eval.block_length={block}")
         if steps % (length // block):
             raise ValueError(f"eval.steps={steps}: must be a multiple of the number of blocks, {length // block}")
+        if self.checkpoint.best_by == "heldout_loss" and not self.eval.rows:
+            raise ValueError(
+                "checkpoint.best_by=heldout_loss: needs held-out rows, and eval.rows=0 turns them off; set eval.rows, "
+                "or checkpoint.best_by=solve_rate or none"
+            )
         return self
 
 
@@ -253,7 +235,12 @@ def load_run_config(
         except ValidationError as error:
             problems += [line for details in error.errors() for line in describe(details)]
             for details in error.errors():
-                remove(values, details["loc"] or ("eval",))  # the one check between keys is about eval
+                is_check = details["type"] == "value_error"
+                if is_check and details["loc"] == ("checkpoint",):  # the check of that section is about these two
+                    for key in ("best_by", "export"):
+                        values["checkpoint"].pop(key, None)
+                else:
+                    remove(values, details["loc"] or ("eval",))  # the checks between sections are about eval
 
 
 def remove(values: dict[str, Any], place: tuple[int | str, ...]) -> None:

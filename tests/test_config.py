@@ -51,6 +51,26 @@ def test_keys_that_do_not_fit_each_other():
 
 
 @pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["checkpoint.best_by=heldout_loss", "checkpoint.save_every=0"], "needs checkpoints to choose from"),
+        (["checkpoint.best_by=heldout_loss", "eval.rows=0"], "needs held-out rows, and eval.rows=0 turns them off"),
+        (
+            ["checkpoint.best_by=solve_rate", "checkpoint.save_every=0", "checkpoint.export=best"],
+            "writes only the last",
+        ),
+        (["checkpoint.export=best"], "needs checkpoint.best_by=heldout_loss or solve_rate"),
+        (["checkpoint.best_by=accuracy"], "also keep the checkpoint that is best by"),
+    ],
+)
+def test_a_best_checkpoint_that_there_cannot_be(overrides, message):
+    config, problems = load_run_config(None, [*overrides, "optim.lr=x", "checkpoint.resume=auto"])
+    assert config.checkpoint.resume == "auto"
+    assert len(problems) == 2
+    assert any(message in problem for problem in problems)
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [("", "is empty"), ("- a\n", "holds a list"), ("a: [", "not YAML"), (None, "cannot be read")],
 )

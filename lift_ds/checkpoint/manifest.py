@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
+LATEST, BEST = "latest", "best"
 TEMPORARY_PREFIX = ".writing-"
 HASH_BLOCK_BYTES = 1 << 20
 
@@ -100,17 +101,46 @@ def publish(temporary: Path, final: Path) -> None:
     if final.exists():
         shutil.rmtree(final)
     os.rename(temporary, final)
-    pointer = final.parent / ".latest"
-    write_synced(pointer, final.name + "\n")
-    os.replace(pointer, final.parent / "latest")
-    sync_folder(final.parent)
+    point(final.parent / LATEST, final.name)
+
+
+def point(pointer: Path, name: str, more: str = "") -> None:
+    """Writes `latest` or `best` in one atomic step: the name of a checkpoint beside it and what more is known."""
+    written = pointer.with_name(f".{pointer.name}")
+    write_synced(written, f"{name}\n{more}")
+    os.replace(written, pointer)
+    sync_folder(pointer.parent)
+
+
+def read_pointer(pointer: Path) -> str:
+    """The name in `latest` or `best`."""
+    return pointer.read_text(encoding="utf-8").partition("\n")[0].strip()
+
+
+def pointed(path: Path) -> Path:
+    """The checkpoint that a pointer names; any other path is itself.
+
+    Raises:
+        ValueError: It names something that is not there.
+    """
+    if path.name not in (LATEST, BEST) or not path.is_file():
+        return path
+    target = path.parent / read_pointer(path)
+    if not target.is_dir() or target == path.parent:
+        raise ValueError(f"{path} points to {target.name}, which is not there; name the checkpoint itself.")
+    return target
 
 
 def remove_old(folder: Path, newest: int, keep: int) -> None:
-    """Removes all but the last `keep` checkpoints up to step `newest`, and what interrupted saves left."""
+    """Removes all but the best and the last `keep` checkpoints up to step `newest`, and what interrupted saves left.
+
+    It goes by what is in the folder, so that a removal that a kill left out is made up for by the next one.
+    """
     upto = sorted((path for path in folder.glob("step-*") if step_of(path) <= newest), key=step_of)
+    best = read_pointer(folder / BEST) if (folder / BEST).is_file() else None
     for path in upto[:-keep]:
-        shutil.rmtree(path)
+        if path.name != best:
+            shutil.rmtree(path)
     for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
         shutil.rmtree(path)
 
@@ -148,7 +178,7 @@ def find_checkpoint(folder: Path, resume: str) -> tuple[Path | None, list[str]]:
 
     Args:
         folder: `checkpoints` of the run.
-        resume: `none`, `auto` (newest whole one, if any), or a checkpoint's folder.
+        resume: `none`, `auto` (newest whole one, if any), a checkpoint's folder, or a pointer to one.
 
     Raises:
         ValueError: A named checkpoint is not whole, or `auto` finds only broken ones.
@@ -156,10 +186,11 @@ def find_checkpoint(folder: Path, resume: str) -> tuple[Path | None, list[str]]:
     if resume == "none":
         return None, []
     if resume != "auto":
-        faults = find_faults(Path(resume), read_manifest(Path(resume)))
+        named = pointed(Path(resume))
+        faults = find_faults(named, read_manifest(named))
         if faults:
             raise ValueError(f"checkpoint.resume={resume}: not whole: {'; '.join(faults)}.")
-        return Path(resume), []
+        return named, []
     passed_over = [f"{path.name}: an interrupted save" for path in folder.glob(f"{TEMPORARY_PREFIX}*")]
     found = sorted(folder.glob("step-*"), key=step_of, reverse=True)
     for path in found:

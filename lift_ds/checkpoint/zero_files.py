@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from .manifest import MANIFEST
+from .manifest import LATEST, MANIFEST, pointed
 
 ZERO_TAG = "zero"
 RANK_FILE = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_?(optim|model)_states\.pt")
@@ -32,11 +32,13 @@ def find_shard_folder(path: Path) -> Path:
     """The folder that holds the shards.
 
     Args:
-        path: That folder, a checkpoint around it (ours, or one whose `latest` names it), or a run of ours.
+        path: That folder, a checkpoint around it (ours, or one whose `latest` names it), a run of ours, or a file that
+            names a checkpoint (`latest`, `best`).
 
     Raises:
         ValueError: No shards are found.
     """
+    path = pointed(path)
     if not path.is_dir():
         raise ValueError(f"{path}: no such checkpoint or run folder.")
     for _ in range(3):  # RUN -> checkpoints/step-N -> zero
@@ -58,13 +60,8 @@ def follow(path: Path) -> Path | None:
     Raises:
         ValueError: It points to something that is not there.
     """
-    for pointer in (path / "checkpoints" / "latest", path / "latest"):
-        if pointer.is_file():
-            target = pointer.parent / pointer.read_text(encoding="utf-8").strip()
-            if not target.is_dir():
-                raise ValueError(f"{pointer} points to {target.name}, which is not there; name the checkpoint itself.")
-            return target
-    return None
+    pointers = (path / "checkpoints" / LATEST, path / LATEST)
+    return next((pointed(pointer) for pointer in pointers if pointer.is_file()), None)
 
 
 def own_checkpoint(shards: Path) -> Path | None:

@@ -25,7 +25,10 @@ def make_parser() -> argparse.ArgumentParser:
         "nor a GPU is needed. Nothing in a checkpoint is executed.",
     )
     parser.add_argument(
-        "checkpoint", type=Path, help="RUN, RUN/checkpoints/step-NNNNNN, checkpoint-N of a Trainer, or global_stepN"
+        "checkpoint",
+        type=Path,
+        help="RUN (its newest checkpoint), RUN/checkpoints/best, RUN/checkpoints/step-NNNNNN, checkpoint-N of a "
+        "Trainer, or global_stepN",
     )
     parser.add_argument("output", type=Path, help="folder to create")
     parser.add_argument(

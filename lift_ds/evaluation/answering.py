@@ -43,11 +43,13 @@ class Answerer:
         model: In eval mode.
         encoder: Renders and tokenises conversations.
         any_rank: Whether something is so on any rank; needed where forwards are collectives.
+        device: Where forwards compute, if not where the weights are kept.
     """
 
     model: MaskedDiffusionModel
     encoder: ChatEncoder
     any_rank: Callable[[bool], bool] = bool
+    device: torch.device | None = None
 
     def answer(
         self,
@@ -67,7 +69,7 @@ class Answerer:
             keeps_special: Keep special tokens, and what follows them, in the text.
         """
         ids, attention = pad_left(prompts, self.encoder.end_token_id)
-        start, device = ids.shape[1], self.model.device
+        start, device = ids.shape[1], self.device or self.model.device
         made = process.run(
             self.model,
             ids.to(device),

@@ -1,4 +1,4 @@
-"""Held-out cross-entropy on a fixed grid of levels with fixed masks.
+"""Held-out cross-entropy on a fixed grid of levels with fixed masks, also by how often a token occurs.
 
 The same rows, levels and masks for every method and every step, so that the number compares runs whose training losses
 do not compare. Fillers are masked like the rest but not counted.
@@ -18,6 +18,7 @@ from lift_ds.diffusion.noise import superset_mask
 from lift_ds.models.head import MaskedDiffusionModel, masked_gold_logprob
 from lift_ds.rng import Stream, keyed_uniform
 
+from .frequency import frequency_class, token_counts
 from .ranks import Ranks, equal_share
 
 LEVELS = (0.15, 0.35, 0.5, 0.65, 0.85)
@@ -25,10 +26,35 @@ LEVELS = (0.15, 0.35, 0.5, 0.65, 0.85)
 
 @dataclass(frozen=True)
 class HeldoutLoss:
-    """Cross-entropy in nats per masked token: by level of `LEVELS` (NaN where none was masked), and their mean."""
+    """Cross-entropy in nats per masked token, by level of `LEVELS` and frequency class of the token, over all ranks.
 
-    by_level: tuple[float, ...]
-    mean: float
+    Args:
+        nll: float64 (levels, classes), summed -log p(gold).
+        num_tokens: float64 (levels, classes), masked tokens.
+    """
+
+    nll: Tensor
+    num_tokens: Tensor
+
+    @property
+    def by_level(self) -> tuple[float, ...]:
+        """By level of `LEVELS`; NaN where none was masked."""
+        return tuple((self.nll.sum(1) / self.num_tokens.sum(1)).tolist())
+
+    @property
+    def mean(self) -> float:
+        """Mean of the levels at which something was masked."""
+        return float(torch.tensor(self.by_level, dtype=torch.float64).nanmean())
+
+    @property
+    def by_frequency(self) -> tuple[float, ...]:
+        """By class, over the masked tokens of all levels; NaN for a class without any."""
+        return tuple((self.nll.sum(0) / self.num_tokens.sum(0)).tolist())
+
+    @property
+    def by_level_and_frequency(self) -> list[list[float]]:
+        """By level, and there by class; NaN where none was masked."""
+        return (self.nll / self.num_tokens).tolist()
 
 
 def heldout_loss(
@@ -45,19 +71,18 @@ def heldout_loss(
     """
     longest_first = sorted(documents, key=lambda document: (-len(document.ids), document.sample_id))
     mine = equal_share(longest_first, ranks)
-    sums = torch.zeros(2, len(LEVELS), dtype=torch.float64)
+    classes = frequency_class(token_counts(documents))
+    num_classes = int(classes.max()) + 1 if len(classes) else 0
+    sums = torch.zeros(2, len(LEVELS), num_classes, dtype=torch.float64)
     for start in range(0, len(mine), batch_size):
         share = mine[start : start + batch_size]
         counts = torch.tensor([is_counted for _, is_counted in share])
         batch = collate([document for document, _ in share], [fixed_noise(each, seed) for each, _ in share], 0)
         batch, counts = batch.to(ranks.device), counts.to(ranks.device)
         for place, level in enumerate(LEVELS):
-            nll, num_tokens = level_sums(model, batch, level, counts)
-            sums[0, place] += nll.cpu()
-            sums[1, place] += num_tokens.cpu()
-    sums = ranks.all_reduce(sums)
-    by_level = sums[0] / sums[1]  # NaN where a level masked no token
-    return HeldoutLoss(tuple(by_level.tolist()), float(by_level.nanmean()))
+            nll, gold_ids = masked_nll(model, batch, level, counts)
+            sums[:, place].index_add_(1, classes[gold_ids], torch.stack([nll, torch.ones_like(nll)]))
+    return HeldoutLoss(*ranks.all_reduce(sums))
 
 
 def fixed_noise(document: Document, seed: int) -> Noise:
@@ -67,11 +92,11 @@ def fixed_noise(document: Document, seed: int) -> Noise:
 
 
 @torch.no_grad()
-def level_sums(model: MaskedDiffusionModel, batch: MicroBatch, level: float, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed -log p and number of masked, counted tokens at one level."""
+def masked_nll(model: MaskedDiffusionModel, batch: MicroBatch, level: float, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """float64 (R,) -log p and int64 (R,) gold ids of the R masked, counted tokens at one level, on the CPU."""
     t = torch.full_like(batch.t, level)
     masked = superset_mask(batch.mask_uniform, batch.response_mask, t, torch.zeros_like(t))
     noised_ids = batch.clean_ids.masked_fill(masked, model.config.mask_token_id)
     counted = masked & ~batch.filler_mask & counts[:, None]
     logprob = masked_gold_logprob(model, noised_ids, counted, batch.clean_ids, batch.attention_mask)
-    return -logprob.double().sum(), counted.sum()
+    return -logprob.double().cpu(), batch.clean_ids[counted].cpu()

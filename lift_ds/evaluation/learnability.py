@@ -1,7 +1,7 @@
 """Learnability: how surely a model predicts common and rare tokens at each mask level (the paper's figure).
 
 For every masked response token: the confidence max_v p(v) and p(gold), summed by token id and level, and from there by
-frequency class. A class holds tokens whose count in the measured responses lies between two powers of two.
+frequency class (see `frequency`).
 
 Source: LIFT (arXiv 2605.22939), learnability figure. Differs: p(gold), by which LIFT ranks, stands beside the
 confidence, which is all that the public code logs; counts and intervals are given.
@@ -21,6 +21,7 @@ from lift_ds.diffusion.loss import chunked_confidence
 from lift_ds.diffusion.noise import superset_mask
 from lift_ds.models.head import MaskedDiffusionModel
 
+from .frequency import frequency_class, token_counts
 from .heldout import fixed_noise
 
 LEVELS = (0.1, 0.25, 0.4, 0.5, 0.6, 0.7071, 0.8409, 0.95)
@@ -65,13 +66,9 @@ class Learnability:
     gold_squares: Tensor
     levels: tuple[float, ...] = LEVELS
 
-    def frequency_class(self) -> Tensor:
-        """Class (V,) of each token: floor(log2(count)); -1 where it does not occur."""
-        return torch.where(self.frequency > 0, self.frequency.clamp(min=1).double().log2().floor().long(), -1)
-
     def cells(self) -> dict[int, list[Cell]]:
         """By frequency class, ascending: a cell for each of `levels`."""
-        classes = self.frequency_class()
+        classes = frequency_class(self.frequency)
         return {
             int(each): [self.cell(classes == each, place) for place in range(len(self.levels))]
             for each in classes[classes >= 0].unique()
@@ -128,13 +125,11 @@ def measure(model: MaskedDiffusionModel, documents: Sequence[Document], batch_si
     matrix = model.get_input_embeddings().weight
     shape = (matrix.shape[0], len(LEVELS))
     sums = torch.zeros(4, *shape, dtype=torch.float64)
-    frequency = torch.zeros(shape[0], dtype=torch.int64)
     longest_first = sorted(documents, key=lambda document: (-len(document.ids), document.sample_id))
     for start in range(0, len(documents), batch_size):
         share = longest_first[start : start + batch_size]
         batch = collate(share, [fixed_noise(each, seed) for each in share], 0).to(matrix.device)
         counted = batch.response_mask & ~batch.filler_mask
-        frequency += torch.bincount(batch.clean_ids[counted].cpu(), minlength=shape[0])
         for place, level in enumerate(LEVELS):
             t = torch.full_like(batch.t, level)
             masked = superset_mask(batch.mask_uniform, batch.response_mask, t, torch.zeros_like(t))
@@ -147,4 +142,4 @@ def measure(model: MaskedDiffusionModel, documents: Sequence[Document], batch_si
             columns = (torch.ones_like(gold), confidence, gold, gold**2)
             for sum_, column in zip(sums, columns, strict=True):
                 sum_[:, place].index_add_(0, gold_ids.cpu(), column)
-    return Learnability(frequency, *sums)
+    return Learnability(token_counts(documents, shape[0]), *sums)

@@ -16,17 +16,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from .frequency import class_label
 from .learnability import Cell, Learnability
 
 NUM_GAINED = 25
 FEW_LEVELS = 10
 STYLE = "body{font:15px/1.5 system-ui;margin:2rem auto;max-width:70rem}table{border-collapse:collapse}td,th{padding:.2rem .8rem;text-align:right;border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left;font-family:monospace}img{max-width:100%}"  # noqa: E501
-
-
-def class_label(frequency_class: int) -> str:
-    """`8-15` for class 3."""
-    low, high = 2**frequency_class, 2 ** (frequency_class + 1) - 1
-    return str(low) if low == high else f"{low:,}-{high:,}"
 
 
 def write_csv(path: Path, measured: dict[str, Learnability]) -> None:

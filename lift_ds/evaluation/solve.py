@@ -1,17 +1,21 @@
-"""Solve rates of the built-in tasks: greedy answers to held-out questions, strictly verified."""
+"""Solve rates: greedy answers to questions, each judged by its own checker; the built-in tasks' held-out items."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 
 from lift_ds.data.chat import ChatEncoder
 from lift_ds.data.tasks import TASKS, Item, Verdict, draw_item
 from lift_ds.models.head import MaskedDiffusionModel
-from lift_ds.sampling.reverse import ReverseProcess, pad_left
+from lift_ds.sampling.reverse import ReverseProcess
 
+from .answering import Answerer
 from .ranks import Ranks, equal_share
 
 BATCH_SIZE = 64
@@ -19,24 +23,57 @@ VERDICTS = list(Verdict)
 
 
 @dataclass(frozen=True)
+class Question:
+    """A question and the judge of its answers; any task is a list of them.
+
+    Args:
+        task: What it is counted under.
+        text: The user's turn.
+        check: Judges a generation, and never evaluates it as code.
+    """
+
+    task: str
+    text: str
+    check: Callable[[str], Verdict]
+
+
+@dataclass(frozen=True)
 class TaskScore:
-    """Counts of one task's held-out items."""
+    """Counts of one task's items; `num_forwards` adds up what each answer took."""
 
     num_items: int
     num_solved: int
     num_unparsed: int
+    num_truncated: int
+    num_forwards: int
 
     @property
     def solve_rate(self) -> float:
         """Share of items solved."""
         return self.num_solved / max(self.num_items, 1)
 
+    @property
+    def parse_failure_rate(self) -> float:
+        """Share of items whose answer is not well-formed."""
+        return self.num_unparsed / max(self.num_items, 1)
+
+    @property
+    def truncation_rate(self) -> float:
+        """Share of items whose answer does not end within the length."""
+        return self.num_truncated / max(self.num_items, 1)
+
+    @property
+    def forwards_per_item(self) -> float:
+        """Forwards of the model that an answer takes."""
+        return self.num_forwards / max(self.num_items, 1)
+
 
 @dataclass(frozen=True)
 class SolveReport:
-    """Scores by task, generated tokens per second over all ranks, and seconds."""
+    """Scores by task and of all together, generated tokens per second over all ranks, and seconds."""
 
     scores: dict[str, TaskScore]
+    total: TaskScore
     tokens_per_second: float
     seconds: float
 
@@ -47,49 +84,80 @@ def held_out_items(num_items: int, seed: int) -> list[Item]:
     return [draw_item(tasks[place % len(tasks)], seed, "test", place // len(tasks)) for place in range(num_items)]
 
 
-def solve_items(
-    model: MaskedDiffusionModel, encoder: ChatEncoder, items: list[Item], process: ReverseProcess, ranks: Ranks
+def builtin_questions(num_items: int, seed: int) -> list[Question]:
+    """`held_out_items` as questions, strictly verified."""
+    items = held_out_items(num_items, seed)
+    return [Question(item.task, item.question, partial(TASKS[item.task].verify, item)) for item in items]
+
+
+def solve_questions(
+    model: MaskedDiffusionModel,
+    encoder: ChatEncoder,
+    questions: Sequence[Question],
+    process: ReverseProcess,
+    ranks: Ranks,
 ) -> SolveReport:
-    """Answers items greedily and counts the verdicts; every rank runs the same number of forwards.
+    """Answers questions greedily and counts the verdicts; every rank runs the same number of forwards.
 
     Args:
         model: In eval mode.
         encoder: Renders and tokenises the questions.
-        items: All items, the same list on every rank.
+        questions: All of them, the same list on every rank.
         process: How answers are made.
         ranks: The run.
+
+    Raises:
+        ValueError: There are no questions, or one and its answer are longer than the model allows; on every rank.
     """
-    began = time.perf_counter()
-    mine = equal_share(items, ranks)
-    counts = torch.zeros(len(TASKS), len(VERDICTS), dtype=torch.float64)
-    for start in range(0, len(mine), BATCH_SIZE):
-        share = mine[start : start + BATCH_SIZE]
-        texts = answer(model, encoder, [item.question for item, _ in share], process, ranks)
-        for (item, is_counted), text in zip(share, texts, strict=True):
-            verdict = TASKS[item.task].verify(item, text)
-            counts[list(TASKS).index(item.task), VERDICTS.index(verdict)] += is_counted
-    counts = ranks.all_reduce(counts)
-    seconds = time.perf_counter() - began
-    scores = {
-        name: TaskScore(
-            num_items=int(row.sum()),
-            num_solved=int(row[VERDICTS.index(Verdict.SOLVED)]),
-            num_unparsed=int(row[VERDICTS.index(Verdict.UNPARSED)]),
-        )
-        for name, row in zip(TASKS, counts, strict=True)
-    }
-    return SolveReport(scores, len(items) * process.gen_length / seconds, seconds)
-
-
-def answer(
-    model: MaskedDiffusionModel, encoder: ChatEncoder, questions: list[str], process: ReverseProcess, ranks: Ranks
-) -> list[str]:
-    """The model's answers to single-turn questions, as text up to the first end token."""
-    prompts = [encoder.prompt_ids([{"role": "user", "content": question}]) for question in questions]
-    prompt_ids, attention = pad_left(prompts, encoder.end_token_id)
 
     def any_rank(here: bool) -> bool:
-        return bool(ranks.all_reduce(torch.tensor([float(here)], dtype=torch.float64), "max") > 0)
+        return bool(ranks.all_reduce(torch.tensor([float(here)]), "max") > 0)
 
-    made = process.run(model, prompt_ids.to(ranks.device), attention.to(ranks.device), any_rank=any_rank)
-    return [encoder.answer_text(row) for row in made.ids[:, prompt_ids.shape[1] :].tolist()]
+    began = time.perf_counter()
+    answerer = Answerer(model, encoder, any_rank, ranks.device)
+    tasks = list(dict.fromkeys(question.task for question in questions))
+    prompts = encode_questions(encoder, questions, process, model.config)
+    mine = equal_share(list(zip(questions, prompts, strict=True)), ranks)
+    counts = torch.zeros(len(tasks), len(VERDICTS) + 2, dtype=torch.float64)  # and truncated, forwards
+    for start in range(0, len(mine), BATCH_SIZE):
+        share = mine[start : start + BATCH_SIZE]
+        answers = answerer.answer([prompt for (_, prompt), _ in share], process)
+        for ((question, _), is_counted), answer in zip(share, answers, strict=True):
+            row = counts[tasks.index(question.task)]
+            row[VERDICTS.index(question.check(answer.text))] += is_counted
+            row[-2:] += is_counted * torch.tensor([not answer.is_ended, answer.num_forwards], dtype=torch.float64)
+    counts = ranks.all_reduce(counts)
+    seconds = time.perf_counter() - began
+    scores = {task: read_counts(row) for task, row in zip(tasks, counts, strict=True)}
+    return SolveReport(scores, read_counts(counts.sum(0)), len(questions) * process.gen_length / seconds, seconds)
+
+
+def read_counts(row: torch.Tensor) -> TaskScore:
+    """One row of `solve_questions`' counts: the verdicts, truncated answers, forwards."""
+    verdicts = dict(zip(VERDICTS, row[:-2].int().tolist(), strict=True))
+    return TaskScore(
+        num_items=sum(verdicts.values()),
+        num_solved=verdicts[Verdict.SOLVED],
+        num_unparsed=verdicts[Verdict.UNPARSED],
+        num_truncated=int(row[-2]),
+        num_forwards=int(row[-1]),
+    )
+
+
+def encode_questions(
+    encoder: ChatEncoder, questions: Sequence[Question], process: ReverseProcess, config: Any
+) -> list[list[int]]:
+    """Token ids of all questions as prompts, checked before a rank that has the long one would stop alone.
+
+    Args:
+        encoder: Renders and tokenises the questions.
+        questions: At least one.
+        process: How answers are made.
+        config: The model's config.
+
+    Raises:
+        ValueError: A question and its answer are longer than the model allows.
+    """
+    prompts = [encoder.prompt_ids([{"role": "user", "content": question.text}]) for question in questions]
+    process.check_length(max(map(len, prompts), default=0), config)
+    return prompts

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -139,6 +139,19 @@ class ReverseProcess:
                 f"steps={self.steps} must be a multiple of the {self.gen_length // self.block_length} blocks."
             )
 
+    def check_length(self, prompt_length: int, config: Any) -> None:
+        """Whether a prompt and its answer fit into a model.
+
+        Raises:
+            ValueError: They are longer than the model allows.
+        """
+        longest = max_length_of(config)
+        if prompt_length + self.gen_length > longest:
+            raise ValueError(
+                f"a prompt of {prompt_length} tokens and gen_length={self.gen_length} are longer than the {longest} "
+                "tokens that the model was made for; shorten one of them."
+            )
+
     @torch.no_grad()
     def run(
         self,
@@ -165,12 +178,7 @@ class ReverseProcess:
         mask_id = int(model.config.mask_token_id)
         end_id = int(model.config.eos_token_id)
         batch, prompt_length = prompt_ids.shape
-        longest = max_length_of(model.config)
-        if prompt_length + self.gen_length > longest:
-            raise ValueError(
-                f"a prompt of {prompt_length} tokens and gen_length={self.gen_length} are longer than the {longest} "
-                "tokens that the model was made for; shorten one of them."
-            )
+        self.check_length(prompt_length, model.config)
         tail = torch.full((batch, self.gen_length), mask_id, dtype=prompt_ids.dtype, device=prompt_ids.device)
         ids = torch.cat([prompt_ids, tail], dim=1)
         logits_of = Predictor(model, prompt_ids, attention_mask, self.gen_length, self.cfg_scale, self.cache)

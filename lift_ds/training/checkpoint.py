@@ -10,6 +10,7 @@
         run.json                resolved run config and DeepSpeed JSON
         manifest.json           step, world size, model fingerprint, size and SHA-256 of every other file
     checkpoints/latest          name of the newest whole checkpoint
+    checkpoints/best            name of the best one, and by what; see `lift_ds.checkpoint.best`
 
 Every rank hashes its share of the files; rank 0 collects, writes the manifest, syncs and renames. A checkpoint counts
 only if its manifest does.
@@ -124,7 +125,7 @@ def agree(engine: Engine, action: Any, final: Path) -> Any:
     result, problem = None, None
     try:
         result = action()
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         problem = f"rank {engine.rank}: {error}"
     problems = [found for found in engine.gather_objects(problem) if found]
     if problems:

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from lift_ds.evaluation.solve import SolveReport
 from lift_ds.metrics import read_metrics
-
-
-def solve_record(report: SolveReport, moment: str) -> dict[str, Any]:
-    """A report as a line of `metrics.jsonl`; `moment` is `before` or `after`."""
-    scores = {name: asdict(score) for name, score in report.scores.items()}
-    return {
-        "moment": moment,
-        "scores": scores,
-        "tokens_per_second": report.tokens_per_second,
-        "seconds": report.seconds,
-    }
 
 
 def print_summary(metrics_path: Path, files: dict[str, Path]) -> None:

@@ -11,24 +11,32 @@ from typing import Any
 import torch
 
 from lift_ds.checkpoint.base import BaseRecord
+from lift_ds.checkpoint.best import offer, read_best
 from lift_ds.checkpoint.convert import ConversionOptions, convert_adapters, prepare_conversion
-from lift_ds.checkpoint.manifest import find_checkpoint, model_fingerprint
+from lift_ds.checkpoint.manifest import (
+    BEST,
+    LATEST,
+    checkpoint_name,
+    find_checkpoint,
+    model_fingerprint,
+    pointed,
+    remove_old,
+)
+from lift_ds.checkpoint.verify import verify_export
 from lift_ds.config import RunConfig
 from lift_ds.data.batch import Document
 from lift_ds.data.stream import merge_states
-from lift_ds.evaluation.heldout import LEVELS, heldout_loss
-from lift_ds.evaluation.solve import held_out_items, solve_items
 from lift_ds.metrics import MetricsFile
 from lift_ds.models.weights import load_pretrained, whole_shape
-from lift_ds.sampling.reverse import ReverseProcess
 
 from .buffers import DifficultyBuffers
-from .checkpoint import check_space, hash_base_files, load_checkpoint, save_checkpoint
+from .checkpoint import agree, check_space, hash_base_files, load_checkpoint, save_checkpoint
 from .data import Prepared, make_loader
 from .engine import Engine
 from .loop import StopRequest, train_steps
+from .measure import Measurements
 from .progress import Progress
-from .report import print_summary, solve_record
+from .report import print_summary
 
 FLOAT32_TOLERANCE = 1e-5
 BF16_TOLERANCE = 5e-2
@@ -67,6 +75,11 @@ class Trainer:
         return Path(self.run.output)
 
     @property
+    def checkpoints(self) -> Path:
+        """Where the run's checkpoints are."""
+        return self.output / "checkpoints"
+
+    @property
     def fingerprint(self) -> str:
         """Names and shapes of all weights, adapters included, as a hash."""
         parameters = self.engine.root.named_parameters()
@@ -89,39 +102,16 @@ class Trainer:
         if self.metrics is not None:
             self.metrics.write(kind, step, values)
 
-    def measure_heldout(self, step: int) -> None:
-        """Held-out cross-entropy, recorded and shown."""
-        if not self.prepared.data.held_out:
-            return
-        with self.engine.evaluating() as model:
-            loss = heldout_loss(
-                model,
-                self.prepared.data.held_out,
-                self.engine,
-                self.ds_json["train_micro_batch_size_per_gpu"],
-                self.run.seed,
-            )
-        self.record("heldout", step, {"mean": loss.mean, "levels": list(LEVELS), "by_level": list(loss.by_level)})
-        by_level = "  ".join(f"t {level}: {value:.3f}" for level, value in zip(LEVELS, loss.by_level, strict=True))
-        self.progress.say(f"step {step}: held-out loss {loss.mean:.4f}   ({by_level})")
-
-    def measure_solving(self, step: int, moment: str) -> None:
-        """Solve rates of the built-in tasks, recorded and shown."""
-        if not self.run.eval.solve_items:
-            return
-        evaluation = self.run.eval
-        process = ReverseProcess(evaluation.gen_length, evaluation.block_length, evaluation.steps)
-        items = held_out_items(evaluation.solve_items, self.run.data.builtin_seed)
-        with self.engine.evaluating() as model:
-            report = solve_items(model, self.prepared.data.encoder, items, process, self.engine)
-        self.record("solve", step, solve_record(report, moment))
-        rates = "  ".join(f"{name} {score.solve_rate:.1%}" for name, score in report.scores.items())
-        self.progress.say(f"{moment} training: solved {rates}   ({report.seconds:.0f} s)")
+    @cached_property
+    def measurements(self) -> Measurements:
+        """What is measured of the model."""
+        batch_size = self.ds_json["train_micro_batch_size_per_gpu"]
+        return Measurements(self.prepared, self.engine, batch_size, self.progress, self.record)
 
     def resume(self) -> int:
         """Restores the newest checkpoint if the config asks for it; returns the steps already taken."""
-        folder, wanted = self.output / "checkpoints", self.run.checkpoint.resume
-        checkpoint, passed_over = self.engine.on_main(lambda: find_checkpoint(folder, wanted))
+        wanted = self.run.checkpoint.resume
+        checkpoint, passed_over = self.engine.on_main(lambda: find_checkpoint(self.checkpoints, wanted))
         for reason in passed_over:
             self.progress.say(f"passed over {reason}")
         if checkpoint is None:
@@ -134,13 +124,15 @@ class Trainer:
             self.buffers.load(checkpoint)
         self.progress.say(f"resumed from {checkpoint} at step {step}")
         self.record("resume", step, {"checkpoint": str(checkpoint)})
+        if step < self.run.optim.steps:  # the run may have ended before it was measured
+            self.consider(checkpoint, step)
         return step
 
     def save(self, step: int, position: dict[str, Any]) -> Path:
         """Writes a checkpoint; `position` is where this rank's data stands."""
         path = save_checkpoint(
             self.engine,
-            self.output / "checkpoints",
+            self.checkpoints,
             step,
             merge_states(self.engine.gather_objects(position)),
             self.resolved,
@@ -153,13 +145,40 @@ class Trainer:
         self.progress.say(f"step {step}: checkpoint {path}")
         return path
 
+    def consider(self, checkpoint: Path, step: int) -> None:
+        """Measures the model, whose checkpoint this is, and keeps that as the best one if it is.
+
+        A checkpoint of another run's folder is not kept there or here.
+
+        Raises:
+            RuntimeError: The pointer could not be written, or an older checkpoint not be removed; on every rank.
+        """
+        settings = self.run.checkpoint
+        if settings.best_by == "none":
+            return
+        measured = self.measurements.measured(settings.best_by, step)
+
+        def choose() -> str | None:
+            if self.engine.rank != 0 or checkpoint.resolve().parent != self.checkpoints.resolve():
+                return None
+            message = offer(self.checkpoints, checkpoint, measured)
+            if message is not None:
+                remove_old(self.checkpoints, step, settings.keep)
+            return message
+
+        message = agree(self.engine, choose, self.checkpoints / BEST)
+        if message is not None:
+            self.progress.say(f"step {step}: {message}")
+
     def fit(self) -> int:
         """Trains from the start or a checkpoint to the end or a stop signal; returns the steps taken in all."""
+        self.engine.on_main(lambda: read_best(self.checkpoints))
+        self.measurements.check()
         first_step = self.resume()
-        check_space(self.engine, self.output / "checkpoints", self.base is not None)
+        check_space(self.engine, self.checkpoints, self.base is not None)
         if first_step == 0:
-            self.measure_heldout(0)
-            self.measure_solving(0, "before")
+            self.measurements.heldout(0)
+            self.measurements.solving(0, "before")
         micro_batch = self.ds_json["train_micro_batch_size_per_gpu"]
         engine, run = self.engine, self.run
         loader = make_loader(
@@ -181,11 +200,12 @@ class Trainer:
                 engine.write_monitor(
                     {key: record[key] for key in ("loss", "grad_norm", "lr", "tokens_per_second")}, step
                 )
-            if run.eval.every and step % run.eval.every == 0 and step < run.optim.steps:
-                self.measure_heldout(step)
+            self.measurements.between_steps(step)
             if run.checkpoint.save_every and step % run.checkpoint.save_every == 0:
-                self.save(step, loader.state)
+                checkpoint = self.save(step, loader.state)
                 saved_at = step
+                if step < run.optim.steps:
+                    self.consider(checkpoint, step)
 
         try:
             outcome = train_steps(engine, run, loader, first_step, self.stop, self.buffers, after_step)
@@ -199,24 +219,61 @@ class Trainer:
 
     def finish(self, step: int) -> None:
         """Measures the trained model, exports it, reloads the export and prints the summary."""
-        self.measure_heldout(step)
-        self.measure_solving(step, "after")
+        self.measurements.heldout(step)
+        self.measurements.solving(step, "after")
+        self.consider(self.checkpoints / checkpoint_name(step), step)
         probe = self.prepared.data.held_out[:1]
         logits = self.probe_logits(probe[0]) if probe else None
         self.progress.close()
         self.engine.barrier()
         if self.engine.rank != 0:
             return
-        newest = self.output / "checkpoints" / (self.output / "checkpoints" / "latest").read_text().strip()
-        export = free_name(self.output / "export")
-        prepare_conversion(newest, ConversionOptions()).write(export)
-        difference = self.compare_export(export, probe[0], logits) if logits is not None else "not compared"
-        files = {"run folder": self.output, "checkpoint": newest, "export": export}
+        self.export(probe, logits)
+
+    def export(self, probe: list[Document], logits: torch.Tensor | None) -> None:
+        """Writes the last or the best checkpoint as a Hugging Face folder, reloads that and prints the summary.
+
+        Args:
+            probe: A document to compare the reloaded model by, or none.
+            logits: Those of the trained model, of that document.
+
+        Raises:
+            RuntimeError: There is no best checkpoint, or the export is not what was trained.
+        """
+        newest = pointed(self.checkpoints / LATEST)
+        best = self.best_checkpoint()
+        chosen = best if best is not None and self.run.checkpoint.export == "best" else newest
+        files = {"run folder": self.output, "checkpoint": newest} | ({} if best is None else {"best": best})
+        files["export"] = free_name(self.output / "export")
+        conversion = prepare_conversion(chosen, ConversionOptions())
+        conversion.write(files["export"])
         if self.run.lora.rank:
             files["adapters"] = free_name(self.output / "adapters")
-            convert_adapters(newest, files["adapters"])
+            convert_adapters(chosen, files["adapters"])
+        if chosen != newest:
+            verify_export(conversion, files["export"])
+            reloaded = f"every tensor and the logits of the export are those of {chosen.name}"
+        else:
+            found = "not compared" if logits is None else self.compare_export(files["export"], probe[0], logits)
+            reloaded = f"largest difference of the export's logits from the trained model's: {found}"
         print_summary(self.output / "metrics.jsonl", files)
-        print(f"reloaded       largest difference of the export's logits from the trained model's: {difference}")
+        print(f"reloaded       {reloaded}")
+
+    def best_checkpoint(self) -> Path | None:
+        """The best checkpoint, where the run keeps one.
+
+        Raises:
+            RuntimeError: It is to be exported, and no checkpoint had a finite value.
+        """
+        settings, pointer = self.run.checkpoint, self.checkpoints / BEST
+        if settings.best_by == "none":
+            return None
+        if not pointer.is_file() and settings.export == "best":
+            raise RuntimeError(
+                f"no checkpoint is the best: none had a finite {settings.best_by}. "
+                f"tools/zero_to_hf.py {self.output} exports the last one."
+            )
+        return pointed(pointer) if pointer.is_file() else None
 
     def probe_logits(self, document: Document) -> torch.Tensor:
         """The trained model's logits of one fully masked response, float32 on the CPU."""

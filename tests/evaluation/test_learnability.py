@@ -7,6 +7,7 @@ import torch
 
 from lift_ds.cli.learnability import are_apart, main
 from lift_ds.diffusion.noise import superset_mask
+from lift_ds.evaluation.frequency import frequency_class
 from lift_ds.evaluation.heldout import fixed_noise
 from lift_ds.evaluation.learnability import LEVELS, Learnability, from_difficulty, measure
 from lift_ds.lift.difficulty import Observations
@@ -54,7 +55,7 @@ def test_cells_by_frequency_class():
     squares[0, 0] = 0.5
     frequency = torch.tensor([2, 3, 0, 9])
     learnability = Learnability(frequency, counts, gold, gold, squares)
-    assert learnability.frequency_class().tolist() == [1, 1, -1, 3]
+    assert frequency_class(frequency).tolist() == [1, 1, -1, 3]
     cell = learnability.cells()[1][0]
     assert cell.num_tokens == 5 and cell.gold == pytest.approx(0.8)
     # variance 3.5 / 5 - 0.64 = 0.06

@@ -1,15 +1,20 @@
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from transformers import AutoTokenizer
 
 from lift_ds.data.chat import ChatEncoder
-from lift_ds.data.tasks import TASKS
-from lift_ds.evaluation.solve import held_out_items, solve_items
-from lift_ds.models.families import read_config
+from lift_ds.data.tasks import TASKS, Verdict
+from lift_ds.evaluation.solve import Question, builtin_questions, held_out_items, read_counts, solve_questions
+from lift_ds.models.families import max_length_of, read_config
 from lift_ds.sampling.reverse import ReverseProcess
-from tests.conftest import OneRank
+from tests.conftest import OneRank, Share
+
+
+def as_questions(items):
+    return [Question(item.task, item.question, partial(TASKS[item.task].verify, item)) for item in items]
 
 
 @pytest.fixture
@@ -39,6 +44,7 @@ class Oracle:
             for prompt, answer in self.answers.items():
                 if tuple(visible[: len(prompt)]) == prompt:
                     start = ids.shape[1] - len(visible) + len(prompt)
+                    answer = answer[: ids.shape[1] - start]
                     logits[row, range(start, start + len(answer)), answer] = 9.0
         return logits
 
@@ -52,7 +58,7 @@ def test_scores_are_counted_by_task(encoder, tiny_dir):
     others = [item for item in items if item.task == "arithmetic"]
     wrong = [replace(item, response="<answer>1</answer>") for item in others[:2]]
     model = Oracle(read_config(tiny_dir), encoder, known + wrong)
-    report = solve_items(model, encoder, items, ReverseProcess(48, 48, 48), OneRank())
+    report = solve_questions(model, encoder, as_questions(items), ReverseProcess(48, 48, 48), OneRank())
     assert list(report.scores) == list(TASKS)
     assert [report.scores[name].num_items for name in TASKS] == [3, 3, 3]
     assert report.scores["countdown"].solve_rate == 1.0
@@ -60,10 +66,61 @@ def test_scores_are_counted_by_task(encoder, tiny_dir):
     arithmetic = report.scores["arithmetic"]
     assert (arithmetic.num_solved, arithmetic.num_unparsed) == (0, 1)
     assert report.tokens_per_second > 0
+    assert (report.total.num_items, report.total.num_solved, report.total.num_unparsed) == (9, 6, 1)
+    assert report.total.solve_rate == 6 / 9 and report.total.parse_failure_rate == 1 / 9
+    assert report.total.forwards_per_item == 48
+
+
+def test_ranks_change_nothing(encoder, tiny_dir):
+    """Five questions over two ranks: three each, of which one is there twice and counted once."""
+    items = held_out_items(5, seed=0)
+    model = Oracle(read_config(tiny_dir), encoder, items[1:])
+    process = ReverseProcess(48, 48, 48)
+    expected = solve_questions(model, encoder, as_questions(items), process, OneRank())
+    shares = [Share(rank, 2) for rank in range(2)]
+    for share in shares:
+        solve_questions(model, encoder, as_questions(items), process, share)
+    together = read_counts(torch.stack([share.sums for share in shares]).sum((0, 1)))
+    assert together == expected.total
+    assert (together.num_items, together.num_solved) == (5, 4)
+
+
+def test_truncated_answers_and_their_forwards(encoder, tiny_dir):
+    """One answer is as long as the space for it, one shorter; the questions are of a task that is none of ours."""
+    fits, too_long = (replace(held_out_items(1, 0)[0], question=text) for text in ("3+4", "4+4"))
+    fits, too_long = replace(fits, response="7"), replace(too_long, response="1234")
+    model = Oracle(read_config(tiny_dir), encoder, [fits, too_long])
+    assert len(model.ids("1234")) == 5  # digit by digit, and the end
+
+    def is_seven(generation):
+        return Verdict.SOLVED if generation == "7" else Verdict.WRONG
+
+    questions = [Question("sums", item.question, is_seven) for item in (fits, too_long, fits)]
+    report = solve_questions(model, encoder, questions, ReverseProcess(4, 4, 2), OneRank())
+    assert report.scores == {"sums": report.total}
+    assert (report.total.num_solved, report.total.num_truncated, report.total.num_forwards) == (2, 1, 6)
+    assert report.total.truncation_rate == 1 / 3 and report.total.forwards_per_item == 2
+
+
+def test_a_question_that_is_too_long_stops_every_rank(encoder, tiny_dir):
+    """Rank 0 of two would answer only the short one, and wait for the other."""
+
+    class First(OneRank):
+        world_size = 2
+
+    config = read_config(tiny_dir)
+    texts = ["short", "3+4 " * max_length_of(config)]
+    questions = [Question("made", text, lambda generation: Verdict.WRONG) for text in texts]
+    with pytest.raises(ValueError, match="longer than the"):
+        solve_questions(Oracle(config, encoder, []), encoder, questions, ReverseProcess(48, 48, 48), First())
 
 
 def test_items_are_held_out_and_the_same_every_time():
     assert held_out_items(30, 0) == held_out_items(60, 0)[:30]
+    asked = builtin_questions(3, 0)
+    assert [question.text for question in asked] == [item.question for item in held_out_items(3, 0)]
+    for question, item in zip(asked, held_out_items(3, 0), strict=True):
+        assert question.check(item.response) is Verdict.SOLVED
 
 
 def test_answers_end_at_the_first_end_token(encoder):

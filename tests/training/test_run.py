@@ -57,7 +57,10 @@ def test_the_run_folder(straight):
 
 
 def test_killed_and_resumed_is_bit_equal(straight, tiny_dir, tmp_path):
-    """SIGKILL after the first checkpoint; `--resume auto` then gives the same losses and weights, bit for bit."""
+    """SIGKILL after the first checkpoint; `--resume auto` then gives the same losses and weights, bit for bit.
+
+    Nor do held-out losses and answers between the steps change any, which only the resumed run measures.
+    """
     output = tmp_path / "run"
     command = ["deepspeed", "--num_gpus", "2", "--master_port", str(free_port()), "launchers/train.py", *SMALL]
     command += ["--model", str(tiny_dir), "--output", str(output), "optim.steps=100000", "checkpoint.keep=100000"]
@@ -79,8 +82,10 @@ def test_killed_and_resumed_is_bit_equal(straight, tiny_dir, tmp_path):
             shutil.rmtree(path)
     (output / "checkpoints" / ".writing-step-000006").mkdir(exist_ok=True)
     before = len(read_steps(output))
-    done = launch_train(*SMALL, "--model", tiny_dir, "--output", output, "--resume", "auto")
+    measuring = ["eval.every=1", "eval.solve_every=1", "eval.solve_subset=3", "checkpoint.best_by=solve_rate"]
+    done = launch_train(*SMALL, *measuring, "--model", tiny_dir, "--output", output, "--resume", "auto")
     assert f"resumed from {output}/checkpoints/step-000003 at step 3" in done.stdout
+    assert "step 3: step-000003 is the best checkpoint, solve_rate 0.0000" in done.stdout
     assert "passed over .writing-step-000006: an interrupted save" in done.stdout
     reference, _ = straight
     resumed = {record["step"]: (record["loss"], record["grad_norm"]) for record in read_steps(output)[before:]}

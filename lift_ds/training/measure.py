@@ -1,0 +1,174 @@
+"""What a run measures of its model before, while and after it trains; every rank runs the same forwards."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+from lift_ds.checkpoint.best import Measured
+from lift_ds.evaluation.frequency import class_label
+from lift_ds.evaluation.heldout import LEVELS, HeldoutLoss, heldout_loss
+from lift_ds.evaluation.solve import Question, SolveReport, builtin_questions, encode_questions, solve_questions
+from lift_ds.sampling.reverse import ReverseProcess
+
+from .data import Prepared
+from .engine import Engine
+from .progress import Progress
+
+Record = Callable[[str, int, dict[str, Any]], None]
+
+
+@dataclass
+class Measurements:
+    """Measures the model of a run, records and shows what it finds.
+
+    Args:
+        prepared: What was opened.
+        engine: The training engine.
+        batch_size: Held-out documents of one forward.
+        progress: The display.
+        record: Writes a line of `metrics.jsonl`, given its kind, step and values.
+    """
+
+    prepared: Prepared
+    engine: Engine
+    batch_size: int
+    progress: Progress
+    record: Record
+    last: dict[str, tuple[int, float]] = field(default_factory=dict, init=False)
+
+    @cached_property
+    def process(self) -> ReverseProcess:
+        """How answers are made."""
+        settings = self.prepared.run.eval
+        return ReverseProcess(settings.gen_length, settings.block_length, settings.steps)
+
+    @cached_property
+    def subset(self) -> list[Question]:
+        """The few questions that are answered while the model trains."""
+        run = self.prepared.run
+        return builtin_questions(run.eval.solve_subset, run.data.builtin_seed)
+
+    def check(self) -> None:
+        """Finds what would end the run at its first answers.
+
+        Raises:
+            ValueError: A question and its answer are longer than the model allows.
+        """
+        run = self.prepared.run
+        if run.eval.solve_every or run.checkpoint.best_by == "solve_rate":
+            encode_questions(self.prepared.data.encoder, self.subset, self.process, self.prepared.config)
+
+    def heldout(self, step: int) -> None:
+        """Held-out cross-entropy, if there are held-out rows."""
+        data = self.prepared.data
+        if not data.held_out:
+            return
+        with self.engine.evaluating() as model:
+            loss = heldout_loss(model, data.held_out, self.engine, self.batch_size, self.prepared.run.seed)
+        self.last["heldout_loss"] = (step, loss.mean)
+        self.record("heldout", step, heldout_record(loss))
+        by_level = "  ".join(f"t {level}: {value:.3f}" for level, value in zip(LEVELS, loss.by_level, strict=True))
+        self.progress.say(f"step {step}: held-out loss {loss.mean:.4f}   ({by_level})")
+        self.progress.say(f"step {step}: held-out loss by how often a token occurs   ({by_frequency_text(loss)})")
+
+    def solving(self, step: int, moment: str) -> None:
+        """Solve rates of all items before and after training, if any are asked for; `moment` is one of the two."""
+        run = self.prepared.run
+        if not run.eval.solve_items:
+            return
+        report = self.answer(builtin_questions(run.eval.solve_items, run.data.builtin_seed))
+        self.record("solve", step, solve_record(report, moment))
+        self.progress.say(f"{moment} training: {solve_text(report)}")
+
+    def solving_subset(self, step: int) -> None:
+        """Solve rate of the subset."""
+        report = self.answer(self.subset)
+        self.last["solve_rate"] = (step, report.total.solve_rate)
+        self.record("solve", step, solve_record(report, "during"))
+        self.progress.say(f"step {step}: {solve_text(report)}")
+
+    def answer(self, questions: list[Question]) -> SolveReport:
+        """Answers questions on all ranks."""
+        with self.engine.evaluating() as model:
+            return solve_questions(model, self.prepared.data.encoder, questions, self.process, self.engine)
+
+    def between_steps(self, step: int) -> None:
+        """What is due after step `step`; the held-out loss of the last one is measured when the run is done."""
+        run = self.prepared.run
+        if run.eval.every and step % run.eval.every == 0 and step < run.optim.steps:
+            self.heldout(step)
+        if run.eval.solve_every and step % run.eval.solve_every == 0:
+            self.solving_subset(step)
+
+    def measured(self, metric: str, step: int) -> Measured:
+        """The value by which checkpoints are compared, measured now unless it was at this step."""
+        if self.last.get(metric, (None, math.nan))[0] != step:
+            {"heldout_loss": self.heldout, "solve_rate": self.solving_subset}[metric](step)
+        return Measured(metric, self.last[metric][1], self.digest(metric))
+
+    def digest(self, metric: str) -> str:
+        """Hash of what a value depends on besides the model: values compare where it is the same."""
+        found = hashlib.sha256()
+        if metric == "heldout_loss":
+            found.update(repr((LEVELS, self.prepared.run.seed)).encode())
+            for document in self.prepared.data.held_out:
+                found.update(repr((document.sample_id, len(document.ids))).encode())
+                for part in (document.ids, document.response_mask, document.filler_mask):
+                    found.update(part.tobytes())
+        else:
+            found.update(repr(self.process).encode())
+            for question in self.subset:
+                found.update(repr((question.task, question.text)).encode())
+        return found.hexdigest()
+
+
+def heldout_record(loss: HeldoutLoss) -> dict[str, Any]:
+    """A held-out loss as a line of `metrics.jsonl`.
+
+    Class c of `by_frequency` holds tokens that occur 2^c to 2^(c+1) - 1 times in the held-out responses.
+    """
+    return {
+        "mean": loss.mean,
+        "levels": list(LEVELS),
+        "by_level": list(loss.by_level),
+        "by_frequency": list(loss.by_frequency),
+        "by_level_and_frequency": loss.by_level_and_frequency,
+        "num_tokens_by_level_and_frequency": loss.num_tokens.int().tolist(),
+    }
+
+
+def by_frequency_text(loss: HeldoutLoss) -> str:
+    """The loss of each frequency class that has masked tokens."""
+    return "  ".join(
+        f"{class_label(number)}: {value:.3f}" for number, value in enumerate(loss.by_frequency) if math.isfinite(value)
+    )
+
+
+def solve_record(report: SolveReport, moment: str) -> dict[str, Any]:
+    """A report as a line of `metrics.jsonl`; `moment` is `before`, `during` or `after`."""
+    total = report.total
+    return {
+        "moment": moment,
+        "scores": {name: asdict(score) for name, score in report.scores.items()},
+        "solve_rate": total.solve_rate,
+        "parse_failure_rate": total.parse_failure_rate,
+        "truncation_rate": total.truncation_rate,
+        "forwards_per_item": total.forwards_per_item,
+        "tokens_per_second": report.tokens_per_second,
+        "seconds": report.seconds,
+    }
+
+
+def solve_text(report: SolveReport) -> str:
+    """A report in one line."""
+    rates = "  ".join(f"{name} {score.solve_rate:.1%}" for name, score in report.scores.items())
+    total = report.total
+    return (
+        f"solved {rates}   (no parse {total.parse_failure_rate:.1%}, no end {total.truncation_rate:.1%}, "
+        f"{total.forwards_per_item:.4g} forwards an answer, {report.seconds:.0f} s)"
+    )

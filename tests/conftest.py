@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from lift_ds.evaluation.ranks import Alone
 from lift_ds.models.weights import load_pretrained
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -23,21 +24,11 @@ BENCH = REPOSITORY.parent / "shared" / "bench"
 BASE = REPOSITORY / "lift_ds" / "assets" / "base"
 
 
-class OneRank:
-    """A single process without a process group, as evaluation sees it."""
-
-    rank = 0
-    world_size = 1
-    device = torch.device("cpu")
-
-    def all_reduce(self, values: torch.Tensor, op: str = "sum") -> torch.Tensor:
-        return values
-
-
-class Share(OneRank):
+class Share(Alone):
     """One of several ranks whose sums are collected by hand."""
 
     def __init__(self, rank, world_size):
+        super().__init__()
         self.rank, self.world_size = rank, world_size
         self.sums = None
 

@@ -63,6 +63,11 @@ class Alone:
         return action()
 
 
+def agreement(ranks: Ranks) -> Callable[[bool], bool]:
+    """Tells, by a collective of all ranks, whether something is so on any of them."""
+    return lambda here: bool(ranks.all_reduce(torch.tensor([float(here)]), "max") > 0)
+
+
 def equal_share(items: Sequence[Item], ranks: Ranks) -> list[tuple[Item, bool]]:
     """This rank's items, as many on every rank: (item, counts); repeats that fill up do not count.
 

@@ -16,7 +16,7 @@ from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.sampling.reverse import ReverseProcess
 
 from .answering import Answerer
-from .ranks import Ranks, equal_share
+from .ranks import Ranks, agreement, equal_share
 
 BATCH_SIZE = 64
 VERDICTS = list(Verdict)
@@ -109,12 +109,8 @@ def solve_questions(
     Raises:
         ValueError: There are no questions, or one and its answer are longer than the model allows; on every rank.
     """
-
-    def any_rank(here: bool) -> bool:
-        return bool(ranks.all_reduce(torch.tensor([float(here)]), "max") > 0)
-
     began = time.perf_counter()
-    answerer = Answerer(model, encoder, any_rank, ranks.device)
+    answerer = Answerer(model, encoder, agreement(ranks), ranks.device)
     tasks = list(dict.fromkeys(question.task for question in questions))
     prompts = encode_questions(encoder, questions, process, model.config)
     mine = equal_share(list(zip(questions, prompts, strict=True)), ranks)

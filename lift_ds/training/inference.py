@@ -8,7 +8,7 @@ import torch
 
 from lift_ds.config import ConfigError, OptimConfig, RunConfig
 from lift_ds.evaluation.answering import Answerer, load_answerer, make_encoder
-from lift_ds.evaluation.ranks import Alone, Ranks
+from lift_ds.evaluation.ranks import Alone, Ranks, agreement
 from lift_ds.models.families import read_config
 from lift_ds.models.safetensors_folder import SafetensorsFolder
 from lift_ds.models.vocabulary import check_tokenizer, load_tokenizer
@@ -72,8 +72,4 @@ def load_cut(path: str, json_path: Path, launch: Launch) -> tuple[Answerer, Rank
     engine.start_distributed(launch)
     model = engine.shard_for_inference(config, SafetensorsFolder(folder), resolved, str(folder))
     ranks = Collectives(engine.current_device())
-
-    def any_rank(here: bool) -> bool:
-        return bool(ranks.all_reduce(torch.tensor([float(here)]), "max") > 0)
-
-    return Answerer(model, encoder, any_rank), ranks
+    return Answerer(model, encoder, agreement(ranks)), ranks

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lift_ds.evaluation.heldout import LEVELS, HeldoutLoss, fixed_noise, heldout_loss
-from lift_ds.evaluation.ranks import equal_share
-from tests.conftest import OneRank, Share
+from lift_ds.evaluation.ranks import Alone, equal_share
+from tests.conftest import Share
 from tests.distributed.jobs import make_documents
 
 
@@ -18,7 +18,7 @@ def documents():
 
 
 def measure(model, documents, batch_size=3, ranks=None, seed=1):
-    return heldout_loss(model.eval(), documents, ranks or OneRank(), batch_size, seed)
+    return heldout_loss(model.eval(), documents, ranks or Alone(), batch_size, seed)
 
 
 def test_batches_and_ranks_change_nothing(llada, documents):

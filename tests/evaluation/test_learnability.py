@@ -10,9 +10,9 @@ from lift_ds.diffusion.noise import superset_mask
 from lift_ds.evaluation.frequency import frequency_class
 from lift_ds.evaluation.heldout import fixed_noise
 from lift_ds.evaluation.learnability import LEVELS, Learnability, from_difficulty, measure
+from lift_ds.evaluation.ranks import Alone
 from lift_ds.lift.difficulty import Observations
 from lift_ds.training.buffers import DifficultyBuffers
-from tests.conftest import OneRank
 from tests.distributed.jobs import make_documents
 
 
@@ -116,7 +116,7 @@ def test_the_report_of_a_runs_buffers(tmp_path, capsys):
     (tmp_path / "run.json").write_text(json.dumps({"run": {"model": {"path": "builtin:base"}}}))
     vocabulary = 1024
     for step, nll in ((1, 3.0), (2, 0.5)):
-        buffers = DifficultyBuffers(vocabulary, OneRank(), decay=1.0, sync_every=100)
+        buffers = DifficultyBuffers(vocabulary, Alone(), decay=1.0, sync_every=100)
         tokens = torch.arange(300, 340).repeat(20)
         level = torch.linspace(0.05, 1, len(tokens))
         buffers.observe([Observations.of(tokens, level, torch.full((len(tokens),), nll))], step)

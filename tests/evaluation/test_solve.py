@@ -7,10 +7,11 @@ from transformers import AutoTokenizer
 
 from lift_ds.data.chat import ChatEncoder
 from lift_ds.data.tasks import TASKS, Verdict
+from lift_ds.evaluation.ranks import Alone
 from lift_ds.evaluation.solve import Question, builtin_questions, held_out_items, read_counts, solve_questions
 from lift_ds.models.families import max_length_of, read_config
 from lift_ds.sampling.reverse import ReverseProcess
-from tests.conftest import OneRank, Share
+from tests.conftest import Share
 
 
 def as_questions(items):
@@ -58,7 +59,7 @@ def test_scores_are_counted_by_task(encoder, tiny_dir):
     others = [item for item in items if item.task == "arithmetic"]
     wrong = [replace(item, response="<answer>1</answer>") for item in others[:2]]
     model = Oracle(read_config(tiny_dir), encoder, known + wrong)
-    report = solve_questions(model, encoder, as_questions(items), ReverseProcess(48, 48, 48), OneRank())
+    report = solve_questions(model, encoder, as_questions(items), ReverseProcess(48, 48, 48), Alone())
     assert list(report.scores) == list(TASKS)
     assert [report.scores[name].num_items for name in TASKS] == [3, 3, 3]
     assert report.scores["countdown"].solve_rate == 1.0
@@ -76,7 +77,7 @@ def test_ranks_change_nothing(encoder, tiny_dir):
     items = held_out_items(5, seed=0)
     model = Oracle(read_config(tiny_dir), encoder, items[1:])
     process = ReverseProcess(48, 48, 48)
-    expected = solve_questions(model, encoder, as_questions(items), process, OneRank())
+    expected = solve_questions(model, encoder, as_questions(items), process, Alone())
     shares = [Share(rank, 2) for rank in range(2)]
     for share in shares:
         solve_questions(model, encoder, as_questions(items), process, share)
@@ -96,7 +97,7 @@ def test_truncated_answers_and_their_forwards(encoder, tiny_dir):
         return Verdict.SOLVED if generation == "7" else Verdict.WRONG
 
     questions = [Question("sums", item.question, is_seven) for item in (fits, too_long, fits)]
-    report = solve_questions(model, encoder, questions, ReverseProcess(4, 4, 2), OneRank())
+    report = solve_questions(model, encoder, questions, ReverseProcess(4, 4, 2), Alone())
     assert report.scores == {"sums": report.total}
     assert (report.total.num_solved, report.total.num_truncated, report.total.num_forwards) == (2, 1, 6)
     assert report.total.truncation_rate == 1 / 3 and report.total.forwards_per_item == 2
@@ -105,7 +106,7 @@ def test_truncated_answers_and_their_forwards(encoder, tiny_dir):
 def test_a_question_that_is_too_long_stops_every_rank(encoder, tiny_dir):
     """Rank 0 of two would answer only the short one, and wait for the other."""
 
-    class First(OneRank):
+    class First(Alone):
         world_size = 2
 
     config = read_config(tiny_dir)

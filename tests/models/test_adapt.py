@@ -14,8 +14,9 @@ from lift_ds import load_pretrained
 from lift_ds.cli.make_diffusion_model import main
 from lift_ds.data.batch import Document
 from lift_ds.evaluation.heldout import LEVELS, heldout_loss
+from lift_ds.evaluation.ranks import Alone
 from lift_ds.models.adapt import EMBEDDING, HEAD, make_diffusion_model
-from tests.conftest import OneRank, run
+from tests.conftest import run
 from tests.small_models import KINDS, NUM_TOKENS, write_adapted, write_causal
 
 YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 2.0}
@@ -161,6 +162,6 @@ def test_smollm2(tmp_path):
     document = Document(ids[0].numpy(), learned.numpy(), learned.numpy() & False, 0, 0, "text")
     by_level = {}
     for model.config.right_shift_logits in (True, False):
-        by_level[model.config.right_shift_logits] = heldout_loss(model, [document] * 4, OneRank(), 4, 0).by_level
+        by_level[model.config.right_shift_logits] = heldout_loss(model, [document] * 4, Alone(), 4, 0).by_level
     assert by_level[True][LEVELS.index(0.15)] < by_level[False][LEVELS.index(0.15)] - 0.5
     shutil.rmtree(tmp_path / "adapted")

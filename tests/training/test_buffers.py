@@ -5,16 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lift_ds.evaluation.ranks import Alone
 from lift_ds.lift.difficulty import Observations
 from lift_ds.rng import Stream, keyed_uniform
 from lift_ds.training.buffers import DifficultyBuffers
-from tests.conftest import OneRank
 from tests.training.test_step import make_batch, make_root
 
 T, RHO, STEPS, PLACE, TOKEN, OTHER = 0.7, 0.2, 150, 10, 9, 3
 
 
-class Alone(OneRank):
+class NoOthers(Alone):
     def exchange(self, parts):
         return parts
 
@@ -45,7 +45,7 @@ def difficulty(buffers):
 
 def thought_hard(model, times):
     """A table that has seen TOKEN some times with 30 nats, and OTHER as often with 1."""
-    buffers = DifficultyBuffers(model.get_input_embeddings().weight.shape[0], Alone(), decay=0.97, sync_every=1)
+    buffers = DifficultyBuffers(model.get_input_embeddings().weight.shape[0], NoOthers(), decay=0.97, sync_every=1)
     level = torch.full((times,), T + RHO)
     for token, nll in ((TOKEN, 30.0), (OTHER, 1.0)):
         buffers.observe([Observations.of(torch.full((times,), token), level, torch.full((times,), nll))], 0)

@@ -107,9 +107,9 @@ def samplers(chosen: float | None = None) -> dict[str, Sampler]:
     for threshold in THRESHOLDS:
         add(f"threshold {threshold}", None, Rule(threshold=threshold))
     add("factor 1", None, Rule(factor=1.0))
-    for steps in (GEN_LENGTH // 2, GEN_LENGTH // 4):
-        add(f"{steps} steps", steps, Rule())
     if chosen is None:
+        for steps in (GEN_LENGTH // 2, GEN_LENGTH // 4):
+            add(f"{steps} steps", steps, Rule())
         for remasking in get_args(Remasking):
             add(remasking, GEN_LENGTH, Rule(remasking))
         return found
@@ -211,7 +211,7 @@ def main() -> None:
     """Measures and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="builtin:base", help="fine-tuned on the built-in tasks")
-    parser.add_argument("--validation", type=int, default=400, help="items that the threshold is chosen on")
+    parser.add_argument("--validation", type=int, default=300, help="items that the threshold is chosen on")
     parser.add_argument("--items", type=int, default=2000, help="test items")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds of the caches")
     parser.add_argument("--only", nargs="+", choices=["accuracy", "caches"], default=["accuracy", "caches"])

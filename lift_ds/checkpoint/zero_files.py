@@ -9,6 +9,7 @@ from pathlib import Path
 from .manifest import MANIFEST
 
 ZERO_TAG = "zero"
+LATEST = "latest"
 RANK_FILE = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_?(optim|model)_states\.pt")
 MODEL_FILE = re.compile(r"mp_rank_(\d+)_model_states\.pt")
 
@@ -58,7 +59,7 @@ def follow(path: Path) -> Path | None:
     Raises:
         ValueError: It points to something that is not there.
     """
-    for pointer in (path / "checkpoints" / "latest", path / "latest"):
+    for pointer in (path / "checkpoints" / LATEST, path / LATEST):
         if pointer.is_file():
             target = pointer.parent / pointer.read_text(encoding="utf-8").strip()
             if not target.is_dir():

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from lift_ds.checkpoint.adapter_run import convert_adapters
 from lift_ds.checkpoint.base import BaseRecord
-from lift_ds.checkpoint.convert import ConversionOptions, convert_adapters, prepare_conversion
+from lift_ds.checkpoint.convert import ConversionOptions, prepare_conversion
 from lift_ds.checkpoint.manifest import find_checkpoint, model_fingerprint
 from lift_ds.config import RunConfig
 from lift_ds.data.batch import Document

@@ -124,7 +124,7 @@ def test_adapters_are_merged(tmp_path, stage):
         "layers.0.q.weight": [[13.0, 2.0], [7.0, 4.0]]
     }
     (folder / "adapter_config.json").write_text(json.dumps(adapter_config | {"use_dora": True}))
-    with pytest.raises(ValueError, match="use_dora is not merged"):
+    with pytest.raises(ValueError, match="use_dora=True cannot be merged"):
         prepare_conversion(folder, ConversionOptions())
 
 

@@ -155,6 +155,25 @@ def test_a_trainer_resumes_from_what_reshard_wrote(models, tmp_path, stage):
 
 
 @pytest.mark.slow
+def test_zero_1_in_bf16(models, tmp_path):
+    """DeepSpeed's own script refuses this layout; the Trainer saved the model too, rounded to bfloat16."""
+    common = {"program": "trainer", "model": models / "qwen2", "steps": 4}
+    common["ds"] = ds_json(1, has_bf16=True) | {"data_types": {"grad_accum_dtype": "fp32"}}
+    launch(tmp_path, common | {"output": tmp_path / "two"})
+    checkpoint = tmp_path / "two" / "checkpoint-2"
+    with pytest.raises(ValueError, match="is not a zero checkpoint"):
+        get_fp32_state_dict_from_zero_checkpoint(str(checkpoint))
+    zero_to_hf.main([str(checkpoint), str(tmp_path / "out"), "--dtype", "bfloat16", "--verify"])
+    found, saved = tensors_of(tmp_path / "out"), load_file(checkpoint / "model.safetensors")
+    assert found.keys() == saved.keys()
+    assert all(torch.equal(found[name], saved[name].bfloat16()) for name in found)
+    resumed = tmp_path / "one" / "checkpoint-2"
+    reshard.main([str(checkpoint), "1", str(resumed)])
+    launch(tmp_path, common | {"output": tmp_path / "one", "batch": 4, "resume": resumed}, num_ranks=1)
+    assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), rel=1e-3)
+
+
+@pytest.mark.slow
 def test_every_kind(models, tmp_path):
     """Stages, types, DeepSpeed's own Adam, offloading, sub-groups; Accelerate's folders, which hold no config."""
     adam = {"optimizer": {"type": "AdamW", "params": {"lr": "auto", "weight_decay": "auto"}}}

@@ -10,6 +10,7 @@ from tests.conftest import free_port, run
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
 COMMANDS = {
     "buffers": TORCHRUN,
+    "compile": [sys.executable],
     "controls": [sys.executable],
     "conversion": [sys.executable],
     "data": [sys.executable],

@@ -146,6 +146,17 @@ def test_two_homes_of_a_number(change, message):
     assert message in problems[0]
 
 
+@pytest.mark.parametrize("section", ["offload_param", "offload_optimizer"])
+def test_nvme_is_refused_before_anything_is_trained(section):
+    """Training works, and the first save fails: DeepSpeed's swap files are no part of a checkpoint here."""
+    loaded = {"zero_optimization": {"stage": 3, section: {"device": "nvme", "nvme_path": "/tmp"}}}
+    _, problems = resolve(loaded)
+    assert len(problems) == 1
+    assert f"zero_optimization.{section}.device=nvme" in problems[0] and "allowed: none, cpu" in problems[0]
+    loaded["zero_optimization"][section]["device"] = "cpu"
+    assert not resolve(loaded)[1]
+
+
 def test_equal_numbers_are_allowed():
     params = {"lr": 5e-6, "betas": "auto", "eps": "auto", "weight_decay": 0.1}
     resolved, problems = resolve(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,9 +18,10 @@ from torch import Tensor
 from .flat_layout import FlatTensor
 
 DOWN = re.compile(r"(?P<stem>.+)\.lora_A\.(?:[^.]+\.)?weight")
+PART = re.compile(r".+\.lora_[AB]\.(?:[^.]+\.)?weight")
 UP_OF = ("lora_A", "lora_B")
 BASE_LAYER = ".base_layer"
-UNSUPPORTED = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias", "megatron_config")
+PATTERNS = ("rank_pattern", "alpha_pattern")
 
 
 @dataclass(frozen=True)
@@ -82,15 +83,21 @@ class MergedMatrix:
             yield row * width, base + self.scale * (up @ down)
 
 
-def settings_of_peft(config: dict[str, Any], where: str) -> AdapterSettings:
+def settings_of_peft(path: Path) -> AdapterSettings:
     """Settings from PEFT's `adapter_config.json`.
 
     Raises:
-        ValueError: It asks for something that is not merged here.
+        ValueError: It cannot be read, or asks for something that is not merged here.
     """
-    asked = [key for key in UNSUPPORTED if config.get(key)]
-    if asked or config.get("bias", "none") != "none" or config.get("peft_type", "LORA") != "LORA":
-        raise ValueError(f"{where}: {', '.join(asked) or 'its kind of adapter'} is not merged; only plain LoRA is.")
+    from lift_ds.models.peft_folder import read_adapter_config  # peft is slow to import
+
+    config = read_adapter_config(path)
+    asked = [key for key in PATTERNS if config.get(key)]
+    if asked:
+        raise ValueError(
+            f"{path}: {', '.join(asked)} is not merged here; write the adapters alone (zero_to_hf.py --lora split) and "
+            "merge them with merge_lora.py."
+        )
     return AdapterSettings(int(config["r"]), float(config["lora_alpha"]), bool(config.get("use_rslora")))
 
 
@@ -104,13 +111,17 @@ def merge(tensors: dict[str, FlatTensor], settings: AdapterSettings | None) -> d
     Raises:
         ValueError: There are adapters but no settings, of another rank, or without their matrix.
     """
-    adapters = {match["stem"]: name for name in tensors if (match := DOWN.fullmatch(name))}
+    downs = [match for name in tensors if (match := DOWN.fullmatch(name))]
+    adapters = {match["stem"]: match[0] for match in downs}
     if not adapters:
         return dict(tensors)
+    if len(adapters) < len(downs):
+        twice = next(match[0] for match in downs if adapters[match["stem"]] != match[0])
+        raise ValueError(f"{twice}: several adapters on one matrix; keep the one that is to be merged.")
     if settings is None:
         raise ValueError(
             f"{next(iter(adapters.values()))} and {len(adapters) - 1} more adapters: their rank and alpha are not "
-            "known; put PEFT's adapter_config.json into the folder that --config names."
+            "known; put PEFT's adapter_config.json beside the shards, or into the folder that --config names."
         )
     merged: dict[str, FlatTensor | MergedMatrix] = {}
     parts = {part for down in adapters.values() for part in (down, down.replace(*UP_OF))}

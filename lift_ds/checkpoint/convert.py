@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,18 +19,15 @@ from lift_ds.models.export import (
 )
 from lift_ds.models.shards import plan_shards
 
-from .adapters import DOWN, AdapterSettings, MergedMatrix, merge, settings_of_peft
-from .base import base_tensors, read_base
+from .adapter_run import adapter_settings, own_base, read_run, strangers_base, with_base
+from .adapters import DOWN, AdapterSettings, MergedMatrix, merge
 from .card import model_card
-from .flat_layout import FlatTensor
-from .manifest import find_faults, read_manifest
+from .flat_layout import FlatTensor, storages_of
+from .manifest import require_whole
 from .names import official_names
-from .stored_tensor import Storage
+from .stored_tensor import Storage, find_damage
 from .zero_checkpoint import ZeroCheckpoint, open_zero_checkpoint
 from .zero_files import find_shard_folder, own_checkpoint
-
-ADAPTER_CONFIG = "adapter_config.json"
-ROOT_PREFIX = "model."  # of the module that the trainer hands to DeepSpeed
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,7 @@ class ConversionOptions:
         weights_only: Write no config and no tokenizer.
         prefix: Prefix to take off the names; `None` finds it.
         base_code: Folder whose `.py` files are copied too.
-        base: Folder of the base under the adapters of our checkpoint; `None` looks where it was.
+        base: Folder of the base under adapters that stand alone; `None` looks where it was.
     """
 
     dtype: str = "auto"
@@ -142,45 +138,20 @@ def prepare_conversion(path: Path, options: ConversionOptions) -> Conversion:
     shards = find_shard_folder(path)
     own = own_checkpoint(shards)
     if own is not None:
-        faults = find_faults(own, read_manifest(own))
-        if faults:
-            raise ValueError(f"{own} is not whole: {'; '.join(faults)}.")
+        require_whole(own)
     zero = open_zero_checkpoint(shards)
-    hf_folder = None if options.weights_only else find_config(shards, own, options.config)
+    weights, prefix, base = zero.weights(), options.prefix, None
+    checked = storages_of(weights) if own is None else ()
+    if own is not None:
+        weights = own_base(own, options.base) | weights
+    elif base := strangers_base(weights, shards.parent, options.base):
+        weights, prefix = with_base(weights, base, prefix), ""
+    hf_folder = None if options.weights_only else find_config(shards, own, options.config or base)
     official = None if hf_folder is None else official_shapes(hf_folder)
-    weights = find_base(own, options.base) | zero.weights()
-    settings = adapter_settings(own, hf_folder or shards.parent)
-    tensors = name_tensors(weights, zero.aliases, settings, options.prefix, official)
+    settings = adapter_settings(own, [shards.parent, *([] if hf_folder is None else [hf_folder])])
+    tensors = name_tensors(weights, zero.aliases, settings, prefix, official)
     dtype = computed_dtype(zero) if options.dtype == "auto" else options.dtype
-    return Conversion(zero, own, hf_folder, tensors, dtype, options, used_storages(zero) if own is None else ())
-
-
-def convert_adapters(checkpoint: Path, output: Path) -> None:
-    """Writes the adapters of a whole checkpoint of this package in PEFT's own format.
-
-    Args:
-        checkpoint: `.../checkpoints/step-NNNNNN` of a run with LoRA.
-        output: Folder to create.
-
-    Raises:
-        ValueError: It holds no adapters, or `output` is not empty.
-        RuntimeError: The place cannot be written, or is full.
-    """
-    from lift_ds.models import lora  # peft is slow to import
-
-    faults = find_faults(checkpoint, read_manifest(checkpoint))
-    if faults:
-        raise ValueError(f"{checkpoint} is not whole: {'; '.join(faults)}.")
-    run = read_run(checkpoint)["run"]
-    weights = open_zero_checkpoint(find_shard_folder(checkpoint)).weights()
-    adapters = {
-        name.removeprefix(ROOT_PREFIX): tensor.load().float()
-        for name, tensor in weights.items()
-        if name.endswith((lora.DOWN, lora.UP))
-    }
-    base = Path(run["model"]["path"])
-    base_path = str(base.resolve() if base.is_dir() else base)
-    lora.write_adapters(lora.split_adapters(adapters)[1], output, **run["lora"], base_path=base_path)
+    return Conversion(zero, own, hf_folder, tensors, dtype, options, checked)
 
 
 def find_config(shards: Path, own: Path | None, given: Path | None) -> Path:
@@ -197,39 +168,6 @@ def find_config(shards: Path, own: Path | None, given: Path | None) -> Path:
             "weights only (--weights-only)."
         )
     return folder
-
-
-def find_base(own: Path | None, given: Path | None) -> dict[str, FlatTensor]:
-    """The weights that a checkpoint of adapters leaves to its base, by its names; none where it holds all.
-
-    Raises:
-        ValueError: The base is not found, or not the one that the adapters were trained on.
-    """
-    record = None if own is None else read_base(own)
-    if own is None or record is None:
-        if given is not None:
-            raise ValueError(f"--base {given}: the checkpoint holds whole weights, not only adapters.")
-        return {}
-    folder = given or Path(record.path)
-    if not folder.is_dir():
-        raise ValueError(f"{own} holds adapters only, and {folder}, their base, is not there; name it with --base.")
-    return {ROOT_PREFIX + name: tensor for name, tensor in base_tensors(record, folder, str(own)).items()}
-
-
-def read_run(own: Path) -> dict[str, Any]:
-    """The run that wrote a checkpoint of ours."""
-    return dict(json.loads((own / "run.json").read_text(encoding="utf-8")))
-
-
-def adapter_settings(own: Path | None, folder: Path) -> AdapterSettings | None:
-    """Rank and scale of adapters: from our run, or from PEFT's file beside a stranger's config."""
-    if own is not None:
-        lora = read_run(own)["run"]["lora"]
-        return AdapterSettings(lora["rank"], lora["alpha"]) if lora["rank"] else None
-    path = folder / ADAPTER_CONFIG
-    if not path.is_file():
-        return None
-    return settings_of_peft(json.loads(path.read_text(encoding="utf-8")), str(path))
 
 
 def computed_dtype(zero: ZeroCheckpoint) -> str:
@@ -266,13 +204,3 @@ def name_tensors(
             for each in unwanted[:1]:
                 named.pop(each, None)
     return named
-
-
-def used_storages(zero: ZeroCheckpoint) -> tuple[Storage, ...]:
-    """Every storage that a conversion reads."""
-    return tuple({piece.tensor.storage: None for tensor in zero.weights().values() for piece in tensor.pieces})
-
-
-def find_damage(storages: Iterable[Storage]) -> list[str]:
-    """Which storages are not what was written."""
-    return sorted({f"{each.path} has changed (checksum)" for each in storages if not each.has_valid_crc()})

@@ -10,13 +10,13 @@ whole is filled up to a multiple of 2 W and cut into W equal ranges; saved float
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .stored_tensor import StoredTensor
+from .stored_tensor import Storage, StoredTensor
 
 ZERO2_ALIGNMENT = 2
 
@@ -74,6 +74,11 @@ class FlatTensor:
 def whole(tensor: StoredTensor) -> FlatTensor:
     """A stored tensor as one piece."""
     return FlatTensor(torch.Size(tensor.shape), tensor.dtype, (Piece(tensor, 0, tensor.num_elements),))
+
+
+def storages_of(tensors: Mapping[str, FlatTensor]) -> tuple[Storage, ...]:
+    """Every storage that some of these tensors lie in, once."""
+    return tuple({piece.tensor.storage: None for tensor in tensors.values() for piece in tensor.pieces})
 
 
 def cut(parts: Sequence[StoredTensor], start: int, stop: int) -> Iterator[Piece]:

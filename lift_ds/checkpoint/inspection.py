@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from .convert import find_damage
 from .flat_layout import FlatTensor
 from .manifest import find_faults, read_manifest
+from .stored_tensor import find_damage
 from .zero_checkpoint import MOMENTS, ZeroCheckpoint, open_zero_checkpoint, optimizer_step
 from .zero_files import find_shard_folder, own_checkpoint
 

@@ -173,6 +173,17 @@ def find_faults(checkpoint: Path, manifest: Manifest) -> list[str]:
     return faults
 
 
+def require_whole(checkpoint: Path) -> None:
+    """Checks every byte of a checkpoint.
+
+    Raises:
+        ValueError: Something is missing or has changed.
+    """
+    faults = find_faults(checkpoint, read_manifest(checkpoint))
+    if faults:
+        raise ValueError(f"{checkpoint} is not whole: {'; '.join(faults)}.")
+
+
 def find_checkpoint(folder: Path, resume: str) -> tuple[Path | None, list[str]]:
     """The checkpoint to start from, and why newer ones were passed over.
 

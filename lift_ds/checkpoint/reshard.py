@@ -20,8 +20,10 @@ from .flat_layout import FlatTensor, Range, share, zero2_partition, zero2_ranges
 from .inspection import find_problems, open_inspected
 from .manifest import MANIFEST, Manifest, read_manifest, sync_and_hash, write_synced
 from .safe_pickle import ALLOWED
-from .torch_writer import PlannedTensor, write_torch_file
+from .stored_tensor import StoredTensor
+from .torch_writer import PlannedTensor, copied, write_torch_file
 from .zero_checkpoint import FULL_STAGE, MASTER, MOMENTS, Shapes, ZeroCheckpoint
+from .zero_files import LATEST
 
 SUB_GROUP_SIZE = 10**9
 FRAGMENT = ALLOWED["deepspeed.utils.tensor_fragment", "fragment_address"]
@@ -85,10 +87,9 @@ class Recutter:
     def optimizer_root(self, rank: int) -> dict[str, Any]:
         """What a rank's `optim_states` file holds."""
         places = range(len(self.groups))
-        saved = self.zero.base_state(0)["state"]
-        state = {place: {"step": saved[0]["step"]} for place in places}
-        for place in places:
-            state[place] |= {key: self.flat(place, rank, key) for key in MOMENTS}
+        steps = self.steps()
+        moments = [{key: self.flat(place, rank, key) for key in MOMENTS} for place in places]
+        state = {place: {"step": steps[place], **moments[place]} for place in places}
         base = {"state": state, "param_groups": self.renumbered()}
         found = self.zero.optimizer_state(0)
         if self.zero.stage == FULL_STAGE:
@@ -103,6 +104,15 @@ class Recutter:
                 "param_slice_mappings": [fragments(self.ranges(place, rank)[0]) for place in places],
             }
         return {**self.zero.optimizer_files[0].root, "optimizer_state_dict": found}
+
+    def steps(self) -> list[Any]:
+        """Steps of each group's optimizer, a tensor of its own for each: optimizers count up in place."""
+        saved = self.zero.base_state(0)["state"]
+        found = []
+        for group, parts in zip(self.param_groups, self.sub_groups, strict=True):
+            step = saved[group["params"][0]]["step"]
+            found += [copied(step) if isinstance(step, StoredTensor) else step for _ in parts]
+        return found
 
     def renumbered(self) -> list[dict[str, Any]]:
         """The optimizer's groups with the numbers of their new sub-groups."""
@@ -149,7 +159,8 @@ def reshard(path: Path, world_size: int, output: Path, after_file: Callable[[int
     Args:
         path: A run, a checkpoint, or a folder with ZeRO shards.
         world_size: Ranks to cut it for.
-        output: Checkpoint to create: like ours for ours, `global_stepN` and `latest` for a stranger's.
+        output: Checkpoint to create: like ours for ours; for a stranger's the shards, `latest`, and the files that lie
+            beside the shards (a Trainer resumes with them; random states of more ranks than there were are not there).
         after_file: Called with 1 after each file.
 
     Returns:
@@ -161,15 +172,19 @@ def reshard(path: Path, world_size: int, output: Path, after_file: Callable[[int
     """
     recutter, own = prepare_reshard(path, world_size)
     zero = recutter.zero
+    rest = files_beside(zero.folder, own)
     with staged_folder(output) as folder:
-        check_space(folder, sum(file.stat().st_size for file in zero.folder.iterdir()) + SPARE_BYTES)
+        check_space(folder, sum(file.stat().st_size for file in [*zero.folder.iterdir(), *rest]) + SPARE_BYTES)
         shards = folder / zero.folder.name
         shards.mkdir()
         write_shards(recutter, shards, after_file)
+        for file in rest:
+            target = folder / file.relative_to(zero.folder.parent)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
         if own is None:
-            (folder / "latest").write_text(shards.name, encoding="utf-8")
+            (folder / LATEST).write_text(shards.name, encoding="utf-8")
         else:
-            copy_rest(own, zero.folder.name, folder)
             write_manifest(own, folder, world_size)
     return {"checkpoint": str(own or zero.folder), "world_size": zero.world_size, "new_world_size": world_size}
 
@@ -200,13 +215,21 @@ def write_shards(recutter: Recutter, shards: Path, after_file: Callable[[int], o
             write_torch_file(shards / name, recutter.model_root(rank))
 
 
-def copy_rest(own: Path, shards_name: str, folder: Path) -> None:
-    """Everything of a checkpoint of ours that does not depend on the number of ranks."""
-    for path in own.iterdir():
-        if path.is_dir() and path.name != shards_name:
-            shutil.copytree(path, folder / path.name)
-        elif path.is_file() and path.name != MANIFEST:
-            shutil.copyfile(path, folder / path.name)
+def files_beside(shards: Path, own: Path | None) -> list[Path]:
+    """The files of a checkpoint that are copied as they are.
+
+    Args:
+        shards: The folder with the shards; the checkpoint is the one above it.
+        own: The checkpoint, where it is of this package: then everything in it but shards and manifest belongs to it.
+            Of a stranger's only the files beside the shards do, and only where `latest` says what the folder is.
+    """
+    if own is not None:
+        found = [path for path in own.rglob("*") if path.is_file() and shards not in path.parents]
+        return sorted(path for path in found if path.name != MANIFEST)
+    folder = shards.parent
+    if not (folder / LATEST).is_file():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_file() and path.name != LATEST)
 
 
 def write_manifest(own: Path, folder: Path, world_size: int) -> None:

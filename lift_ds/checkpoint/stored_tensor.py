@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,3 +135,8 @@ def read_bytes(path: Path, offset: int, target: Tensor) -> None:
 def storage_at(place: TensorPlace) -> Storage:
     """The data of a tensor in a safetensors file, which has no CRC."""
     return Storage(place.path, place.offset, place.spec.num_elements, place.spec.dtype, crc=0)
+
+
+def find_damage(storages: Iterable[Storage]) -> list[str]:
+    """Which files hold storages that are not what was written."""
+    return sorted({f"{each.path} has changed (checksum)" for each in storages if not each.has_valid_crc()})

@@ -176,8 +176,8 @@ def open_zero_checkpoint(folder: Path) -> ZeroCheckpoint:
     model_files = [open_torch_file(path) for path in files.model]
     for file in optimizer_files:
         require_keys(file, file.root, ["optimizer_state_dict"])
-        require_keys(file, file.root["optimizer_state_dict"], ["zero_stage", "partition_count"])
-    stages = {file.path: number_of(file.root["optimizer_state_dict"]["zero_stage"]) for file in optimizer_files}
+        require_keys(file, file.root["optimizer_state_dict"], ["partition_count"])
+    stages = {file.path: stage_of(file) for file in optimizer_files}
     stage = next(iter(stages.values()))
     agree(stages, "its ZeRO stage is")
     if stage not in (1, 2, FULL_STAGE):
@@ -200,8 +200,20 @@ def require_keys(file: TorchFile, found: Any, keys: list[str]) -> None:
         raise ValueError(f"{file.path}: no shard of a ZeRO checkpoint: {', '.join(missing)} missing.")
 
 
-def number_of(stage: Any) -> int:
-    """DeepSpeed's enumeration, or a plain number, as a number."""
+def stage_of(file: TorchFile) -> int:
+    """The ZeRO stage of a rank's optimizer state.
+
+    With bf16 weights and float32 gradients DeepSpeed runs stage 1 by an optimizer of its own (`BF16_Optimizer`), whose
+    flat groups are like those of stage 2, and which does not say its stage.
+
+    Raises:
+        ValueError: It has none.
+    """
+    state = file.root["optimizer_state_dict"]
+    if "zero_stage" not in state:
+        require_keys(file, state, ["single_partition_of_fp32_groups", "group_paddings", "base_optimizer_state"])
+        return 1
+    stage = state["zero_stage"]
     return int(stage.arguments[0]) if isinstance(stage, Stand) else int(stage)
 
 

@@ -6,9 +6,9 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from lift_ds.checkpoint.convert import Conversion, ConversionOptions, convert_adapters, prepare_conversion
+from lift_ds.checkpoint.adapter_run import convert_adapters
+from lift_ds.checkpoint.convert import Conversion, ConversionOptions, prepare_conversion
 from lift_ds.checkpoint.verify import verify_export
-from lift_ds.checkpoint.zero_files import find_shard_folder, own_checkpoint
 from lift_ds.models.export import DTYPES
 
 from .tool import parse_size, progress, run_tool, show
@@ -116,10 +116,7 @@ def convert(arguments: argparse.Namespace) -> None:
         return
     if options != ConversionOptions() or arguments.verify or arguments.dry_run:
         raise ValueError("--lora split writes the adapters as they are; leave out the flags of whole models.")
-    checkpoint = own_checkpoint(find_shard_folder(arguments.checkpoint))
-    if checkpoint is None:
-        raise ValueError(f"{arguments.checkpoint}: --lora split is for checkpoints of this package.")
-    convert_adapters(checkpoint, arguments.output)
+    checkpoint = convert_adapters(arguments.checkpoint, arguments.output)
     show({"checkpoint": str(checkpoint), "output": str(arguments.output)}, arguments.json)
 
 

@@ -101,33 +101,19 @@ def split_adapters(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[st
     return base, adapters
 
 
-def write_adapters(
-    adapters: dict[str, Tensor],
-    output: Path,
-    rank: int,
-    alpha: float,
-    dropout: float,
-    targets: list[str],
-    base_path: str,
-) -> None:
+def save_adapters(adapters: dict[str, Tensor], output: Path, config: LoraConfig) -> None:
     """Writes adapters in PEFT's own format, as `peft.PeftModel.from_pretrained` loads them.
 
     Args:
         adapters: Weights under PEFT's names, see `split_adapters`.
         output: Folder to create.
-        rank: Rank of the adapters.
-        alpha: Their scale.
-        dropout: Dropout on the adapters' input while training.
-        targets: Last parts of the names of the matrices.
-        base_path: Folder or hub name of the base model.
+        config: What PEFT is told about them; names the base model.
 
     Raises:
         ValueError: There are no adapters, or `output` exists and holds something.
     """
     if not adapters:
         raise ValueError(f"{output}: the weights hold no adapters; was lora.rank 0?")
-    config = peft_config(rank, alpha, dropout, targets)
-    config.base_model_name_or_path = base_path
     config.inference_mode = True
     with staged_folder(output) as folder:
         config.save_pretrained(str(folder))

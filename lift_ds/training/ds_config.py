@@ -25,6 +25,10 @@ KNOWN_KEYS = frozenset(
 )
 SECTIONS = ("bf16", "bfloat16", "fp16", "data_types", "optimizer")
 ADAM_TYPES = ("AdamW", "Adam")
+NO_NVME = {
+    "offload_param": "weights are read into memory",
+    "offload_optimizer": "checkpoints would keep it as swap files, which are neither resumed nor exported from",
+}
 HIDDEN_SIZE_RULES = {
     "reduce_bucket_size": lambda hidden: hidden * hidden,
     "stage3_prefetch_bucket_size": lambda hidden: int(0.9 * hidden * hidden),
@@ -86,9 +90,10 @@ def resolve_ds_json(
     for key, rule in HIDDEN_SIZE_RULES.items():
         if zero.get(key) == "auto":
             zero[key] = rule(hidden_size)
-    if zero.get("offload_param", {}).get("device") == "nvme":
-        key = "zero_optimization.offload_param.device"
-        problems.append(f"{path}: {key}=nvme: weights are read into memory; allowed: none, cpu")
+    for section, reason in NO_NVME.items():
+        if zero.get(section, {}).get("device") == "nvme":
+            key = f"zero_optimization.{section}.device"
+            problems.append(f"{path}: {key}=nvme: {reason}; allowed: none, cpu")
     problems += [f'{path}: {key}="auto" has no counterpart in the run config; write a value' for key in autos(resolved)]
     return resolved, problems
 

@@ -30,7 +30,6 @@ def restore_engine(engine: Engine, zero: ZeroCheckpoint) -> None:
 
     Raises:
         ValueError: A parameter is not in the checkpoint, or has another shape.
-        RuntimeError: The engine keeps its optimizer state where it cannot be filled.
     """
     optimizer = engine.ds.optimizer
     if engine.stage == FULL_STAGE:
@@ -57,7 +56,6 @@ def fill_groups(engine: Engine, state: dict[str, Any], zero: ZeroCheckpoint) -> 
 
     Raises:
         ValueError: A parameter is not in the checkpoint, or has another shape.
-        RuntimeError: The engine keeps its optimizer state elsewhere (NVMe).
     """
     is_full = engine.stage == FULL_STAGE
     masters = state["fp32_flat_groups" if is_full else "single_partition_of_fp32_groups"]
@@ -68,16 +66,15 @@ def fill_groups(engine: Engine, state: dict[str, Any], zero: ZeroCheckpoint) -> 
     groups = engine.ds._get_zero_param_shapes()
     for place, (shapes, master) in enumerate(zip(groups, masters, strict=True)):
         check_group(shapes, sources[MASTER])
-        if not len(master):
-            raise RuntimeError("the optimizer state is kept on NVMe, where it cannot be filled; resume without that.")
         counter = torch.tensor(step) if counts_in_tensors else int(step)
-        # under ZeRO-1 and 2 the saved weights of the last rank lack the filling that its moments have
-        whole = master if is_full else engine.ds.optimizer.single_partition_of_fp32_groups[place]
+        # under ZeRO-1 and 2 the saved weights of the last rank may lack the filling that its moments have
+        own = getattr(engine.ds.optimizer, "single_partition_of_fp32_groups", masters)
+        whole = master if is_full else own[place]
         moments[place] = {"step": counter, **{key: torch.zeros_like(whole.data) for key in MOMENTS}}
         if is_full:
             ranges = list(zero3_ranges(shapes, engine.world_size, engine.rank))
         else:
-            paddings = state["param_alignment_paddings"][place]
+            paddings = state.get("param_alignment_paddings", {place: [0] * len(shapes)})[place]
             ranges = list(zero2_ranges(shapes, paddings, engine.world_size, engine.rank))
         fill(master, ranges, sources[MASTER])
         for key in MOMENTS:

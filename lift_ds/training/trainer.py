@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from lift_ds.checkpoint.adapter_run import convert_adapters
 from lift_ds.checkpoint.base import BaseRecord
 from lift_ds.checkpoint.best import offer, read_best
-from lift_ds.checkpoint.convert import ConversionOptions, convert_adapters, prepare_conversion
+from lift_ds.checkpoint.convert import ConversionOptions, prepare_conversion
 from lift_ds.checkpoint.manifest import (
     BEST,
     LATEST,

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,6 +88,39 @@ def test_code_and_config_from_elsewhere(tmp_path):
     assert (tmp_path / "out" / "modeling.py").is_file()  # its config needs it
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"embedding_size": 77, "vocab_size": 77, "mask_token_id": 5, "eos_token_id": 6, "pad_token_id": 6}, "wte"),
+        ({"n_layers": 3}, r"missing \(9\): model.transformer.blocks.2"),
+        ({"mask_token_id": 101}, "mask_token_id=101"),
+    ],
+    ids=["vocabulary", "layers", "mask"],
+)
+def test_a_config_of_another_size(tmp_path, llada_dir, change, message):
+    config = json.loads((llada_dir / "config.json").read_text())
+    convert_llada(tmp_path, llada_dir, config)
+    with pytest.raises(ValueError, match=message):
+        convert_llada(tmp_path, llada_dir, config | change)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_config_of_another_family(tmp_path, llada_dir, dream_dir):
+    with pytest.raises(ValueError, match="model.embed_tokens.weight"):
+        convert_llada(tmp_path, llada_dir, json.loads((dream_dir / "config.json").read_text()))
+    assert not (tmp_path / "out").exists()
+
+
+def convert_llada(folder, llada_dir, config):
+    """Shards of the reference model, converted with some config; where that works the result is removed again."""
+    content = Content(groups=[load_file(llada_dir / "model.safetensors")])
+    (folder / "config").mkdir(exist_ok=True)
+    (folder / "config" / "config.json").write_text(json.dumps(config))
+    shards = folder / "run" if (folder / "run").is_dir() else write_shards(folder / "run", content, 3, 2)
+    prepare_conversion(shards, ConversionOptions(config=folder / "config")).write(folder / "out")
+    shutil.rmtree(folder / "out")
+
+
 def test_names():
     wrapped = ["module._orig_mod.model.a", "module._orig_mod.model.b"]
     assert list(official_names(wrapped, None, None).values()) == ["model.a", "model.b"]
@@ -124,7 +158,7 @@ def test_adapters_are_merged(tmp_path, stage):
         "layers.0.q.weight": [[13.0, 2.0], [7.0, 4.0]]
     }
     (folder / "adapter_config.json").write_text(json.dumps(adapter_config | {"use_dora": True}))
-    with pytest.raises(ValueError, match="use_dora is not merged"):
+    with pytest.raises(ValueError, match="use_dora=True cannot be merged"):
         prepare_conversion(folder, ConversionOptions())
 
 

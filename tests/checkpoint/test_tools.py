@@ -116,3 +116,17 @@ def test_reshard_writes_what_those_ranks_would_have(tmp_path, stage, before, aft
         for group in ours.get("optimizer_state_dict", {}).pop("param_slice_mappings", []):
             assert all(fragment.numel > 0 for fragment in group.values())
         assert same(ours, theirs), name
+        assert not num_shared(ours.get("optimizer_state_dict")), name  # AdamW counts steps in place
+
+
+def num_shared(tree):
+    """Tensors that lie in the memory of another one."""
+    places = [tensor.data_ptr() for tensor in tensors_of(tree) if tensor.numel()]
+    return len(places) - len(set(places))
+
+
+def tensors_of(tree):
+    if torch.is_tensor(tree):
+        return [tree]
+    values = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (list, tuple)) else ()
+    return [tensor for value in values for tensor in tensors_of(value)]

@@ -11,7 +11,7 @@ import torch
 
 from lift_ds import load_pretrained
 from lift_ds.cli.merge_lora import main
-from lift_ds.models.lora import add_adapters, split_adapters, write_adapters
+from lift_ds.models.lora import add_adapters, peft_config, save_adapters, split_adapters
 from tests.conftest import REPOSITORY, clean_environment, run
 
 
@@ -20,7 +20,7 @@ def adapters(llada_dir, tmp_path_factory):
     model, _ = load_pretrained(llada_dir)
     add_adapters(model, 2, 8.0, 0.0, ["q_proj"], seed=3)
     folder = tmp_path_factory.mktemp("merge") / "adapters"
-    write_adapters(split_adapters(model.state_dict())[1], folder, 2, 8.0, 0.0, ["q_proj"], str(llada_dir))
+    save_adapters(split_adapters(model.state_dict())[1], folder, peft_config(2, 8.0, 0.0, ["q_proj"]))
     return folder
 
 

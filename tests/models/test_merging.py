@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lift_ds import load_pretrained
 from lift_ds.models import merging
-from lift_ds.models.lora import add_adapters, split_adapters, write_adapters
+from lift_ds.models.lora import add_adapters, peft_config, save_adapters, split_adapters
 from lift_ds.models.merging import plan_merge, write_merged
 from lift_ds.models.peft_folder import AdapterFolder
 
@@ -109,7 +109,7 @@ def test_a_model_of_ours_gets_our_modelling_file(llada_dir, tmp_path):
     base, adapters = split_adapters(model.state_dict())
     untouched = load_file(llada_dir / "model.safetensors")
     assert base.keys() == untouched.keys() and all(torch.equal(base[name], untouched[name]) for name in base)
-    write_adapters(adapters, tmp_path / "adapters", 4, 8.0, 0.05, ["q_proj", "ff_out"], str(llada_dir))
+    save_adapters(adapters, tmp_path / "adapters", peft_config(4, 8.0, 0.05, ["q_proj", "ff_out"]))
     assert "base_model.model.model.transformer.blocks.0.q_proj.lora_A.weight" in adapters
     ids = torch.tensor([[5, 6, 7]])
     expected = model.eval()(input_ids=ids).logits

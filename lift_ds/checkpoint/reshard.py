@@ -18,12 +18,11 @@ from lift_ds.models.staging import SPARE_BYTES, check_space, staged_folder
 
 from .flat_layout import FlatTensor, Range, share, zero2_partition, zero2_ranges, zero3_ranges
 from .inspection import find_problems, open_inspected
-from .manifest import MANIFEST, Manifest, read_manifest, sync_and_hash, write_synced
+from .manifest import LATEST, MANIFEST, Manifest, read_manifest, sync_and_hash, write_synced
 from .safe_pickle import ALLOWED
 from .stored_tensor import StoredTensor
 from .torch_writer import PlannedTensor, copied, write_torch_file
 from .zero_checkpoint import FULL_STAGE, MASTER, MOMENTS, Shapes, ZeroCheckpoint
-from .zero_files import LATEST
 
 SUB_GROUP_SIZE = 10**9
 FRAGMENT = ALLOWED["deepspeed.utils.tensor_fragment", "fragment_address"]

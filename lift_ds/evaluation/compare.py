@@ -133,7 +133,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         ValueError: The file is missing or broken.
     """
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in path.read_bytes().splitlines()]  # a text's also end at U+2028 and others
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read: {error}; evaluate again.") from error
 

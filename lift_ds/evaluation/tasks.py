@@ -7,6 +7,7 @@ generations are task files, too.
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -173,6 +174,7 @@ def read_problem(task: str, values: Values, where: str) -> Problem:
         problem = Problem(where=where, **found)
         if not isinstance(problem.question, str):
             raise ValueError(f"the question is {problem.question!r:.60}; text is needed.")
+        json.dumps([problem.question, problem.ground_truth], ensure_ascii=False).encode()  # as results keep it
         TASK_SCORERS[task].check_row(Row(problem.question, ("",), problem.ground_truth, where, problem.entry_point))
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise ValueError(f"{where}: no row of {task}: {error}") from error

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from lift_ds import load_pretrained
 from lift_ds.cli import evaluate, evaluate_tables, score
 from lift_ds.evaluation import run as evaluation_run
 from lift_ds.evaluation.answering import load_answerer
+from lift_ds.evaluation.compare import compare
 from tests.conftest import free_port, run
 
 PROBLEMS = [
@@ -174,7 +176,7 @@ def write_evaluation(folder, solved, task="gsm8k", texts=("<b>one</b>", "two", "
     folder.mkdir()
     lines = [{"question": f"q{i}?", "generation": [text], "ground_truth": i, "where": f"f:{i}"} for i, text in
              enumerate(texts)]  # fmt: skip
-    (folder / f"{task}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / f"{task}.jsonl").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     items = [{"where": f"f:{i}", "scores": [{"is_solved": each}]} for i, each in enumerate(solved)]
     results = {"tasks": {task: {"scores": {"strict": {"items": items}}}}}
     (folder / "results.json").write_text(json.dumps(results))
@@ -198,6 +200,12 @@ def test_comparison(tmp_path, capsys):
     assert "&lt;b&gt;one&lt;/b&gt;" in text
     assert "<b>one</b>" not in text
     assert "+25.0%" in capsys.readouterr().out
+
+
+def test_answers_with_other_line_ends_are_compared(tmp_path):
+    """Python's text lines end at U+2028, U+2029 and U+0085, too; those of JSON Lines do not."""
+    first = write_evaluation(tmp_path / "first", [True], texts=("one\u2028two\u2029three\x85four\x00",))
+    assert [found.num_problems for found in compare(Path(first), Path(first), None, 0)] == [1]
 
 
 @pytest.mark.parametrize(

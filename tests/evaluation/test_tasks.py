@@ -91,6 +91,7 @@ def test_builtin_items_differ():
          r"needed are \(question, answer\) or \(question, ground_truth\)"),
         ("gsm8k", {"question": "x", "answer": "about 3"}, "not in `####` and a number"),
         ("gsm8k", {"question": 3, "ground_truth": 3}, "the question is 3; text is needed"),
+        ("gsm8k", {"question": "Tom \ud800", "ground_truth": 3}, "rows.jsonl:1: .*surrogates not allowed"),
         ("aime24", {"question": "x", "sol": []}, "no row of aime24: list index"),
         ("countdown", {"input": "4,x", "output": "3"}, "no row of countdown: invalid literal"),
         ("sudoku", {"Puzzle": "0234341221434320", "Solution": "1111111111111111"}, "not a solution of"),

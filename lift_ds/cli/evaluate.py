@@ -60,6 +60,31 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+COMPARISON_ONLY, HARNESS_ONLY = ("html", "json"), ("include_path", "num_fewshot", "apply_chat_template", "mc_num")
+EVALUATION_ONLY = ("data", "scorers", "samples", "protocol", "workers")
+ANSWERS_ONLY = ("model", "adapters", "tasks", "output", "deepspeed", "limit", "harness")
+
+
+def check_flags(arguments: argparse.Namespace) -> None:
+    """Refuses flags of another mode, which would be ignored.
+
+    Raises:
+        ValueError: One is given.
+    """
+    if arguments.compare is not None:
+        mode, others = "--compare", (*ANSWERS_ONLY, *HARNESS_ONLY, *EVALUATION_ONLY)
+    elif arguments.harness:
+        mode, others = "--harness", (*COMPARISON_ONLY, *EVALUATION_ONLY)
+    else:
+        mode, others = "an evaluation of tasks by protocol", (*COMPARISON_ONLY, *HARNESS_ONLY)
+    default = make_parser().get_default
+    given = [name for name in others if getattr(arguments, name) != default(name)]
+    given = [name for name in given if (mode, name) != ("--compare", "scorers")]
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(f"{names}: no flag of {mode}; remove it.")
+
+
 def run_comparison(arguments: argparse.Namespace) -> None:
     """Compares two evaluations.
 
@@ -82,6 +107,7 @@ def run_comparison(arguments: argparse.Namespace) -> None:
 
 def run_tool(arguments: argparse.Namespace, launch: Launch) -> None:
     """Does what the flags ask for; see the functions that it calls for its errors."""
+    check_flags(arguments)
     if arguments.compare is not None:
         if launch.is_main:
             run_comparison(arguments)
@@ -103,8 +129,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         run_tool(arguments, launch)
     except (ValueError, RuntimeError, OSError) as error:
-        if launch.is_main or isinstance(error, OSError):  # else all ranks find the same
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        if launch.is_main or has_started() or isinstance(error, OSError):  # else all ranks find the same
+            rank = "" if launch.is_main else f" on rank {launch.rank}"
+            print(f"error{rank}: {error}", file=sys.stderr, flush=True)
         if has_started():
             leave(2)
         sys.exit(2)

@@ -21,8 +21,8 @@ WIDTH = 130  # of tables where no terminal says how wide it is
 
 def wide_console() -> Console:
     """Where tables go."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=WIDTH)
+    console = Console(highlight=False, markup=False)  # paths may have brackets
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=WIDTH)
 
 
 class LiveTable:

@@ -185,7 +185,7 @@ def write_evaluation(folder, solved, task="gsm8k", texts=("<b>one</b>", "two", "
 
 def test_comparison(tmp_path, capsys):
     """Three of four flip: two only the second solves, one only the first. McNemar: min(1, 2 (1 + 3) / 8) = 1."""
-    first = write_evaluation(tmp_path / "first", [True, False, False, True])
+    first = write_evaluation(tmp_path / "first[/b]", [True, False, False, True])
     second = write_evaluation(tmp_path / "second", [False, True, True, True])
     page, figures = tmp_path / "page.html", tmp_path / "figures.json"
     evaluate.main(["--compare", first, second, "--html", str(page), "--json", str(figures)])
@@ -245,6 +245,9 @@ def test_comparison_of_what_differs(tmp_path, capsys, change, message):
         (["--adapters", "x", "--deepspeed", "y"], "merge them first"),
         (["--deepspeed", "ds_configs/zero2.json"], "zero_optimization.stage=2 cuts no weights"),
         (["--deepspeed", "none.json"], "none.json: cannot be read"),
+        (["--json", "x.json", "--html", "x.html"], "--html, --json: no flag of an evaluation"),
+        (["--num-fewshot", "3", "--apply-chat-template"], "--num-fewshot, --apply-chat-template: no flag of an eval"),
+        (["--compare", "a", "b"], "--model, --tasks, --data, --output: no flag of --compare|--model, --tasks, --output"),
     ],
 )
 def test_bad_flags(tmp_path, rows, more, message, capsys):

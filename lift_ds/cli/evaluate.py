@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from lift_ds.evaluation.compare import compare
+from lift_ds.evaluation.compare import compare, tasks_alone
 from lift_ds.evaluation.compare_page import comparison_page
 from lift_ds.evaluation.results import write_json
 from lift_ds.training.cluster import Launch, read_launch
@@ -98,6 +98,8 @@ def run_comparison(arguments: argparse.Namespace) -> None:
     found = compare(first, second, arguments.scorers[0] if arguments.scorers else None, arguments.seed)
     labels = (str(first), str(second))
     print_comparison(found, labels, wide_console())
+    for task in tasks_alone(first, second):
+        print(f"{task}: not in both; not compared")
     if arguments.html is not None:
         arguments.html.write_text(comparison_page(labels, found), encoding="utf-8", errors="replace")
         print(f"page: {arguments.html}")

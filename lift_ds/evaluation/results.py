@@ -29,7 +29,10 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
     path = folder / "settings.json"
     settings = json.loads(json.dumps(settings))
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: cannot be read: {error}; remove the folder.") from error
         different = sorted(differences(found, settings))
         if different:
             raise ValueError(

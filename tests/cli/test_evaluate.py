@@ -15,6 +15,7 @@ from lift_ds.cli import evaluate, evaluate_tables, score
 from lift_ds.evaluation import run as evaluation_run
 from lift_ds.evaluation.answering import load_answerer
 from lift_ds.evaluation.compare import compare
+from lift_ds.evaluation.samples import SampleLog
 from tests.conftest import free_port, run
 
 PROBLEMS = [
@@ -54,7 +55,7 @@ def texts_of(folder):
 def test_results(whole, tmp_path, rows):
     results = json.loads((whole / "results.json").read_text())
     assert results["settings"] == json.loads((whole / "settings.json").read_text())
-    assert results["settings"]["weights"].keys() == {"model.safetensors"}
+    assert results["settings"]["weights"].keys() == {"config.json", "model.safetensors"}
     assert results["environment"]["world_size"] == 1
     for task, name in (("gsm8k", "gsm8k.jsonl"), ("builtin:countdown", "builtin-countdown.jsonl")):
         found = results["tasks"][task]
@@ -138,7 +139,7 @@ def test_samples_do_not_depend_on_their_batch(flags, rows, tmp_path):
     assert list(results["tasks"]["gsm8k"]["scores"]["strict"]["pass_at_k"]) == ["1", "2"]
 
 
-def test_adapters_are_not_merged(whole, flags, tmp_path):
+def test_adapters_are_not_merged(whole, flags, tmp_path, capsys):
     """PEFT's folder on the base gives the logits of PEFT's own model, and other answers than the base."""
     model, _ = load_pretrained("builtin:base", torch.float32)
     torch.manual_seed(0)
@@ -155,7 +156,12 @@ def test_adapters_are_not_merged(whole, flags, tmp_path):
     evaluate.main([*flags, "--adapters", adapters, "--output", str(tmp_path / "out")])
     assert texts_of(tmp_path / "out") != texts_of(whole)
     weights = json.loads((tmp_path / "out" / "settings.json").read_text())["weights"]
-    assert weights.keys() == {"adapter_model.safetensors", "model.safetensors"}
+    assert weights.keys() == {"adapter_config.json", "adapter_model.safetensors", "config.json", "model.safetensors"}
+    config = Path(adapters) / "adapter_config.json"
+    config.write_text(config.read_text().replace('"lora_alpha": 64', '"lora_alpha": 32'))
+    with pytest.raises(SystemExit):  # the same files of weights are another model then
+        evaluate.main([*flags, "--adapters", adapters, "--output", str(tmp_path / "out")])
+    assert "other settings: weights.adapter_config.json" in capsys.readouterr().err
 
 
 def test_the_published_protocol(tmp_path, rows):
@@ -171,14 +177,14 @@ def test_the_published_protocol(tmp_path, rows):
         assert "<|" in json.loads(line)["generation"][0]
 
 
-def write_evaluation(folder, solved, task="gsm8k", texts=("<b>one</b>", "two", "three", "four")):
+def write_evaluation(folder, solved, task="gsm8k", texts=("<b>one</b>", "two", "three", "four"), version=1):
     """An evaluation's folder as far as a comparison reads it."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     lines = [{"question": f"q{i}?", "generation": [text], "ground_truth": i, "where": f"f:{i}"} for i, text in
              enumerate(texts)]  # fmt: skip
     (folder / f"{task}.jsonl").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     items = [{"where": f"f:{i}", "scores": [{"is_solved": each}]} for i, each in enumerate(solved)]
-    results = {"tasks": {task: {"scores": {"strict": {"items": items}}}}}
+    results = {"tasks": {task: {"scores": {"strict": {"items": items, "scorer_version": version}}}}}
     (folder / "results.json").write_text(json.dumps(results))
     return str(folder)
 
@@ -213,6 +219,7 @@ def test_answers_with_other_line_ends_are_compared(tmp_path):
     [
         ({"task": "math500"}, "have no task in common"),
         ({"texts": ("a", "b", "c")}, "answered different problems"),
+        ({"version": 2}, "scorer strict of versions 1 and 2"),
     ],
 )
 def test_comparison_of_what_differs(tmp_path, capsys, change, message):
@@ -247,7 +254,7 @@ def test_comparison_of_what_differs(tmp_path, capsys, change, message):
         (["--deepspeed", "none.json"], "none.json: cannot be read"),
         (["--json", "x.json", "--html", "x.html"], "--html, --json: no flag of an evaluation"),
         (["--num-fewshot", "3", "--apply-chat-template"], "--num-fewshot, --apply-chat-template: no flag of an eval"),
-        (["--compare", "a", "b"], "--model, --tasks, --data, --output: no flag of --compare|--model, --tasks, --output"),
+        (["--compare", "a", "b"], "--model, --tasks, --output, --data: no flag of --compare"),
     ],
 )
 def test_bad_flags(tmp_path, rows, more, message, capsys):
@@ -267,6 +274,20 @@ def test_a_folder_of_something_else(flags, tmp_path, capsys):
         evaluate.main([*flags, "--output", str(tmp_path)])
     assert "holds something that is no evaluation; choose another --output" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_one_evaluation_a_folder(whole, flags, capsys):
+    """A second one would make everything again, and may cut off a line that the first is writing."""
+    with SampleLog(whole / "samples.jsonl").locked(), pytest.raises(SystemExit):
+        evaluate.main([*flags, "--output", str(whole)])
+    assert "another evaluation is writing here" in capsys.readouterr().err
+
+
+def test_broken_settings_are_named(flags, tmp_path, capsys):
+    (tmp_path / "settings.json").write_text("")
+    with pytest.raises(SystemExit):
+        evaluate.main([*flags, "--output", str(tmp_path)])
+    assert "settings.json: cannot be read" in capsys.readouterr().err
 
 
 def test_live_table(whole, flags, monkeypatch):

@@ -75,7 +75,7 @@ def row_of(progress: TaskProgress) -> list[str]:
     total = len(progress.plan.problems) * progress.plan.num_samples
     if not samples or not scores:
         return [f"{len(samples)}/{total}", "", "", "", "", ""]
-    tokens = progress.plan.process.gen_length * len(samples)
+    tokens = sum(sample.num_denoised for sample in samples)
     return [
         f"{len(samples)}/{total}",
         f"{sum(score.is_solved for score in scores) / len(scores):.1%}",

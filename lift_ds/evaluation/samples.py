@@ -25,6 +25,7 @@ class Sample:
         num_tokens: Its tokens before the first special one.
         is_ended: Whether it came to its end within its length.
         num_forwards: Forwards of the batch that it was made in.
+        num_denoised: Tokens of its blocks that were denoised.
         seconds: Its share of the batch's time, over all ranks.
     """
 
@@ -35,6 +36,7 @@ class Sample:
     num_tokens: int
     is_ended: bool
     num_forwards: int
+    num_denoised: int
     seconds: float
 
     @property

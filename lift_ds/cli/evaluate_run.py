@@ -61,13 +61,15 @@ def data_files(flags: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:
     """The file of each task that has one.
 
     Raises:
-        ValueError: A flag is not TASK=FILE of a task that is evaluated.
+        ValueError: A flag is not TASK=FILE of a task that is evaluated, or a task has two.
     """
     found = {}
     for flag in flags:
         task, has_path, path = flag.partition("=")
         if not has_path or not path or task not in tasks:
             raise ValueError(f"--data {flag}: TASK=FILE is needed, of one of the tasks {', '.join(tasks)}.")
+        if task in found:
+            raise ValueError(f"--data {flag}: {task} has {found[task]} already.")
         found[task] = path
     return found
 

@@ -251,6 +251,7 @@ def test_comparison_of_what_differs(tmp_path, capsys, change, message):
         (["--tasks", "gsm8k", "gsm8k"], "gsm8k stands there twice"),
         (["--tasks", "countdown"], "countdown: not on the hub; name a file"),
         (["--data", "math500=x.jsonl"], "--data math500=x.jsonl: TASK=FILE is needed, of one of the tasks gsm8k"),
+        (["--data", "gsm8k=x.jsonl", "--data", "gsm8k=y.jsonl"], "--data gsm8k=.*: gsm8k has .* already"),
         (["--protocol", "none"], "protocol 'none': allowed are clean, lift"),
         (["--scorers", "kind"], "scorer 'kind': allowed are reference, strict"),
         (["--gen-length", "40", "--block-length", "32"], "gen_length=40 must be a multiple of block_length=32"),

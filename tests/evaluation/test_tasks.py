@@ -61,6 +61,21 @@ def test_csv_keeps_zeros(tmp_path):
     assert problem.where == f"{path}:2"
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"Puzzle,Solution\n0234341221434320\n", "sudoku.csv:2: more or fewer values"),
+        (b"Puzzle,Solution\n0234341221434320,1,2\n", "sudoku.csv:2: more or fewer values"),
+        (b"Puzzle,Solution\n" + b"0" * 200_000 + b",1\n", "cannot be read after line 1: field larger"),
+        (b"Puzzle,Solution\n\xff,1\n", "cannot be read after line 0: .*utf-8"),
+    ],
+)
+def test_broken_csv(tmp_path, content, message):
+    (tmp_path / "sudoku.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_problems("sudoku", str(tmp_path / "sudoku.csv"), None)
+
+
 def test_limit_takes_the_first(tmp_path):
     rows = [{"question": str(number), "ground_truth": number} for number in range(5)]
     path = write_rows(tmp_path / "rows.jsonl", *rows)
@@ -82,6 +97,8 @@ def test_builtin_items_differ():
     assert problems[:10] == read_problems("builtin:sudoku", None, 10)
     with pytest.raises(ValueError, match="name no file for it"):
         read_problems("builtin:sudoku", "x.jsonl", 3)
+    with pytest.raises(ValueError, match="say how many with --limit"):
+        read_problems("builtin:sudoku", None, None)
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,7 @@ def check_flags(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: One is given.
     """
+    others: tuple[str, ...]
     if arguments.compare is not None:
         mode, others = "--compare", (*ANSWERS_ONLY, *HARNESS_ONLY, *EVALUATION_ONLY)
     elif arguments.harness:

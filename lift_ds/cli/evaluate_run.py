@@ -63,7 +63,7 @@ def data_files(flags: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:
     Raises:
         ValueError: A flag is not TASK=FILE of a task that is evaluated, or a task has two.
     """
-    found = {}
+    found: dict[str, str] = {}
     for flag in flags:
         task, has_path, path = flag.partition("=")
         if not has_path or not path or task not in tasks:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from lift_ds.evaluation.compare import compare
+from lift_ds.evaluation.compare import compare, tasks_alone
 from lift_ds.evaluation.compare_page import comparison_page
 from lift_ds.evaluation.results import write_json
 from lift_ds.training.cluster import Launch, read_launch
@@ -60,6 +60,32 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+COMPARISON_ONLY, HARNESS_ONLY = ("html", "json"), ("include_path", "num_fewshot", "apply_chat_template", "mc_num")
+EVALUATION_ONLY = ("data", "scorers", "samples", "protocol", "workers")
+ANSWERS_ONLY = ("model", "adapters", "tasks", "output", "deepspeed", "limit", "harness")
+
+
+def check_flags(arguments: argparse.Namespace) -> None:
+    """Refuses flags of another mode, which would be ignored.
+
+    Raises:
+        ValueError: One is given.
+    """
+    others: tuple[str, ...]
+    if arguments.compare is not None:
+        mode, others = "--compare", (*ANSWERS_ONLY, *HARNESS_ONLY, *EVALUATION_ONLY)
+    elif arguments.harness:
+        mode, others = "--harness", (*COMPARISON_ONLY, *EVALUATION_ONLY)
+    else:
+        mode, others = "an evaluation of tasks by protocol", (*COMPARISON_ONLY, *HARNESS_ONLY)
+    default = make_parser().get_default
+    given = [name for name in others if getattr(arguments, name) != default(name)]
+    given = [name for name in given if (mode, name) != ("--compare", "scorers")]
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(f"{names}: no flag of {mode}; remove it.")
+
+
 def run_comparison(arguments: argparse.Namespace) -> None:
     """Compares two evaluations.
 
@@ -73,6 +99,8 @@ def run_comparison(arguments: argparse.Namespace) -> None:
     found = compare(first, second, arguments.scorers[0] if arguments.scorers else None, arguments.seed)
     labels = (str(first), str(second))
     print_comparison(found, labels, wide_console())
+    for task in tasks_alone(first, second):
+        print(f"{task}: not in both; not compared")
     if arguments.html is not None:
         arguments.html.write_text(comparison_page(labels, found), encoding="utf-8", errors="replace")
         print(f"page: {arguments.html}")
@@ -82,6 +110,7 @@ def run_comparison(arguments: argparse.Namespace) -> None:
 
 def run_tool(arguments: argparse.Namespace, launch: Launch) -> None:
     """Does what the flags ask for; see the functions that it calls for its errors."""
+    check_flags(arguments)
     if arguments.compare is not None:
         if launch.is_main:
             run_comparison(arguments)
@@ -103,8 +132,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         run_tool(arguments, launch)
     except (ValueError, RuntimeError, OSError) as error:
-        if launch.is_main or isinstance(error, OSError):  # else all ranks find the same
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        if launch.is_main or has_started() or isinstance(error, OSError):  # else all ranks find the same
+            rank = "" if launch.is_main else f" on rank {launch.rank}"
+            print(f"error{rank}: {error}", file=sys.stderr, flush=True)
         if has_started():
             leave(2)
         sys.exit(2)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,23 +17,19 @@ from lift_ds.training.cluster import Launch
 
 from .evaluate_run import default_output, load_model
 
+RESULTS = "harness.json"
 SAME_NAMES = (
     "gen_length", "block_length", "steps", "threshold", "factor", "remasking", "temperature", "top_p", "cfg_scale",
     "cache", "eos", "seed", "batch_size", "mc_num",
 )  # fmt: skip
-NOT_ITS_OWN: dict[str, Any] = {"data": [], "scorers": None, "samples": 1}
-"""Flags that the harness has no use for, with the values of flags that are not given."""
 
 
 def harness_settings(arguments: argparse.Namespace) -> HarnessSettings:
     """How the model answers and scores.
 
     Raises:
-        ValueError: A flag is out of range, or is none of the harness's.
+        ValueError: A flag is out of range.
     """
-    unused = [name for name, value in NOT_ITS_OWN.items() if getattr(arguments, name) != value]
-    if unused:
-        raise ValueError(f"--{unused[0]} with --harness: its tasks bring their data and scores; remove it.")
     try:
         return HarnessSettings(**{name: getattr(arguments, name) for name in SAME_NAMES})
     except ValidationError as error:
@@ -49,6 +47,7 @@ def run_harness_tasks(arguments: argparse.Namespace, launch: Launch) -> None:
     settings = harness_settings(arguments)
     output = arguments.output or default_output(arguments, "harness")
     answerer, ranks = load_model(arguments, launch)
+    ranks.on_main(lambda: open_output(output))
     found = run_harness(
         answerer,
         ranks,
@@ -65,9 +64,21 @@ def run_harness_tasks(arguments: argparse.Namespace, launch: Launch) -> None:
     from lm_eval.utils import handle_non_serializable, make_table
 
     print(make_table(found))
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(output / "harness.json", plain(found, handle_non_serializable))
-    print(f"results: {output / 'harness.json'}")
+    write_json(output / RESULTS, plain(found, handle_non_serializable))
+    print(f"results: {output / RESULTS}")
+
+
+def open_output(folder: Path) -> None:
+    """Makes the folder of the results, and tries to write there, before the work of hours.
+
+    Raises:
+        ValueError: It has results already.
+        OSError: It cannot be written to.
+    """
+    if (folder / RESULTS).exists():
+        raise ValueError(f"{folder / RESULTS} exists; remove it, or name another --output.")
+    folder.mkdir(parents=True, exist_ok=True)
+    TemporaryFile(dir=folder).close()
 
 
 def plain(found: dict[str, Any], convert: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from lift_ds.evaluation.samples import SampleLog
 from lift_ds.evaluation.score_file import ScoringPool, check_names
 from lift_ds.evaluation.tasks import Problem
 from lift_ds.models.families import read_config
-from lift_ds.models.lora import PEFT_WEIGHTS
+from lift_ds.models.lora import PEFT_CONFIG, PEFT_WEIGHTS
 from lift_ds.models.weights import resolve_folder
 from lift_ds.sampling.reverse import ReverseProcess
 from lift_ds.training.cluster import Launch
@@ -32,6 +33,7 @@ from lift_ds.training.inference import load_cut, load_whole
 from .evaluate_tables import LiveTable, print_results, wide_console
 from .sampling_flags import process_of
 
+CONFIG = "config.json"
 EVALUATIONS = Path("evaluations")
 PACKAGES = ("lift_ds", "torch", "transformers")
 
@@ -59,13 +61,15 @@ def data_files(flags: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:
     """The file of each task that has one.
 
     Raises:
-        ValueError: A flag is not TASK=FILE of a task that is evaluated.
+        ValueError: A flag is not TASK=FILE of a task that is evaluated, or a task has two.
     """
-    found = {}
+    found: dict[str, str] = {}
     for flag in flags:
         task, has_path, path = flag.partition("=")
         if not has_path or not path or task not in tasks:
             raise ValueError(f"--data {flag}: TASK=FILE is needed, of one of the tasks {', '.join(tasks)}.")
+        if task in found:
+            raise ValueError(f"--data {flag}: {task} has {found[task]} already.")
         found[task] = path
     return found
 
@@ -84,10 +88,12 @@ def task_process(arguments: argparse.Namespace, protocol: Protocol, task: str) -
 
 
 def weight_hashes(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, str]:
-    """SHA-256 of every file with weights; the ranks share the work."""
-    shares = ranks.gather_objects(hash_base(resolve_folder(arguments.model), ranks.rank, ranks.world_size))
+    """SHA-256 of every file with weights, and of those that say how they are used; the ranks share the work."""
+    folder = resolve_folder(arguments.model)
+    shares = ranks.gather_objects(hash_base(folder, ranks.rank, ranks.world_size))
+    shares.append({CONFIG: hash_file(folder / CONFIG)})
     if arguments.adapters is not None:
-        shares.append({PEFT_WEIGHTS: hash_file(Path(arguments.adapters) / PEFT_WEIGHTS)})
+        shares.append({name: hash_file(Path(arguments.adapters) / name) for name in (PEFT_WEIGHTS, PEFT_CONFIG)})
     return dict(sorted((name, record.sha256) for share in shares for name, record in share.items()))
 
 
@@ -153,12 +159,18 @@ def run_evaluation(arguments: argparse.Namespace, launch: Launch) -> None:
         "tasks": {plan.name: plan.settings() for plan in plans},
     }
     output = arguments.output or default_output(arguments, arguments.protocol)
-    ranks.on_main(lambda: open_folder(output, settings))
     log = SampleLog(output / "samples.jsonl")
-    if launch.is_main:
-        answer_and_score(arguments, plans, answerer, ranks, output, settings, log)
-    else:
-        evaluate(plans, answerer, ranks, arguments.batch_size, arguments.seed, log, None, lambda progress: None)
+    with ExitStack() as held:
+
+        def claim_output() -> None:
+            open_folder(output, settings)
+            held.enter_context(log.locked())
+
+        ranks.on_main(claim_output)
+        if launch.is_main:
+            answer_and_score(arguments, plans, answerer, ranks, output, settings, log)
+        else:
+            evaluate(plans, answerer, ranks, arguments.batch_size, arguments.seed, log, None, lambda progress: None)
 
 
 def answer_and_score(

@@ -21,8 +21,8 @@ WIDTH = 130  # of tables where no terminal says how wide it is
 
 def wide_console() -> Console:
     """Where tables go."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=WIDTH)
+    console = Console(highlight=False, markup=False)  # paths may have brackets
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=WIDTH)
 
 
 class LiveTable:
@@ -75,7 +75,7 @@ def row_of(progress: TaskProgress) -> list[str]:
     total = len(progress.plan.problems) * progress.plan.num_samples
     if not samples or not scores:
         return [f"{len(samples)}/{total}", "", "", "", "", ""]
-    tokens = progress.plan.process.gen_length * len(samples)
+    tokens = sum(sample.num_denoised for sample in samples)
     return [
         f"{len(samples)}/{total}",
         f"{sum(score.is_solved for score in scores) / len(scores):.1%}",

@@ -27,12 +27,14 @@ class Answer:
         num_tokens: Tokens before the first special token.
         is_ended: Whether there is one; else the answer was cut at its length.
         num_forwards: Forwards of the model for the batch that it was made in.
+        num_denoised: Tokens of the blocks that were denoised; after an early stop the rest is filled in for nothing.
     """
 
     text: str
     num_tokens: int
     is_ended: bool
     num_forwards: int
+    num_denoised: int
 
 
 @dataclass(frozen=True)
@@ -78,13 +80,17 @@ class Answerer:
             self.any_rank,
             watch and (lambda now: watch(now[:, start:])),
         )
-        return [self.read(row, made.num_forwards, keeps_special) for row in made.ids[:, start:].tolist()]
+        return [self.read(row, made.num_forwards, process, keeps_special) for row in made.ids[:, start:].tolist()]
 
-    def read(self, ids: list[int], num_forwards: int, keeps_special: bool) -> Answer:
+    def read(self, ids: list[int], num_forwards: int, process: ReverseProcess, keeps_special: bool) -> Answer:
         """The answer that generated ids are."""
         kept = self.encoder.answer_ids(ids)
         text = str(self.encoder.tokenizer.decode(ids if keeps_special else kept))
-        return Answer(text, len(kept), len(kept) < len(ids), num_forwards)
+        num_denoised = len(ids)
+        if process.stop_early and self.encoder.end_token_id in ids:
+            end_block = ids.index(self.encoder.end_token_id) // process.block_length
+            num_denoised = (end_block + 1) * process.block_length
+        return Answer(text, len(kept), len(kept) < len(ids), num_forwards, num_denoised)
 
 
 def make_encoder(config: Any, tokenizer: Any, label: str) -> ChatEncoder:

@@ -77,6 +77,12 @@ def compare(first: Path, second: Path, scorer: str | None, seed: int) -> list[Ta
     return [compare_task(task, (first, second), results, scorer, seed) for task in common]
 
 
+def tasks_alone(first: Path, second: Path) -> list[str]:
+    """Tasks that only one of two evaluations has; see `compare` for errors."""
+    tasks = [read_results(folder)["tasks"] for folder in (first, second)]
+    return sorted(tasks[0].keys() ^ tasks[1].keys())
+
+
 def read_results(folder: Path) -> dict[str, Any]:
     """What `results.json` of a folder holds.
 
@@ -101,6 +107,12 @@ def compare_task(
     if not shared or scorer not in (None, *shared):
         raise ValueError(f"{task}: scored by {' and by '.join(', '.join(each) for each in both)}; choose a common one.")
     chosen = scorer or shared[0]
+    versions = [each[chosen]["scorer_version"] for each in both]
+    if versions[0] != versions[1]:
+        raise ValueError(
+            f"{task}: scorer {chosen} of versions {versions[0]} and {versions[1]}; the command that made the older "
+            "results, given again, scores them anew."
+        )
     rows = [read_rows(folder / task_file(task)) for folder in folders]
     if len(rows[0]) != len(rows[1]) or not all(map(is_same_problem, *rows)):
         raise ValueError(f"{task}: {folders[0]} and {folders[1]} answered different problems; evaluate on the same.")
@@ -133,7 +145,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         ValueError: The file is missing or broken.
     """
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in path.read_bytes().splitlines()]  # a text's also end at U+2028 and others
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read: {error}; evaluate again.") from error
 

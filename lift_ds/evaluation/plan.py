@@ -46,6 +46,7 @@ class TaskPlan:
         return {
             "num_problems": len(self.problems),
             "problems_sha256": hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+            "prompts_sha256": hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest(),  # tokenizer, chat template
             "protocol_sha256": self.protocol_hash,
             "num_samples": self.num_samples,
             "decoding": asdict(self.process),

@@ -24,6 +24,7 @@ from .tasks import Problem
 FOLDER = Path(str(files("lift_ds") / "assets" / "protocols"))
 DOCSTRING = re.compile(r'("""|\'\'\')(.*?)\1', re.DOTALL)
 FIELDS = {"question", "tests"}
+TASKS_WITH_TESTS = ("humaneval", "mbpp")
 
 
 class Decoding(Section):
@@ -53,7 +54,7 @@ class TaskProtocol(Section):
     @classmethod
     def check_prompt(cls, prompt: str) -> str:
         """Checks that the prompt names the question, and nothing unknown."""
-        named = {name for _, name, _, _ in Formatter().parse(prompt) if name is not None}
+        named = fields_of(prompt)
         if "question" not in named or named - FIELDS:
             raise ValueError(f"names {sorted(named)}; {{question}} is needed, {{tests}} allowed ({{{{ is a brace)")
         return prompt
@@ -68,7 +69,10 @@ class TaskProtocol(Section):
 
     def turn(self, problem: Problem) -> str:
         """The user's turn about a problem from `pose`."""
-        return self.prompt.format(question=problem.question, tests=test_text(problem.ground_truth))
+        values = {"question": problem.question}
+        if "tests" in fields_of(self.prompt):
+            values["tests"] = test_text(problem.ground_truth)
+        return self.prompt.format(**values)
 
 
 class Protocol(Section):
@@ -94,12 +98,25 @@ class Protocol(Section):
         unknown = sorted(set(self.tasks) - set(TASK_SCORERS))
         if unknown:
             raise ValueError(f"tasks: {', '.join(unknown)} unknown; allowed are {', '.join(TASK_SCORERS)}")
+        for name, task in self.tasks.items():
+            if "tests" in fields_of(task.prompt) and name not in TASKS_WITH_TESTS:
+                raise ValueError(f"tasks.{name}.prompt: {{tests}} would show the right answer; remove it")
         return self
 
     def fingerprint(self, task: str) -> str:
         """SHA-256 of all that the protocol says of a task."""
         said = self.model_dump_json(include={"stop_early", "answer_prefix", "decoding"})
         return hashlib.sha256(f"{said}{self.tasks[task].model_dump_json()}".encode()).hexdigest()
+
+
+def fields_of(prompt: str) -> set[str]:
+    """What a prompt has braces for; a field's format, as in {question:>9}, counts as part of its name."""
+    parsed = Formatter().parse(prompt)
+    return {
+        f"{name}{'!' if conversion else ''}{conversion or ''}{':' if form else ''}{form or ''}"
+        for _, name, form, conversion in parsed
+        if name is not None
+    }
 
 
 def load_protocol(name: str) -> Protocol:

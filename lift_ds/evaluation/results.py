@@ -29,7 +29,10 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
     path = folder / "settings.json"
     settings = json.loads(json.dumps(settings))
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: cannot be read: {error}; remove the folder.") from error
         different = sorted(differences(found, settings))
         if different:
             raise ValueError(
@@ -99,15 +102,15 @@ def write_results(
 
 
 def generation_figures(progress: TaskProgress) -> dict[str, float]:
-    """Cost of the answers: forwards and tokens by answer, tokens a forward and a second, and what was cut."""
+    """Cost of the answers: forwards and tokens by answer, denoised tokens a forward and a second, what was cut."""
     samples = list(progress.samples.values())
     forwards, seconds = sum(each.num_forwards for each in samples), sum(each.seconds for each in samples)
-    length = progress.plan.process.gen_length
+    denoised = sum(each.num_denoised for each in samples)
     return {
         "samples": len(samples),
         "forwards_per_sample": forwards / len(samples),
-        "tokens_per_forward": length * len(samples) / forwards,
-        "tokens_per_second": length * len(samples) / seconds,
+        "tokens_per_forward": denoised / forwards,
+        "tokens_per_second": denoised / seconds,
         "answer_tokens_per_sample": sum(each.num_tokens for each in samples) / len(samples),
         "truncated": sum(not each.is_ended for each in samples),
         "seconds": seconds,

@@ -121,6 +121,9 @@ def answer_units(plan: TaskPlan, units: Sequence[Unit], answerer: Answerer, seed
     prompts = [plan.prompts[index] for index, _ in units]
     answers = answerer.answer(prompts, plan.process, seeds, keeps_special=plan.keeps_special)
     return [
-        Sample(plan.name, *unit, answer.text, answer.num_tokens, answer.is_ended, answer.num_forwards, 0.0)
+        Sample(
+            plan.name, *unit, answer.text, answer.num_tokens, answer.is_ended, answer.num_forwards,
+            answer.num_denoised, 0.0,
+        )
         for unit, answer in zip(units, answers, strict=True)
-    ]
+    ]  # fmt: skip

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,6 +25,7 @@ class Sample:
         num_tokens: Its tokens before the first special one.
         is_ended: Whether it came to its end within its length.
         num_forwards: Forwards of the batch that it was made in.
+        num_denoised: Tokens of its blocks that were denoised.
         seconds: Its share of the batch's time, over all ranks.
     """
 
@@ -33,6 +36,7 @@ class Sample:
     num_tokens: int
     is_ended: bool
     num_forwards: int
+    num_denoised: int
     seconds: float
 
     @property
@@ -51,6 +55,23 @@ class SampleLog:
     def __init__(self, path: Path) -> None:
         """Stores the place."""
         self.path = path
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other evaluations away: two would make everything twice, and cut off each other's lines.
+
+        Raises:
+            ValueError: Another one is at work.
+            OSError: The file cannot be written.
+        """
+        with self.path.open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(
+                    f"{self.path.parent}: another evaluation is writing here; wait for its end."
+                ) from error
+            yield
 
     def read(self) -> dict[Key, Sample]:
         """All whole lines by key; half a line at the end, from a kill, is cut off.

@@ -7,6 +7,7 @@ generations are task files, too.
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -136,8 +137,10 @@ def read_problems(task: str, path: str | None, num_items: int | None) -> list[Pr
         ConnectionError: The hub does not answer.
     """
     if task.startswith(BUILTIN_PREFIX):
-        if path is not None or num_items is None:
+        if path is not None:
             raise ValueError(f"{task}: its items are made, as many as are asked for; name no file for it.")
+        if num_items is None:
+            raise ValueError(f"{task}: the protocol names no number of items; say how many with --limit.")
         return builtin_problems(task, num_items)
     default = next((data.hub for data in TASK_DATA[task] if data.hub), None)
     if path is None and default is None:
@@ -173,6 +176,7 @@ def read_problem(task: str, values: Values, where: str) -> Problem:
         problem = Problem(where=where, **found)
         if not isinstance(problem.question, str):
             raise ValueError(f"the question is {problem.question!r:.60}; text is needed.")
+        json.dumps([problem.question, problem.ground_truth], ensure_ascii=False).encode()  # as results keep it
         TASK_SCORERS[task].check_row(Row(problem.question, ("",), problem.ground_truth, where, problem.entry_point))
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise ValueError(f"{where}: no row of {task}: {error}") from error
@@ -197,12 +201,22 @@ def rows_of(path: str) -> Iterator[tuple[str, Values]]:
 
 
 def csv_rows(path: Path) -> Iterator[tuple[str, Values]]:
-    """Rows of a CSV file, all values as text: puzzles begin with zeros."""
+    """Rows of a CSV file, all values as text: puzzles begin with zeros.
+
+    Raises:
+        ValueError: It cannot be read, or a row has more or fewer values than there are columns.
+    """
     if not path.is_file():
         raise ValueError(f"{path}: no such file.")
     with path.open(newline="", encoding="utf-8-sig") as file:
-        for number, values in enumerate(csv.DictReader(file), start=2):
-            yield f"{path}:{number}", {name: value for name, value in values.items() if name is not None}
+        rows = csv.DictReader(file)
+        try:
+            for values in rows:
+                if None in values or None in values.values():
+                    raise ValueError(f"{path}:{rows.line_num}: more or fewer values than columns.")
+                yield f"{path}:{rows.line_num}", values
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: cannot be read after line {rows.line_num}: {error}") from error
 
 
 def builtin_problems(task: str, num_items: int) -> list[Problem]:

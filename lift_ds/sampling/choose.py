@@ -5,6 +5,7 @@ Shapes: B sequences, N positions of a block, V vocabulary rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -49,10 +50,14 @@ class Rule:
         for name, allowed in (("remasking", get_args(Remasking)), ("eos", get_args(EosPolicy))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r}: allowed are {', '.join(allowed)}.")
-        if self.temperature < 0:
+        if not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature={self.temperature}: 0 (greedy) or more.")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p}: above 0, at most 1.")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold={self.threshold}: a probability, 0 to 1.")
+        if self.factor is not None and not self.factor > 0:
+            raise ValueError(f"factor={self.factor}: above 0.")
         if self.threshold is not None and self.factor is not None:
             raise ValueError(f"threshold={self.threshold} and factor={self.factor}: only one of them decides.")
         if self.is_adaptive and self.remasking in ("random", "entropy"):

@@ -10,6 +10,7 @@ does not depend on its batch.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
@@ -122,9 +123,14 @@ class ReverseProcess:
     cache: Cache = "none"
 
     def __post_init__(self) -> None:
-        """Checks that lengths and steps divide, and the cache."""
+        """Checks ranges, and that lengths and steps divide."""
         if self.cache not in get_args(Cache):
             raise ValueError(f"cache={self.cache!r}: allowed are {', '.join(get_args(Cache))}.")
+        for name in ("gen_length", "block_length", "steps"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: at least 1.")
+        if not 0 <= self.cfg_scale < math.inf:
+            raise ValueError(f"cfg_scale={self.cfg_scale}: 0 (off) or more.")
         if self.cache != "none" and self.cfg_scale > 0:
             raise ValueError(f"cache={self.cache!r} with cfg_scale={self.cfg_scale}: guidance keeps none; drop one.")
         if self.gen_length % self.block_length:

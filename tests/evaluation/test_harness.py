@@ -185,11 +185,18 @@ def test_our_own_command(task_dir, tmp_path, monkeypatch, capsys):
     flags = ["--harness", "--model", "builtin:base", "--tasks", "tiny_words", "--include-path", str(task_dir)]
     flags += ["--batch-size", "3", "--mc-num", "12", "--threshold", "0.9", "--output", str(tmp_path / "out")]
     evaluate.main([*flags, "--apply-chat-template"])
-    with pytest.raises(SystemExit):
-        evaluate.main([*flags, "--samples", "2"])
-    captured = capsys.readouterr()
-    assert "tiny_words" in captured.out
-    assert "--samples with --harness: its tasks bring their data and scores" in captured.err
+    assert "tiny_words" in capsys.readouterr().out
+    for more, message in (
+        (["--samples", "2", "--protocol", "clean"], "--samples, --protocol: no flag of --harness"),
+        (["--json", "x.json"], "--json: no flag of --harness"),
+        ([], "harness.json exists; remove it, or name another --output"),
+        (["--output", str(task_dir / "tiny_words.yaml" / "out")], "Not a directory"),
+    ):
+        with pytest.raises(SystemExit):
+            evaluate.main([*flags, *more])
+        captured = capsys.readouterr()
+        assert message in captured.err
+        assert "tiny_words,none" not in captured.out
     found = json.loads((tmp_path / "out" / "harness.json").read_text())
     assert found["results"]["tiny_words"]["perplexity,none"] > 1
     assert all(len(sample["standard_errors"]) == 1 for sample in found["samples"]["tiny_words"])

@@ -43,6 +43,14 @@ def test_tests_are_shown():
         assert "assert add(1, 2) == 3\nassert add(0, 0) == 0" in load_protocol(name).tasks["mbpp"].turn(problem)
 
 
+@pytest.mark.parametrize("name", ["lift", "clean"])
+def test_answers_are_not_shown(name):
+    """Ground truths of other tasks are no tests, and no text either."""
+    turn = load_protocol(name).tasks["countdown"].turn(Problem("Numbers: [4, 2]", [[4, 2], 86], "here"))
+    assert "Numbers: [4, 2]" in turn
+    assert "86" not in turn
+
+
 def test_a_file_is_a_protocol(tmp_path):
     values = yaml.safe_load((FOLDER / "clean.yaml").read_text())
     path = tmp_path / "mine.yaml"
@@ -61,6 +69,12 @@ def test_a_file_is_a_protocol(tmp_path):
         ({"tasks": {"gsm9k": {"prompt": "{question}"}}}, "tasks: gsm9k unknown; allowed are gsm8k"),
         ({"tasks": {"gsm8k": {"prompt": "no question"}}}, r"names \[\]; \{question\} is needed"),
         ({"tasks": {"gsm8k": {"prompt": "{question} {answer}"}}}, "names .*answer"),
+        ({"tasks": {"gsm8k": {"prompt": "{question} {}"}}}, "names "),
+        ({"tasks": {"gsm8k": {"prompt": "{question.__class__}"}}}, "names .*__class__"),
+        ({"tasks": {"gsm8k": {"prompt": "{question:{tests}}"}}}, "names .*question:{tests}"),
+        ({"tasks": {"gsm8k": {"prompt": "{question!r}"}}}, "names .*question!r"),
+        ({"tasks": {"gsm8k": {"prompt": "{question"}}}, "expected '}'"),
+        ({"tasks": {"gsm8k": {"prompt": "{question} {tests}"}}}, "gsm8k.prompt: {tests} would show the right answer"),
         ({"scorers": ["kind"]}, "scorers"),
         ({"decoding": {"gen_length": 0, "block_length": 8, "steps": 8}}, "gen_length"),
         ({"temperature": 1}, "temperature"),

@@ -61,6 +61,21 @@ def test_csv_keeps_zeros(tmp_path):
     assert problem.where == f"{path}:2"
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"Puzzle,Solution\n0234341221434320\n", "sudoku.csv:2: more or fewer values"),
+        (b"Puzzle,Solution\n0234341221434320,1,2\n", "sudoku.csv:2: more or fewer values"),
+        (b"Puzzle,Solution\n" + b"0" * 200_000 + b",1\n", "cannot be read after line 1: field larger"),
+        (b"Puzzle,Solution\n\xff,1\n", "cannot be read after line 0: .*utf-8"),
+    ],
+)
+def test_broken_csv(tmp_path, content, message):
+    (tmp_path / "sudoku.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_problems("sudoku", str(tmp_path / "sudoku.csv"), None)
+
+
 def test_limit_takes_the_first(tmp_path):
     rows = [{"question": str(number), "ground_truth": number} for number in range(5)]
     path = write_rows(tmp_path / "rows.jsonl", *rows)
@@ -82,6 +97,8 @@ def test_builtin_items_differ():
     assert problems[:10] == read_problems("builtin:sudoku", None, 10)
     with pytest.raises(ValueError, match="name no file for it"):
         read_problems("builtin:sudoku", "x.jsonl", 3)
+    with pytest.raises(ValueError, match="say how many with --limit"):
+        read_problems("builtin:sudoku", None, None)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +108,7 @@ def test_builtin_items_differ():
          r"needed are \(question, answer\) or \(question, ground_truth\)"),
         ("gsm8k", {"question": "x", "answer": "about 3"}, "not in `####` and a number"),
         ("gsm8k", {"question": 3, "ground_truth": 3}, "the question is 3; text is needed"),
+        ("gsm8k", {"question": "Tom \ud800", "ground_truth": 3}, "rows.jsonl:1: .*surrogates not allowed"),
         ("aime24", {"question": "x", "sol": []}, "no row of aime24: list index"),
         ("countdown", {"input": "4,x", "output": "3"}, "no row of countdown: invalid literal"),
         ("sudoku", {"Puzzle": "0234341221434320", "Solution": "1111111111111111"}, "not a solution of"),

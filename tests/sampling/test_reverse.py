@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 
 import pytest
 import torch
@@ -94,6 +95,22 @@ def test_lengths_beyond_the_model_are_refused(llada):
     longest = llada.config.max_sequence_length
     with pytest.raises(ValueError, match=f"a prompt of 3 tokens and gen_length={longest} are longer"):
         generate(llada, torch.tensor([[5, 6, 7]]), longest, longest, longest)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gen_length": -16}, "gen_length=-16: at least 1"),
+        ({"block_length": 0}, "block_length=0: at least 1"),
+        ({"steps": 0}, "steps=0: at least 1"),
+        ({"steps": -4}, "steps=-4: at least 1"),
+        ({"cfg_scale": -1.0}, "cfg_scale=-1.0: 0"),
+        ({"cfg_scale": math.nan}, "cfg_scale=nan: 0"),
+    ],
+)
+def test_values_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        ReverseProcess(**({"gen_length": 16, "block_length": 8, "steps": 4} | options))
 
 
 @pytest.mark.parametrize(("steps", "gen_length", "block_length"), [(8, 10, 4), (7, 8, 4)])

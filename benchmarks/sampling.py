@@ -67,7 +67,7 @@ def plain(
             places = confidence.sort(dim=-1, descending=True, stable=True).indices[:, :count]
             ids.scatter_(1, places, predicted.gather(1, places))
             num_forwards += 1
-    return Generation(ids, num_forwards)
+    return Generation(ids, num_forwards, torch.full((len(ids),), num_forwards))
 
 
 @dataclass

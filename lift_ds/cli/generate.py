@@ -36,7 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt", action="append", help="the user's turn; more than once for several")
     parser.add_argument("--file", type=Path, help="jsonl whose rows have a prompt or question, answered in batches")
     parser.add_argument("--system", help="system text of every conversation")
-    parser.add_argument("--json", type=Path, help="jsonl to write: question, generation, num_forwards of its batch")
+    parser.add_argument("--json", type=Path, help="jsonl to write: question, generation, num_forwards")
     add_sampling_flags(parser, 128, 32, "a step a token")
     return parser
 

@@ -26,7 +26,7 @@ class Answer:
         text: What is before the first special token, or all of it, special tokens included.
         num_tokens: Tokens before the first special token.
         is_ended: Whether there is one; else the answer was cut at its length.
-        num_forwards: Forwards of the model for the batch that it was made in.
+        num_forwards: Forwards of the model that it took; a batch goes on until its slowest answer is done.
         num_denoised: Tokens of the blocks that were denoised; after an early stop the rest is filled in for nothing.
     """
 
@@ -80,7 +80,8 @@ class Answerer:
             self.any_rank,
             watch and (lambda now: watch(now[:, start:])),
         )
-        return [self.read(row, made.num_forwards, process, keeps_special) for row in made.ids[:, start:].tolist()]
+        rows = zip(made.ids[:, start:].tolist(), made.row_forwards.tolist(), strict=True)
+        return [self.read(row, num_forwards, process, keeps_special) for row, num_forwards in rows]
 
     def read(self, ids: list[int], num_forwards: int, process: ReverseProcess, keeps_special: bool) -> Answer:
         """The answer that generated ids are."""

@@ -21,7 +21,7 @@ class Flip:
         question: What was asked.
         ground_truth: The right answer.
         solved: Share of the first and of the second model's answers that are right.
-        generations: Their first answers.
+        generations: An answer of each: a right one, if there is any.
     """
 
     where: str
@@ -121,8 +121,8 @@ def compare_task(
     is_single = all(len(row["generation"]) == 1 for each in rows for row in each)
     only_first, only_second = sum(a > b for a, b in pairs), sum(b > a for a, b in pairs)
     flips = [
-        Flip(one["where"], one["question"], one["ground_truth"], pair, (one["generation"][0], two["generation"][0]))
-        for one, two, pair in zip(*rows, pairs, strict=True)
+        Flip(one["where"], one["question"], one["ground_truth"], pair, (shown_answer(one, a), shown_answer(two, b)))
+        for one, two, pair, a, b in zip(*rows, pairs, *(each[chosen]["items"] for each in both), strict=True)
         if pair[0] != pair[1]
     ]
     return TaskComparison(
@@ -154,6 +154,12 @@ def is_same_problem(one: dict[str, Any], two: dict[str, Any]) -> bool:
     """Whether two rows are of the same problem; protocols may pose a part of it only, such as a docstring."""
     first, second = one["question"].strip(), two["question"].strip()
     return one["ground_truth"] == two["ground_truth"] and (first in second or second in first)
+
+
+def shown_answer(row: dict[str, Any], item: dict[str, Any]) -> str:
+    """The first right answer of a problem, else the first."""
+    rights = [text for text, score in zip(row["generation"], item["scores"], strict=True) if score["is_solved"]]
+    return str(rights[0] if rights else row["generation"][0])
 
 
 def solved_share(item: dict[str, Any]) -> float:

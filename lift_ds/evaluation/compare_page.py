@@ -69,11 +69,11 @@ def flips_section(found: TaskComparison, labels: tuple[str, str]) -> str:
 def flip_details(flip: Flip, labels: tuple[str, str]) -> str:
     """One problem with both answers."""
     better = labels[0] if flip.solved[0] > flip.solved[1] else labels[1]
-    columns = zip(labels, flip.solved, reversed(flip.solved), flip.generations, strict=True)
+    columns = zip(labels, flip.solved, flip.generations, strict=True)
     answers = "".join(
         f"<div><b>{label}: {share:.0%} right</b>"
-        f"<pre class={'right' if share > other else 'wrong'}>{shown(text)}</pre></div>"
-        for label, share, other, text in columns
+        f"<pre class={'right' if share > 0 else 'wrong'}>{shown(text)}</pre></div>"
+        for label, share, text in columns
     )
     return (
         f"<details><summary>{better} &nbsp; {shown(flip.question[:160])}</summary>"

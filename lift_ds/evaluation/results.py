@@ -93,7 +93,7 @@ def write_results(
             for row in rows
         )
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        (folder / task_file(name)).write_text(text, encoding="utf-8", errors="surrogatepass")
+        (folder / task_file(name)).write_text(text, encoding="utf-8")
         scores = {each: summarize(rows, progress.scores(each), name, each) for each in progress.plan.scorers}
         tasks[name] = {"generation": generation_figures(progress), "scores": scores}
     results = {"version": RESULTS_VERSION, "settings": settings, "environment": environment, "tasks": tasks}

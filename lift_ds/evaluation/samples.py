@@ -24,7 +24,7 @@ class Sample:
         generation: Its text.
         num_tokens: Its tokens before the first special one.
         is_ended: Whether it came to its end within its length.
-        num_forwards: Forwards of the batch that it was made in.
+        num_forwards: Forwards of the model that it took.
         num_denoised: Tokens of its blocks that were denoised.
         seconds: Its share of the batch's time, over all ranks.
     """

@@ -49,10 +49,12 @@ class Generation:
     Args:
         ids: int64 (B, P + gen_length), prompts included.
         num_forwards: Forwards of the model; two each with guidance.
+        row_forwards: int64 (B,), those in which a row still had masks: what it would have taken alone.
     """
 
     ids: Tensor
     num_forwards: int
+    row_forwards: Tensor
 
 
 def generate(
@@ -189,7 +191,7 @@ class ReverseProcess:
         ids = torch.cat([prompt_ids, tail], dim=1)
         logits_of = Predictor(model, prompt_ids, attention_mask, self.gen_length, self.cfg_scale, self.cache)
         steps_per_block = None if self.steps is None else self.steps * self.block_length // self.gen_length
-        num_forwards = 0
+        num_forwards, row_forwards = 0, torch.zeros(batch, dtype=torch.int64)
         for start in range(prompt_length, prompt_length + self.gen_length, self.block_length):
             block = slice(start, start + self.block_length)
             number = (start - prompt_length) // self.block_length
@@ -208,12 +210,13 @@ class ReverseProcess:
                 ids[:, block] = torch.where(chosen, predicted, ids[:, block])
                 step += 1
                 num_forwards += logits_of.forwards_per_step
+                row_forwards += masked.any(-1).cpu() * logits_of.forwards_per_step
                 if watch is not None:
                     watch(ids)
             if self.stop_early:
                 ended = (ids[:, prompt_length : block.stop] == end_id).any(-1)
                 ids[:, block.stop :] = torch.where(ended[:, None], end_id, ids[:, block.stop :])
-        return Generation(ids, num_forwards)
+        return Generation(ids, num_forwards, row_forwards)
 
 
 def pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

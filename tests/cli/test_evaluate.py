@@ -186,8 +186,8 @@ def test_the_published_protocol(tmp_path, rows):
     assert list(found["scores"]) == ["reference", "strict"]
     assert found["generation"]["forwards_per_sample"] == 16  # 32 tokens, two a step, as 256 in 128
     (line,) = (tmp_path / "lift" / "gsm8k.jsonl").read_text().splitlines()
-    if not found["generation"]["truncated"]:
-        assert "<|" in json.loads(line)["generation"][0]
+    has_special = "<|" in json.loads(line)["generation"][0]
+    assert has_special == (not found["generation"]["truncated"])
 
 
 def write_evaluation(folder, solved, task="gsm8k", texts=("<b>one</b>", "two", "three", "four"), version=1):

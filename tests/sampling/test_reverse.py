@@ -74,7 +74,18 @@ def test_the_loop_goes_on_while_another_rank_needs_it(llada):
     found = ReverseProcess(4, 4, None, Rule(threshold=0.0)).run(llada, torch.tensor([[5, 6]]), any_rank=any_rank)
     assert calls == [True] + [False] * 5
     assert found.num_forwards == 5
+    assert found.row_forwards.tolist() == [1]
     assert torch.equal(found.ids, generate(llada, torch.tensor([[5, 6]]), None, 4, 4, threshold=0.0))
+
+
+def test_a_row_takes_what_it_would_take_alone(llada):
+    """In a batch the loop waits for the slowest row; each row's own count is that of its batch of one."""
+    prompts = torch.tensor([[5, 6, 7], [9, 3, 12], [4, 4, 8]])
+    process = ReverseProcess(8, 8, None, Rule(threshold=0.06))
+    together = process.run(llada, prompts)
+    alone = [process.run(llada, prompt[None]).num_forwards for prompt in prompts]
+    assert together.row_forwards.tolist() == alone
+    assert together.num_forwards == max(alone) > min(alone)
 
 
 def test_end_tokens_can_be_kept_out_or_to_the_last(llada):

@@ -6,7 +6,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
 
-.PHONY: train test lint test-scoring test-benchmarks test-elastic test-multinode test-export test-strangers test-smollm2 base clean
+.PHONY: train test lint test-scoring test-benchmarks test-elastic test-multinode test-export test-compile test-strangers test-smollm2 base clean
 
 train: $(INSTALLED)  ## fine-tune the built-in base with LIFT-3 on two ranks, evaluate, export
 	deepspeed --num_gpus 2 launchers/train.py --deepspeed ds_configs/zero3.json $(ARGS)
@@ -36,6 +36,9 @@ test-multinode: $(INSTALLED)  ## three steps over two hosts (network namespaces;
 
 test-strangers: $(INSTALLED)  ## checkpoints of Hugging Face's Trainer and Accelerate, of every kind; ZeRO-1
 	pytest -m slow tests/checkpoint/test_strangers.py tests/training/test_zero_1.py
+
+test-compile: $(INSTALLED)  ## losses with compiled layers
+	pytest -m slow tests/training/test_compile.py
 
 test-export: $(INSTALLED)  ## exports in a clean environment with transformers 4
 	pytest -m slow tests/models/test_export.py

@@ -6,7 +6,8 @@ BIN := $(CURDIR)/$(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
 
-.PHONY: train test lint test-scoring test-harness test-benchmarks test-elastic test-multinode test-export test-strangers test-smollm2 base clean
+.PHONY: train test lint test-scoring test-harness test-benchmarks test-elastic test-multinode test-export test-compile \
+  test-strangers test-smollm2 base clean
 
 train: $(INSTALLED)  ## fine-tune the built-in base with LIFT-3 on two ranks, evaluate, export
 	deepspeed --num_gpus 2 launchers/train.py --deepspeed ds_configs/zero3.json $(ARGS)
@@ -18,7 +19,7 @@ lint: $(INSTALLED)  ## only the static checks
 	pytest tests/test_style.py
 
 test-elastic: $(INSTALLED)  ## data of every pair of 1, 2, 3, 4, 5, 7 and 8 real ranks; whole runs on 2, 1, 3 and 2
-	pytest -m slow tests/distributed/test_elastic.py tests/training/test_run.py
+	pytest -m slow tests/distributed/test_elastic.py tests/training/test_run.py tests/training/test_prepare.py
 
 test-scoring: $(INSTALLED)  ## the strict scorer on 500 published MATH generations
 	pytest -m slow tests/evaluation/test_scorers.py
@@ -39,6 +40,9 @@ test-multinode: $(INSTALLED)  ## three steps over two hosts (network namespaces;
 
 test-strangers: $(INSTALLED)  ## checkpoints of Hugging Face's Trainer and Accelerate, of every kind; ZeRO-1
 	pytest -m slow tests/checkpoint/test_strangers.py tests/training/test_zero_1.py
+
+test-compile: $(INSTALLED)  ## losses with compiled layers
+	pytest -m slow tests/training/test_compile.py
 
 test-export: $(INSTALLED)  ## exports in a clean environment with transformers 4
 	pytest -m slow tests/models/test_export.py

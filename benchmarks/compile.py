@@ -29,16 +29,17 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch._dynamo.utils import counters
+from transformers import PreTrainedModel
 
 from lift_ds import load_pretrained
 from lift_ds.config import ObjectiveConfig
 from lift_ds.data.batch import Document, MicroBatch, collate
-from lift_ds.models.families import family_of
 from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.llada import LLaDAConfig, LLaDAModelLM
 from lift_ds.objectives import make_objective
 from lift_ds.training.draws import make_noise_rule
 from lift_ds.training.normalizer import document_scale, step_counts
+from lift_ds.training.run import compile_layers
 from lift_ds.training.step import DiffusionStep
 
 MICRO_BATCH = 4
@@ -93,13 +94,6 @@ def make_root(setting: Setting, is_quick: bool) -> DiffusionStep:
     return DiffusionStep(cast(MaskedDiffusionModel, model.to(device)), make_objective(LIFT3)).train()
 
 
-def compile_layers(root: DiffusionStep) -> None:
-    """Compiles every decoder layer, for any length."""
-    for module in root.modules():
-        if isinstance(module, family_of(root.model.config).layer_class):
-            module.compile(dynamic=True)
-
-
 def draw_batches() -> Iterator[MicroBatch]:
     """Micro-batches of docstrings, always the same ones."""
     tokenizer: Any = load_pretrained("builtin:base")[1]
@@ -146,7 +140,7 @@ def measure(setting: Setting, batches: list[MicroBatch], num_warmup: int, is_qui
     counters.clear()
     eager = make_root(setting, is_quick)
     roots = {"eager": eager, "compiled": copy.deepcopy(eager)}
-    compile_layers(roots["compiled"])
+    compile_layers(cast(PreTrainedModel, roots["compiled"].model))
     seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
     errors, num_graphs = [], 0
     for number, batch in enumerate(batches):

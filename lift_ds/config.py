@@ -28,6 +28,7 @@ class ModelConfig(Section):
     path: str = Field("builtin:base", description="folder in the public layout, hub name, or builtin:base")
     from_scratch: bool = Field(False, description="new random weights; only config and tokenizer are read from path")
     gradient_checkpointing: bool = Field(False, description="recompute each block in backward instead of storing it")
+    compile: bool = Field(False, description="torch.compile for each block; the first steps take longer, unpacked only")
 
 
 class LoraConfig(Section):

@@ -99,6 +99,9 @@ def resolve(arguments: argparse.Namespace, launch: Launch) -> tuple[RunConfig, d
     problems += json_problems
     run = run.model_copy(update={"output": settle_output(run)})
     problems += find_objective_problems(run.objective, run.difficulty.enabled) + find_missing(run)
+    if run.model.compile and run.data.packing != "none":
+        packing = f"data.packing={run.data.packing}"
+        problems.append(f"model.compile=true with {packing}: every pack would be compiled anew; change one of them")
     if not json_problems:
         problems += resolve_ds_json(loaded, arguments.deepspeed, run, launch.world_size, 1, True)[1]
     if problems:

@@ -7,7 +7,11 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
+import torch
+from transformers import PreTrainedModel
+
 from lift_ds.metrics import MetricsFile
+from lift_ds.models.families import family_of
 from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.lora import add_adapters
 from lift_ds.models.weights import WeightSource, whole_shape
@@ -31,12 +35,21 @@ def build_root(prepared: Prepared, source: WeightSource, ds_json: dict[str, Any]
         add_adapters(model, lora.rank, lora.alpha, lora.dropout, lora.targets, run.seed)
     if run.model.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if run.model.compile:
+        compile_layers(model)
     return DiffusionStep(
         cast(MaskedDiffusionModel, model),
         make_objective(run.objective),
         keeps_observations=run.difficulty.enabled,
         is_packed=run.data.packing != "none",
     )
+
+
+def compile_layers(model: PreTrainedModel) -> None:
+    """Compiles what every decoder layer computes, for any length; ZeRO-3's gathering stays outside, in its hooks."""
+    for module in model.modules():
+        if isinstance(module, family_of(model.config).layer_class):
+            module.forward = torch.compile(module.forward, dynamic=True)
 
 
 def make_buffers(prepared: Prepared, engine: Engine) -> DifficultyBuffers | None:

@@ -26,6 +26,7 @@ def test_a_model_with_fewer_rows_than_its_tokenizer(tiny_dir, tmp_path):
         prepare(RunConfig(model=ModelConfig(path=str(tmp_path / "model"), from_scratch=True)))
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_place_that_cannot_be_written(tiny_dir, tmp_path):
     """A file where the run folder should be, which stops root too: one error, before a step."""

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from lift_ds.evaluation.compare import compare, tasks_alone
 from lift_ds.evaluation.compare_page import comparison_page
 from lift_ds.evaluation.results import write_json
-from lift_ds.training.cluster import Launch, read_launch
-from lift_ds.training.collectives import has_started, leave
+from lift_ds.training.cluster import Launch
 
 from .evaluate_harness import run_harness_tasks
 from .evaluate_run import check_arguments, run_evaluation
 from .evaluate_tables import print_comparison, wide_console
+from .ranks import run_on_ranks
 from .sampling_flags import add_sampling_flags
 from .tool import quieten
 
@@ -29,6 +29,10 @@ DESCRIPTION = """Answers the problems of reasoning tasks, and scores the answers
 Under `deepspeed` or `torchrun` every rank has the whole model and its share of the problems; with --deepspeed JSON the
 model is cut over the ranks (ZeRO-3). The same command again goes on where an evaluation was cut off.
 """
+# Flags of one mode, which the others would ignore.
+COMPARISON_ONLY, HARNESS_ONLY = ("html", "json"), ("include_path", "num_fewshot", "apply_chat_template", "mc_num")
+EVALUATION_ONLY = ("data", "scorers", "samples", "protocol", "workers")
+ANSWERS_ONLY = ("model", "adapters", "tasks", "output", "deepspeed", "limit", "harness")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -58,11 +62,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, help="with --compare: its figures")
     parser.add_argument("--local_rank", "--local-rank", type=int, help="set by the launcher; ignored")
     return parser
-
-
-COMPARISON_ONLY, HARNESS_ONLY = ("html", "json"), ("include_path", "num_fewshot", "apply_chat_template", "mc_num")
-EVALUATION_ONLY = ("data", "scorers", "samples", "protocol", "workers")
-ANSWERS_ONLY = ("model", "adapters", "tasks", "output", "deepspeed", "limit", "harness")
 
 
 def check_flags(arguments: argparse.Namespace) -> None:
@@ -118,26 +117,12 @@ def run_tool(arguments: argparse.Namespace, launch: Launch) -> None:
     quieten(launch.is_main)
     check_arguments(arguments)
     (run_harness_tasks if arguments.harness else run_evaluation)(arguments, launch)
-    if has_started():
-        leave(0)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits with 2 where something is missing or wrong."""
     arguments = make_parser().parse_args(argv)
-    try:
-        launch = read_launch()
-    except RuntimeError as error:
-        sys.exit(f"error: {error}")
-    try:
-        run_tool(arguments, launch)
-    except (ValueError, RuntimeError, OSError) as error:
-        if launch.is_main or has_started() or isinstance(error, OSError):  # else all ranks find the same
-            rank = "" if launch.is_main else f" on rank {launch.rank}"
-            print(f"error{rank}: {error}", file=sys.stderr, flush=True)
-        if has_started():
-            leave(2)
-        sys.exit(2)
+    run_on_ranks(partial(run_tool, arguments))
 
 
 if __name__ == "__main__":

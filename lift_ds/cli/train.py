@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from lift_ds.data.sources import open_groups
 from lift_ds.models.families import read_config
 from lift_ds.models.weights import resolve_folder
 from lift_ds.objectives import find_objective_problems
-from lift_ds.training.cluster import Launch, read_launch
-from lift_ds.training.collectives import has_started, leave
+from lift_ds.training.cluster import Launch
 from lift_ds.training.data import FirstRows, RunData, check_first_rows, open_weights, prepare
 from lift_ds.training.ds_config import read_ds_json, resolve_ds_json
 
+from .ranks import run_on_ranks
 from .tool import quieten
 
 DESCRIPTION = """Fine-tunes a masked diffusion language model under DeepSpeed.
@@ -162,7 +162,6 @@ def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
     source = open_weights(prepared)
     engine.start_distributed(launch)
     execute(prepared, source, ds_json, launch.is_main)
-    leave(0)
 
 
 def describe(run: RunConfig, ds_json: dict[str, Any], launch: Launch, data: RunData, checked: FirstRows) -> str:
@@ -187,20 +186,7 @@ def describe(run: RunConfig, ds_json: dict[str, Any], launch: Launch, data: RunD
 def main(argv: list[str] | None = None) -> None:
     """Entry point; exits with 2 on a configuration or data error."""
     arguments = make_parser().parse_intermixed_args(argv)
-    try:
-        launch = read_launch()
-    except RuntimeError as error:
-        sys.exit(f"error: {error}")
-    try:
-        run_training(arguments, launch)
-    except (ValueError, RuntimeError, OSError) as error:
-        is_local = has_started() or isinstance(error, OSError)  # else all ranks find the same
-        if launch.is_main or is_local:
-            rank = "" if launch.is_main else f" on rank {launch.rank}"
-            print(f"error{rank}: {error}", file=sys.stderr, flush=True)
-        if has_started():
-            leave(2)
-        sys.exit(2)
+    run_on_ranks(partial(run_training, arguments))
 
 
 if __name__ == "__main__":

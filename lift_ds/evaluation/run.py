@@ -12,7 +12,7 @@ from lift_ds.sampling.reverse import RowSeeds
 from .answering import Answerer
 from .plan import TaskPlan
 from .ranks import Ranks, equal_share
-from .samples import Sample, SampleLog
+from .samples import Key, Sample, SampleLog
 from .score_file import ScoringPool
 from .scorers import Row, Score
 
@@ -85,13 +85,19 @@ def evaluate(
     Returns:
         What rank 0 has of each task; nothing of use on other ranks.
     """
-    done = ranks.on_main(log.read)  # other nodes may not see the file
+    logged: dict[Key, Sample] = {}
+
+    def read_keys() -> set[Key]:
+        logged.update(log.read())
+        return set(logged)
+
+    done = ranks.on_main(read_keys)  # other nodes may not see the file, and need no texts
     found = []
     for plan in plans:
         progress = TaskProgress(plan)
         found.append(progress)
         if pool is not None:
-            for sample in done.values():
+            for sample in logged.values():
                 if sample.task == plan.name:
                     progress.add(sample, pool)
             on_change(progress)

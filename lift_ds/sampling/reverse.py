@@ -191,7 +191,7 @@ class ReverseProcess:
         ids = torch.cat([prompt_ids, tail], dim=1)
         logits_of = Predictor(model, prompt_ids, attention_mask, self.gen_length, self.cfg_scale, self.cache)
         steps_per_block = None if self.steps is None else self.steps * self.block_length // self.gen_length
-        num_forwards, row_forwards = 0, torch.zeros(batch, dtype=torch.int64)
+        num_forwards, row_forwards = 0, torch.zeros(batch, dtype=torch.int64, device=ids.device)
         for start in range(prompt_length, prompt_length + self.gen_length, self.block_length):
             block = slice(start, start + self.block_length)
             number = (start - prompt_length) // self.block_length
@@ -210,7 +210,7 @@ class ReverseProcess:
                 ids[:, block] = torch.where(chosen, predicted, ids[:, block])
                 step += 1
                 num_forwards += logits_of.forwards_per_step
-                row_forwards += masked.any(-1).cpu() * logits_of.forwards_per_step
+                row_forwards += masked.any(-1) * logits_of.forwards_per_step
                 if watch is not None:
                     watch(ids)
             if self.stop_early:

@@ -26,7 +26,7 @@ class Answer:
         text: What is before the first special token, or all of it, special tokens included.
         num_tokens: Tokens before the first special token.
         is_ended: Whether there is one; else the answer was cut at its length.
-        num_forwards: Forwards of the model that it took; a batch goes on until its slowest answer is done.
+        num_forwards: Forwards of the model that it took part in.
         num_denoised: Tokens of the blocks that were denoised; after an early stop the rest is filled in for nothing.
     """
 

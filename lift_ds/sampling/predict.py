@@ -4,7 +4,7 @@ Within a block only a few tokens change from step to step. With a cache, the fir
 everything, which keeps the keys and values of every layer; later steps compute the block alone (`dual`), or the block
 and what follows it (`prefix`), and attend to what was kept of the rest: an approximation, as in Fast-dLLM.
 
-Shapes: B sequences, L tokens, N positions of the block, V vocabulary rows.
+Shapes: B sequences, R of them in a forward, L tokens, N positions of the block, V vocabulary rows.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class Predictor:
         if prompt_attention is not None:
             self.attention_mask = F.pad(prompt_attention.bool(), (0, gen_length), value=True)
             self.position_ids = (self.attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        self.position_ids = self.position_ids.expand(len(prompt_ids), -1)
         self.kept: KeyValueCache | None = None
 
     @property
@@ -57,63 +58,80 @@ class Predictor:
         """Forwards behind one call."""
         return 2 if self.cfg_scale > 0 else 1
 
-    def __call__(self, ids: Tensor, block: slice, is_first: bool) -> Tensor:
-        """Logits (B, N, V) of a block of `ids` (B, L); `is_first` where the block was not asked for before."""
+    def __call__(self, ids: Tensor, block: slice, rows: Tensor, is_first: bool) -> Tensor:
+        """Logits of a block.
+
+        Args:
+            ids: int64 (B, L).
+            block: Positions of the block.
+            rows: int64 (R,), ascending, the sequences that are asked for; within a block only ever fewer.
+            is_first: Whether the block was not asked for before.
+
+        Returns:
+            (R, N, V).
+        """
         if self.cfg_scale > 0:
             blind = ids.clone()
             blind[:, : self.prompt_length][self.is_prompt] = self.model.config.mask_token_id
-            unguided = self.full(blind, block)
-            return unguided + (self.cfg_scale + 1) * (self.full(ids, block) - unguided)
+            unguided = self.full(blind, block, rows)
+            return unguided + (self.cfg_scale + 1) * (self.full(ids, block, rows) - unguided)
         if self.cache == "none":
-            return self.full(ids, block)
+            return self.full(ids, block, rows)
         if is_first or self.kept is None:
-            self.kept = KeyValueCache(self.attention_mask)
-            hidden = self.model.encode(ids, self.kept, self.position_ids)
+            self.kept = KeyValueCache(rows, None if self.attention_mask is None else self.attention_mask[rows])
+            hidden = self.model.encode(ids[rows], self.kept, self.position_ids[rows])
             return self.model.head(hidden[:, block])
-        return self.partial(ids, block, self.kept)
+        return self.partial(ids, block, rows, self.kept)
 
-    def full(self, ids: Tensor, block: slice) -> Tensor:
-        """A forward over everything."""
-        return self.model.head(self.model.encode(ids, self.attention_mask, self.position_ids)[:, block])
+    def full(self, ids: Tensor, block: slice, rows: Tensor) -> Tensor:
+        """A forward over all positions."""
+        visible = None if self.attention_mask is None else self.attention_mask[rows]
+        return self.model.head(self.model.encode(ids[rows], visible, self.position_ids[rows])[:, block])
 
-    def partial(self, ids: Tensor, block: slice, kept: KeyValueCache) -> Tensor:
+    def partial(self, ids: Tensor, block: slice, rows: Tensor, kept: KeyValueCache) -> Tensor:
         """A forward over the block alone, or all that follows too."""
-        is_shifted = self.model.config.right_shift_logits  # a shifted row needs the one before
+        is_shifted = self.model.config.right_shift_logits  # a shifted position needs the one before
         start = max(0, block.start - 1) if is_shifted else block.start
-        rows = slice(start, block.stop if self.cache == "dual" else ids.shape[1])
-        kept.replace(rows)
-        hidden = self.model.encode(ids[:, rows], kept, self.position_ids[:, rows])
+        positions = slice(start, block.stop if self.cache == "dual" else ids.shape[1])
+        kept.replace(positions, rows)
+        hidden = self.model.encode(ids[rows, positions], kept, self.position_ids[rows, positions])
         return self.model.head(hidden[:, block.start - start : block.stop - start])
 
 
 class KeyValueCache:
     """Keys and values of every layer, and attention with them: what `encode` takes in place of a mask.
 
-    The first forward keeps them; later ones bring those of some rows anew.
+    The first forward keeps them; later ones bring those of some positions anew.
 
     Args:
-        attention_mask: bool (B, L), false on padding.
+        rows: int64 (R,), ascending: the sequences of the first forward.
+        attention_mask: bool (R, L), false on padding.
     """
 
-    def __init__(self, attention_mask: Tensor | None) -> None:
+    def __init__(self, rows: Tensor, attention_mask: Tensor | None) -> None:
         """Starts empty."""
+        self.rows = rows
         self.visible = None if attention_mask is None else attention_mask[:, None, None, :]
         self.layers: list[tuple[Tensor, Tensor]] = []
-        self.rows: slice | None = None
+        self.positions: slice | None = None
         self.next_layer = 0
 
-    def replace(self, rows: slice) -> None:
-        """Makes the next forward one of these rows only."""
-        self.rows, self.next_layer = rows, 0
+    def replace(self, positions: slice, rows: Tensor) -> None:
+        """Makes the next forward one of these positions only; other sequences than these are let go."""
+        self.positions, self.next_layer = positions, 0
+        if len(rows) < len(self.rows):
+            stays = torch.isin(self.rows, rows)
+            self.rows, self.visible = rows, None if self.visible is None else self.visible[stays]
+            self.layers = [(key[stays], value[stays]) for key, value in self.layers]
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
-        """Attention of one layer's queries (B, H, rows, head_dim) to the keys of all rows."""
-        if self.rows is None:
+        """Attention of one layer's queries (R, H, positions, head_dim) to the keys of all positions."""
+        if self.positions is None:
             self.layers.append((key, value))
         else:
             kept_key, kept_value = self.layers[self.next_layer]
             self.next_layer += 1
-            kept_key[:, :, self.rows], kept_value[:, :, self.rows] = key, value
+            kept_key[:, :, self.positions], kept_value[:, :, self.positions] = key, value
             key, value = kept_key, kept_value
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=self.visible, dropout_p=dropout, enable_gqa=query.shape[1] != key.shape[1]

@@ -3,8 +3,9 @@
 One block as long as the answer is a process without an order of blocks, as Dream's.
 
 Source: LLaDA's public `generate` (same ids with the same arguments); Dream's and Fast-dLLM's rules in `choose`.
-Differs: only the current block's rows reach the vocabulary matrix; left-padded prompts are honoured, so that an answer
-does not depend on its batch.
+Differs: only the current block's positions reach the vocabulary matrix; left-padded prompts are honoured, so that an
+answer does not depend on its batch; where confidence decides how many steps a row takes, rows that are done with their
+block sit out the forwards that others still need.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ class Generation:
 
     Args:
         ids: int64 (B, P + gen_length), prompts included.
-        num_forwards: Forwards of the model; two each with guidance.
-        row_forwards: int64 (B,), those in which a row still had masks: what it would have taken alone.
+        num_forwards: Forwards of the model, of however many rows; two each with guidance.
+        row_forwards: int64 (B,), those that a row took part in because it still had masks.
     """
 
     ids: Tensor
@@ -177,7 +178,8 @@ class ReverseProcess:
             prompt_ids: int64 (B, P).
             attention_mask: bool (B, P), false on left padding.
             generator: Source of randomness, of the batch or of each row.
-            any_rank: Whether something is so on any rank: loops end by agreement where each forward is a collective.
+            any_rank: Whether something is so on any rank: loops end by agreement where each forward is a collective. A
+                rank that is done goes along with one row.
             watch: Called with the ids after every step.
 
         Raises:
@@ -198,19 +200,22 @@ class ReverseProcess:
             source: Randomness = (
                 generator.generators(number, ids.device) if isinstance(generator, RowSeeds) else generator
             )
-            step = 0
+            rows, step = torch.arange(batch, device=ids.device), 0
             while any_rank(bool((ids[:, block] == mask_id).any())):
-                masked = ids[:, block] == mask_id
-                logits = logits_of(ids, block, is_first=step == 0)
-                predicted, confidence = predict(logits, self.rule, mask_id, end_id, source)
+                is_open = (ids[rows, block] == mask_id).any(-1)
+                rows = rows[is_open] if is_open.any() else rows[:1]
+                masked = ids[rows, block] == mask_id
+                logits = logits_of(ids, block, rows, is_first=step == 0)
+                of_rows = [source[row] for row in rows.tolist()] if isinstance(source, list) else source
+                predicted, confidence = predict(logits, self.rule, mask_id, end_id, of_rows)
                 fixed = None
                 if steps_per_block is not None:
                     fixed = quota(masked.sum(-1), step, steps_per_block, self.rule.remasking)
                 chosen = choose(confidence, masked, self.rule, fixed)
-                ids[:, block] = torch.where(chosen, predicted, ids[:, block])
+                ids[rows, block] = torch.where(chosen, predicted, ids[rows, block])
                 step += 1
                 num_forwards += logits_of.forwards_per_step
-                row_forwards += masked.any(-1) * logits_of.forwards_per_step
+                row_forwards[rows] += masked.any(-1) * logits_of.forwards_per_step
                 if watch is not None:
                     watch(ids)
             if self.stop_early:

@@ -5,6 +5,7 @@ from lift_ds import generate
 from lift_ds.sampling.predict import Predictor
 
 BLOCK = slice(6, 10)
+BOTH = torch.arange(2)
 
 
 @pytest.fixture(params=["llada", "dream"])
@@ -25,9 +26,9 @@ def test_nothing_changed_gives_the_same_logits(either, cache, is_padded):
     attention = torch.tensor([[False, True, True], [True] * 3]) if is_padded else None
     predictor, ids = make(either, cache, attention)
     with torch.no_grad():
-        first = predictor(ids, BLOCK, is_first=True)
-        torch.testing.assert_close(first, make(either, "none", attention)[0](ids, BLOCK, is_first=True))
-        torch.testing.assert_close(predictor(ids, BLOCK, is_first=False), first, rtol=1e-4, atol=1e-5)
+        first = predictor(ids, BLOCK, BOTH, is_first=True)
+        torch.testing.assert_close(first, make(either, "none", attention)[0](ids, BLOCK, BOTH, is_first=True))
+        torch.testing.assert_close(predictor(ids, BLOCK, BOTH, is_first=False), first, rtol=1e-4, atol=1e-5)
 
 
 def test_the_rows_that_are_computed(llada, monkeypatch):
@@ -38,8 +39,8 @@ def test_the_rows_that_are_computed(llada, monkeypatch):
     for cache, expected in (("none", [13, 13]), ("prefix", [13, 7]), ("dual", [13, 4])):
         predictor, ids = make(llada, cache)
         with torch.no_grad():
-            predictor(ids, BLOCK, is_first=True)
-            predictor(ids, BLOCK, is_first=False)
+            predictor(ids, BLOCK, BOTH, is_first=True)
+            predictor(ids, BLOCK, BOTH, is_first=False)
         assert seen == expected
         seen.clear()
 
@@ -52,11 +53,11 @@ def test_a_change_in_the_block_is_seen_by_the_block(llada):
     exact = Predictor(llada, empty, None, 8, 0.0, "none")
     ids, block = torch.full((1, 8), mask_id), slice(0, 4)
     with torch.no_grad():
-        predictor(ids, block, is_first=True)
+        predictor(ids, block, BOTH[:1], is_first=True)
         for place, token in ((2, 7), (0, 9)):
             ids[0, place] = token
-            expected = exact(ids, block, is_first=False)
-            torch.testing.assert_close(predictor(ids, block, is_first=False), expected, rtol=1e-4, atol=1e-5)
+            expected = exact(ids, block, BOTH[:1], is_first=False)
+            torch.testing.assert_close(predictor(ids, block, BOTH[:1], is_first=False), expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(
         generate(llada, empty, 8, 8, 8, cache="prefix"), generate(llada, empty, 8, 8, 8)
     )  # one block, nothing before it

@@ -78,14 +78,31 @@ def test_the_loop_goes_on_while_another_rank_needs_it(llada):
     assert torch.equal(found.ids, generate(llada, torch.tensor([[5, 6]]), None, 4, 4, threshold=0.0))
 
 
-def test_a_row_takes_what_it_would_take_alone(llada):
-    """In a batch the loop waits for the slowest row; each row's own count is that of its batch of one."""
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_a_row_takes_what_it_would_take_alone(llada, monkeypatch, cache, is_padded):
+    """In a batch the loop waits for the slowest row; rows that are done sit it out, whatever is kept of them."""
+    prompts = torch.tensor([[5, 6, 7], [9, 3, 12], [4, 4, 8], [99, 4, 8]])
+    attention = torch.tensor([[True] * 3] * 3 + [[not is_padded, True, True]])
+    process = ReverseProcess(8, 8, None, Rule(threshold=0.06), cache=cache)
+    alone = [process.run(llada, prompts[[row]], attention[[row]]) for row in range(4)]
+    seen, encode = [], llada.encode
+    monkeypatch.setattr(llada, "encode", lambda ids, *rest: (seen.append(len(ids)), encode(ids, *rest))[1])
+    together = process.run(llada, prompts, attention)
+    assert torch.equal(together.ids, torch.cat([each.ids for each in alone]))
+    counts = [each.num_forwards for each in alone]
+    assert together.row_forwards.tolist() == counts
+    assert together.num_forwards == max(counts) > min(counts)
+    assert seen == [sum(count > step for count in counts) for step in range(max(counts))]
+
+
+def test_what_a_row_draws_does_not_depend_on_rows_that_are_done(llada):
     prompts = torch.tensor([[5, 6, 7], [9, 3, 12], [4, 4, 8]])
-    process = ReverseProcess(8, 8, None, Rule(threshold=0.06))
-    together = process.run(llada, prompts)
-    alone = [process.run(llada, prompt[None]).num_forwards for prompt in prompts]
-    assert together.row_forwards.tolist() == alone
-    assert together.num_forwards == max(alone) > min(alone)
+    process = ReverseProcess(12, 4, None, Rule(temperature=0.4, threshold=0.06))
+    together = process.run(llada, prompts, generator=RowSeeds(("a", "b", "c")))
+    alone = [process.run(llada, prompts[[row]], generator=RowSeeds(("abc"[row],))) for row in range(3)]
+    assert torch.equal(together.ids, torch.cat([each.ids for each in alone]))
+    assert len(set(together.row_forwards.tolist())) > 1
 
 
 def test_end_tokens_can_be_kept_out_or_to_the_last(llada):

@@ -14,24 +14,27 @@ from lift_ds.evaluation.harness.run import require_harness, run_harness
 from lift_ds.evaluation.harness.settings import HarnessSettings, describe
 from lift_ds.evaluation.results import write_json
 from lift_ds.training.cluster import Launch
+from lift_ds.training.inference import weight_hashes
 
 from .evaluate_run import default_output, load_model
 
 RESULTS = "harness.json"
+PROGRESS = "progress"
 SAME_NAMES = (
     "gen_length", "block_length", "steps", "threshold", "factor", "remasking", "temperature", "top_p", "cfg_scale",
     "cache", "eos", "seed", "batch_size", "mc_num",
 )  # fmt: skip
 
 
-def harness_settings(arguments: argparse.Namespace) -> HarnessSettings:
-    """How the model answers and scores.
+def harness_settings(arguments: argparse.Namespace, output: Path) -> HarnessSettings:
+    """How the model answers and scores, and where what it computed is kept.
 
     Raises:
         ValueError: A flag is out of range.
     """
     try:
-        return HarnessSettings(**{name: getattr(arguments, name) for name in SAME_NAMES})
+        given = {name: getattr(arguments, name) for name in SAME_NAMES}
+        return HarnessSettings(**given, progress=str(output / PROGRESS))
     except ValidationError as error:
         raise ValueError("; ".join(describe(details) for details in error.errors())) from error
 
@@ -44,8 +47,8 @@ def run_harness_tasks(arguments: argparse.Namespace, launch: Launch) -> None:
         RuntimeError: The harness is not installed.
     """
     require_harness()
-    settings = harness_settings(arguments)
     output = arguments.output or default_output(arguments, "harness")
+    settings = harness_settings(arguments, output)
     answerer, ranks = load_model(arguments, launch)
     ranks.on_main(lambda: open_output(output))
     found = run_harness(
@@ -54,6 +57,7 @@ def run_harness_tasks(arguments: argparse.Namespace, launch: Launch) -> None:
         settings,
         arguments.tasks,
         name=arguments.model,
+        identity=json.dumps(weight_hashes(arguments.model, arguments.adapters, ranks)),
         include_path=arguments.include_path,
         limit=arguments.limit,
         num_fewshot=arguments.num_fewshot,
@@ -65,7 +69,8 @@ def run_harness_tasks(arguments: argparse.Namespace, launch: Launch) -> None:
 
     print(make_table(found))
     write_json(output / RESULTS, plain(found, handle_non_serializable))
-    print(f"results: {output / RESULTS}")
+    num_kept = found["config"]["num_batches_kept"]
+    print(f"results: {output / RESULTS}" + (f" ({num_kept} batches from before a cut)" if num_kept else ""))
 
 
 def open_output(folder: Path) -> None:

@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 
-from lift_ds.checkpoint.base import hash_base
-from lift_ds.checkpoint.manifest import hash_file
 from lift_ds.evaluation.answering import Answerer
 from lift_ds.evaluation.isolation import Limits
 from lift_ds.evaluation.plan import TaskPlan, plan_task, task_problems, task_scorers
@@ -24,16 +22,14 @@ from lift_ds.evaluation.samples import SampleLog
 from lift_ds.evaluation.score_file import ScoringPool, check_names
 from lift_ds.evaluation.tasks import Problem
 from lift_ds.models.families import read_config
-from lift_ds.models.lora import PEFT_CONFIG, PEFT_WEIGHTS
 from lift_ds.models.weights import resolve_folder
 from lift_ds.sampling.reverse import ReverseProcess
 from lift_ds.training.cluster import Launch
-from lift_ds.training.inference import load_cut, load_whole
+from lift_ds.training.inference import load_cut, load_whole, weight_hashes
 
 from .evaluate_tables import LiveTable, print_results, wide_console
 from .sampling_flags import process_of
 
-CONFIG = "config.json"
 EVALUATIONS = Path("evaluations")
 PACKAGES = ("lift_ds", "torch", "transformers")
 
@@ -87,14 +83,21 @@ def task_process(arguments: argparse.Namespace, protocol: Protocol, task: str) -
     return process_of(arguments, gen_length, block_length, steps, protocol.stop_early)
 
 
-def weight_hashes(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, str]:
-    """SHA-256 of every file with weights, and of those that say how they are used; the ranks share the work."""
-    folder = resolve_folder(arguments.model)
-    shares = ranks.gather_objects(hash_base(folder, ranks.rank, ranks.world_size))
-    shares.append({CONFIG: hash_file(folder / CONFIG)})
-    if arguments.adapters is not None:
-        shares.append({name: hash_file(Path(arguments.adapters) / name) for name in (PEFT_WEIGHTS, PEFT_CONFIG)})
-    return dict(sorted((name, record.sha256) for share in shares for name, record in share.items()))
+def check_agreement(plans: Sequence[TaskPlan], ranks: Ranks) -> None:
+    """Whether all ranks read the same problems and protocol, from files that each reads on its own machine.
+
+    Raises:
+        ValueError: Some did not; on every rank.
+    """
+    first, *others = ranks.gather_objects({plan.name: plan.settings() for plan in plans})
+    for rank, theirs in enumerate(others, start=1):
+        for task in first:
+            differ = [name for name, value in first[task].items() if theirs[task][name] != value]
+            if differ:
+                raise ValueError(
+                    f"{task}: rank {rank} has other problems or another protocol than rank 0 ({', '.join(differ)} "
+                    "differ); every machine needs the same files."
+                )
 
 
 def environment_of(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
@@ -151,8 +154,9 @@ def run_evaluation(arguments: argparse.Namespace, launch: Launch) -> None:
         plan_task(task, problems, protocol, process, arguments.samples, scorers, answerer.encoder)
         for task, (problems, process, scorers) in found.items()
     ]
+    check_agreement(plans, ranks)
     settings = {
-        "weights": weight_hashes(arguments, ranks),
+        "weights": weight_hashes(arguments.model, arguments.adapters, ranks),
         "model_type": read_config(resolve_folder(arguments.model)).model_type,
         "dtype": str(answerer.model.dtype).removeprefix("torch."),
         "seed": arguments.seed,

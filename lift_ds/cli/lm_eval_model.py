@@ -6,6 +6,7 @@ lm_eval.simple_evaluate("lift_ds", {"pretrained": "runs/001/export"}, tasks=["gs
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,7 @@ from lift_ds.evaluation.answering import Answerer, make_encoder
 from lift_ds.evaluation.harness.language_model import DiffusionLM
 from lift_ds.evaluation.harness.settings import read_arguments
 from lift_ds.training.cluster import read_launch
-from lift_ds.training.inference import load_whole
+from lift_ds.training.inference import load_whole, weight_hashes
 
 HARNESS_DEFAULT_DEVICE = "cuda:0"  # what the harness's command says where nobody said anything
 
@@ -58,7 +59,11 @@ class LoadedLM(DiffusionLM):
         model: Any = answerer.model
         if arguments.dtype != "auto":
             model.to(dtype=getattr(torch, arguments.dtype))
-        return cls(with_template(answerer, arguments.chat_template), ranks, arguments, arguments.pretrained)
+        identity = ""
+        if arguments.progress is not None:
+            identity = json.dumps(weight_hashes(arguments.pretrained, arguments.adapters, ranks))
+        answerer = with_template(answerer, arguments.chat_template)
+        return cls(answerer, ranks, arguments, arguments.pretrained, identity)
 
 
 def with_template(answerer: Answerer, chat_template: str | None) -> Answerer:

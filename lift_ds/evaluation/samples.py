@@ -1,14 +1,12 @@
-"""The log of an evaluation's answers: one line each, written as they are made, so that nothing is made twice."""
+"""The log of an evaluation's answers."""
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+
+from .line_log import LineLog
 
 Key = tuple[str, int, int]
 
@@ -45,58 +43,22 @@ class Sample:
         return self.task, self.index, self.sample
 
 
-class SampleLog:
-    """A JSON Lines file that is appended to.
-
-    Args:
-        path: The file; made where there is none.
-    """
+class SampleLog(LineLog):
+    """The answers of an evaluation, one line each, written as they are made."""
 
     def __init__(self, path: Path) -> None:
         """Stores the place."""
-        self.path = path
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keeps other evaluations away: two would make everything twice, and cut off each other's lines.
-
-        Raises:
-            ValueError: Another one is at work.
-            OSError: The file cannot be written.
-        """
-        with self.path.open("ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ValueError(
-                    f"{self.path.parent}: another evaluation is writing here; wait for its end."
-                ) from error
-            yield
+        super().__init__(path, [field.name for field in fields(Sample)])
 
     def read(self) -> dict[Key, Sample]:
-        """All whole lines by key; half a line at the end, from a kill, is cut off.
+        """All whole lines by key.
 
         Raises:
             ValueError: A line is none of this log.
         """
-        if not self.path.is_file():
-            return {}
-        content = self.path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            os.truncate(self.path, len(whole))
-        found = {}
-        for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                sample = Sample(**json.loads(line))
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{self.path}:{number}: no line of this log: {error}; remove the folder.") from error
-            found[sample.key] = sample
-        return found
+        samples = (Sample(**line) for line in self.lines())
+        return {sample.key: sample for sample in samples}
 
     def append(self, samples: Iterable[Sample]) -> None:
         """Writes answers and sees them onto the disk."""
-        with self.path.open("ab") as file:
-            file.write(b"".join(json.dumps(asdict(sample)).encode() + b"\n" for sample in samples))
-            file.flush()
-            os.fsync(file.fileno())
+        self.add(map(asdict, samples))

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import torch
 
+from lift_ds.checkpoint.base import hash_base
+from lift_ds.checkpoint.manifest import hash_file
 from lift_ds.config import ConfigError, OptimConfig, RunConfig
 from lift_ds.evaluation.answering import Answerer, load_answerer, make_encoder
 from lift_ds.evaluation.ranks import Alone, Ranks, agreement
 from lift_ds.models.families import read_config
+from lift_ds.models.lora import PEFT_CONFIG, PEFT_WEIGHTS
 from lift_ds.models.safetensors_folder import SafetensorsFolder
 from lift_ds.models.vocabulary import check_tokenizer, load_tokenizer
 from lift_ds.models.weights import resolve_folder
@@ -17,6 +20,8 @@ from lift_ds.models.weights import resolve_folder
 from .cluster import Launch, share_cores
 from .collectives import Collectives
 from .ds_config import read_ds_json, resolve_ds_json
+
+CONFIG = "config.json"
 
 
 def load_whole(path: str, adapters: str | None, launch: Launch) -> tuple[Answerer, Ranks]:
@@ -73,3 +78,19 @@ def load_cut(path: str, json_path: Path, launch: Launch) -> tuple[Answerer, Rank
     model = engine.shard_for_inference(config, SafetensorsFolder(folder), resolved, str(folder))
     ranks = Collectives(engine.current_device())
     return Answerer(model, encoder, agreement(ranks)), ranks
+
+
+def weight_hashes(path: str, adapters: str | None, ranks: Ranks) -> dict[str, str]:
+    """SHA-256 of every file with weights, and of those that say how they are used; the ranks share the work.
+
+    Args:
+        path: Model folder, hub name or `builtin:base`.
+        adapters: Folder of LoRA adapters in PEFT's format.
+        ranks: The ranks; all of them call it.
+    """
+    folder = resolve_folder(path)
+    shares = ranks.gather_objects(hash_base(folder, ranks.rank, ranks.world_size))
+    shares.append({CONFIG: hash_file(folder / CONFIG)})
+    if adapters is not None:
+        shares.append({name: hash_file(Path(adapters) / name) for name in (PEFT_WEIGHTS, PEFT_CONFIG)})
+    return dict(sorted((name, record.sha256) for share in shares for name, record in share.items()))

@@ -1,5 +1,6 @@
 """`tools/evaluate.py` on the built-in base: whole, on two ranks, cut by ZeRO-3, cut off, with adapters, compared."""
 
+import copy
 import io
 import json
 import re
@@ -11,9 +12,10 @@ from peft import LoraConfig, get_peft_model
 from rich.console import Console
 
 from lift_ds import load_pretrained
-from lift_ds.cli import evaluate, evaluate_tables, score
+from lift_ds.cli import evaluate, evaluate_run, evaluate_tables, score
 from lift_ds.evaluation import run as evaluation_run
 from lift_ds.evaluation.answering import load_answerer
+from lift_ds.evaluation.ranks import Alone
 from lift_ds.evaluation.samples import SampleLog
 from lift_ds.sampling.reverse import ReverseProcess
 from tests.conftest import free_port, run
@@ -246,6 +248,24 @@ def test_broken_settings_are_named(flags, tmp_path, capsys):
     with pytest.raises(SystemExit):
         evaluate.main([*flags, "--output", str(tmp_path)])
     assert "settings.json: cannot be read" in capsys.readouterr().err
+
+
+def test_ranks_that_read_other_problems_are_told(flags, tmp_path, rows, monkeypatch, capsys):
+    class TwoMachines(Alone):
+        def gather_objects(self, mine):
+            theirs = copy.deepcopy(mine)
+            if "builtin:countdown" in theirs:
+                theirs["builtin:countdown"]["problems_sha256"] = "another"
+            return [mine, theirs]
+
+    load_whole = evaluate_run.load_whole
+    monkeypatch.setattr(evaluate_run, "load_whole", lambda *given: (load_whole(*given)[0], TwoMachines()))
+    with pytest.raises(SystemExit):
+        evaluate.main([*flags, "--output", str(tmp_path / "out")])
+    assert "builtin:countdown: rank 1 has other problems or another protocol than rank 0 (problems_sha256 differ)" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def test_live_table(whole, flags, monkeypatch):

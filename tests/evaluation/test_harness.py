@@ -139,12 +139,13 @@ def test_the_command_knows_the_model(task_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     arguments = ["--model", "lift_ds", "--tasks", "tiny_choices", "--include_path", str(task_dir), "--limit", "1"]
     arguments += ["--batch_size", "8", "--apply_chat_template", "--model_args"]
-    command.main([*arguments, f"pretrained=builtin:base,mc_num=8,estimates={tmp_path / 'e.jsonl'}"])
+    command.main([*arguments, f"pretrained=builtin:base,mc_num=8,estimates={tmp_path / 'e.jsonl'},progress={tmp_path}"])
     shown = capsys.readouterr().out
     assert "|tiny_choices|" in shown.replace(" ", "")
     lines = [json.loads(line) for line in (tmp_path / "e.jsonl").read_text().splitlines()]
     assert [line["choice"] for line in lines] == [0, 1, 2]
     assert lines[0]["standard_error"] > 0
+    assert (tmp_path / "0.jsonl").stat().st_size
 
 
 def test_the_harness_makes_the_model_from_strings(tmp_path):
@@ -200,6 +201,44 @@ def test_our_own_command(task_dir, tmp_path, monkeypatch, capsys):
     found = json.loads((tmp_path / "out" / "harness.json").read_text())
     assert found["results"]["tiny_words"]["perplexity,none"] > 1
     assert all(len(sample["standard_errors"]) == 1 for sample in found["samples"]["tiny_words"])
+
+
+def test_a_cut_off_run_goes_on(task_dir, alone, base, tmp_path, monkeypatch):
+    """Cut in the middle of a line on two processes, it goes on alone; what other weights computed is not taken."""
+    launch(task_dir, tmp_path / "two.json", "--progress", str(tmp_path / "kept"))
+    paths = [tmp_path / "kept" / f"{rank}.jsonl" for rank in range(2)]
+    counts = [len(path.read_text().splitlines()) for path in paths]
+    assert min(counts) > 3
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:-7])
+    forwards = []
+    encode = base.model.encode
+    monkeypatch.setattr(base.model, "encode", lambda *given: (forwards.append(1), encode(*given))[1])
+
+    def again(identity):
+        forwards.clear()
+        return json.loads(json.dumps(run_tasks(base, Alone(), task_dir, tmp_path / "kept", identity), default=str))
+
+    found = again("base")
+    assert found["config"]["num_batches_kept"] == sum(counts) - 2
+    assert (found["results"], found["samples"]) == (alone["results"], alone["samples"])
+    assert 0 < len(forwards) < 40
+    assert again("base")["config"]["num_batches_kept"] == sum(counts)
+    assert not forwards
+    assert again("other")["config"]["num_batches_kept"] == 0
+    (tmp_path / "kept" / "1.jsonl").write_text("[]\n")
+    with pytest.raises(ValueError, match=r"1.jsonl:1: no line of this log"):
+        again("base")
+
+
+def test_progress_belongs_to_weights_and_one_run(base, tmp_path):
+    settings = HarnessSettings(progress=str(tmp_path / "kept"))
+    with pytest.raises(ValueError, match="needs an identity of the weights"):
+        DiffusionLM(base, Alone(), settings)
+    first = DiffusionLM(base, Alone(), settings, identity="base")
+    with pytest.raises(ValueError, match="another evaluation is writing here"):
+        DiffusionLM(base, Alone(), settings, identity="base")
+    assert first.generate_until([]) == []
 
 
 def test_unknown_tasks_are_refused(task_dir, base):
@@ -278,7 +317,7 @@ def test_a_model_that_is_cut_over_the_ranks(task_dir, alone, tmp_path):
     for name in ("stage3_param_persistence_threshold", "stage3_max_reuse_distance", "stage3_max_live_parameters"):
         settings["zero_optimization"][name] = 0
     (tmp_path / "zero.json").write_text(json.dumps(settings))
-    found = launch(task_dir, tmp_path / "cut.json", str(tmp_path / "zero.json"))
+    found = launch(task_dir, tmp_path / "cut.json", "--deepspeed", str(tmp_path / "zero.json"))
     for task, samples in alone["samples"].items():
         for one, other in zip(samples, found["samples"][task], strict=True):
             assert one.get("standard_errors") == pytest.approx(other.get("standard_errors"), abs=1e-3)

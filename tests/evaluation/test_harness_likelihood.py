@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lift_ds.evaluation.answering import Answerer
+from lift_ds.evaluation.harness.batches import Batches
 from lift_ds.evaluation.harness.likelihood import Likelihood, Pair, greedy_batches
 from lift_ds.evaluation.harness.masks import estimate, make_masks, num_masks
 from lift_ds.evaluation.ranks import Alone
@@ -20,7 +21,7 @@ def no_bar(rounds):
 
 
 def scorer(model, batch_size=64, limit=128, seed=0):
-    return Likelihood(Answerer(model, None), Alone(), batch_size, limit, seed)
+    return Likelihood(Answerer(model, None), Batches(Alone()), batch_size, limit, seed)
 
 
 @pytest.fixture(params=["llada", "dream"])

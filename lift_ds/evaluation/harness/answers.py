@@ -6,16 +6,14 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
-import torch
-
 from lift_ds.evaluation.answering import Answerer
-from lift_ds.evaluation.ranks import Ranks
 from lift_ds.sampling.reverse import ReverseProcess, RowSeeds, pad_left
 
+from .batches import Bar, Batches
 from .masks import key_of
-from .rounds import Bar, rounds
 from .settings import HarnessSettings
 from .texts import Texts
 
@@ -87,12 +85,12 @@ class Answers:
         answerer: The model.
         texts: Encodes prompts.
         settings: How answers are made.
-        ranks: The processes.
+        batches: What computes them on the ranks.
     """
 
-    def __init__(self, answerer: Answerer, texts: Texts, settings: HarnessSettings, ranks: Ranks) -> None:
+    def __init__(self, answerer: Answerer, texts: Texts, settings: HarnessSettings, batches: Batches) -> None:
         """Stores what is given."""
-        self.answerer, self.texts, self.settings, self.ranks = answerer, texts, settings, ranks
+        self.answerer, self.texts, self.settings, self.batches = answerer, texts, settings, batches
         self._said: set[str] = set()
 
     def jobs(self, requests: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Job]:
@@ -129,27 +127,28 @@ class Answers:
 
     def say(self, message: str) -> None:
         """A warning of the first rank, once."""
-        if message not in self._said and self.ranks.rank == 0:
+        if message not in self._said and self.batches.ranks.rank == 0:
             log.warning(message)
         self._said.add(message)
 
     def run(self, jobs: Sequence[Job], bar: Bar) -> list[str]:
         """The answers, in the order of the jobs; `bar` shows the batches."""
         size = self.settings.batch_size
-        batches = []
+        batches: list[list[int]] = []
         for process in dict.fromkeys(job.process for job in jobs):
             places = [place for place, job in enumerate(jobs) if job.process == process]
             places.sort(key=lambda place: (-len(jobs[place].prompt), place))
             batches += [places[start : start + size] for start in range(0, len(places), size)]
-        longest = max((job.process.gen_length for job in jobs), default=0)
-        ids = torch.zeros(len(jobs), longest, dtype=torch.int64)
-        for number, counted in bar(rounds(len(batches), self.ranks)):
-            made = self.generate([jobs[place] for place in batches[number]])
-            if counted:
-                ids[batches[number], : made.shape[1]] = made
-        return [self.text(job, row.tolist()) for job, row in zip(jobs, self.ranks.all_reduce(ids), strict=True)]
+        made = self.batches.run(
+            len(batches),
+            lambda number: ("answers", [jobs[place] for place in batches[number]]),
+            lambda number: self.generate([jobs[place] for place in batches[number]]),
+            bar,
+        )
+        ids_of = dict(zip(chain(*batches), chain(*made), strict=True))
+        return [self.text(job, ids_of[place]) for place, job in enumerate(jobs)]
 
-    def generate(self, jobs: Sequence[Job]) -> torch.Tensor:
+    def generate(self, jobs: Sequence[Job]) -> list[list[int]]:
         """Ids (B, gen_length) of jobs with the same process."""
         prompt_ids, attention_mask = pad_left([job.prompt for job in jobs], self.texts.encoder.end_token_id)
         model = self.answerer.model
@@ -160,7 +159,8 @@ class Answers:
             RowSeeds(tuple(job.seed for job in jobs)),
             self.answerer.any_rank,
         )
-        return made.ids[:, prompt_ids.shape[1] :].cpu()
+        answers: list[list[int]] = made.ids[:, prompt_ids.shape[1] :].tolist()
+        return answers
 
     def text(self, job: Job, ids: list[int]) -> str:
         """Text of an answer before its first special token, the end of its length, and the texts that end it."""

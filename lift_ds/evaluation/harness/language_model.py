@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ from lift_ds.evaluation.ranks import Ranks
 from lift_ds.models.families import max_length_of, start_token_of
 
 from .answers import Answers
+from .batches import Bar, Batches
 from .likelihood import Likelihood
 from .masks import Estimate, key_of
-from .rounds import Bar
 from .settings import HarnessSettings
 from .texts import Messages, Texts
 
@@ -42,12 +43,15 @@ class DiffusionLM(LM):
         ranks: The processes; all of them construct this and call it with the same requests.
         settings: How it answers and scores.
         name: Of the model, for the harness's records.
+        identity: Of its weights; what `settings.progress` keeps belongs to it.
 
     Raises:
-        ValueError: `max_length` is longer than the model allows.
+        ValueError: `max_length` is longer than the model allows, or the folder of `settings.progress` cannot be used.
     """
 
-    def __init__(self, answerer: Answerer, ranks: Ranks, settings: HarnessSettings, name: str = "lift_ds") -> None:
+    def __init__(
+        self, answerer: Answerer, ranks: Ranks, settings: HarnessSettings, name: str = "lift_ds", identity: str = ""
+    ) -> None:
         """Puts the parts together."""
         super().__init__()
         config, encoder = answerer.model.config, answerer.encoder
@@ -58,8 +62,12 @@ class DiffusionLM(LM):
         self.ranks, self.settings, self.name, self.dtype = ranks, settings, name, answerer.model.dtype
         start = start_token_of(config)
         self.texts = Texts(encoder, () if start is None else (start,), self.max_length, settings.on_long)
-        self.answers = Answers(answerer, self.texts, settings, ranks)
-        self.likelihood = Likelihood(answerer, ranks, settings.batch_size, settings.mc_num, settings.seed)
+        folder = None if settings.progress is None else Path(settings.progress)
+        if folder is not None and not identity:
+            raise ValueError(f"progress={settings.progress}: needs an identity of the weights that answer.")
+        self.batches = Batches(ranks, folder, f"{identity} {self.dtype} {ranks.device.type} {version('lift_ds')}")
+        self.answers = Answers(answerer, self.texts, settings, self.batches)
+        self.likelihood = Likelihood(answerer, self.batches, settings.batch_size, settings.mc_num, settings.seed)
         self.estimates: list[dict[str, Any]] = []
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
@@ -118,6 +126,7 @@ class DiffusionLM(LM):
             "model_dtype": str(self.dtype).removeprefix("torch."),
             "num_processes": self.ranks.world_size,
             "num_prompts_truncated": self.texts.num_truncated,
+            "num_batches_kept": self.batches.num_kept,
             "likelihoods": {
                 "num_requests": len(errors),
                 "num_exact_bounds": sum(error == 0 for error in errors),

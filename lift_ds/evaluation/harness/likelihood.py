@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import cached_property
+from itertools import accumulate, chain
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lift_ds.evaluation.answering import Answerer
-from lift_ds.evaluation.ranks import Ranks
 from lift_ds.models.head import masked_gold_logprob
 from lift_ds.sampling.choose import Rule, predict
 
+from .batches import Bar, Batches
 from .masks import Estimate, Masks, estimate, key_of, make_masks, num_masks
-from .rounds import Bar, rounds
 
 MAX_GREEDY_TOKENS = 1024  # of one forward: all of their logits are held at once
 
@@ -36,6 +36,11 @@ class Pair:
         """All of them."""
         return self.context + self.target
 
+    @cached_property
+    def key(self) -> tuple[int, int]:
+        """Names it in few numbers."""
+        return key_of(self.ids), len(self.context)
+
     def masks(self, limit: int, seed: int) -> Masks:
         """Continuations of one context that are equally long get the same masks, so that what they share cancels."""
         return make_masks(len(self.target), limit, seed, key_of(self.context or self.target))
@@ -50,14 +55,14 @@ class Likelihood:
 
     Args:
         answerer: The model.
-        ranks: The processes.
+        batches: What computes them on the ranks.
         batch_size: Rows of one forward.
         num_masks: Most masks of a continuation.
         seed: Seed of the masks.
     """
 
     answerer: Answerer
-    ranks: Ranks
+    batches: Batches
     batch_size: int
     num_masks: int
     seed: int
@@ -67,34 +72,32 @@ class Likelihood:
         order = longest_first(pairs)
         counts = [num_masks(len(pairs[place].target), self.num_masks) for place in order]
         starts = [0, *accumulate(counts)]
-        logprob = torch.zeros(starts[-1], dtype=torch.float64)
         owners = np.repeat(np.arange(len(order)), counts)
-        for number, counted in bar(rounds(-(-len(owners) // self.batch_size), self.ranks)):
-            rows = range(len(owners))[number * self.batch_size : (number + 1) * self.batch_size]
-            found = self.forward(*self.batch([pairs[order[owners[row]]] for row in rows], rows, starts, owners))
-            if counted:
-                logprob[rows.start : rows.stop] = found
-        logprob = self.ranks.all_reduce(logprob)
+
+        def rows(number: int) -> list[tuple[Pair, int]]:
+            found = range(len(owners))[number * self.batch_size : (number + 1) * self.batch_size]
+            return [(pairs[order[owners[row]]], row - starts[owners[row]]) for row in found]
+
+        made = self.batches.run(
+            -(-len(owners) // self.batch_size),
+            lambda number: ("masks", self.num_masks, self.seed, [(pair.key, index) for pair, index in rows(number)]),
+            lambda number: self.forward(*self.with_places(rows(number))),
+            bar,
+        )
+        logprob = np.array([value for values in made for value in values])
         found_of: dict[int, Estimate] = {}
         for rank, place in enumerate(order):
-            values = logprob[starts[rank] : starts[rank + 1]].numpy()
+            values = logprob[starts[rank] : starts[rank + 1]]
             found_of[place] = estimate(pairs[place].masks(self.num_masks, self.seed), values)
         return [found_of[place] for place in range(len(pairs))]
 
-    def batch(
-        self, owners: Sequence[Pair], rows: range, starts: Sequence[int], numbers: np.ndarray
-    ) -> tuple[list[Pair], list[np.ndarray]]:
-        """The pairs of a batch's rows, and the places that each row masks in its continuation."""
-        plans: dict[Pair, Masks] = {}
-        places = []
-        for pair, row in zip(owners, rows, strict=True):
-            if pair not in plans:
-                plans[pair] = pair.masks(self.num_masks, self.seed)
-            places.append(plans[pair].places[row - starts[numbers[row]]])
-        return list(owners), places
+    def with_places(self, rows: Sequence[tuple[Pair, int]]) -> tuple[list[Pair], list[np.ndarray]]:
+        """The pairs of (pair, number of its mask), and the places that each masks in its continuation."""
+        plans = {pair: pair.masks(self.num_masks, self.seed) for pair in dict.fromkeys(pair for pair, _ in rows)}
+        return [pair for pair, _ in rows], [plans[pair].places[index] for pair, index in rows]
 
-    def forward(self, pairs: Sequence[Pair], places: Sequence[np.ndarray]) -> Tensor:
-        """Sums of log p over the masked places of each row: float64 (B,)."""
+    def forward(self, pairs: Sequence[Pair], places: Sequence[np.ndarray]) -> list[float]:
+        """Sums of log p over the masked places of each row."""
         model = self.answerer.model
         clean_ids, attention_mask = pad_right([pair.ids for pair in pairs], int(model.config.pad_token_id))
         masked = torch.zeros_like(attention_mask)
@@ -104,26 +107,29 @@ class Likelihood:
         clean_ids, masked, attention_mask = (each.to(model.device) for each in (clean_ids, masked, attention_mask))
         noised_ids = clean_ids.masked_fill(masked, model.config.mask_token_id)
         logprob = masked_gold_logprob(model, noised_ids, masked, clean_ids, attention_mask)
-        return torch.zeros(len(pairs), dtype=torch.float64).index_add(0, owner, logprob.double().cpu())
+        sums = torch.zeros(len(pairs), dtype=torch.float64).index_add(0, owner, logprob.double().cpu())
+        return [float(each) for each in sums]
 
     def are_greedy(self, pairs: Sequence[Pair], bar: Bar) -> list[bool]:
         """Whether the continuation is what greedy low-confidence decoding gives, one token a step in one block."""
         batches = greedy_batches(pairs, self.batch_size)
-        agreed = torch.zeros(len(pairs), dtype=torch.float64)
-        for number, counted in bar(rounds(len(batches), self.ranks)):
-            found = self.check_greedy([pairs[place] for place in batches[number]])
-            if counted:
-                agreed[batches[number]] = found
-        return [bool(each) for each in self.ranks.all_reduce(agreed)]
+        made = self.batches.run(
+            len(batches),
+            lambda number: ("greedy", [pairs[place].key for place in batches[number]]),
+            lambda number: self.check_greedy([pairs[place] for place in batches[number]]),
+            bar,
+        )
+        agrees = dict(zip(chain(*batches), chain(*made), strict=True))
+        return [agrees[place] for place in range(len(pairs))]
 
     @torch.no_grad()
-    def check_greedy(self, pairs: Sequence[Pair]) -> Tensor:
-        """Float64 (B,), 1 where decoding agrees; a row that has left its continuation is not followed further."""
+    def check_greedy(self, pairs: Sequence[Pair]) -> list[bool]:
+        """Whether decoding agrees with each; a row that has left its continuation is not followed further."""
         model, config, device = self.answerer.model, self.answerer.model.config, self.answerer.model.device
         clean_ids, attention_mask = pad_right([pair.ids for pair in pairs], int(config.pad_token_id))
         starts = torch.tensor([len(pair.context) for pair in pairs])
         masked = attention_mask & (torch.arange(clean_ids.shape[1]) >= starts[:, None])
-        agrees = torch.ones(len(pairs), dtype=torch.float64)
+        agrees = torch.ones(len(pairs), dtype=torch.bool)
         clean_ids, attention_mask, masked = clean_ids.to(device), attention_mask.to(device), masked.to(device)
         while self.answerer.any_rank(bool(masked.any())):
             asked = masked if bool(masked.any()) else attention_mask  # every rank runs the same forwards
@@ -137,8 +143,8 @@ class Likelihood:
             left = masked.any(-1) & ~is_right
             masked[rows, surest] = False
             masked[left] = False
-            agrees[left.cpu()] = 0.0
-        return agrees
+            agrees[left.cpu()] = False
+        return [bool(each) for each in agrees]
 
 
 def longest_first(pairs: Sequence[Pair]) -> list[int]:

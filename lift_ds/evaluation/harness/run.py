@@ -35,6 +35,7 @@ def run_harness(
     tasks: Sequence[str],
     *,
     name: str = "lift_ds",
+    identity: str = "",
     include_path: str | Path | None = None,
     include_defaults: bool = True,
     limit: int | float | None = None,
@@ -53,6 +54,7 @@ def run_harness(
         settings: How it answers and scores.
         tasks: Names of tasks, groups or tags, or paths of task files.
         name: Of the model, for the records.
+        identity: Of its weights; needed with `settings.progress`, which keeps answers of these weights.
         include_path: Folder with task files of one's own.
         include_defaults: Whether the harness's own tasks are known too; listing them takes seconds.
         limit: Only the first documents of each task: how many, or below 1 which share.
@@ -83,7 +85,7 @@ def run_harness(
     unknown = [task for task in tasks if not (manager.match_tasks([task]) or Path(task).is_file())]
     if unknown or not tasks:
         raise ValueError(f"tasks {', '.join(unknown) or '(none)'}: no such task; lm_eval ls tasks lists all.")
-    lm = DiffusionLM(answerer, ranks, settings, name)
+    lm = DiffusionLM(answerer, ranks, settings, name, identity)
     results = simple_evaluate(
         model=lm,
         tasks=[found for task in tasks for found in manager.match_tasks([task]) or [task]],

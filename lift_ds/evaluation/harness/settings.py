@@ -40,6 +40,7 @@ class HarnessSettings(BaseModel):
     max_length: int | None = Field(None, ge=2, description="longest sequence; default: the model's")
     on_long: Literal["error", "truncate"] = Field("error", description="what becomes of prompts that are too long")
     seed: int = Field(0, ge=0, description="of masks and of what is drawn")
+    progress: str | None = Field(None, description="folder that keeps what is computed, to go on from after a cut")
     estimates: str | None = Field(None, description="JSON Lines to write: every likelihood with its standard error")
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ in one of the two. All problems are collected and reported at once: key, value, 
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 from collections.abc import Iterator
@@ -235,6 +236,7 @@ def load_run_config(
             return RunConfig.model_validate(values), problems
         except ValidationError as error:
             problems += [line for details in error.errors() for line in describe(details)]
+            before = copy.deepcopy(values)
             for details in error.errors():
                 is_check = details["type"] == "value_error"
                 if is_check and details["loc"] == ("checkpoint",):  # the check of that section is about these two
@@ -242,6 +244,8 @@ def load_run_config(
                         values["checkpoint"].pop(key, None)
                 else:
                     remove(values, details["loc"] or ("eval",))  # the checks between sections are about eval
+            if values == before:
+                return RunConfig(), problems
 
 
 def remove(values: dict[str, Any], place: tuple[int | str, ...]) -> None:

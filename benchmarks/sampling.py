@@ -5,7 +5,8 @@
 Accuracy: held-out items of the built-in tasks, answered by every sampler in turn, batch by batch. The plain loop
 reveals one token a forward and computes the logits of all positions; our `low_confidence` solves the same items
 (checked). The threshold is chosen on validation items: the fastest whose paired 95 % interval there excludes a loss of
-over two points. `threshold_speedup` is its tokens a second on the test items over the plain loop's;
+over two points (`threshold_qualified`: whether there is one). Test items are drawn from another seed and share no
+question with them. `threshold_speedup` is its tokens a second on the test items over the plain loop's;
 `threshold_points_lost` the upper end of the paired 95 % interval of the loss in solved items, in points. The other ways
 of ranking predictions, slower than the threshold, are measured on the first test items only.
 
@@ -142,6 +143,24 @@ def show(label: str, tallies: dict[str, Tally]) -> None:
         print(tally.line(name, baseline))
 
 
+def drawn_items(count: int, seed: int, seen: set[str]) -> list[Item]:
+    """Held-out items whose questions are all different, the tasks in turn.
+
+    Raises:
+        ValueError: There are not so many that are not among the seen ones.
+    """
+    found: dict[str, list[Item]] = {name: [] for name in TASKS}
+    asked = set(seen)
+    for item in held_out_items(8 * count + 8 * len(TASKS), seed):
+        if item.question not in asked:
+            found[item.task].append(item)
+        asked.add(item.question)
+    items = [item for turn in zip(*found.values(), strict=False) for item in turn]
+    if len(items) < count:
+        raise ValueError(f"{count} items: only {len(items)} questions of seed {seed} are new; ask for fewer.")
+    return items[:count]
+
+
 def accuracy(path: str, num_validation: int, num_test: int, num_others: int) -> dict[str, float]:
     """Chooses the threshold, then measures every sampler on the test items; prints the table."""
     model, tokenizer = load_pretrained(path, torch.float32)
@@ -149,15 +168,14 @@ def accuracy(path: str, num_validation: int, num_test: int, num_others: int) -> 
         raise ValueError(f"{path}: no tokenizer.")
     encoder = ChatEncoder(tokenizer, int(model.config.eos_token_id), 512)
     masked = cast(MaskedDiffusionModel, model)
-    items = list({item.question: item for item in held_out_items(2 * (num_validation + num_test), 0)}.values())
-    validation, test = items[:num_validation], items[num_validation : num_validation + num_test]
-    assert len(test) == num_test
+    validation = drawn_items(num_validation, 0, set())
+    test = drawn_items(num_test, 1, {item.question for item in drawn_items(num_validation + num_test, 0, set())})
     found = measure(masked, encoder, validation, PLAIN | BY_THRESHOLD)
     show("validation", found)
     lost = {each: found[f"threshold {each}"].points_lost(found["plain"])[1] for each in THRESHOLDS}
-    good = [each for each in THRESHOLDS if lost[each] <= POINTS] or list(THRESHOLDS[-1:])
-    chosen = min(good, key=lambda each: found[f"threshold {each}"].seconds)
-    print(f"threshold {chosen} chosen\n", flush=True)
+    good = [each for each in THRESHOLDS if lost[each] <= POINTS]
+    chosen = min(good or THRESHOLDS[-1:], key=lambda each: found[f"threshold {each}"].seconds)
+    print(f"threshold {chosen} chosen of {good or 'none that loses so little'}\n", flush=True)
     others = measure(masked, encoder, test[:num_others], PLAIN | OTHERS)
     show("test", others)
     if others["low_confidence"].solved != others["plain"].solved:
@@ -170,6 +188,7 @@ def accuracy(path: str, num_validation: int, num_test: int, num_others: int) -> 
     best = tallies[f"threshold {chosen}"]
     return {
         "threshold": chosen,
+        "threshold_qualified": bool(good),
         "threshold_speedup": baseline.seconds / best.seconds,
         "threshold_points_lost": best.points_lost(baseline)[1],
         "threshold_tokens_per_forward": GEN_LENGTH * len(test) / best.num_forwards,

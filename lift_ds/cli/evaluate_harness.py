@@ -57,7 +57,7 @@ def run_harness_tasks(arguments: argparse.Namespace, launch: Launch) -> None:
         settings,
         arguments.tasks,
         name=arguments.model,
-        identity=json.dumps(weight_hashes(arguments.model, arguments.adapters, ranks)),
+        identity=json.dumps([weight_hashes(arguments.model, arguments.adapters, ranks), arguments.deepspeed is None]),
         include_path=arguments.include_path,
         limit=arguments.limit,
         num_fewshot=arguments.num_fewshot,

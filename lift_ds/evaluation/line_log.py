@@ -40,32 +40,26 @@ class LineLog:
                 ) from error
             yield
 
-    def lines(self, mends: bool = True) -> list[dict[str, Any]]:
-        """All whole lines.
+    def mend(self) -> None:
+        """Cuts off half a line at the end, from a kill, so that the next one is whole."""
+        if self.path.is_file():
+            content = self.path.read_bytes()
+            os.truncate(self.path, content.rfind(b"\n") + 1)
 
-        Args:
-            mends: Whether half a line at the end, from a kill, is cut off, so that the next one is whole; another
-                process's file is left as it is.
-
-        Raises:
-            ValueError: A line is none of this log.
-        """
+    def lines(self) -> list[dict[str, Any] | None]:
+        """All whole lines; `None` for what is none of this log."""
         if not self.path.is_file():
             return []
         content = self.path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if mends and len(whole) < len(content):
-            os.truncate(self.path, len(whole))
-        found = []
-        for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                values = json.loads(line)
-            except ValueError:
-                values = None
-            if not isinstance(values, dict) or values.keys() != self.names:
-                raise ValueError(f"{self.path}:{number}: no line of this log; remove the folder.")
-            found.append(values)
-        return found
+        return [self.parse(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+
+    def parse(self, line: bytes) -> dict[str, Any] | None:
+        """The values of a line; `None` where it is none of this log."""
+        try:
+            values = json.loads(line)
+        except ValueError:
+            return None
+        return values if isinstance(values, dict) and values.keys() == self.names else None
 
     def add(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Writes lines and sees them onto the disk."""

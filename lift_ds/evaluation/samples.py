@@ -51,13 +51,19 @@ class SampleLog(LineLog):
         super().__init__(path, [field.name for field in fields(Sample)])
 
     def read(self) -> dict[Key, Sample]:
-        """All whole lines by key.
+        """All lines by key; half a line at the end is cut off.
 
         Raises:
             ValueError: A line is none of this log.
         """
-        samples = (Sample(**line) for line in self.lines())
-        return {sample.key: sample for sample in samples}
+        self.mend()
+        found = {}
+        for number, line in enumerate(self.lines(), start=1):
+            if line is None:
+                raise ValueError(f"{self.path}:{number}: no line of this log; remove the folder.")
+            sample = Sample(**line)
+            found[sample.key] = sample
+        return found
 
     def append(self, samples: Iterable[Sample]) -> None:
         """Writes answers and sees them onto the disk."""

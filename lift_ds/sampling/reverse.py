@@ -177,7 +177,8 @@ class ReverseProcess:
             model: In eval mode.
             prompt_ids: int64 (B, P).
             attention_mask: bool (B, P), false on left padding.
-            generator: Source of randomness, of the batch or of each row.
+            generator: Source of randomness, of the batch or of each row; what a row draws depends on the others where
+                it is the batch's.
             any_rank: Whether something is so on any rank: loops end by agreement where each forward is a collective. A
                 rank that is done goes along with one row.
             watch: Called with the ids after every step.

@@ -89,8 +89,9 @@ def weight_hashes(path: str, adapters: str | None, ranks: Ranks) -> dict[str, st
         ranks: The ranks; all of them call it.
     """
     folder = resolve_folder(path)
-    shares = ranks.gather_objects(hash_base(folder, ranks.rank, ranks.world_size))
-    shares.append({CONFIG: hash_file(folder / CONFIG)})
+    small = {CONFIG: folder / CONFIG}
     if adapters is not None:
-        shares.append({name: hash_file(Path(adapters) / name) for name in (PEFT_WEIGHTS, PEFT_CONFIG)})
+        small |= {name: Path(adapters) / name for name in (PEFT_WEIGHTS, PEFT_CONFIG)}
+    shares = ranks.gather_objects(hash_base(folder, ranks.rank, ranks.world_size))
+    shares.append(ranks.on_main(lambda: {name: hash_file(each) for name, each in small.items()}))
     return dict(sorted((name, record.sha256) for share in shares for name, record in share.items()))

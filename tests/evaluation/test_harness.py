@@ -146,6 +146,8 @@ def test_the_command_knows_the_model(task_dir, tmp_path, monkeypatch, capsys):
     assert [line["choice"] for line in lines] == [0, 1, 2]
     assert lines[0]["standard_error"] > 0
     assert (tmp_path / "0.jsonl").stat().st_size
+    command.main([*arguments, f"pretrained=builtin:base,mc_num=8,estimates={tmp_path / 'e.jsonl'},progress={tmp_path}"])
+    assert lines == [json.loads(line) for line in (tmp_path / "e.jsonl").read_text().splitlines()]
 
 
 def test_the_harness_makes_the_model_from_strings(tmp_path):
@@ -203,7 +205,7 @@ def test_our_own_command(task_dir, tmp_path, monkeypatch, capsys):
     assert all(len(sample["standard_errors"]) == 1 for sample in found["samples"]["tiny_words"])
 
 
-def test_a_cut_off_run_goes_on(task_dir, alone, base, tmp_path, monkeypatch):
+def test_a_cut_off_run_goes_on(task_dir, alone, base, tmp_path, monkeypatch, caplog):
     """Cut in the middle of a line on two processes, it goes on alone; what other weights computed is not taken."""
     launch(task_dir, tmp_path / "two.json", "--progress", str(tmp_path / "kept"))
     paths = [tmp_path / "kept" / f"{rank}.jsonl" for rank in range(2)]
@@ -226,9 +228,9 @@ def test_a_cut_off_run_goes_on(task_dir, alone, base, tmp_path, monkeypatch):
     assert again("base")["config"]["num_batches_kept"] == sum(counts)
     assert not forwards
     assert again("other")["config"]["num_batches_kept"] == 0
-    (tmp_path / "kept" / "1.jsonl").write_text("[]\n")
-    with pytest.raises(ValueError, match=r"1.jsonl:1: no line of this log"):
-        again("base")
+    (tmp_path / "kept" / "1.jsonl").write_bytes(b"\0\0\n[]\n" + paths[0].read_bytes()[:400])
+    assert again("base")["config"]["num_batches_kept"] < sum(counts)
+    assert "1.jsonl: 2 lines are broken, the first is line 1; they are computed again" in caplog.text
 
 
 def test_progress_belongs_to_weights_and_one_run(base, tmp_path):
@@ -238,7 +240,23 @@ def test_progress_belongs_to_weights_and_one_run(base, tmp_path):
     first = DiffusionLM(base, Alone(), settings, identity="base")
     with pytest.raises(ValueError, match="another evaluation is writing here"):
         DiffusionLM(base, Alone(), settings, identity="base")
-    assert first.generate_until([]) == []
+    first.batches.close()
+    DiffusionLM(base, Alone(), settings, identity="base")
+
+
+class OtherMachine(Alone):
+    """The first of two ranks, the second of which asks something else."""
+
+    world_size = 2
+
+    def gather_objects(self, mine):
+        return [mine, "other"] if isinstance(mine, str) else [mine, {}]
+
+
+def test_ranks_that_ask_something_else_are_told(base):
+    lm = DiffusionLM(base, OtherMachine(), HarnessSettings())
+    with pytest.raises(ValueError, match="rank 1 was given other requests, or another model, than rank 0"):
+        lm.loglikelihood([Instance("loglikelihood", {}, ("a", " b"), 0)])
 
 
 def test_unknown_tasks_are_refused(task_dir, base):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +11,11 @@ from typing import Any
 from lift_ds.evaluation.answering import Answerer
 from lift_ds.sampling.reverse import ReverseProcess, RowSeeds, pad_left
 
-from .batches import Bar, Batches
+from .batches import Bar, Batches, log
 from .masks import key_of
 from .settings import HarnessSettings
 from .texts import Texts
 
-log = logging.getLogger("lm_eval.lift_ds")  # shown as the harness's own messages are
 LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 DEFAULT_MAX_TOKENS = 256  # what the harness's own models take where a task says nothing
 KNOWN_NAMES = {*LENGTH_NAMES, "until", "do_sample", "temperature", "top_p"}

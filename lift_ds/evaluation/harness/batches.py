@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from lift_ds.evaluation.line_log import LineLog
 from lift_ds.evaluation.ranks import Ranks
 
+log = logging.getLogger("lm_eval.lift_ds")  # shown as the harness's own messages are
 Rounds = list[tuple[int, bool]]
 Bar = Callable[[Rounds], Iterable[tuple[int, bool]]]
 """Shows how far a loop over rounds has come."""
@@ -33,6 +35,17 @@ def log_of(path: Path) -> LineLog:
     return LineLog(path, ("key", "values"))
 
 
+def read_kept(path: Path) -> dict[str, list[Any]]:
+    """A rank's results by key; what is no line of the file, after a power cut, is said and computed again."""
+    lines = log_of(path).lines()
+    broken = [number for number, line in enumerate(lines, start=1) if line is None]
+    if broken:
+        log.warning(
+            "%s: %d lines are broken, the first is line %d; they are computed again", path, len(broken), broken[0]
+        )
+    return {line["key"]: line["values"] for line in lines if line is not None}
+
+
 class Batches:
     """Computes batches; every rank calls it with the same ones, does its part, and has all results.
 
@@ -40,10 +53,10 @@ class Batches:
         ranks: The processes.
         folder: Where each rank keeps what it computed, so that the same evaluation goes on from it after a cut, on any
             number of ranks; `None` keeps nothing.
-        identity: What results depend on besides the batches: names the weights.
+        identity: What results depend on besides the batches: names weights, code and device.
 
     Raises:
-        ValueError: Another evaluation is writing there, or a file is none of these.
+        ValueError: Another evaluation is writing there.
         OSError: The folder cannot be written.
     """
 
@@ -53,21 +66,31 @@ class Batches:
         self.log: LineLog | None = None
         self.kept: dict[str, list[Any]] = {}
         self.num_kept = 0  # batches that were taken from what was kept
-        self._lock = ExitStack()
+        self._held = ExitStack()
         if folder is not None:
-            self.log = log_of(folder / f"{ranks.rank}.jsonl")
-            folder.mkdir(parents=True, exist_ok=True)
-            ranks.on_main(lambda: self._lock.enter_context(log_of(folder / "0.jsonl").locked()))
-            for share in ranks.gather_objects(self.read(folder)):
-                self.kept |= share
+            self.kept, self.log = self.open(folder)
 
-    def read(self, folder: Path) -> dict[str, list[Any]]:
-        """This rank's results by key; on rank 0 also those of other ranks that this machine sees."""
-        own = folder / f"{self.ranks.rank}.jsonl"
-        found = log_of(own).lines()
-        for path in sorted(folder.glob("*.jsonl")) if self.ranks.rank == 0 else []:
-            found += [] if path == own else log_of(path).lines(mends=False)
-        return {line["key"]: line["values"] for line in found}
+    def open(self, folder: Path) -> tuple[dict[str, list[Any]], LineLog]:
+        """What was kept, and where this rank adds to it."""
+
+        def claim() -> dict[str, list[Any]]:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._held.enter_context(log_of(folder / "0.jsonl").locked())
+            paths = [path for path in sorted(folder.glob("*.jsonl")) if path.stem.isdigit()]
+            return {key: values for path in paths for key, values in read_kept(path).items()}
+
+        kept: dict[str, list[Any]] = self.ranks.on_main(claim)
+        folder.mkdir(parents=True, exist_ok=True)  # of other machines
+        mine = log_of(folder / f"{self.ranks.rank}.jsonl")
+        mine.mend()
+        unseen = {key: values for key, values in read_kept(mine.path).items() if key not in kept}
+        for share in self.ranks.gather_objects(unseen):
+            kept |= share
+        return kept, mine
+
+    def close(self) -> None:
+        """Lets other evaluations use the folder."""
+        self._held.close()
 
     def run(
         self, num_batches: int, key: Callable[[int], object], compute: Callable[[int], list[Any]], bar: Bar
@@ -79,9 +102,13 @@ class Batches:
             key: All that decides the result of the batch of a number, as a value whose text says it.
             compute: Its result: numbers or truth values, or lists of them.
             bar: Shows the rounds.
+
+        Raises:
+            ValueError: The ranks were not given the same batches; on every rank.
         """
-        names = {number: self.name(key(number)) for number in range(num_batches)} if self.log else {}
-        found = {number: self.kept[name] for number, name in names.items() if name in self.kept}
+        names = [self.name(key(number)) for number in range(num_batches)]
+        self.check_agreement(names)
+        found = {number: self.kept[name] for number, name in enumerate(names) if name in self.kept}
         self.num_kept += len(found)
         made = {}
         for number, counts in bar(rounds([each for each in range(num_batches) if each not in found], self.ranks)):
@@ -97,3 +124,13 @@ class Batches:
     def name(self, key: object) -> str:
         """What a result is kept under."""
         return hashlib.blake2b(f"{self.identity} {key!r}".encode(), digest_size=16).hexdigest()
+
+    def check_agreement(self, names: Sequence[str]) -> None:
+        """Whether all ranks ask the same of the same model; see `run` for its error."""
+        first, *others = self.ranks.gather_objects(self.name(names))
+        differ = [str(rank) for rank, each in enumerate(others, start=1) if each != first]
+        if differ:
+            raise ValueError(
+                f"rank {', '.join(differ)} was given other requests, or another model, than rank 0; every machine "
+                "needs the same task files, model and packages."
+            )

@@ -7,15 +7,16 @@ own, examples drawn at random would depend on the number of processes, and the l
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
-from importlib.metadata import version
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM, CacheHook
 from rich.console import Console
@@ -32,6 +33,7 @@ from .masks import Estimate, key_of
 from .settings import HarnessSettings
 from .texts import Messages, Texts
 
+PACKAGE = Path(__file__).parents[2]
 CERTAIN = Estimate(0.0, 0.0, 0)
 
 
@@ -65,7 +67,7 @@ class DiffusionLM(LM):
         folder = None if settings.progress is None else Path(settings.progress)
         if folder is not None and not identity:
             raise ValueError(f"progress={settings.progress}: needs an identity of the weights that answer.")
-        self.batches = Batches(ranks, folder, f"{identity} {self.dtype} {ranks.device.type} {version('lift_ds')}")
+        self.batches = Batches(ranks, folder, f"{identity} {self.dtype} {device_name(ranks.device)} {code_identity()}")
         self.answers = Answers(answerer, self.texts, settings, self.batches)
         self.likelihood = Likelihood(answerer, self.batches, settings.batch_size, settings.mc_num, settings.seed)
         self.estimates: list[dict[str, Any]] = []
@@ -173,6 +175,20 @@ class DiffusionLM(LM):
         console = Console(stderr=True)
         is_silent = self.ranks.rank != 0 or not console.is_terminal
         return partial(track, description=what, console=console, transient=True, disable=is_silent)
+
+
+def device_name(device: torch.device) -> str:
+    """What computes."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+@cache
+def code_identity() -> str:
+    """Names torch and this package as they are now: results of a version that was mended are not taken for new ones."""
+    found = hashlib.blake2b(torch.__version__.encode(), digest_size=16)
+    for path in sorted(PACKAGE.rglob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()
 
 
 def joined(parts: Sequence[Estimate]) -> Estimate:

@@ -86,20 +86,23 @@ def run_harness(
     if unknown or not tasks:
         raise ValueError(f"tasks {', '.join(unknown) or '(none)'}: no such task; lm_eval ls tasks lists all.")
     lm = DiffusionLM(answerer, ranks, settings, name, identity)
-    results = simple_evaluate(
-        model=lm,
-        tasks=[found for task in tasks for found in manager.match_tasks([task]) or [task]],
-        task_manager=manager,
-        limit=limit,
-        num_fewshot=num_fewshot,
-        apply_chat_template=apply_chat_template,
-        fewshot_as_multiturn=apply_chat_template,
-        system_instruction=system_instruction,
-        gen_kwargs=None if gen_kwargs is None else dict(gen_kwargs),
-        fewshot_random_seed=fewshot_seed,
-        bootstrap_iters=BOOTSTRAP_RESAMPLES if ranks.rank == 0 else 0,
-        confirm_run_unsafe_code=confirm_run_unsafe_code,
-    )
+    try:
+        results = simple_evaluate(
+            model=lm,
+            tasks=[found for task in tasks for found in manager.match_tasks([task]) or [task]],
+            task_manager=manager,
+            limit=limit,
+            num_fewshot=num_fewshot,
+            apply_chat_template=apply_chat_template,
+            fewshot_as_multiturn=apply_chat_template,
+            system_instruction=system_instruction,
+            gen_kwargs=None if gen_kwargs is None else dict(gen_kwargs),
+            fewshot_random_seed=fewshot_seed,
+            bootstrap_iters=BOOTSTRAP_RESAMPLES if ranks.rank == 0 else 0,
+            confirm_run_unsafe_code=confirm_run_unsafe_code,
+        )
+    finally:
+        lm.batches.close()
     if results is None or ranks.rank != 0:
         return None
     add_standard_errors(results["samples"], lm.estimates)

@@ -18,7 +18,7 @@ from .evaluate_run import check_arguments, run_evaluation
 from .evaluate_tables import print_comparison, wide_console
 from .ranks import run_on_ranks
 from .sampling_flags import add_sampling_flags
-from .tool import quieten
+from .tool import check_writable, quieten
 
 DESCRIPTION = """Answers the problems of reasoning tasks, and scores the answers.
 
@@ -93,6 +93,9 @@ def run_comparison(arguments: argparse.Namespace) -> None:
         OSError: The page or the figures cannot be written.
     """
     first, second = arguments.compare
+    for flag in ("html", "json"):
+        if getattr(arguments, flag) is not None:
+            check_writable(getattr(arguments, flag), f"--{flag}")
     if arguments.scorers and len(arguments.scorers) > 1:
         raise ValueError("--compare takes one of --scorers.")
     found = compare(first, second, arguments.scorers[0] if arguments.scorers else None, arguments.seed)
@@ -122,7 +125,7 @@ def run_tool(arguments: argparse.Namespace, launch: Launch) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits with 2 where something is missing or wrong."""
     arguments = make_parser().parse_args(argv)
-    run_on_ranks(partial(run_tool, arguments))
+    run_on_ranks(partial(run_tool, arguments), "stopped; the same command goes on")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     """
     if arguments.model is None or not arguments.tasks:
         raise ValueError("--model and --tasks are needed (or --compare with two folders).")
-    for name in ("limit", "samples", "batch_size", "workers"):
+    for name in ("limit", "samples", "workers"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')}={value}: at least 1.")
@@ -62,8 +62,10 @@ def data_files(flags: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for flag in flags:
         task, has_path, path = flag.partition("=")
-        if not has_path or not path or task not in tasks:
-            raise ValueError(f"--data {flag}: TASK=FILE is needed, of one of the tasks {', '.join(tasks)}.")
+        if not has_path or not path:
+            raise ValueError(f"--data {flag}: TASK=FILE is needed.")
+        if task not in tasks:
+            raise ValueError(f"--data {flag}: {task} is not evaluated; --tasks are {', '.join(tasks)}.")
         if task in found:
             raise ValueError(f"--data {flag}: {task} has {found[task]} already.")
         found[task] = path

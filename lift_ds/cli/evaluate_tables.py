@@ -78,7 +78,7 @@ def row_of(progress: TaskProgress) -> list[str]:
     tokens = sum(sample.num_denoised for sample in samples)
     return [
         f"{len(samples)}/{total}",
-        f"{sum(score.is_solved for score in scores) / len(scores):.1%}",
+        f"{sum(score.is_solved for score in scores) / len(scores):.1%} of {len(scores)}",
         f"{sum(not score.is_parsed for score in scores) / len(scores):.1%}",
         f"{sum(not sample.is_ended for sample in samples) / len(samples):.1%}",
         f"{sum(sample.num_forwards for sample in samples) / len(samples):.1f}",

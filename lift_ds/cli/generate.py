@@ -17,12 +17,13 @@ from rich.live import Live
 from rich.text import Text
 
 from lift_ds.evaluation.answering import Answer, Answerer, load_answerer
-from lift_ds.sampling.reverse import ReverseProcess
+from lift_ds.sampling.reverse import ReverseProcess, RowSeeds
 
+from .prompts import Messages, Prompt, given_prompts
 from .sampling_flags import add_sampling_flags, process_of
+from .tool import INTERRUPTED, check_writable
 
 MASK_SIGN = "\u2591"
-Messages = list[dict[str, str]]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -48,19 +49,38 @@ class Session:
     Args:
         answerer: The model.
         process: How.
-        generator: Source of randomness.
+        seed: Of what is drawn.
     """
 
     answerer: Answerer
     process: ReverseProcess
-    generator: torch.Generator
+    seed: int
+
+    def encode(self, messages: Messages, where: str) -> list[int]:
+        """Token ids of a conversation that ends with the user's turn.
+
+        Raises:
+            ValueError: With its answer it is longer than the model allows, or a text is no Unicode.
+        """
+        ids = self.answerer.encoder.prompt_ids(messages, where=where)
+        try:
+            self.process.check_length(len(ids), self.answerer.model.config)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        return ids
 
     def answer(
-        self, conversations: list[Messages], watch: Callable[[torch.Tensor], None] | None = None
+        self, prompts: list[list[int]], first: int, watch: Callable[[torch.Tensor], None] | None = None
     ) -> list[Answer]:
-        """The next turns of conversations, each of which ends with the user's turn."""
-        prompts = [self.answerer.encoder.prompt_ids(messages) for messages in conversations]
-        return self.answerer.answer(prompts, self.process, self.generator, watch)
+        """Answers encoded prompts as one batch; an answer does not depend on the others.
+
+        Args:
+            prompts: From `encode`.
+            first: Number of the first one, which names its draws.
+            watch: See `Answerer.answer`.
+        """
+        seeds = RowSeeds(tuple(f"{self.seed}/{first + place}" for place in range(len(prompts))))
+        return self.answerer.answer(prompts, self.process, seeds, watch)
 
 
 def load(arguments: argparse.Namespace) -> Session:
@@ -71,57 +91,50 @@ def load(arguments: argparse.Namespace) -> Session:
     """
     gen_length = arguments.gen_length  # what is wrong with the flags is said before the model is read
     process = process_of(arguments, gen_length, arguments.block_length, gen_length, stop_early=True)
-    answerer = load_answerer(arguments.model)
-    return Session(answerer, process, torch.Generator(answerer.model.device).manual_seed(arguments.seed))
+    return Session(load_answerer(arguments.model), process, arguments.seed)
 
 
-def read_prompts(arguments: argparse.Namespace) -> list[str]:
-    """The prompts of the flags.
+def answer_all(session: Session, prompts: list[Prompt], arguments: argparse.Namespace, console: Console) -> None:
+    """Answers prompts in batches; prints them, or writes a line for each as they come.
 
     Raises:
-        ValueError: A row of the file has none; the message names file and line.
+        ValueError: A prompt cannot be answered; before any of them is.
+        OSError: The file cannot be written.
     """
-    prompts = list(arguments.prompt or [])
-    if arguments.file is None:
-        return prompts
-    for number, line in enumerate(arguments.file.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            prompts.append(str(row["prompt"] if "prompt" in row else row["question"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{arguments.file}:{number}: a JSON object with prompt or question is needed, not {line[:60]!r}."
-            ) from error
-    return prompts
-
-
-def as_messages(system: str | None, text: str) -> Messages:
-    """The start of a conversation."""
-    before = [{"role": "system", "content": system}] if system else []
-    return [*before, {"role": "user", "content": text}]
-
-
-def answer_all(session: Session, prompts: list[str], arguments: argparse.Namespace, console: Console) -> None:
-    """Answers prompts in batches; prints them, or writes a line for each."""
-    records = []
+    encoded = [session.encode(prompt.messages(arguments.system), prompt.where) for prompt in prompts]
+    if arguments.json:
+        arguments.json.write_text("", encoding="utf-8")
     for start in range(0, len(prompts), arguments.batch_size):
         batch = prompts[start : start + arguments.batch_size]
-        conversations = [as_messages(arguments.system, prompt) for prompt in batch]
         with shown(session, console, len(batch) == 1) as watch:
-            answers = session.answer(conversations, watch)
+            answers = session.answer(encoded[start : start + arguments.batch_size], start, watch)
+        if arguments.json:
+            append_answers(arguments.json, batch, answers)
+            continue
         for prompt, answer in zip(batch, answers, strict=True):
-            records.append({"question": prompt, "generation": answer.text, "num_forwards": answer.num_forwards})
-            if not arguments.json:
-                console.print(answer.text, markup=False, highlight=False)
+            if len(prompts) > 1:
+                console.print(f"> {prompt.text}", style="bold", markup=False, highlight=False)
+            console.print(answer.text, markup=False, highlight=False)
     if arguments.json:
-        arguments.json.write_text("".join(json.dumps(each) + "\n" for each in records), encoding="utf-8")
-        console.print(f"{len(records)} answers in {arguments.json}")
+        console.print(f"{len(prompts)} answers in {arguments.json}")
+
+
+def append_answers(path: Path, prompts: list[Prompt], answers: list[Answer]) -> None:
+    """Adds a line for each answer."""
+    with path.open("a", encoding="utf-8") as file:
+        for prompt, answer in zip(prompts, answers, strict=True):
+            record = {"question": prompt.text, "generation": answer.text, "num_forwards": answer.num_forwards}
+            file.write(json.dumps(record) + "\n")
 
 
 def chat(session: Session, arguments: argparse.Namespace, console: Console) -> None:
-    """Turns of a user at the terminal until the input ends; an empty line begins anew."""
-    console.print("An empty line begins a new chat; Ctrl-D ends.")
+    """Turns of a user at the terminal until the input ends; an empty line begins anew.
+
+    A turn that cannot be answered, or whose answer was stopped, is left out of the conversation.
+    """
+    console.print("An empty line begins a new chat; Ctrl-C stops an answer, Ctrl-D ends.")
     messages: Messages = []
+    turn = 0
     while True:
         try:
             text = console.input("[bold]> [/bold]")
@@ -130,13 +143,22 @@ def chat(session: Session, arguments: argparse.Namespace, console: Console) -> N
         if not text.strip():
             messages = []
             continue
-        messages = [*messages, {"role": "user", "content": text}] if messages else as_messages(arguments.system, text)
+        said = Prompt(text, "this turn").messages(None if messages else arguments.system)
         began = time.perf_counter()
-        with shown(session, console, True) as watch:
-            (answer,) = session.answer([messages], watch)
+        try:
+            prompt = session.encode([*messages, *said], "this chat")
+            with shown(session, console, True) as watch:
+                (answer,) = session.answer([prompt], turn, watch)
+        except ValueError as error:
+            console.print(f"{error} An empty line begins a new chat.", style="red", markup=False, highlight=False)
+            continue
+        except KeyboardInterrupt:
+            console.print("stopped", style="dim")
+            continue
         console.print(answer.text, markup=False, highlight=False)
         console.print(f"{answer.num_forwards} forwards, {time.perf_counter() - began:.1f} s", style="dim")
-        messages = [*messages, {"role": "assistant", "content": answer.text}]
+        messages = [*messages, *said, {"role": "assistant", "content": answer.text}]
+        turn += 1
 
 
 @contextmanager
@@ -151,14 +173,13 @@ def shown(session: Session, console: Console, is_single: bool) -> Iterator[Calla
 
 def partly_masked(ids: list[int], answerer: Answerer) -> Text:
     """An answer with a sign for every token that is still masked."""
-    mask_id, end_id = answerer.model.config.mask_token_id, answerer.encoder.end_token_id
+    mask_id = answerer.model.config.mask_token_id
     found, run = Text(), list[int]()
     for token_id in [*ids, mask_id]:
         if token_id != mask_id:
             run.append(token_id)
             continue
-        known = run[: run.index(end_id)] if end_id in run else run
-        found.append(str(answerer.encoder.tokenizer.decode(known)))
+        found.append(answerer.encoder.answer_text(run))
         found.append(MASK_SIGN, style="dim")
         run = []
     found.right_crop(1)
@@ -170,7 +191,11 @@ def main(argv: list[str] | None = None) -> None:
     arguments = make_parser().parse_args(argv)
     console = Console()
     try:
-        prompts = read_prompts(arguments)
+        prompts = given_prompts(arguments)
+        if arguments.json is not None:
+            if not prompts:
+                raise ValueError("--json: a chat writes no file; give --prompt or --file, or remove it.")
+            check_writable(arguments.json, "--json")
         session = load(arguments)
         if prompts:
             answer_all(session, prompts, arguments, console)
@@ -179,6 +204,9 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from lift_ds.training.cluster import Launch, read_launch
 from lift_ds.training.collectives import has_started, leave
 
+from .tool import INTERRUPTED
 
-def run_on_ranks(action: Callable[[Launch], None]) -> None:
+
+def run_on_ranks(action: Callable[[Launch], None], when_stopped: str = "stopped") -> None:
     """Runs a command on this rank and leaves the others in order; exits with 2 where something is missing or wrong.
 
     What goes wrong before the ranks have joined, all of them find; one says it. After that, and where it is about this
@@ -17,6 +19,7 @@ def run_on_ranks(action: Callable[[Launch], None]) -> None:
 
     Args:
         action: What the command does; given who this process is.
+        when_stopped: What is said after Ctrl-C.
     """
     try:
         launch = read_launch()
@@ -31,5 +34,11 @@ def run_on_ranks(action: Callable[[Launch], None]) -> None:
         if has_started():
             leave(2)
         sys.exit(2)
+    except KeyboardInterrupt:
+        if launch.is_main:
+            print(when_stopped, file=sys.stderr, flush=True)
+        if has_started():
+            leave(INTERRUPTED)
+        sys.exit(INTERRUPTED)
     if has_started():
         leave(0)

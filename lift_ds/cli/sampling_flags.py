@@ -49,8 +49,18 @@ def process_of(
         stop_early: End answers with the block in which their end token stands.
 
     Raises:
-        ValueError: A flag is out of range.
+        ValueError: A flag is out of range, or would change nothing.
     """
+    if arguments.batch_size < 1:
+        raise ValueError(f"--batch-size={arguments.batch_size}: at least 1.")
+    if (
+        arguments.top_p is not None
+        and not arguments.temperature
+        and arguments.remasking in ("low_confidence", "random")
+    ):
+        raise ValueError(
+            f"--top-p={arguments.top_p} changes nothing at temperature 0; set --temperature, or remove it."
+        )
     rule = Rule(
         arguments.remasking,
         arguments.temperature or 0.0,

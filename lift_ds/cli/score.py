@@ -17,6 +17,8 @@ from lift_ds.evaluation.isolation import Limits
 from lift_ds.evaluation.score_file import check_names, read_rows, score_rows, summarize
 from lift_ds.evaluation.scorers import SCORER_VERSIONS, TASK_SCORERS
 
+from .tool import INTERRUPTED, check_writable
+
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags."""
@@ -52,6 +54,8 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         RuntimeError: The task's scorers need packages that are not installed.
     """
     check_names(arguments.task, arguments.scorer)
+    if arguments.json is not None:
+        check_writable(arguments.json, "--json")
     if arguments.workers < 1:
         raise ValueError(f"--workers={arguments.workers}: at least 1.")
     if not (math.isfinite(arguments.time_limit) and arguments.time_limit > 0):
@@ -72,6 +76,9 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 def score(arguments: argparse.Namespace) -> dict[str, Any]:

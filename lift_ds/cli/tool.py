@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(KB|MB|GB|TB)", re.IGNORECASE)
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -30,6 +31,23 @@ def parse_size(text: str) -> int:
     if match is None or float(match[1]) <= 0:
         raise ValueError(f"{text!r} is no size; write for example 200MB or 5GB.")
     return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def check_writable(path: Path, flag: str) -> None:
+    """Tries, before the work, whether a file can be written; one that exists is left as it is.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    existed = path.exists()
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise ValueError(
+            f"{flag} {path}: cannot be written: {error.strerror}; name a file in a folder that is there."
+        ) from error
+    if not existed:
+        path.unlink()
 
 
 @contextmanager

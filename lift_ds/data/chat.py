@@ -93,9 +93,19 @@ class ChatEncoder:
         """Text of generated ids before the first special token."""
         return str(self.tokenizer.decode(self.answer_ids(ids)))
 
-    def prompt_ids(self, messages: list[dict[str, str]], answer_prefix: str = "") -> list[int]:
-        """Token ids of a conversation that the assistant is to continue, or to continue behind a prefix."""
-        return self.text.ids([self.renderer.render(self.renderer.marked(messages), invite=True) + answer_prefix])[0]
+    def prompt_ids(
+        self, messages: list[dict[str, str]], answer_prefix: str = "", where: str = "the prompt"
+    ) -> list[int]:
+        """Token ids of a conversation that the assistant is to continue, or to continue behind a prefix.
+
+        Raises:
+            ValueError: A text has a lone surrogate, or the template cannot render the messages; it begins with `where`.
+        """
+        try:
+            rendered = self.renderer.render(self.renderer.marked(messages), invite=True)
+            return self.text.ids([rendered + answer_prefix])[0]
+        except Exception as error:  # tokenizers and templates have their own
+            raise located(error, Conversation(tuple(messages)), where) from error
 
     def encode(self, conversation: Conversation, where: str) -> Tokens:
         """Tokens of one conversation.

@@ -73,7 +73,10 @@ def compare(first: Path, second: Path, scorer: str | None, seed: int) -> list[Ta
     results = [read_results(folder) for folder in (first, second)]
     common = [task for task in results[0]["tasks"] if task in results[1]["tasks"]]
     if not common:
-        raise ValueError(f"{first} and {second} have no task in common: {[list(each['tasks']) for each in results]}.")
+        answered = "; ".join(
+            f"{folder} has {', '.join(each['tasks'])}" for folder, each in zip((first, second), results, strict=True)
+        )
+        raise ValueError(f"no task in common: {answered}.")
     return [compare_task(task, (first, second), results, scorer, seed) for task in common]
 
 
@@ -114,8 +117,12 @@ def compare_task(
             "results, given again, scores them anew."
         )
     rows = [read_rows(folder / task_file(task)) for folder in folders]
-    if len(rows[0]) != len(rows[1]) or not all(map(is_same_problem, *rows)):
-        raise ValueError(f"{task}: {folders[0]} and {folders[1]} answered different problems; evaluate on the same.")
+    others = [number for number, pair in enumerate(zip(*rows, strict=False), start=1) if not is_same_problem(*pair)]
+    if others or len(rows[0]) != len(rows[1]):
+        place = f"problem {others[0]} is another" if others else f"{len(rows[0])} and {len(rows[1])} of them"
+        raise ValueError(
+            f"{task}: {folders[0]} and {folders[1]} answered different problems ({place}); evaluate on the same."
+        )
     shares = [[solved_share(item) for item in each[chosen]["items"]] for each in both]
     pairs = list(zip(*shares, strict=True))
     is_single = all(len(row["generation"]) == 1 for each in rows for row in each)

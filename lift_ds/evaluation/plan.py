@@ -72,7 +72,8 @@ def plan_task(
     if len(prompts[longest]) + process.gen_length > encoder.max_length:
         raise ValueError(
             f"{posed[longest].where}: a prompt of {len(prompts[longest])} tokens and --gen-length {process.gen_length} "
-            f"are longer than the {encoder.max_length} tokens that the model was made for; make answers shorter."
+            f"are longer than the {encoder.max_length} tokens that the model was made for; make answers shorter, or "
+            "leave the row out of the file."
         )
     return TaskPlan(
         name, posed, prompts, process, num_samples, scorers, not protocol.stop_early, protocol.fingerprint(name)

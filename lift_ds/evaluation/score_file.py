@@ -61,8 +61,12 @@ def read_rows(path: Path, task: str) -> list[Row]:
     return rows
 
 
-def parse_object(line: bytes) -> dict[str, Any]:
+def parse_object(line: bytes, columns: Sequence[str] = COLUMNS) -> dict[str, Any]:
     """The JSON object on a line.
+
+    Args:
+        line: UTF-8, with or without a byte-order mark.
+        columns: What it needs, for messages.
 
     Raises:
         ValueError: It is none.
@@ -72,7 +76,7 @@ def parse_object(line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON ({error}); one object a line is needed.") from error
     if not isinstance(found, dict):
-        raise ValueError(f"a JSON {type(found).__name__}, where an object with {', '.join(COLUMNS)} is needed.")
+        raise ValueError(f"a JSON {type(found).__name__}, where an object with {', '.join(columns)} is needed.")
     return found
 
 

@@ -63,7 +63,7 @@ def read_gsm8k(values: Values) -> dict[str, Any]:
     """`answer` ends in `#### 1,234`."""
     _, found, number = str(values["answer"]).rpartition("####")
     text = number.strip().replace(",", "")
-    if not found or not re.fullmatch(r"-?\d+(\.\d+)?", text):
+    if not found or not re.fullmatch(r"-?\d{1,300}(\.\d{1,300})?", text):
         raise ValueError(f"answer ends in {number.strip()[:40]!r}, not in `####` and a number.")
     return {"question": values["question"], "ground_truth": float(text) if "." in text else int(text)}
 
@@ -74,15 +74,35 @@ def read_maths(values: Values) -> dict[str, Any]:
 
 
 def read_aime_list(values: Values) -> dict[str, Any]:
-    """`question` and `sol`, a list of one answer: the form of LIFT's own file."""
-    return {"question": values["question"], "ground_truth": values["sol"][0]}
+    """`question` and `sol`, an answer or a list of one: the form of LIFT's own file."""
+    answers = values["sol"] if isinstance(values["sol"], list) else [values["sol"]]
+    if len(answers) != 1:
+        raise ValueError(f"sol has {len(answers)} answers; one is needed.")
+    return {"question": values["question"], "ground_truth": answers[0]}
 
 
 def read_countdown(values: Values) -> dict[str, Any]:
     """`input` is `49,55,53`, `output` the target: the form of d1's file; `nums` and `target` on the hub."""
-    given = values["nums"] if "nums" in values else str(values["input"]).split(",")
-    numbers, target = [int(each) for each in given], int(values["target"] if "nums" in values else values["output"])
+    names = ("nums", "target") if "nums" in values else ("input", "output")
+    given, target = values[names[0]], whole_number(values[names[1]], names[1])
+    if isinstance(given, str):
+        given = given.split(",")
+    if not isinstance(given, list):
+        raise ValueError(f"{names[0]} is {given!r:.60}; a list of whole numbers is needed.")
+    numbers = [whole_number(each, names[0]) for each in given]
     return {"question": f"Numbers: {numbers}\nTarget: {target}", "ground_truth": [numbers, target]}
+
+
+def whole_number(value: Any, column: str) -> int:
+    """A number of a column, perhaps as text.
+
+    Raises:
+        ValueError: It is no whole number.
+    """
+    text = str(value).strip()
+    if isinstance(value, bool) or not re.fullmatch(r"[+-]?\d{1,300}", text):
+        raise ValueError(f"{column} has {text[:60]!r}; a whole number is needed.")
+    return int(text)
 
 
 def read_sudoku(values: Values) -> dict[str, Any]:
@@ -99,7 +119,13 @@ def read_humaneval(values: Values) -> dict[str, Any]:
 def read_mbpp(values: Values) -> dict[str, Any]:
     """`prompt` (`text` in the full set) with `test_list`, and imports that the tests need."""
     question = values["prompt"] if "prompt" in values else values["text"]
-    return {"question": question, "ground_truth": [*values.get("test_imports", ()), *values["test_list"]]}
+    lines: list[str] = []
+    for name in ("test_imports", "test_list"):
+        found = values.get(name) or []
+        if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+            raise ValueError(f"{name} is {found!r:.60}; a list of texts is needed.")
+        lines += found
+    return {"question": question, "ground_truth": lines}
 
 
 TASK_DATA: dict[str, tuple[TaskData, ...]] = {
@@ -109,7 +135,10 @@ TASK_DATA: dict[str, tuple[TaskData, ...]] = {
         TaskData("hub:HuggingFaceH4/aime_2024@train", ("problem", "answer"), read_maths),
         TaskData(None, ("question", "sol"), read_aime_list),
     ),
-    "aime25": (TaskData("hub:math-ai/aime25@test", ("problem", "answer"), read_maths),),
+    "aime25": (
+        TaskData("hub:math-ai/aime25@test", ("problem", "answer"), read_maths),
+        TaskData(None, ("question", "sol"), read_aime_list),
+    ),
     "countdown": (
         TaskData(None, ("input", "output"), read_countdown, "d1's countdown_cd3_test.jsonl"),
         TaskData(None, ("nums", "target"), read_countdown),
@@ -176,9 +205,15 @@ def read_problem(task: str, values: Values, where: str) -> Problem:
         problem = Problem(where=where, **found)
         if not isinstance(problem.question, str):
             raise ValueError(f"the question is {problem.question!r:.60}; text is needed.")
+        if not isinstance(problem.entry_point, str | None):
+            raise ValueError(f"entry_point is {problem.entry_point!r:.60}; the name of a function is needed.")
         json.dumps([problem.question, problem.ground_truth], ensure_ascii=False).encode()  # as results keep it
         TASK_SCORERS[task].check_row(Row(problem.question, ("",), problem.ground_truth, where, problem.entry_point))
-    except (ValueError, TypeError, KeyError, IndexError) as error:
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where}: no row of {task}: a text has a lone surrogate, which is no text; repair it."
+        ) from error
+    except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{where}: no row of {task}: {error}") from error
     return problem
 

@@ -44,7 +44,8 @@ FAMILIES: dict[str, Family] = {
     "a2d-qwen3": Family(A2DQwen3Config, A2DQwen3ModelLM, LlamaLayer, "max_position_embeddings", "a2d.py"),
     "llada-llama": Family(LLaDALlamaConfig, LLaDALlamaModelLM, LlamaLayer, "max_position_embeddings", "llada_llama.py"),
 }
-FAMILY_OF_CLASS = {family.config_class: family for family in FAMILIES.values()}
+FAMILY_OF_CLASS = {family.config_class.__name__: family for family in FAMILIES.values()}
+"""By name: an export brings classes of its own, which have the same."""
 MODEL_TYPES = list(dict.fromkeys(str(family.config_class.model_type) for family in FAMILIES.values()))
 
 for _name, _family in FAMILIES.items():
@@ -75,8 +76,15 @@ def read_config(folder: Path, names: Collection[str] | None = None) -> Pretraine
 
 
 def family_of(config: PretrainedConfig) -> Family:
-    """The table row of a config."""
-    return FAMILY_OF_CLASS[type(config)]
+    """The table row of a config, also of one that transformers made from the files of an export.
+
+    Raises:
+        ValueError: It is of no family.
+    """
+    name = type(config).__name__
+    if name not in FAMILY_OF_CLASS:
+        raise ValueError(f"a model with a {name} is of no family known here: {', '.join(FAMILIES)}.")
+    return FAMILY_OF_CLASS[name]
 
 
 def max_length_of(config: PretrainedConfig) -> int:

@@ -114,8 +114,10 @@ def test_a_cut_off_evaluation_goes_on(whole, flags, tmp_path, monkeypatch, capsy
         return answer_units(plan, units, *others)
 
     monkeypatch.setattr(evaluation_run, "answer_units", dies)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as stopped:
         evaluate.main([*flags, "--output", str(output)])
+    assert stopped.value.code == 130
+    assert "stopped; the same command goes on" in capsys.readouterr().err
     assert not (output / "results.json").exists()
     log = output / "samples.jsonl"
     lines = log.read_bytes()
@@ -196,7 +198,7 @@ def test_the_published_protocol(tmp_path, rows):
         (["--tasks", "gsm9k"], "task 'gsm9k': allowed under this protocol are gsm8k, math500"),
         (["--tasks", "gsm8k", "gsm8k"], "gsm8k stands there twice"),
         (["--tasks", "countdown"], "countdown: not on the hub; name a file"),
-        (["--data", "math500=x.jsonl"], "--data math500=x.jsonl: TASK=FILE is needed, of one of the tasks gsm8k"),
+        (["--data", "math500=x.jsonl"], "--data math500=x.jsonl: math500 is not evaluated; --tasks are gsm8k"),
         (["--data", "gsm8k=x.jsonl", "--data", "gsm8k=y.jsonl"], "--data gsm8k=.*: gsm8k has .* already"),
         (["--protocol", "none"], "protocol 'none': allowed are clean, lift"),
         (["--scorers", "kind"], "scorer 'kind': allowed are reference, strict"),

@@ -8,10 +8,12 @@ import venv
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import GPT2Config
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from lift_ds import load_pretrained
+from lift_ds import generate, load_pretrained
 from lift_ds.models.export import ExportOptions, InMemory, export_folder, export_tensors
-from lift_ds.models.families import read_config
+from lift_ds.models.families import family_of, read_config
 from lift_ds.models.weights import NewWeights
 from tests.conftest import run
 from tests.small_models import write_adapted
@@ -68,6 +70,24 @@ def exports(llada_dir, dream_dir, tmp_path):
     for name, base in (("llada", llada_dir), ("dream", dream_dir)):
         export_folder(load_file(base / "model.safetensors"), base, folders[name], torch.float32)
     return folders | {"a2d": write_adapted(tmp_path, "qwen3")}
+
+
+@pytest.mark.parametrize("cache", ["none", "dual"])
+def test_an_export_that_transformers_loaded_answers(exports, cache):
+    """Where it loads the classes of the folder, as it does unless this package was imported before."""
+    prompt = torch.tensor([[5, 6, 7]])
+    for name, folder in exports.items():
+        reference = json.loads((folder / "config.json").read_text())["auto_map"]["AutoModel"]
+        theirs = get_class_from_dynamic_module(reference, folder).from_pretrained(folder).eval()
+        assert type(theirs).__module__.startswith("transformers_modules"), name
+        ours, _ = load_pretrained(folder)
+        found = generate(theirs, prompt, 8, 8, 4, cache=cache)
+        assert torch.equal(found, generate(ours, prompt, 8, 8, 4, cache=cache)), name
+
+
+def test_a_model_of_another_family_is_refused():
+    with pytest.raises(ValueError, match="a model with a GPT2Config is of no family known here: llada, Dream"):
+        family_of(GPT2Config())
 
 
 CLEAN_LOADING = """

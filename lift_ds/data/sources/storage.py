@@ -55,7 +55,7 @@ class Retry:
                 if number == self.tries:
                     raise ConnectionError(
                         f"{what}: no answer after {self.tries} tries; the last error was {reason}. Check the network "
-                        "and the address and start again with --resume auto, or copy the data to a local disk."
+                        "and the address and start again (training: --resume auto), or name a copy on a local disk."
                     ) from error
             wait = self.delay_seconds * 2 ** (number - 1)
             logger.warning("%s: %s; try %d of %d in %.1f s", what, reason, number + 1, self.tries, wait)

@@ -79,6 +79,8 @@ def run_harness(
 
     from .language_model import DiffusionLM
 
+    if include_path is not None and not Path(include_path).is_dir():
+        raise ValueError(f"{include_path}: no such folder of task files.")
     if ranks.rank != 0:
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager = TaskManager(include_path=include_path, include_defaults=include_defaults)

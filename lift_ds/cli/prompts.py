@@ -1,0 +1,62 @@
+"""Prompts of `tools/generate.py`: those of its flags, with the place that an error names."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from lift_ds.evaluation.score_file import parse_object
+
+NAMES = ("prompt", "question")
+Messages = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The user's turn, and where it was given."""
+
+    text: str
+    where: str
+
+    def messages(self, system: str | None) -> Messages:
+        """The start of a conversation."""
+        before = [{"role": "system", "content": system}] if system else []
+        return [*before, {"role": "user", "content": self.text}]
+
+
+def given_prompts(arguments: argparse.Namespace) -> list[Prompt]:
+    """The prompts of `--prompt` and `--file`.
+
+    Raises:
+        ValueError: A row of the file has none, or the file has no rows.
+        OSError: It cannot be read.
+    """
+    typed = [Prompt(text, f"--prompt {number}") for number, text in enumerate(arguments.prompt or [], start=1)]
+    return typed + ([] if arguments.file is None else read_prompts(arguments.file))
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """The prompts of a JSON Lines file; empty lines are none.
+
+    Raises:
+        ValueError: A row has none, or there are no rows; the message names file and line.
+        OSError: It cannot be read.
+    """
+    found = []
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                row = parse_object(line, NAMES)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from error
+            text = next((row[name] for name in NAMES if name in row), None)
+            if not isinstance(text, str):
+                raise ValueError(f"{where}: a JSON object with the text of a prompt or question is needed.")
+            found.append(Prompt(text, where))
+    if not found:
+        raise ValueError(f"{path}: no rows; needed is one JSON object a line, with prompt or question.")
+    return found

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from lift_ds.evaluation.score_file import parse_object
+from lift_ds.evaluation.score_file import json_objects
 
 NAMES = ("prompt", "question")
 Messages = list[dict[str, str]]
@@ -44,19 +44,9 @@ def read_prompts(path: Path) -> list[Prompt]:
         OSError: It cannot be read.
     """
     found = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}:{number}"
-            try:
-                row = parse_object(line, NAMES)
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}") from error
-            text = next((row[name] for name in NAMES if name in row), None)
-            if not isinstance(text, str):
-                raise ValueError(f"{where}: a JSON object with the text of a prompt or question is needed.")
-            found.append(Prompt(text, where))
-    if not found:
-        raise ValueError(f"{path}: no rows; needed is one JSON object a line, with prompt or question.")
+    for where, row in json_objects(path, NAMES):
+        text = next((row[name] for name in NAMES if name in row), None)
+        if not isinstance(text, str):
+            raise ValueError(f"{where}: a JSON object with the text of a prompt or question is needed.")
+        found.append(Prompt(text, where))
     return found

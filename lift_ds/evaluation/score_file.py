@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from importlib.util import find_spec
@@ -45,38 +45,47 @@ def read_rows(path: Path, task: str) -> list[Row]:
         OSError: It cannot be read.
     """
     rows = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}:{number}"
-            try:
-                row = make_row(parse_object(line), where)
-                TASK_SCORERS[task].check_row(row)
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}") from error
-            rows.append(row)
-    if not rows:
-        raise ValueError(f"{path} has no rows; needed is one JSON object a line, with {', '.join(COLUMNS)}.")
+    for where, found in json_objects(path, COLUMNS):
+        try:
+            row = make_row(found, where)
+            TASK_SCORERS[task].check_row(row)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        rows.append(row)
     return rows
 
 
-def parse_object(line: bytes, columns: Sequence[str] = COLUMNS) -> dict[str, Any]:
-    """The JSON object on a line.
+def json_objects(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Place and object of each line of a JSON Lines file; empty lines are none.
 
     Args:
-        line: UTF-8, with or without a byte-order mark.
-        columns: What it needs, for messages.
+        path: UTF-8, with or without a byte-order mark.
+        columns: What an object needs, for messages.
 
     Raises:
-        ValueError: It is none.
+        ValueError: A line is no object, or there are none.
+        OSError: It cannot be read.
     """
+    is_empty = True
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                is_empty = False
+                yield f"{path}:{number}", parse_object(line, columns, f"{path}:{number}")
+    if is_empty:
+        raise ValueError(f"{path} has no rows; needed is one JSON object a line, with {', '.join(columns)}.")
+
+
+def parse_object(line: bytes, columns: Sequence[str], where: str) -> dict[str, Any]:
+    """The JSON object on a line; see `json_objects`."""
     try:
         found = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON ({error}); one object a line is needed.") from error
+        raise ValueError(f"{where}: not JSON ({error}); one object a line is needed.") from error
     if not isinstance(found, dict):
-        raise ValueError(f"a JSON {type(found).__name__}, where an object with {', '.join(columns)} is needed.")
+        raise ValueError(
+            f"{where}: a JSON {type(found).__name__}, where an object with {', '.join(columns)} is needed."
+        )
     return found
 
 

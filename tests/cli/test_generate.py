@@ -119,7 +119,7 @@ def test_bad_flags(flags, message, capsys):
         (b'["x"]\n', "rows.jsonl:1: a JSON list, where an object with prompt, question is needed"),
         (b'{"prompt": "caf\xe9"}\n', "rows.jsonl:1: not JSON"),
         (b'{"prompt": "x"}\n\n{"prompt": "\\ud800"}\n', "rows.jsonl:3: text 1 of 1 has the lone surrogate"),
-        (b"\n\n", "rows.jsonl: no rows"),
+        (b"\n\n", "rows.jsonl has no rows; needed is one JSON object a line, with prompt, question"),
     ],
 )
 def test_bad_rows(tmp_path, capsys, content, message):

@@ -255,7 +255,7 @@ class OtherMachine(Alone):
 
 def test_ranks_that_ask_something_else_are_told(base):
     lm = DiffusionLM(base, OtherMachine(), HarnessSettings())
-    with pytest.raises(ValueError, match="rank 1 was given other requests, or another model, than rank 0"):
+    with pytest.raises(ValueError, match="rank 1 was given other requests than rank 0"):
         lm.loglikelihood([Instance("loglikelihood", {}, ("a", " b"), 0)])
 
 

@@ -126,11 +126,11 @@ class Batches:
         return hashlib.blake2b(f"{self.identity} {key!r}".encode(), digest_size=16).hexdigest()
 
     def check_agreement(self, names: Sequence[str]) -> None:
-        """Whether all ranks ask the same of the same model; see `run` for its error."""
+        """Whether all ranks ask the same; see `run` for its error."""
         first, *others = self.ranks.gather_objects(self.name(names))
         differ = [str(rank) for rank, each in enumerate(others, start=1) if each != first]
         if differ:
             raise ValueError(
-                f"rank {', '.join(differ)} was given other requests, or another model, than rank 0; every machine "
-                "needs the same task files, model and packages."
+                f"rank {', '.join(differ)} was given other requests than rank 0; every machine needs the same task "
+                "files, tokenizer and packages."
             )

@@ -17,6 +17,7 @@ from lift_ds.training.cluster import Launch
 from lift_ds.training.inference import weight_hashes
 
 from .evaluate_run import default_output, load_model
+from .tool import writing
 
 RESULTS = "harness.json"
 PROGRESS = "progress"
@@ -77,13 +78,13 @@ def open_output(folder: Path) -> None:
     """Makes the folder of the results, and tries to write there, before the work of hours.
 
     Raises:
-        ValueError: It has results already.
-        OSError: It cannot be written to.
+        ValueError: It has results already, or cannot be written to.
     """
     if (folder / RESULTS).exists():
         raise ValueError(f"{folder / RESULTS} exists; remove it, or name another --output.")
-    folder.mkdir(parents=True, exist_ok=True)
-    TemporaryFile(dir=folder).close()
+    with writing(folder, "--output"):
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
 
 
 def plain(found: dict[str, Any], convert: Any) -> Any:

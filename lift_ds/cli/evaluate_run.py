@@ -29,6 +29,7 @@ from lift_ds.training.inference import load_cut, load_whole, weight_hashes
 
 from .evaluate_tables import LiveTable, print_results, wide_console
 from .sampling_flags import process_of
+from .tool import writing
 
 EVALUATIONS = Path("evaluations")
 PACKAGES = ("lift_ds", "torch", "transformers")
@@ -169,8 +170,9 @@ def run_evaluation(arguments: argparse.Namespace, launch: Launch) -> None:
     with ExitStack() as held:
 
         def claim_output() -> None:
-            open_folder(output, settings)
-            held.enter_context(log.locked())
+            with writing(output, "--output"):
+                open_folder(output, settings)
+                held.enter_context(log.locked())
 
         ranks.on_main(claim_output)
         if launch.is_main:

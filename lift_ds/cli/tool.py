@@ -40,14 +40,23 @@ def check_writable(path: Path, flag: str) -> None:
         ValueError: It cannot.
     """
     existed = path.exists()
-    try:
+    with writing(path, flag):
         path.open("ab").close()
-    except OSError as error:
-        raise ValueError(
-            f"{flag} {path}: cannot be written: {error.strerror}; name a file in a folder that is there."
-        ) from error
     if not existed:
         path.unlink()
+
+
+@contextmanager
+def writing(path: Path, flag: str) -> Iterator[None]:
+    """Names the flag where what it names cannot be written.
+
+    Raises:
+        ValueError: In place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{flag} {path}: cannot be written: {error.strerror}; name a place that can.") from error
 
 
 @contextmanager

@@ -11,10 +11,13 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from typing import Any
 
 from lift_ds.data.sources import BUILTIN_PREFIX, open_sources
+from lift_ds.data.sources.hub import HUB_PREFIX
+from lift_ds.data.sources.storage import is_remote
 from lift_ds.data.tasks import TASKS, draw_item
 
 from .scorers import TASK_SCORERS, Row
@@ -224,6 +227,9 @@ def rows_of(path: str) -> Iterator[tuple[str, Values]]:
     Raises:
         ValueError: It cannot be read, or a row cannot.
     """
+    is_elsewhere = path.startswith(HUB_PREFIX) or is_remote(path)
+    if not (is_elsewhere or Path(path).exists() or glob(path, recursive=True)):
+        raise ValueError(f"{path}: no such file.")
     if path.lower().endswith(".csv"):
         yield from csv_rows(Path(path))
         return
@@ -241,8 +247,6 @@ def csv_rows(path: Path) -> Iterator[tuple[str, Values]]:
     Raises:
         ValueError: It cannot be read, or a row has more or fewer values than there are columns.
     """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file.")
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         try:

@@ -99,7 +99,7 @@ def test_masks_are_shown():
         (["--top-p", "0.9"], "--top-p=0.9 changes nothing at temperature 0"),
         (
             ["--json", "no/such/folder.jsonl"],
-            "--json no/such/folder.jsonl: cannot be written: No such file or directory; name a file",
+            "--json no/such/folder.jsonl: cannot be written: No such file or directory; name a place that can",
         ),
         (["--prompt", "\udcff"], "--prompt 2: text 1 of 1 has the lone surrogate"),
     ],

@@ -193,7 +193,10 @@ def test_our_own_command(task_dir, tmp_path, monkeypatch, capsys):
         (["--samples", "2", "--protocol", "clean"], "--samples, --protocol: no flag of --harness"),
         (["--json", "x.json"], "--json: no flag of --harness"),
         ([], "harness.json exists; remove it, or name another --output"),
-        (["--output", str(task_dir / "tiny_words.yaml" / "out")], "Not a directory"),
+        (
+            ["--output", str(task_dir / "tiny_words.yaml" / "out")],
+            "cannot be written: Not a directory; name a place that can",
+        ),
     ):
         with pytest.raises(SystemExit):
             evaluate.main([*flags, *more])

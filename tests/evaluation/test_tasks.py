@@ -133,7 +133,7 @@ def test_bad_rows(tmp_path, task, row, message):
     ("path", "message"),
     [
         (None, r"countdown: not on the hub; name a file with --data countdown=FILE: d1's countdown_cd3_test.jsonl"),
-        ("none.jsonl", "no such file"),
+        ("none.jsonl", "^none.jsonl: no such file"),
         ("none.csv", "none.csv: no such file"),
     ],
 )

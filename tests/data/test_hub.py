@@ -130,7 +130,7 @@ def test_a_hub_that_does_not_answer(monkeypatch, caplog):
     """As with HF_HUB_OFFLINE=1, which is read when the libraries are imported."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ConnectionError, match="hub:owner/name: no answer after 2 tries.*copy the data to a local disk"):
+    with pytest.raises(ConnectionError, match="hub:owner/name: no answer after 2 tries.*name a copy on a local disk"):
         read_all("hub:owner/name")
     assert [record.getMessage().count("try 2 of 2") for record in caplog.records if record.name.startswith("lift")] == [
         1

@@ -153,7 +153,7 @@ def test_a_server_that_stays_busy(server):
     asked = len(server.requests)
     server.num_faults = 1000
     with pytest.raises(
-        ConnectionError, match=r"rows.jsonl: no answer after 5 tries; .*503.* start again with --resume"
+        ConnectionError, match=r"rows.jsonl: no answer after 5 tries; .*503.* start again .training: --resume auto."
     ):
         manifest.read(0)
     assert len(server.requests) - asked == 5

@@ -43,7 +43,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     """
     if arguments.model is None or not arguments.tasks:
         raise ValueError("--model and --tasks are needed (or --compare with two folders).")
-    for name in ("limit", "samples", "workers"):
+    for name in ("limit", "samples", "batch_size", "workers"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')}={value}: at least 1.")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from lift_ds.sampling.reverse import ReverseProcess, RowSeeds
 
 from .prompts import Messages, Prompt, given_prompts
 from .sampling_flags import add_sampling_flags, process_of
-from .tool import INTERRUPTED, check_writable
+from .tool import check_writable, run_tool
 
 MASK_SIGN = "\u2591"
 
@@ -89,6 +89,8 @@ def load(arguments: argparse.Namespace) -> Session:
     Raises:
         ValueError: A flag is out of range, or the model or its tokenizer cannot be used.
     """
+    if arguments.batch_size < 1:
+        raise ValueError(f"--batch-size={arguments.batch_size}: at least 1.")
     gen_length = arguments.gen_length  # what is wrong with the flags is said before the model is read
     process = process_of(arguments, gen_length, arguments.block_length, gen_length, stop_early=True)
     return Session(load_answerer(arguments.model), process, arguments.seed)
@@ -186,27 +188,30 @@ def partly_masked(ids: list[int], answerer: Answerer) -> Text:
     return found
 
 
+def generate(arguments: argparse.Namespace) -> None:
+    """Answers the prompts of the flags, or chats.
+
+    Raises:
+        ValueError: A flag, a prompt or the model is wrong.
+        OSError: A file cannot be read or written.
+    """
+    console = Console()
+    prompts = given_prompts(arguments)
+    if arguments.json is not None:
+        if not prompts:
+            raise ValueError("--json: a chat writes no file; give --prompt or --file, or remove it.")
+        check_writable(arguments.json, "--json")
+    session = load(arguments)
+    if prompts:
+        answer_all(session, prompts, arguments, console)
+    else:
+        chat(session, arguments, console)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry point; exits with 2 where something is missing or wrong."""
     arguments = make_parser().parse_args(argv)
-    console = Console()
-    try:
-        prompts = given_prompts(arguments)
-        if arguments.json is not None:
-            if not prompts:
-                raise ValueError("--json: a chat writes no file; give --prompt or --file, or remove it.")
-            check_writable(arguments.json, "--json")
-        session = load(arguments)
-        if prompts:
-            answer_all(session, prompts, arguments, console)
-        else:
-            chat(session, arguments, console)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    run_tool(partial(generate, arguments))
 
 
 if __name__ == "__main__":

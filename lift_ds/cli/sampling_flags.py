@@ -51,8 +51,6 @@ def process_of(
     Raises:
         ValueError: A flag is out of range, or would change nothing.
     """
-    if arguments.batch_size < 1:
-        raise ValueError(f"--batch-size={arguments.batch_size}: at least 1.")
     if (
         arguments.top_p is not None
         and not arguments.temperature

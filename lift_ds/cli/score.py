@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from lift_ds.evaluation.isolation import Limits
 from lift_ds.evaluation.score_file import check_names, read_rows, score_rows, summarize
 from lift_ds.evaluation.scorers import SCORER_VERSIONS, TASK_SCORERS
 
-from .tool import INTERRUPTED, check_writable
+from .tool import check_writable, run_tool
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -67,18 +67,22 @@ def check_arguments(arguments: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Entry point; exits with 2 where something is missing or wrong."""
     arguments = make_parser().parse_args(argv)
-    try:
-        check_arguments(arguments)
-        found = score(arguments)
-        show(found, Console(highlight=False))
-        if arguments.json is not None:
-            arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    run_tool(partial(check_and_score, arguments))
+
+
+def check_and_score(arguments: argparse.Namespace) -> None:
+    """Scores the file of the flags, prints the table, writes the counts.
+
+    Raises:
+        ValueError: A flag or a line of the file is wrong.
+        OSError: A file cannot be read or written.
+        RuntimeError: Packages are missing, or child processes cannot be started.
+    """
+    check_arguments(arguments)
+    found = score(arguments)
+    show(found, Console(highlight=False))
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def score(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -83,12 +83,15 @@ def show(facts: dict[str, Any], path: Path | None = None) -> None:
 
 
 def run_tool(action: Callable[[], bool | None]) -> None:
-    """Runs a tool; exits with 2 where it cannot do its work, and with 1 where it returns false."""
+    """Runs a tool; exits with 2 where it cannot do its work, 1 where it returns false, and 130 after Ctrl-C."""
     try:
         succeeded = action()
     except (ValueError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     if succeeded is False:
         sys.exit(1)
 

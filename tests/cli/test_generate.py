@@ -140,3 +140,14 @@ def test_rows_with_a_mark_or_rare_line_ends(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes('\ufeff{"prompt": "a\u2028b"}\r\n\r\n{"question": "c"}\r\n'.encode())
     assert [(each.text, each.where) for each in read_prompts(path)] == [("a\u2028b", f"{path}:1"), ("c", f"{path}:3")]
+
+
+def test_a_stop_ends_with_130(monkeypatch, capsys):
+    def stops(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate, "load", stops)
+    with pytest.raises(SystemExit) as stopped:
+        generate.main([*SHORT, "--prompt", "x"])
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "stopped\n"

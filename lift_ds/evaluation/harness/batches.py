@@ -83,7 +83,8 @@ class Batches:
         folder.mkdir(parents=True, exist_ok=True)  # of other machines
         mine = log_of(folder / f"{self.ranks.rank}.jsonl")
         mine.mend()
-        unseen = {key: values for key, values in read_kept(mine.path).items() if key not in kept}
+        own = {} if self.ranks.rank == 0 else read_kept(mine.path)
+        unseen = {key: values for key, values in own.items() if key not in kept}
         for share in self.ranks.gather_objects(unseen):
             kept |= share
         return kept, mine

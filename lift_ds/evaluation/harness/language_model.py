@@ -67,10 +67,10 @@ class DiffusionLM(LM):
         folder = None if settings.progress is None else Path(settings.progress)
         if folder is not None and not identity:
             raise ValueError(f"progress={settings.progress}: needs an identity of the weights that answer.")
-        device = device_name(ranks.device)  # the first rank's stands for all
-        self.batches = Batches(
-            ranks, folder, ranks.on_main(lambda: f"{identity} {self.dtype} {device} {code_identity()}")
-        )
+        if folder is not None:  # the first rank's device and code stand for all
+            device = device_name(ranks.device)
+            identity = ranks.on_main(lambda: f"{identity} {self.dtype} {device} {code_identity()}")
+        self.batches = Batches(ranks, folder, identity)
         self.answers = Answers(answerer, self.texts, settings, self.batches)
         self.likelihood = Likelihood(answerer, self.batches, settings.batch_size, settings.mc_num, settings.seed)
         self.estimates: list[dict[str, Any]] = []

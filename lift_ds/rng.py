@@ -22,6 +22,7 @@ class Stream(IntEnum):
     INITIAL_WEIGHTS = 8
     DROPOUT = 9
     SOURCE = 11
+    KEPT_COUNT = 12
 
 
 def keyed_generator(seed: int, epoch: int, sample: int, stream: Stream) -> np.random.Generator:

@@ -37,13 +37,15 @@ class Document:
 class Noise:
     """The random numbers of one document: level, extra level, component, and uniforms (2, length) for mask and ties.
 
-    `is_refreshed` says whether it is scored exactly where others are scored from the difficulty buffers.
+    `count_uniform` rounds how many tokens LIFT keeps. `is_refreshed` says whether the document is scored exactly where
+    others are scored from the difficulty buffers.
     """
 
     t: float
     rho: float
     component: int
     uniforms: np.ndarray
+    count_uniform: float = 0.5
     is_refreshed: bool = True
 
 
@@ -60,6 +62,7 @@ class MicroBatch:
         tie_uniform: float32 (B, L).
         t: float32 (B,), levels.
         rho: float32 (B,), extra levels of the superset; 0 for vanilla SFT.
+        count_uniform: float32 (B,), uniforms that round how many tokens are kept.
         component: int64 (B,) of `lift.schedule.Component`.
         sample_ids: int64 (B,); -1 for a stand-in that only keeps the ranks together.
         is_refreshed: bool (B,), documents that are scored exactly, whatever `objective.scoring` says.
@@ -75,6 +78,7 @@ class MicroBatch:
     tie_uniform: Tensor
     t: Tensor
     rho: Tensor
+    count_uniform: Tensor
     component: Tensor
     sample_ids: Tensor
     is_refreshed: Tensor
@@ -116,6 +120,7 @@ def collate(documents: list[Document], noises: list[Noise], pad_token_id: int) -
         tie_uniform=torch.from_numpy(uniforms[1]),
         t=torch.tensor([noise.t for noise in noises], dtype=torch.float32),
         rho=torch.tensor([noise.rho for noise in noises], dtype=torch.float32),
+        count_uniform=torch.tensor([noise.count_uniform for noise in noises], dtype=torch.float32),
         component=torch.tensor([noise.component for noise in noises]),
         sample_ids=torch.tensor([document.sample_id for document in documents]),
         is_refreshed=torch.tensor([noise.is_refreshed for noise in noises]),

@@ -1,10 +1,15 @@
 """Which tokens of the superset stay masked.
 
-    k = round(|S| clamp(t / (t + rho), 1e-3, 1))        float32, half to even
+    x = |S| min(t, 1) / min(t + rho, 1)                 how many should stay: seldom whole
+    k = floor(x + v),  v ~ U(0, 1)                      x on average
     easy: the k largest log p(gold);  hard: the k smallest;  random: k at random
 
-The others are revealed, so that the training input is masked at about level t again.
-Source: LIFT (arXiv 2605.22939) and its public code. Differs: always exactly k; at least `min_kept` where one is masked.
+The others are revealed, so that the training input is masked at about level t again. Each kept token weighs 1 / t, and
+E |S| = L min(t + rho, 1): the weights of a document of L response tokens sum to L on average, whatever t, rho and L.
+A floor of one kept token breaks that where t is small: 16 tokens then weigh 1.6 times their share in the hard branch.
+
+Source: LIFT (arXiv 2605.22939) and its public code. Differs: always exactly k. That code, and `select_kept` without
+`v`, has k = round(|S| clamp(t / (t + rho), 1e-3, 1)), in float32, half to even, and at least `min_kept`.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from .schedule import Component
 SMALLEST_RATIO = 1e-3
 
 
-def num_kept(superset_count: Tensor, t: Tensor, rho: Tensor, min_kept: int = 1) -> Tensor:
+def num_kept(superset_count: Tensor, t: Tensor, rho: Tensor, min_kept: int = 1, v: Tensor | None = None) -> Tensor:
     """How many tokens of each superset are kept: int64 (B,).
 
     Args:
@@ -27,7 +32,12 @@ def num_kept(superset_count: Tensor, t: Tensor, rho: Tensor, min_kept: int = 1) 
         t: (B,) levels in (0, 1].
         rho: (B,) extra levels, at least 0.
         min_kept: Fewest kept where the superset is not empty; 0 reproduces the public code's easy and hard branches.
+            Not read where `v` is given.
+        v: (B,) uniforms in [0, 1): round so that the mean is kept. Without them, to the nearest, as the public code.
     """
+    if v is not None:
+        level, wide = t.double().clamp(max=1.0), (t.double() + rho.double()).clamp(max=1.0)
+        return (superset_count * (level / wide) + v).floor().long().minimum(superset_count.long())
     ratio = (t.float() / (t.float() + rho.float())).clamp(SMALLEST_RATIO, 1.0)
     kept = torch.round(superset_count.float() * ratio).long()
     return torch.minimum(kept.clamp(min=min_kept), superset_count.long())
@@ -42,6 +52,7 @@ def select_kept(
     scores: Tensor | None = None,
     generator: torch.Generator | None = None,
     min_kept: int = 1,
+    v: Tensor | None = None,
 ) -> Tensor:
     """Chooses the tokens to learn from.
 
@@ -54,6 +65,7 @@ def select_kept(
         scores: (B, L) uniforms that decide the random component, largest kept; drawn where not given.
         generator: Source of those draws.
         min_kept: See `num_kept`.
+        v: (B,) uniforms that round how many are kept; see `num_kept`.
 
     Returns:
         bool (B, L): a subset of `superset` with exactly `num_kept` tokens per example.
@@ -73,7 +85,7 @@ def select_kept(
     rank = torch.empty_like(order).scatter_(
         -1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
     )
-    return superset & (rank < num_kept(superset.sum(-1), t, rho, min_kept)[:, None])
+    return superset & (rank < num_kept(superset.sum(-1), t, rho, min_kept, v)[:, None])
 
 
 def component_tensor(component: str | Tensor | Sequence[str], superset: Tensor) -> Tensor:

@@ -67,14 +67,16 @@ class Lift(Objective):
 
     def select(self, batch: MicroBatch, superset: Tensor, scores: Tensor) -> Tensor:
         """The kept tokens of each document's component."""
-        return select_kept(scores, superset, batch.t, batch.rho, batch.component, scores=batch.tie_uniform)
+        return select_kept(
+            scores, superset, batch.t, batch.rho, batch.component, scores=batch.tie_uniform, v=batch.count_uniform
+        )
 
     def num_targets(self, batch: MicroBatch) -> Tensor:
         """Known from the masks: how many are kept does not depend on the scores."""
         if self.settings.complementary:
             return batch.response_mask.sum(-1) / 2
         superset, filler = candidates(batch)
-        return num_kept(superset.sum(-1), batch.t, batch.rho) + filler.sum(-1)
+        return num_kept(superset.sum(-1), batch.t, batch.rho, v=batch.count_uniform) + filler.sum(-1)
 
 
 def count_agreement(exact: Tensor, expected: Tensor, superset: Tensor) -> Tensor:

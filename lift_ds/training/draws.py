@@ -41,9 +41,11 @@ def make_noise_rule(settings: ObjectiveConfig, seed: int, global_batch: int) -> 
         refreshed = (u_refresh < settings.refresh_share) | always
         columns = (t, rho, objective.component(t, u_component), refreshed)
         found = []
-        rows = zip(drawn, *(column.tolist() for column in columns), strict=True)
-        for uniforms, level, extra, component, is_refreshed in rows:
-            found.append(Noise(level, extra, component, uniforms[NUM_SCALARS:].reshape(2, -1), is_refreshed))
+        rows = zip(documents, drawn, *(column.tolist() for column in columns), strict=True)
+        for each, uniforms, level, extra, component, is_refreshed in rows:
+            count_uniform = float(keyed_uniform(seed, each.epoch, each.sample_id, Stream.KEPT_COUNT, 1)[0])
+            of_tokens = uniforms[NUM_SCALARS:].reshape(2, -1)
+            found.append(Noise(level, extra, component, of_tokens, count_uniform, is_refreshed))
         return found
 
     return draw

@@ -3,6 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lift_ds.diffusion.noise import extra_level, level_from_uniform, superset_mask
 from lift_ds.lift.selection import num_kept, select_kept
 
 SCORES = torch.tensor([[-0.1, -2.0, -0.5, -3.0, -1.0]])
@@ -48,6 +49,40 @@ def test_one_token_is_kept_where_one_is_masked():
     superset_count, t, rho = torch.tensor([3, 0]), torch.tensor([0.1, 0.1]), torch.tensor([0.9, 0.9])
     assert num_kept(superset_count, t, rho).tolist() == [1, 0]
     assert num_kept(superset_count, t, rho, min_kept=0).tolist() == [0, 0]
+
+
+def test_rounding_by_a_uniform():
+    # x = 5 * 0.4 / 1 = 2: floor(2 + v) = 2;  x = 3 * 0.1 / 1 = 0.3: 1 where v >= 0.7, and no floor below
+    superset_count, t, rho = torch.tensor([5, 3, 3, 0]), torch.tensor([0.4, 0.1, 0.1, 0.1]), torch.full((4,), 0.9)
+    v = torch.tensor([0.99, 0.69, 0.71, 0.99])
+    assert num_kept(superset_count, t, rho, v=v).tolist() == [2, 0, 1, 0]
+    # the whole superset where nothing is added, and never more
+    whole = num_kept(torch.tensor([7, 1]), torch.tensor([0.3, 1.0]), torch.zeros(2), v=torch.tensor([0.0, 0.999]))
+    assert whole.tolist() == [7, 1]
+    # levels over 1 are 1: 10 * 0.9 / 1, not 10 * 0.9 / 1.3
+    wide = num_kept(torch.tensor([10]), torch.tensor([0.9]), torch.tensor([0.4]), v=torch.tensor([0.5]))
+    assert wide.tolist() == [9]
+
+
+@pytest.mark.parametrize("component", ["easy", "random", "hard"])
+@pytest.mark.parametrize("t_min", [0.001, 0.05, 0.2])
+@pytest.mark.parametrize("length", [8, 16, 48, 300, 2000])
+def test_the_weights_of_a_document_sum_to_its_length(length, t_min, component):
+    """E[sum over kept of 1 / t] = L: no level and no length has more to say than its share.
+
+    With a floor of one kept token it was 1.6 L for 16 tokens in the hard branch.
+    """
+    generator = torch.Generator().manual_seed(length)
+    num_documents = 1_600_000 // length + 2000
+    u = (torch.arange(num_documents) + torch.rand(num_documents, generator=generator)) / num_documents
+    v_rho, v = torch.rand(2, num_documents, generator=generator)
+    t = level_from_uniform(u, t_min)
+    rho = extra_level(u, t, v_rho)
+    response = torch.ones(num_documents, length, dtype=torch.bool)
+    superset = superset_mask(torch.rand(response.shape, generator=generator), response, t, rho)
+    scores = torch.rand(response.shape, generator=generator)
+    chosen = select_kept(scores.log(), superset, t, rho, component, scores=scores, v=v)
+    assert ((chosen.sum(-1) / t.double()).mean() / length).item() == pytest.approx(1.0, abs=0.01)
 
 
 def test_unknown_component_names_the_allowed_ones():

@@ -4,16 +4,19 @@ import math
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from lift_ds import cart_weights, gift_loss, select_kept, sft_loss
 from lift_ds.config import ObjectiveConfig
+from lift_ds.data.batch import Document, collate
 from lift_ds.lift.schedule import Component, random_component
 from lift_ds.models.head import masked_gold_logprob
 from lift_ds.objectives import OBJECTIVES, find_objective_problems, make_objective
 from lift_ds.objectives.base import candidates
 from lift_ds.objectives.gift import gift_levels
+from lift_ds.training.draws import make_noise_rule
 from lift_ds.training.step import DiffusionStep
 from tests.conftest import REPOSITORY
 from tests.training.test_step import make_batch, make_root
@@ -111,12 +114,28 @@ def test_random_policy_is_uniform():
         assert share.item() == pytest.approx(1 / 3, abs=0.01)
 
 
+def test_the_trainer_keeps_what_makes_weights_sum_to_the_length():
+    """From keyed draws to kept tokens, with weights 1 / t: the mean over documents is their length."""
+    settings = ObjectiveConfig(method="hard", t_sampling="iid")
+    length, count = 48, 20_000
+    ids, response = np.zeros(length, dtype=np.int64), np.ones(length, dtype=bool)
+    documents = [Document(ids, response, ~response, sample, 0, "made") for sample in range(count)]
+    noises = make_noise_rule(settings, 3, 8)(documents, 0, [(0, 0)] * count)
+    batch = collate(documents, noises, 1)
+    objective = make_objective(settings)
+    superset, _ = candidates(batch)
+    kept = objective.select(batch, superset, batch.tie_uniform)
+    assert ((kept.sum(-1) / batch.t).mean() / length).item() == pytest.approx(1.0, abs=0.01)
+    assert kept.sum(-1).tolist() == objective.num_targets(batch).tolist()
+
+
 def exact_kept(model, batch):
     superset, _ = candidates(batch)
     scores = torch.zeros(superset.shape)
     noised_ids = batch.clean_ids.masked_fill(superset, 100)
     scores[superset] = masked_gold_logprob(model, noised_ids, superset, batch.clean_ids)
-    return superset, select_kept(scores, superset, batch.t, batch.rho, NAMES, scores=batch.tie_uniform)
+    drawn = {"scores": batch.tie_uniform, "v": batch.count_uniform}
+    return superset, select_kept(scores, superset, batch.t, batch.rho, NAMES, **drawn)
 
 
 def test_approximate_learns_the_kept_tokens_on_the_superset(llada, batch):

@@ -110,6 +110,7 @@ def make_batch(t, rho, component, response_mask, filler_mask=None, seed=0):
         filler_mask=torch.zeros(shape, dtype=torch.bool) if filler_mask is None else filler_mask,
         mask_uniform=torch.rand(shape, generator=generator),
         tie_uniform=torch.rand(shape, generator=generator),
+        count_uniform=torch.rand(shape[0], generator=generator),
         t=torch.tensor(t),
         rho=torch.tensor(rho),
         component=torch.tensor(component),
@@ -131,7 +132,8 @@ def test_one_forward_equals_the_pure_functions(llada):
         noised = batch.clean_ids[one].masked_fill(superset[one], 100)
         scores = torch.zeros(1, 20)
         scores[superset[one]] = masked_gold_logprob(llada, noised, superset[one], batch.clean_ids[one]).detach()
-        kept = select_kept(scores, superset[one], batch.t[one], batch.rho[one], name, scores=batch.tie_uniform[one])
+        drawn = {"scores": batch.tie_uniform[one], "v": batch.count_uniform[one]}
+        kept = select_kept(scores, superset[one], batch.t[one], batch.rho[one], name, **drawn)
         assert int(kept.sum()) == int(stats.num_kept[row])
         expected += sft_loss(llada, batch.clean_ids[one], kept, batch.t[one], 48).item()
     assert loss.item() == pytest.approx(expected, rel=1e-5)

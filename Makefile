@@ -6,7 +6,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
 
-.PHONY: train test lint test-scoring test-harness test-benchmarks test-elastic test-multinode test-export test-compile \
+.PHONY: train test lint test-scoring test-harness test-benchmarks test-elastic test-multinode test-export test-compile same-losses \
   test-strangers test-smollm2 base clean
 
 train: $(INSTALLED)  ## fine-tune the built-in base with LIFT-3 on two ranks, evaluate, export
@@ -40,6 +40,9 @@ test-multinode: $(INSTALLED)  ## three steps over two hosts (network namespaces;
 
 test-strangers: $(INSTALLED)  ## checkpoints of Hugging Face's Trainer and Accelerate, of every kind; ZeRO-1
 	pytest -m slow tests/checkpoint/test_strangers.py tests/training/test_zero_1.py
+
+same-losses: $(INSTALLED)  ## losses and weights of every setting, to the last bit: ARGS="--json FILE", then --against FILE
+	python tests/distributed/same_losses.py $(ARGS)
 
 test-compile: $(INSTALLED)  ## losses with compiled layers
 	pytest -m slow tests/training/test_compile.py

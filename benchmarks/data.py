@@ -31,15 +31,15 @@ import data_files
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lift_ds.config import ObjectiveConfig
-from lift_ds.data.chat import ChatEncoder
-from lift_ds.data.lanes import Lanes
-from lift_ds.data.loader import StepLoader
+from lift_ds.data.order.lanes import Lanes
+from lift_ds.data.order.loader import StepLoader
+from lift_ds.data.order.stream import PackStream
 from lift_ds.data.reader import RowReader
-from lift_ds.data.records import Conversation
 from lift_ds.data.sources import Manifest, open_sources
-from lift_ds.data.stream import PackStream
+from lift_ds.data.text.chat import ChatEncoder
+from lift_ds.data.text.records import Conversation
 from lift_ds.models.weights import BUILTIN_BASE, resolve_folder
+from lift_ds.objectives.settings import ObjectiveConfig
 from lift_ds.training.draws import make_noise_rule
 
 ROW_WORDS = {"short": (6, 22), "long": (110, 330)}

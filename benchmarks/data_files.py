@@ -14,13 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lift_ds.config import ObjectiveConfig
-from lift_ds.data.chat import ChatEncoder
-from lift_ds.data.lanes import Lanes
-from lift_ds.data.loader import StepLoader
+from lift_ds.data.order.lanes import Lanes
+from lift_ds.data.order.loader import StepLoader
+from lift_ds.data.order.stream import PackStream
 from lift_ds.data.reader import RowReader
 from lift_ds.data.sources import Manifest, open_sources
-from lift_ds.data.stream import PackStream
+from lift_ds.data.text.chat import ChatEncoder
+from lift_ds.objectives.settings import ObjectiveConfig
 from lift_ds.training.draws import make_noise_rule
 
 STEP_ROWS = 128

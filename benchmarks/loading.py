@@ -38,10 +38,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lift_ds.models.families import read_config
 from lift_ds.models.llada import LLaDAConfig
-from lift_ds.models.safetensors_folder import SafetensorsFolder
-from lift_ds.models.safetensors_header import TensorSpec
-from lift_ds.models.shards import ShardWriter
 from lift_ds.models.weights import NewWeights, whole_shape
+from lift_ds.storage.safetensors_folder import SafetensorsFolder
+from lift_ds.storage.safetensors_header import TensorSpec
+from lift_ds.storage.safetensors_writer import ShardWriter
 
 NUM_RANKS = 2
 SHARD_BYTES = 500_000_000
@@ -118,8 +118,8 @@ def probe(variant: str, folder: Path, output: Path) -> None:
     """One load on this rank, measured; rank 0 writes what all ranks found."""
     from transformers.integrations import HfDeepSpeedConfig
 
-    from lift_ds.training.cluster import read_launch
-    from lift_ds.training.collectives import leave
+    from lift_ds.ranks.collectives import leave
+    from lift_ds.ranks.launch import read_launch
     from lift_ds.training.engine import build_model, start_distributed
 
     launch = read_launch()

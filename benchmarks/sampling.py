@@ -30,9 +30,9 @@ import torch
 from torch import Tensor
 
 from lift_ds import load_pretrained
-from lift_ds.data.chat import ChatEncoder
 from lift_ds.data.tasks import TASKS, Item, Verdict
-from lift_ds.evaluation.solve import held_out_items
+from lift_ds.data.text.chat import ChatEncoder
+from lift_ds.evaluation.asking.solve import held_out_items
 from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.llada import LLaDAConfig, LLaDAModelLM
 from lift_ds.sampling.choose import Remasking, Rule

@@ -21,18 +21,20 @@ from typing import cast
 
 import numpy as np
 
-from lift_ds.config import ObjectiveConfig, OptimConfig, RunConfig
+from lift_ds.config.deepspeed import read_ds_json, resolve_ds_json
+from lift_ds.config.run import RunConfig
+from lift_ds.config.training import OptimConfig
 from lift_ds.data.batch import Document, collate
-from lift_ds.data.loader import StepBatch
+from lift_ds.data.order.loader import StepBatch
 from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.llada import LLaDAConfig
 from lift_ds.models.weights import NewWeights
 from lift_ds.objectives import make_objective
+from lift_ds.objectives.settings import ObjectiveConfig
+from lift_ds.ranks.collectives import leave
+from lift_ds.ranks.launch import read_launch
 from lift_ds.training.buffers import DifficultyBuffers
-from lift_ds.training.cluster import read_launch
-from lift_ds.training.collectives import leave
 from lift_ds.training.draws import make_noise_rule
-from lift_ds.training.ds_config import read_ds_json, resolve_ds_json
 from lift_ds.training.engine import Engine, build_model, start_distributed
 from lift_ds.training.loop import StepPlan, compute_step
 from lift_ds.training.normalizer import step_counts

@@ -16,18 +16,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lift_ds.diffusion.weights import cart_weights
-    from lift_ds.lift.selection import select_kept
+    from lift_ds.method.selection import select_kept
+    from lift_ds.method.weights import cart_weights
     from lift_ds.models.weights import load_pretrained
     from lift_ds.objectives.functional import gift_loss, sft_loss
     from lift_ds.sampling.reverse import generate
 
 HOMES = {
-    "cart_weights": "lift_ds.diffusion.weights",
+    "cart_weights": "lift_ds.method.weights",
     "generate": "lift_ds.sampling.reverse",
     "gift_loss": "lift_ds.objectives.functional",
     "load_pretrained": "lift_ds.models.weights",
-    "select_kept": "lift_ds.lift.selection",
+    "select_kept": "lift_ds.method.selection",
     "sft_loss": "lift_ds.objectives.functional",
 }
 

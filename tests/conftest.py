@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from lift_ds.evaluation.ranks import Alone
 from lift_ds.models.weights import load_pretrained
+from lift_ds.ranks.shares import Alone
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 VECTORS = Path(__file__).resolve().parent / "data"

@@ -17,7 +17,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from lift_ds.models.adapt import make_diffusion_model
+from lift_ds.export.adapt import make_diffusion_model
 
 NUM_TOKENS = 100
 SIZES = {

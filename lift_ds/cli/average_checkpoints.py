@@ -6,7 +6,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from lift_ds.checkpoint.average import prepare_average
+from lift_ds.export.average import prepare_average
 
 from .tool import run_tool
 from .zero_to_hf import add_conversion_flags, read_options, write_conversion

@@ -8,15 +8,15 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+from lift_ds.evaluation.asking.results import write_json
 from lift_ds.evaluation.compare import compare, tasks_alone
 from lift_ds.evaluation.compare_page import comparison_page
-from lift_ds.evaluation.results import write_json
-from lift_ds.training.cluster import Launch
+from lift_ds.ranks.launch import Launch
+from lift_ds.ranks.running import run_on_ranks
 
 from .evaluate_harness import run_harness_tasks
 from .evaluate_run import check_arguments, run_evaluation
 from .evaluate_tables import print_comparison, wide_console
-from .ranks import run_on_ranks
 from .sampling_flags import add_sampling_flags
 from .tool import check_writable, quieten
 

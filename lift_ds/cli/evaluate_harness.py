@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from lift_ds.evaluation.asking.results import write_json
 from lift_ds.evaluation.harness.run import require_harness, run_harness
 from lift_ds.evaluation.harness.settings import HarnessSettings, describe
-from lift_ds.evaluation.results import write_json
-from lift_ds.training.cluster import Launch
+from lift_ds.ranks.launch import Launch
 from lift_ds.training.inference import weight_hashes
 
 from .evaluate_run import default_output, load_model

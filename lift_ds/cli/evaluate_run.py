@@ -11,20 +11,20 @@ from typing import Any
 
 import torch
 
-from lift_ds.evaluation.answering import Answerer
-from lift_ds.evaluation.isolation import Limits
-from lift_ds.evaluation.plan import TaskPlan, plan_task, task_problems, task_scorers
-from lift_ds.evaluation.protocol import Protocol, load_protocol
-from lift_ds.evaluation.ranks import Ranks
-from lift_ds.evaluation.results import open_folder, write_results
-from lift_ds.evaluation.run import evaluate
-from lift_ds.evaluation.samples import SampleLog
-from lift_ds.evaluation.score_file import ScoringPool, check_names
+from lift_ds.evaluation.asking.answering import Answerer
+from lift_ds.evaluation.asking.plan import TaskPlan, plan_task, task_problems, task_scorers
+from lift_ds.evaluation.asking.protocol import Protocol, load_protocol
+from lift_ds.evaluation.asking.results import open_folder, write_results
+from lift_ds.evaluation.asking.run import evaluate
+from lift_ds.evaluation.asking.samples import SampleLog
+from lift_ds.evaluation.judging.score_file import ScoringPool, check_names
+from lift_ds.evaluation.sandbox import Limits
 from lift_ds.evaluation.tasks import Problem
 from lift_ds.models.families import read_config
 from lift_ds.models.weights import resolve_folder
+from lift_ds.ranks.launch import Launch
+from lift_ds.ranks.shares import Ranks
 from lift_ds.sampling.reverse import ReverseProcess
-from lift_ds.training.cluster import Launch
 from lift_ds.training.inference import load_cut, load_whole, weight_hashes
 
 from .evaluate_tables import LiveTable, print_results, wide_console

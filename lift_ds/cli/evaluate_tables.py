@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from lift_ds.evaluation.asking.plan import TaskPlan
+from lift_ds.evaluation.asking.run import TaskProgress
 from lift_ds.evaluation.compare import TaskComparison
-from lift_ds.evaluation.plan import TaskPlan
-from lift_ds.evaluation.run import TaskProgress
 
 LINE_EVERY_SECONDS = 60
 WIDTH = 130  # of tables where no terminal says how wide it is

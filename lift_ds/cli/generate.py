@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from lift_ds.evaluation.answering import Answer, Answerer, load_answerer
+from lift_ds.evaluation.asking.answering import Answer, Answerer, load_answerer
 from lift_ds.sampling.reverse import ReverseProcess, RowSeeds
 
 from .prompts import Messages, Prompt, given_prompts

@@ -7,15 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lift_ds.checkpoint.inspection import (
-    compare,
-    describe,
-    find_problems,
-    named_tensors,
-    open_inspected,
-    scan,
-    summarise,
-)
+from lift_ds.export.inspection import compare, describe, find_problems, named_tensors, open_inspected, scan, summarise
 
 from .tool import progress, run_tool, show
 

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from lift_ds.config import ConfigError, RunConfig, load_run_config
+from lift_ds.config.loading import ConfigError, load_run_config
+from lift_ds.config.run import RunConfig
 
 DEFAULT_ROWS = 300
 
@@ -113,10 +114,10 @@ def report_buffers(arguments: argparse.Namespace) -> None:
     if arguments.data or arguments.compare or arguments.rows or arguments.overrides:
         raise ConfigError(["--buffers measures no model: remove --data, --compare, --rows and overrides"])
     write_report = load_writer()
-    from lift_ds.checkpoint.manifest import read_manifest, step_of
     from lift_ds.evaluation.learnability import from_difficulty
     from lift_ds.models.vocabulary import load_tokenizer
     from lift_ds.models.weights import resolve_folder
+    from lift_ds.storage.manifest import read_manifest, step_of
     from lift_ds.training.buffers import read_table
 
     checkpoints = sorted((folder / "checkpoints").glob("step-*"), key=step_of)
@@ -154,7 +155,7 @@ def report(run: RunConfig, models: dict[str, str], output: Path, batch_size: int
     from lift_ds.evaluation.learnability import measure
     from lift_ds.models.head import MaskedDiffusionModel
     from lift_ds.models.weights import load_pretrained
-    from lift_ds.training.data import prepare
+    from lift_ds.training.inputs import prepare
 
     prepared = prepare(run)
     documents = prepared.data.held_out

@@ -46,7 +46,7 @@ def run_command(arguments: list[str]) -> None:
 def leave_processes(status: int) -> None:
     """Ends this process, in order where it has joined others."""
     if "torch" in sys.modules:
-        from lift_ds.training.collectives import has_started, leave
+        from lift_ds.ranks.collectives import has_started, leave
 
         if has_started():
             leave(status)

@@ -15,11 +15,11 @@ import torch
 from lm_eval.api.registry import register_model
 from lm_eval.utils import simple_parse_args_string
 
-from lift_ds.data.templates import use_template
-from lift_ds.evaluation.answering import Answerer, make_encoder
+from lift_ds.data.text.templates import use_template
+from lift_ds.evaluation.asking.answering import Answerer, make_encoder
 from lift_ds.evaluation.harness.language_model import DiffusionLM
 from lift_ds.evaluation.harness.settings import read_arguments
-from lift_ds.training.cluster import read_launch
+from lift_ds.ranks.launch import read_launch
 from lift_ds.training.inference import load_whole, weight_hashes
 
 HARNESS_DEFAULT_DEVICE = "cuda:0"  # what the harness's command says where nobody said anything

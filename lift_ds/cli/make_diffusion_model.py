@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from lift_ds.models.export import DTYPES
+from lift_ds.export.folder import DTYPES
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -29,7 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Entry point; exits with 2 where the source cannot be adapted."""
     arguments = make_parser().parse_args(argv)
-    from lift_ds.models.adapt import make_diffusion_model  # transformers is slow to import
+    from lift_ds.export.adapt import make_diffusion_model
 
     try:
         mask = make_diffusion_model(arguments.source, arguments.output, arguments.mask_token, arguments.dtype)

@@ -11,8 +11,8 @@ from typing import Any
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lift_ds.models.export import DTYPES
-from lift_ds.models.merging import Merge, check_place, plan_merge, write_merged
+from lift_ds.export.folder import DTYPES
+from lift_ds.export.merge import Merge, check_place, plan_merge, write_merged
 from lift_ds.models.weights import resolve_folder
 
 

@@ -14,16 +14,17 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lift_ds.config import ConfigError, RunConfig, load_run_config
-from lift_ds.data.prepared import token_settings, tokenizer_hash
+from lift_ds.config.loading import ConfigError, load_run_config
+from lift_ds.config.run import RunConfig
 from lift_ds.data.reader import BadRowError, RowReader, Skipped
 from lift_ds.data.survey import ShardWriter, SurveyReport, TokenStatistics, survey
 from lift_ds.data.survey.display import marked_text, show_report
-from lift_ds.data.survey.shards import check_target
+from lift_ds.data.survey.token_shards import check_target
+from lift_ds.data.text.prepared import token_settings, tokenizer_hash
 from lift_ds.models.families import read_config
 from lift_ds.models.vocabulary import check_tokenizer, load_tokenizer
 from lift_ds.models.weights import BUILTIN_BASE, resolve_folder
-from lift_ds.training.data import make_encoder, open_reader, pack_capacity
+from lift_ds.training.inputs import make_encoder, open_reader, pack_capacity
 
 DOTTED_KEY = re.compile(r"[a-z_]+(\.[a-z_0-9]+)+")
 SHOWN_GROUPS = 5

@@ -6,7 +6,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from lift_ds.checkpoint.reshard import prepare_reshard, reshard
+from lift_ds.export.reshard import prepare_reshard, reshard
 
 from .tool import progress, run_tool, show
 

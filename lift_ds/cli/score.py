@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lift_ds.evaluation.isolation import Limits
-from lift_ds.evaluation.score_file import check_names, read_rows, score_rows, summarize
-from lift_ds.evaluation.scorers import SCORER_VERSIONS, TASK_SCORERS
+from lift_ds.evaluation.judging import SCORER_VERSIONS, TASK_SCORERS
+from lift_ds.evaluation.judging.score_file import check_names, read_rows, score_rows, summarize
+from lift_ds.evaluation.sandbox import Limits
 
 from .tool import check_writable, run_tool
 

@@ -11,16 +11,18 @@ from typing import Any
 
 import yaml
 
-from lift_ds.config import ConfigError, RunConfig, SourceConfig, explain_keys, load_run_config
+from lift_ds.config.deepspeed import read_ds_json, resolve_ds_json
+from lift_ds.config.loading import ConfigError, explain_keys, load_run_config
+from lift_ds.config.run import RunConfig
+from lift_ds.data.settings import SourceConfig
 from lift_ds.data.sources import open_groups
 from lift_ds.models.families import read_config
 from lift_ds.models.weights import resolve_folder
 from lift_ds.objectives import find_objective_problems
-from lift_ds.training.cluster import Launch
-from lift_ds.training.data import FirstRows, RunData, check_first_rows, open_weights, prepare
-from lift_ds.training.ds_config import read_ds_json, resolve_ds_json
+from lift_ds.ranks.launch import Launch
+from lift_ds.ranks.running import run_on_ranks
+from lift_ds.training.inputs import FirstRows, RunData, check_first_rows, open_weights, prepare
 
-from .ranks import run_on_ranks
 from .tool import quieten
 
 DESCRIPTION = """Fine-tunes a masked diffusion language model under DeepSpeed.
@@ -144,7 +146,7 @@ def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
     """Checks, then trains."""
     quieten(launch.is_main)
     run, loaded = resolve(arguments, launch)
-    from lift_ds.training import engine  # deepspeed is slow to import; configuration errors come first
+    from lift_ds.training import engine
     from lift_ds.training.run import execute
 
     prepared = prepare(run, with_weights=not arguments.dry_run)

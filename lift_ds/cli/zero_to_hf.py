@@ -6,10 +6,10 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from lift_ds.checkpoint.adapter_run import convert_adapters
-from lift_ds.checkpoint.convert import Conversion, ConversionOptions, prepare_conversion
-from lift_ds.checkpoint.verify import verify_export
-from lift_ds.models.export import DTYPES
+from lift_ds.export.adapter_run import convert_adapters
+from lift_ds.export.convert import Conversion, ConversionOptions, prepare_conversion
+from lift_ds.export.folder import DTYPES
+from lift_ds.export.verify import verify_export
 
 from .tool import parse_size, progress, run_tool, show
 

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
 from itertools import islice
 
-from lift_ds.config import ColumnsConfig
+from lift_ds.data.order.lanes import WINDOW_ROWS, SampleRef, locate
+from lift_ds.data.text.chat import ChatEncoder, Tokens, TooLongError
+from lift_ds.data.text.prepared import check_prepared
+from lift_ds.data.text.ready_rows import read_tokens
+from lift_ds.data.text.records import Conversation, detect_columns, read_conversation
 
 from .batch import Document
-from .chat import ChatEncoder, Tokens, TooLongError
-from .lanes import WINDOW_ROWS, SampleRef, locate
-from .prepared import check_prepared
-from .ready_rows import read_tokens
-from .records import Conversation, detect_columns, read_conversation
+from .settings import ColumnsConfig
 from .sources import Group, Manifest, Row
 
 BATCH_ROWS = 256

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .results import task_file
-from .statistics import PairedDifference, mcnemar, paired_bootstrap
+from .asking.results import task_file
+from .judging.statistics import PairedDifference, mcnemar, paired_bootstrap
 
 
 @dataclass(frozen=True)

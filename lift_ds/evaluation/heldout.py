@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from lift_ds.data.batch import Document, MicroBatch, Noise, collate
-from lift_ds.diffusion.noise import superset_mask
+from lift_ds.method.noise import superset_mask
 from lift_ds.models.head import MaskedDiffusionModel, masked_gold_logprob
+from lift_ds.ranks.shares import Ranks, equal_share
 from lift_ds.rng import Stream, keyed_uniform
 
 from .frequency import frequency_class, token_counts
-from .ranks import Ranks, equal_share
 
 LEVELS = (0.15, 0.35, 0.5, 0.65, 0.85)
 

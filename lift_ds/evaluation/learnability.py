@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from lift_ds.data.batch import Document, collate
-from lift_ds.diffusion.loss import chunked_confidence
-from lift_ds.diffusion.noise import superset_mask
+from lift_ds.method.loss import chunked_confidence
+from lift_ds.method.noise import superset_mask
 from lift_ds.models.head import MaskedDiffusionModel
 
 from .frequency import frequency_class, token_counts

@@ -20,7 +20,7 @@ from lift_ds.data.sources.hub import HUB_PREFIX
 from lift_ds.data.sources.storage import is_remote
 from lift_ds.data.tasks import TASKS, draw_item
 
-from .scorers import TASK_SCORERS, Row
+from .judging import TASK_SCORERS, Row
 
 BUILTIN_SEED = 0
 PROBLEM_COLUMNS = ("question", "ground_truth", "entry_point")

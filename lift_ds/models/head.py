@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from lift_ds.diffusion.loss import chunked_gold_logprob
+from lift_ds.method.loss import chunked_gold_logprob
 
 from .layers import HeadFunction, Visible
 from .segments import Segments

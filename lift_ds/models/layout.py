@@ -7,9 +7,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from .safetensors_folder import read_index
-from .safetensors_header import read_header
-from .shards import SINGLE_FILE
+from lift_ds.storage.safetensors_folder import read_index
+from lift_ds.storage.safetensors_header import read_header
+from lift_ds.storage.safetensors_writer import SINGLE_FILE
 
 LLADA_NAMES = "model.transformer.blocks."
 LLAMA_NAMES = "model.layers."

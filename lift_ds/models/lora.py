@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lift_ds.rng import Stream, keyed_generator
+from lift_ds.storage.safetensors_writer import READABLE
+from lift_ds.storage.staging import staged_folder
 
 from .keyed_dropout import KeyedDropout
-from .shards import READABLE
-from .staging import staged_folder
 
 BASE_LAYER = ".base_layer."
 BASE = ".base_layer.weight"

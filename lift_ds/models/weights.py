@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lift_ds.rng import Stream, keyed_generator
+from lift_ds.storage.safetensors_folder import SafetensorsFolder, shorten
 
 from .families import family_of, read_config
-from .safetensors_folder import SafetensorsFolder, shorten
 from .vocabulary import check_tokenizer, load_tokenizer
 
 BUILTIN_BASE = "builtin:base"

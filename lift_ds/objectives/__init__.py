@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from lift_ds.config import ObjectiveConfig
-
-from .base import Objective
 from .gift import Gift
 from .lift import Easy, Hard, Lift2, Lift3, RandomKept
+from .objective import Objective
+from .settings import ObjectiveConfig
 from .vanilla import Vanilla
 
 OBJECTIVES: dict[str, type[Objective]] = {

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lift_ds.diffusion.loss import chunked_entropy, chunked_weighted_nll
+from lift_ds.method.loss import chunked_entropy, chunked_weighted_nll
 from lift_ds.models.head import MaskedDiffusionModel
 
 from .gift import gift_levels

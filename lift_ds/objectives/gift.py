@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lift_ds.data.batch import MicroBatch
 
-from .base import SMALLEST_LEVEL, Objective, Scorer, View
+from .objective import SMALLEST_LEVEL, Objective, Scorer, View
 
 
 def gift_levels(entropy: Tensor, response_mask: Tensor, t: Tensor, over_batch: bool = False) -> Tensor:

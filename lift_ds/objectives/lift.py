@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from lift_ds.data.batch import MicroBatch
-from lift_ds.lift.schedule import Component, lift2_component, lift3_component, random_component
-from lift_ds.lift.selection import num_kept, select_kept
+from lift_ds.method.components import Component, lift2_component, lift3_component, random_component
+from lift_ds.method.selection import num_kept, select_kept
 
-from .base import Objective, Scorer, View, candidates
+from .objective import Objective, Scorer, View, candidates
 
 TIE_NATS = 1e-4  # repeats of a token have the same expected score: the keyed uniform decides
 TRUSTED_COUNT = 8.0

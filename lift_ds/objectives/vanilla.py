@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lift_ds.data.batch import MicroBatch
 
-from .base import Objective, Scorer, View, candidates
+from .objective import Objective, Scorer, View, candidates
 
 
 class Vanilla(Objective):

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lift_ds.data.batch import MicroBatch
-from lift_ds.evaluation.ranks import Ranks
-from lift_ds.lift.difficulty import NUM_BINS, DifficultyTable, Observations, level_bin
-from lift_ds.lift.schedule import Component
-from lift_ds.objectives.base import candidates, superset_level
+from lift_ds.method.components import Component
+from lift_ds.method.difficulty import NUM_BINS, DifficultyTable, Observations, level_bin
+from lift_ds.objectives.objective import candidates, superset_level
+from lift_ds.ranks.shares import Ranks
 
 FOLDER = "difficulty"
 

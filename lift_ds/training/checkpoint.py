@@ -10,7 +10,7 @@
         run.json                resolved run config and DeepSpeed JSON
         manifest.json           step, world size, model fingerprint, size and SHA-256 of every other file
     checkpoints/latest          name of the newest whole checkpoint
-    checkpoints/best            name of the best one, and by what; see `lift_ds.checkpoint.best`
+    checkpoints/best            name of the best one, and by what; see `lift_ds.storage.best`
 
 Every rank hashes its share of the files; rank 0 collects, writes the manifest, syncs and renames. A checkpoint counts
 only if its manifest does.
@@ -24,8 +24,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lift_ds.checkpoint.base import BaseRecord, hash_base, read_base
-from lift_ds.checkpoint.manifest import (
+from lift_ds.export.folder import companions
+from lift_ds.storage.frozen_base import BaseRecord, hash_base, read_base
+from lift_ds.storage.manifest import (
     MANIFEST,
     TEMPORARY_PREFIX,
     FileRecord,
@@ -37,9 +38,8 @@ from lift_ds.checkpoint.manifest import (
     sync_and_hash,
     write_synced,
 )
-from lift_ds.checkpoint.zero_checkpoint import open_zero_checkpoint
-from lift_ds.checkpoint.zero_files import ZERO_TAG
-from lift_ds.models.export import companions
+from lift_ds.storage.zero_checkpoint import open_zero_checkpoint
+from lift_ds.storage.zero_files import ZERO_TAG
 
 from .buffers import DifficultyBuffers
 from .engine import Engine

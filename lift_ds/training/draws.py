@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from lift_ds.config import ObjectiveConfig
 from lift_ds.data.batch import Document, Noise
-from lift_ds.data.loader import NoiseRule, Place
-from lift_ds.diffusion.noise import extra_level, level_from_uniform, stratify
+from lift_ds.data.order.loader import NoiseRule, Place
+from lift_ds.method.noise import extra_level, level_from_uniform, stratify
 from lift_ds.objectives import make_objective
+from lift_ds.objectives.settings import ObjectiveConfig
 from lift_ds.rng import Stream, keyed_uniform
 
 NUM_SCALARS = 4

@@ -17,14 +17,14 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig, PreTrainedModel
 
-from lift_ds.config import OptimConfig
+from lift_ds.config.training import OptimConfig
 from lift_ds.models.families import family_of
 from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.weights import WeightSource, fill_parameters, whole_shape
+from lift_ds.ranks.collectives import Collectives
+from lift_ds.ranks.launch import Launch, share_cores
 
-from .cluster import Launch, share_cores
-from .collectives import Collectives
-from .schedule import learning_rate
+from .learning_rate import learning_rate
 from .step import DiffusionStep
 
 

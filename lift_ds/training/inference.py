@@ -6,20 +6,21 @@ from pathlib import Path
 
 import torch
 
-from lift_ds.checkpoint.base import hash_base
-from lift_ds.checkpoint.manifest import hash_file
-from lift_ds.config import ConfigError, OptimConfig, RunConfig
-from lift_ds.evaluation.answering import Answerer, load_answerer, make_encoder
-from lift_ds.evaluation.ranks import Alone, Ranks, agreement
+from lift_ds.config.deepspeed import read_ds_json, resolve_ds_json
+from lift_ds.config.loading import ConfigError
+from lift_ds.config.run import RunConfig
+from lift_ds.config.training import OptimConfig
+from lift_ds.evaluation.asking.answering import Answerer, load_answerer, make_encoder
 from lift_ds.models.families import read_config
 from lift_ds.models.lora import PEFT_CONFIG, PEFT_WEIGHTS
-from lift_ds.models.safetensors_folder import SafetensorsFolder
 from lift_ds.models.vocabulary import check_tokenizer, load_tokenizer
 from lift_ds.models.weights import resolve_folder
-
-from .cluster import Launch, share_cores
-from .collectives import Collectives
-from .ds_config import read_ds_json, resolve_ds_json
+from lift_ds.ranks.collectives import Collectives
+from lift_ds.ranks.launch import Launch, share_cores
+from lift_ds.ranks.shares import Alone, Ranks, agreement
+from lift_ds.storage.frozen_base import hash_base
+from lift_ds.storage.manifest import hash_file
+from lift_ds.storage.safetensors_folder import SafetensorsFolder
 
 CONFIG = "config.json"
 
@@ -63,7 +64,7 @@ def load_cut(path: str, json_path: Path, launch: Launch) -> tuple[Answerer, Rank
     encoder = make_encoder(config, tokenizer, path)
     check_tokenizer(config, encoder.tokenizer, folder)
     loaded, problems = read_ds_json(json_path)
-    from . import engine  # deepspeed is slow to import; problems come first
+    from . import engine
 
     if not problems:
         run = RunConfig(optim=OptimConfig(global_batch=launch.world_size))

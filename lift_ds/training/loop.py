@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from lift_ds.config import RunConfig
-from lift_ds.data.loader import StepBatch, StepLoader
-from lift_ds.metrics import StepTotals
+from lift_ds.config.run import RunConfig
+from lift_ds.data.order.loader import StepBatch, StepLoader
 
 from .buffers import DifficultyBuffers
 from .engine import Engine
+from .metrics import StepTotals
 from .normalizer import document_scale, step_counts
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)

@@ -9,14 +9,14 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
-from lift_ds.checkpoint.best import Measured
+from lift_ds.evaluation.asking.solve import Question, SolveReport, builtin_questions, encode_questions, solve_questions
 from lift_ds.evaluation.frequency import class_label
 from lift_ds.evaluation.heldout import LEVELS, HeldoutLoss, heldout_loss
-from lift_ds.evaluation.solve import Question, SolveReport, builtin_questions, encode_questions, solve_questions
 from lift_ds.sampling.reverse import ReverseProcess
+from lift_ds.storage.best import Measured
 
-from .data import Prepared
 from .engine import Engine
+from .inputs import Prepared
 from .progress import Progress
 
 Record = Callable[[str, int, dict[str, Any]], None]

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lift_ds.metrics import read_metrics
+from .metrics import read_metrics
 
 
 def print_summary(metrics_path: Path, files: dict[str, Path]) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lift_ds.checkpoint.flat_layout import FlatTensor, Range, zero2_ranges, zero3_ranges
-from lift_ds.checkpoint.zero_checkpoint import FULL_STAGE, MASTER, MOMENTS, ZeroCheckpoint, optimizer_step
+from lift_ds.storage.flat_groups import FlatTensor, Range, zero2_ranges, zero3_ranges
+from lift_ds.storage.zero_checkpoint import FULL_STAGE, MASTER, MOMENTS, ZeroCheckpoint, optimizer_step
 
 from .engine import Engine
 

@@ -10,7 +10,6 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel
 
-from lift_ds.metrics import MetricsFile
 from lift_ds.models.families import family_of
 from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.lora import add_adapters
@@ -18,9 +17,10 @@ from lift_ds.models.weights import WeightSource, whole_shape
 from lift_ds.objectives import make_objective
 
 from .buffers import DifficultyBuffers
-from .data import Prepared
 from .engine import Engine, build_model
+from .inputs import Prepared
 from .loop import StopRequest
+from .metrics import MetricsFile
 from .progress import make_progress
 from .step import DiffusionStep
 from .trainer import Trainer

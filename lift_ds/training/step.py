@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from lift_ds.data.batch import MicroBatch
-from lift_ds.diffusion.loss import chunked_entropy, chunked_gold_logprob, chunked_weighted_nll
-from lift_ds.lift.difficulty import Observations
-from lift_ds.lift.schedule import Component
+from lift_ds.method.components import Component
+from lift_ds.method.difficulty import Observations
+from lift_ds.method.loss import chunked_entropy, chunked_gold_logprob, chunked_weighted_nll
 from lift_ds.models.head import MaskedDiffusionModel, encode_rows
 from lift_ds.models.keyed_dropout import DocumentRows, KeyedDropout, document_seeds
 from lift_ds.objectives import Objective
-from lift_ds.objectives.base import View, superset_level
+from lift_ds.objectives.objective import View, superset_level
 
 from .stopwatch import Stopwatch
 

@@ -10,11 +10,16 @@ from typing import Any
 
 import torch
 
-from lift_ds.checkpoint.adapter_run import convert_adapters
-from lift_ds.checkpoint.base import BaseRecord
-from lift_ds.checkpoint.best import offer, read_best
-from lift_ds.checkpoint.convert import ConversionOptions, prepare_conversion
-from lift_ds.checkpoint.manifest import (
+from lift_ds.config.run import RunConfig
+from lift_ds.data.batch import Document
+from lift_ds.data.order.stream import merge_states
+from lift_ds.export.adapter_run import convert_adapters
+from lift_ds.export.convert import ConversionOptions, prepare_conversion
+from lift_ds.export.verify import verify_export
+from lift_ds.models.weights import load_pretrained, whole_shape
+from lift_ds.storage.best import offer, read_best
+from lift_ds.storage.frozen_base import BaseRecord
+from lift_ds.storage.manifest import (
     BEST,
     LATEST,
     checkpoint_name,
@@ -23,19 +28,14 @@ from lift_ds.checkpoint.manifest import (
     pointed,
     remove_old,
 )
-from lift_ds.checkpoint.verify import verify_export
-from lift_ds.config import RunConfig
-from lift_ds.data.batch import Document
-from lift_ds.data.stream import merge_states
-from lift_ds.metrics import MetricsFile
-from lift_ds.models.weights import load_pretrained, whole_shape
 
 from .buffers import DifficultyBuffers
 from .checkpoint import agree, check_space, hash_base_files, load_checkpoint, save_checkpoint
-from .data import Prepared, make_loader
 from .engine import Engine
+from .inputs import Prepared, make_loader
 from .loop import StopRequest, train_steps
 from .measure import Measurements
+from .metrics import MetricsFile
 from .progress import Progress
 from .report import print_summary
 

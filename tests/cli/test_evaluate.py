@@ -13,10 +13,10 @@ from rich.console import Console
 
 from lift_ds import load_pretrained
 from lift_ds.cli import evaluate, evaluate_run, evaluate_tables, score
-from lift_ds.evaluation import run as evaluation_run
-from lift_ds.evaluation.answering import load_answerer
-from lift_ds.evaluation.ranks import Alone
-from lift_ds.evaluation.samples import SampleLog
+from lift_ds.evaluation.asking import run as evaluation_run
+from lift_ds.evaluation.asking.answering import load_answerer
+from lift_ds.evaluation.asking.samples import SampleLog
+from lift_ds.ranks.shares import Alone
 from lift_ds.sampling.reverse import ReverseProcess
 from tests.conftest import free_port, run
 

@@ -12,17 +12,12 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 from lift_ds.cli.prepare_data import is_override, main
-from lift_ds.config import load_run_config
-from lift_ds.data.chat import Tokens
+from lift_ds.config.loading import load_run_config
 from lift_ds.data.survey.display import show_pack
-from lift_ds.data.survey.statistics import (
-    describe_lengths,
-    find_duplicates,
-    ids_for_share,
-    padding_waste,
-)
+from lift_ds.data.survey.statistics import describe_lengths, find_duplicates, ids_for_share, padding_waste
+from lift_ds.data.text.chat import Tokens
 from lift_ds.models.families import read_config
-from lift_ds.training.data import open_data
+from lift_ds.training.inputs import open_data
 from tests.conftest import run
 
 

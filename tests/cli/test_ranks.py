@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from lift_ds.cli import ranks
+from lift_ds.ranks import running as ranks
 
 
 def test_errors_of_one_rank_are_said(monkeypatch, capsys):

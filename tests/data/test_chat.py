@@ -1,9 +1,9 @@
 import pytest
 from transformers import AutoTokenizer
 
-from lift_ds.data.chat import ChatEncoder, TooLongError
-from lift_ds.data.records import Conversation
-from lift_ds.data.rendering import find_invitation
+from lift_ds.data.text.chat import ChatEncoder, TooLongError
+from lift_ds.data.text.records import Conversation
+from lift_ds.data.text.rendering import find_invitation
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from lift_ds.config import ObjectiveConfig
-from lift_ds.data.chat import ChatEncoder
-from lift_ds.data.lanes import Lanes, choose_held_out, chunks_per_window
-from lift_ds.data.loader import StepLoader, micro_batches_per_step
+from lift_ds.data.order.lanes import Lanes, choose_held_out, chunks_per_window
+from lift_ds.data.order.loader import StepLoader, micro_batches_per_step
+from lift_ds.data.order.stream import PackStream, merge_states
 from lift_ds.data.reader import RowReader
 from lift_ds.data.sources import Group, Manifest, open_sources
-from lift_ds.data.stream import PackStream, merge_states
-from lift_ds.training.data import fitting_lanes
+from lift_ds.data.text.chat import ChatEncoder
+from lift_ds.objectives.settings import ObjectiveConfig
 from lift_ds.training.draws import make_noise_rule
+from lift_ds.training.inputs import fitting_lanes
 
 GLOBAL_BATCH = 12
 

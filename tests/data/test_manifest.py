@@ -9,7 +9,7 @@ import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 
-from lift_ds.config import ColumnsConfig, SourceConfig
+from lift_ds.data.settings import ColumnsConfig, SourceConfig
 from lift_ds.data.sources import Manifest, open_groups, open_sources
 
 NUM_ROWS = 700

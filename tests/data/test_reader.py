@@ -5,17 +5,19 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from lift_ds.config import ColumnsConfig, ConfigError, RunConfig, SourceConfig, load_run_config
+from lift_ds.config.loading import ConfigError, load_run_config
+from lift_ds.config.run import RunConfig
 from lift_ds.data.batch import Document
-from lift_ds.data.chat import ChatEncoder, TooLongError
-from lift_ds.data.lanes import Lanes, locate
-from lift_ds.data.loader import StepLoader
+from lift_ds.data.order.lanes import Lanes, locate
+from lift_ds.data.order.loader import StepLoader
+from lift_ds.data.order.stream import PackStream
 from lift_ds.data.reader import BadRowError, RowReader, Skipped
+from lift_ds.data.settings import ColumnsConfig, SourceConfig
 from lift_ds.data.sources import Manifest, open_groups, open_sources
-from lift_ds.data.stream import PackStream
+from lift_ds.data.text.chat import ChatEncoder, TooLongError
 from lift_ds.models.families import read_config
-from lift_ds.training.data import check_first_rows, open_data
 from lift_ds.training.draws import make_noise_rule
+from lift_ds.training.inputs import check_first_rows, open_data
 
 BAD_LINES = {
     2: (b'{"prompt": ', "not JSON"),

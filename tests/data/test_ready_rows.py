@@ -8,12 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
-from lift_ds.config import ColumnsConfig
-from lift_ds.data.chat import ChatEncoder, TooLongError
-from lift_ds.data.lanes import locate
+from lift_ds.data.order.lanes import locate
 from lift_ds.data.reader import BadRowError, RowReader
+from lift_ds.data.settings import ColumnsConfig
 from lift_ds.data.sources import Manifest, Retry, open_sources
 from lift_ds.data.sources.columnar import Parquet, list_slices
+from lift_ds.data.text.chat import ChatEncoder, TooLongError
 
 TWO_ROWS = [
     {"input_ids": [5, 6, 7, 1], "target_mask": [False, True, True, True], "filler_mask": [False, False, False, True]},

@@ -1,8 +1,8 @@
 import pytest
 
-from lift_ds.config import ColumnsConfig as Columns
-from lift_ds.data.records import detect_columns, read_conversation
+from lift_ds.data.settings import ColumnsConfig as Columns
 from lift_ds.data.sources import Row
+from lift_ds.data.text.records import detect_columns, read_conversation
 
 
 def conversation(values, columns=None, system=None):

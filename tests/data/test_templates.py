@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from lift_ds.config import DataConfig
-from lift_ds.data.chat import ChatEncoder
-from lift_ds.data.records import Conversation
-from lift_ds.data.rendering import find_invitation
-from lift_ds.data.shapes import watch_template
-from lift_ds.data.templates import TEMPLATES, use_template
+from lift_ds.data.settings import DataConfig
+from lift_ds.data.text.chat import ChatEncoder
+from lift_ds.data.text.records import Conversation
+from lift_ds.data.text.rendering import find_invitation
+from lift_ds.data.text.shapes import watch_template
+from lift_ds.data.text.templates import TEMPLATES, use_template
 from lift_ds.models.families import read_config
-from lift_ds.training.data import make_encoder
+from lift_ds.training.inputs import make_encoder
 from tests.conftest import BASE, smollm2_tokenizer
 
 HEADER = "<|start_header_id|>assistant<|end_header_id|>\n\n"

@@ -18,14 +18,14 @@ import torch
 import torch.distributed as dist
 from transformers import AutoTokenizer
 
-from lift_ds.config import ObjectiveConfig
 from lift_ds.data.batch import MicroBatch
-from lift_ds.data.chat import ChatEncoder
-from lift_ds.data.lanes import Lanes
-from lift_ds.data.loader import StepLoader
+from lift_ds.data.order.lanes import Lanes
+from lift_ds.data.order.loader import StepLoader
+from lift_ds.data.order.stream import PackStream, merge_states
 from lift_ds.data.reader import RowReader
 from lift_ds.data.sources import Manifest, open_sources
-from lift_ds.data.stream import PackStream, merge_states
+from lift_ds.data.text.chat import ChatEncoder
+from lift_ds.objectives.settings import ObjectiveConfig
 from lift_ds.training.draws import make_noise_rule
 
 NUM_STEPS, GLOBAL_BATCH, CUTS = 9, 12, (1, 4, 8)

@@ -14,20 +14,22 @@ from deepspeed.utils import safe_get_full_grad
 from deepspeed.utils.z3_leaf_module import z3_leaf_module
 
 from lift_ds import load_pretrained
-from lift_ds.config import ObjectiveConfig, OptimConfig, RunConfig
+from lift_ds.config.deepspeed import resolve_ds_json
+from lift_ds.config.run import RunConfig
+from lift_ds.config.training import OptimConfig
 from lift_ds.data.batch import Document, MicroBatch, Noise, collate
-from lift_ds.data.loader import StepBatch
-from lift_ds.lift.difficulty import NUM_BINS, DifficultyTable, Observations, level_bin
-from lift_ds.lift.schedule import lift3_component
+from lift_ds.data.order.loader import StepBatch
+from lift_ds.method.components import lift3_component
+from lift_ds.method.difficulty import NUM_BINS, DifficultyTable, Observations, level_bin
 from lift_ds.models.families import family_of, read_config
 from lift_ds.models.lora import add_adapters
-from lift_ds.models.safetensors_folder import SafetensorsFolder
 from lift_ds.models.weights import NewWeights, fill_parameters
 from lift_ds.objectives import make_objective
+from lift_ds.objectives.settings import ObjectiveConfig
+from lift_ds.ranks.collectives import leave
+from lift_ds.ranks.launch import read_launch
+from lift_ds.storage.safetensors_folder import SafetensorsFolder
 from lift_ds.training.buffers import DifficultyBuffers
-from lift_ds.training.cluster import read_launch
-from lift_ds.training.collectives import leave
-from lift_ds.training.ds_config import resolve_ds_json
 from lift_ds.training.engine import Engine, build_model, start_distributed
 from lift_ds.training.loop import StopRequest, train_steps
 from lift_ds.training.normalizer import document_scale, step_counts

@@ -98,10 +98,10 @@ def write_model(folder: Path) -> Path:
 
 def run_setting(overrides: list[str], stage: int, launch: Any) -> dict[str, Any]:
     """Losses, gradient norms and the final weights' hash of one setting."""
-    from lift_ds.config import load_run_config
-    from lift_ds.training.data import make_loader, open_weights, prepare
-    from lift_ds.training.ds_config import resolve_ds_json
+    from lift_ds.config.deepspeed import resolve_ds_json
+    from lift_ds.config.loading import load_run_config
     from lift_ds.training.engine import Engine
+    from lift_ds.training.inputs import make_loader, open_weights, prepare
     from lift_ds.training.loop import StopRequest, train_steps
     from lift_ds.training.run import build_root, make_buffers
 
@@ -145,8 +145,8 @@ def run_rank(stage: int, output: Path) -> None:
     """All settings of one stage, on this rank."""
     import torch
 
-    from lift_ds.training.cluster import read_launch
-    from lift_ds.training.collectives import leave
+    from lift_ds.ranks.collectives import leave
+    from lift_ds.ranks.launch import read_launch
     from lift_ds.training.engine import start_distributed
 
     launch = read_launch()

@@ -7,12 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lift_ds.evaluation.answering import Answerer
+from lift_ds.evaluation.asking.answering import Answerer
 from lift_ds.evaluation.harness.run import run_harness
 from lift_ds.evaluation.harness.settings import HarnessSettings
-from lift_ds.evaluation.ranks import Ranks
-from lift_ds.training.cluster import read_launch
-from lift_ds.training.collectives import leave
+from lift_ds.ranks.collectives import leave
+from lift_ds.ranks.launch import read_launch
+from lift_ds.ranks.shares import Ranks
 from lift_ds.training.inference import load_cut, load_whole
 
 TASKS = ["tiny_answers", "tiny_choices", "tiny_words", "tiny_texts"]

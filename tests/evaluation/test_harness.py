@@ -13,11 +13,11 @@ import lift_ds.cli.lm_eval_model  # noqa: F401 (makes the model known)
 from lift_ds.cli import evaluate, evaluate_harness
 from lift_ds.cli import lm_eval as command
 from lift_ds.data.tasks import TASKS, draw_item
-from lift_ds.evaluation.answering import load_answerer
+from lift_ds.evaluation.asking.answering import load_answerer
 from lift_ds.evaluation.harness import run as harness
 from lift_ds.evaluation.harness.language_model import DiffusionLM
 from lift_ds.evaluation.harness.settings import HarnessSettings
-from lift_ds.evaluation.ranks import Alone
+from lift_ds.ranks.shares import Alone
 from tests.conftest import REPOSITORY, free_port, run
 from tests.evaluation.harness_job import run_tasks
 

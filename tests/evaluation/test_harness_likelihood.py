@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from lift_ds.evaluation.answering import Answerer
+from lift_ds.evaluation.asking.answering import Answerer
 from lift_ds.evaluation.harness.batches import Batches
 from lift_ds.evaluation.harness.likelihood import Likelihood, Pair, greedy_batches
 from lift_ds.evaluation.harness.masks import estimate, make_masks, num_masks
-from lift_ds.evaluation.ranks import Alone
+from lift_ds.ranks.shares import Alone
 from lift_ds.sampling.choose import Rule
 from lift_ds.sampling.reverse import ReverseProcess
 

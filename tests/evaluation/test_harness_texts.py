@@ -2,15 +2,15 @@ import logging
 
 import pytest
 
-from lift_ds.data.chat import ChatEncoder
-from lift_ds.evaluation.answering import Answerer, load_answerer
+from lift_ds.data.text.chat import ChatEncoder
+from lift_ds.evaluation.asking.answering import Answerer, load_answerer
 from lift_ds.evaluation.harness.answers import Answers, Job, read_wish
 from lift_ds.evaluation.harness.batches import Batches
 from lift_ds.evaluation.harness.likelihood import Pair
 from lift_ds.evaluation.harness.settings import HarnessSettings, read_arguments
 from lift_ds.evaluation.harness.texts import Texts, TooLongPromptError
-from lift_ds.evaluation.ranks import Alone
 from lift_ds.models.weights import load_pretrained
+from lift_ds.ranks.shares import Alone
 from tests.small_models import make_tokenizer, write_adapted
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"}]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lift_ds.evaluation.heldout import LEVELS, HeldoutLoss, fixed_noise, heldout_loss
-from lift_ds.evaluation.ranks import Alone, equal_share
+from lift_ds.ranks.shares import Alone, equal_share
 from tests.conftest import Share
 from tests.distributed.jobs import make_documents
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from lift_ds.evaluation.isolation import Child, Failure, Limits
-from lift_ds.evaluation.isolation.seccomp import Instruction, instructions
-from lift_ds.evaluation.isolation.syscalls import ARCHITECTURES, DENIED, LAST_KNOWN
-from lift_ds.evaluation.scorers import Checks
+from lift_ds.evaluation.judging import Checks
+from lift_ds.evaluation.sandbox import Child, Failure, Limits
+from lift_ds.evaluation.sandbox.seccomp import Instruction, instructions
+from lift_ds.evaluation.sandbox.syscalls import ARCHITECTURES, DENIED, LAST_KNOWN
 from tests.conftest import REPOSITORY, clean_environment
 
 LIMITS = Limits(seconds=5.0, memory_mib=512)
@@ -83,7 +83,7 @@ def test_attacks_fail(attack, error, tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("precious")
     before = victim.stat()
-    with Child("lift_ds.evaluation.scorers.handlers:run_program", LIMITS) as child:
+    with Child("lift_ds.evaluation.judging.handlers:run_program", LIMITS) as child:
         reply = child.ask({"source": attack.replace("{victim!r}", repr(str(victim))), "token": "t"})
     assert reply["ended"] == "error"
     assert reply["error"] == error
@@ -152,7 +152,7 @@ def test_a_child_that_cannot_start_is_one_error():
 
 
 def test_folders_and_processes_are_gone():
-    child = Child("lift_ds.evaluation.scorers.handlers:run_program", SHORT)
+    child = Child("lift_ds.evaluation.judging.handlers:run_program", SHORT)
     folder = Path(child.folder.name)
     assert folder.is_dir()
     assert child.ask({"source": "while True: pass", "token": ""}) is Failure.TIMEOUT
@@ -164,8 +164,8 @@ def test_folders_and_processes_are_gone():
 
 def test_a_child_dies_with_its_parent(tmp_path):
     code = (
-        "from lift_ds.evaluation.isolation import Child, Limits\n"
-        "child = Child('lift_ds.evaluation.scorers.handlers:run_program', Limits(seconds=60))\n"
+        "from lift_ds.evaluation.sandbox import Child, Limits\n"
+        "child = Child('lift_ds.evaluation.judging.handlers:run_program', Limits(seconds=60))\n"
         "print(child.process.pid, flush=True)\n"
         "child.ask({'source': 'while True: pass', 'token': ''})\n"
     )

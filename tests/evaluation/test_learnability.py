@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from lift_ds.cli.learnability import are_apart, main
-from lift_ds.diffusion.noise import superset_mask
 from lift_ds.evaluation.frequency import frequency_class
 from lift_ds.evaluation.heldout import fixed_noise
 from lift_ds.evaluation.learnability import LEVELS, Learnability, from_difficulty, measure
-from lift_ds.evaluation.ranks import Alone
-from lift_ds.lift.difficulty import Observations
+from lift_ds.method.difficulty import Observations
+from lift_ds.method.noise import superset_mask
+from lift_ds.ranks.shares import Alone
 from lift_ds.training.buffers import DifficultyBuffers
 from tests.distributed.jobs import make_documents
 

@@ -1,8 +1,8 @@
 import pytest
 import yaml
 
-from lift_ds.evaluation.protocol import FOLDER, load_protocol
-from lift_ds.evaluation.scorers import TASK_SCORERS
+from lift_ds.evaluation.asking.protocol import FOLDER, load_protocol
+from lift_ds.evaluation.judging import TASK_SCORERS
 from lift_ds.evaluation.tasks import Problem
 
 CODE = 'def f(x):\n    """Not this."""\n\n\ndef g(x):\n    """Square x.\n    >>> g(2)\n    4\n    """\n'

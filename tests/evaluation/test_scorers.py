@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lift_ds.evaluation.isolation import Limits
-from lift_ds.evaluation.score_file import read_rows, score_rows
-from lift_ds.evaluation.scorers import TASK_SCORERS, Checks, Row
-from lift_ds.evaluation.scorers.extraction import final_answer
-from lift_ds.evaluation.scorers.numbers import read_quantity
-from lift_ds.evaluation.scorers.published_arithmetic import evaluate, is_near
+from lift_ds.evaluation.judging import TASK_SCORERS, Checks, Row
+from lift_ds.evaluation.judging.extraction import final_answer
+from lift_ds.evaluation.judging.numbers import read_quantity
+from lift_ds.evaluation.judging.published_arithmetic import evaluate, is_near
+from lift_ds.evaluation.judging.score_file import read_rows, score_rows
+from lift_ds.evaluation.sandbox import Limits
 from tests.conftest import VECTORS
 
 SAMPLES = VECTORS / "scoring"

@@ -5,11 +5,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from lift_ds.data.chat import ChatEncoder
 from lift_ds.data.tasks import TASKS, Verdict
-from lift_ds.evaluation.ranks import Alone
-from lift_ds.evaluation.solve import Question, builtin_questions, held_out_items, read_counts, solve_questions
+from lift_ds.data.text.chat import ChatEncoder
+from lift_ds.evaluation.asking.solve import Question, builtin_questions, held_out_items, read_counts, solve_questions
 from lift_ds.models.families import max_length_of, read_config
+from lift_ds.ranks.shares import Alone
 from lift_ds.sampling.reverse import ReverseProcess
 from tests.conftest import Share
 

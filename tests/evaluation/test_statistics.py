@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lift_ds.evaluation.statistics import mcnemar, paired_bootstrap, pass_at_k, wilson_interval
+from lift_ds.evaluation.judging.statistics import mcnemar, paired_bootstrap, pass_at_k, wilson_interval
 
 
 @given(st.integers(1, 8).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from lift_ds import generate, load_pretrained
-from lift_ds.models.export import export_folder
+from lift_ds.export.folder import export_folder
 from lift_ds.models.families import FAMILIES, family_of, read_config, start_token_of
 from lift_ds.models.llama import align, read_rope
 from lift_ds.models.lora import add_adapters, split_adapters

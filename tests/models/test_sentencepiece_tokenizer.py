@@ -7,9 +7,9 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lift_ds.data.chat import ChatEncoder
-from lift_ds.data.records import Conversation
-from lift_ds.data.templates import use_template
+from lift_ds.data.text.chat import ChatEncoder
+from lift_ds.data.text.records import Conversation
+from lift_ds.data.text.templates import use_template
 from lift_ds.models.vocabulary import load_tokenizer
 
 LINES = [

@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from lift_ds import load_pretrained
 from lift_ds.models.families import read_config
-from lift_ds.models.safetensors_folder import SafetensorsFolder
 from lift_ds.models.weights import NewWeights
+from lift_ds.storage.safetensors_folder import SafetensorsFolder
 
 
 @pytest.fixture

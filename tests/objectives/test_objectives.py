@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from lift_ds import cart_weights, gift_loss, select_kept, sft_loss
-from lift_ds.config import ObjectiveConfig
 from lift_ds.data.batch import Document, collate
-from lift_ds.lift.schedule import Component, random_component
+from lift_ds.method.components import Component, random_component
 from lift_ds.models.head import masked_gold_logprob
 from lift_ds.objectives import OBJECTIVES, find_objective_problems, make_objective
-from lift_ds.objectives.base import candidates
 from lift_ds.objectives.gift import gift_levels
+from lift_ds.objectives.objective import candidates
+from lift_ds.objectives.settings import ObjectiveConfig
 from lift_ds.training.draws import make_noise_rule
 from lift_ds.training.step import DiffusionStep
 from tests.conftest import REPOSITORY

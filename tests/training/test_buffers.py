@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lift_ds.evaluation.ranks import Alone
-from lift_ds.lift.difficulty import Observations
+from lift_ds.method.difficulty import Observations
+from lift_ds.ranks.shares import Alone
 from lift_ds.rng import Stream, keyed_uniform
 from lift_ds.training.buffers import DifficultyBuffers
 from tests.training.test_step import make_batch, make_root

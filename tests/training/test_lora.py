@@ -9,11 +9,11 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from lift_ds import load_pretrained
-from lift_ds.checkpoint.convert import ConversionOptions, prepare_conversion
-from lift_ds.checkpoint.zero_checkpoint import open_zero_checkpoint
 from lift_ds.cli import inspect_checkpoint, zero_to_hf
+from lift_ds.export.convert import ConversionOptions, prepare_conversion
 from lift_ds.models.families import read_config
 from lift_ds.models.weights import NewWeights
+from lift_ds.storage.zero_checkpoint import open_zero_checkpoint
 from tests.conftest import SMALL, launch_train, losses_of
 
 pytestmark = pytest.mark.distributed

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from lift_ds.cli import zero_to_hf
-from lift_ds.config import load_run_config
-from lift_ds.metrics import read_metrics
-from lift_ds.training.data import prepare
+from lift_ds.config.loading import load_run_config
+from lift_ds.training.inputs import prepare
 from lift_ds.training.measure import Measurements
+from lift_ds.training.metrics import read_metrics
 from lift_ds.training.progress import NoProgress
 from tests.conftest import REPOSITORY, SMALL, launch_train
 from tests.distributed.jobs import THRESHOLDS

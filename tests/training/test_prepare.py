@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 
-from lift_ds.config import ModelConfig, RunConfig
-from lift_ds.training.data import prepare
+from lift_ds.config.run import RunConfig
+from lift_ds.models.settings import ModelConfig
+from lift_ds.training.inputs import prepare
 from tests.conftest import SMALL, launch_train
 
 

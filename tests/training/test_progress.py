@@ -4,7 +4,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from lift_ds.metrics import MetricsFile, StepTotals, read_metrics
+from lift_ds.training.metrics import MetricsFile, StepTotals, read_metrics
 from lift_ds.training.progress import LiveProgress, PlainProgress, sparkline
 
 

@@ -5,13 +5,13 @@ import torch
 from torch import nn
 
 from lift_ds import select_kept, sft_loss
-from lift_ds.config import ObjectiveConfig
 from lift_ds.data.batch import MicroBatch
-from lift_ds.diffusion.noise import superset_mask
-from lift_ds.lift.schedule import Component, lift3_component
+from lift_ds.method.components import Component, lift3_component
+from lift_ds.method.noise import superset_mask
 from lift_ds.models.head import masked_gold_logprob
 from lift_ds.objectives import make_objective
-from lift_ds.objectives.base import candidates
+from lift_ds.objectives.objective import candidates
+from lift_ds.objectives.settings import ObjectiveConfig
 from lift_ds.training.step import DiffusionStep
 
 CASES = [f"case{number:03d}" for number in range(24)]

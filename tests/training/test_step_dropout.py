@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from lift_ds import load_pretrained
-from lift_ds.config import ObjectiveConfig
 from lift_ds.data.batch import collate
 from lift_ds.models.keyed_dropout import KeyedDropout
 from lift_ds.models.lora import add_adapters
 from lift_ds.objectives import make_objective
+from lift_ds.objectives.settings import ObjectiveConfig
 from lift_ds.training.step import DiffusionStep
 from tests.distributed.jobs import make_documents
 

@@ -1,9 +1,9 @@
 """Where rows come from: files on this machine or behind a URL, hub data sets, built-in tasks."""
 
-from .base import Chunk, Row, Source, SourceIndex
 from .builtin import BUILTIN_PREFIX, Builtin
 from .listing import FILE_KINDS, open_groups, open_sources
 from .manifest import Group, Manifest, SourceGroup
+from .source import Chunk, Row, Source, SourceIndex
 from .storage import Retry
 
 __all__ = [

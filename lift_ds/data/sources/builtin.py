@@ -6,7 +6,7 @@ from typing import Any
 
 from lift_ds.data.tasks import TASKS, draw_item, instruction, pretraining_text
 
-from .base import Chunk, Row, Source, SourceIndex
+from .source import Chunk, Row, Source, SourceIndex
 
 BUILTIN_CHUNK_ROWS = 512
 BUILTIN_PREFIX = "builtin:"

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from .base import locate_errors
+from .source import locate_errors
 from .storage import Retry
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from .base import Chunk, SourceIndex, SourceSignature
+from .source import Chunk, SourceIndex, SourceSignature
 
 INDEX_VERSION = 1
 

@@ -11,7 +11,7 @@ from typing import IO
 
 import pyarrow as pa
 
-from .base import Chunk, Row, Source, SourceIndex, SourceSignature, locate_errors
+from .source import Chunk, Row, Source, SourceIndex, SourceSignature, locate_errors
 from .storage import DataFile, Retry
 
 JSONL_CHUNK_ROWS = 256

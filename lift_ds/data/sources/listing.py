@@ -7,14 +7,14 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from lift_ds.config import SourceConfig
+from lift_ds.data.settings import SourceConfig
 
-from .base import Source
 from .builtin import BUILTIN_PREFIX, Builtin
 from .columnar import Arrow, Parquet
 from .hub import HUB_PREFIX, resolve_hub
 from .json_files import COMPRESSIONS, JsonLines, JsonList
 from .manifest import SourceGroup
+from .source import Source
 from .storage import DataFile, Retry, is_remote, open_filesystem
 
 FILE_KINDS: dict[str, Callable[[str, Retry], Source]] = {

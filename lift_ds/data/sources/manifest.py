@@ -13,10 +13,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from lift_ds.config import ColumnsConfig
+from lift_ds.data.settings import ColumnsConfig
 
-from .base import Row, Source, SourceIndex, SourceSignature
 from .index_cache import load_index, save_index
+from .source import Row, Source, SourceIndex, SourceSignature
 
 SCAN_THREADS = 8
 

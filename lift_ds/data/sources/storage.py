@@ -14,7 +14,7 @@ from typing import IO, Any, TypeVar
 import aiohttp
 import fsspec
 
-from .base import SourceSignature
+from .source import SourceSignature
 
 Result = TypeVar("Result")
 REMOTE_MARK = "://"

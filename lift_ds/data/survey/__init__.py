@@ -1,7 +1,7 @@
 """A look at all rows before a run: which are bad, how long they are, what they hold, and their tokens as shards."""
 
 from .rows import SurveyedRow, survey
-from .shards import ShardWriter
 from .statistics import SurveyReport, TokenStatistics
+from .token_shards import ShardWriter
 
 __all__ = ["ShardWriter", "SurveyReport", "SurveyedRow", "TokenStatistics", "survey"]

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from lift_ds.data.chat import Tokens
+from lift_ds.data.text.chat import Tokens
 
 SHOWN_PROBLEMS = 20
 SHOWN_TOKENS = 600

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 
-from lift_ds.data.chat import Tokens, TooLongError
 from lift_ds.data.reader import BATCH_ROWS, RowReader, Skipped
 from lift_ds.data.sources import Row
+from lift_ds.data.text.chat import Tokens, TooLongError
 
 CHUNKS_AHEAD = 2  # of each process
 

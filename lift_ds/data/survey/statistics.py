@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from lift_ds.data.chat import Tokens
-from lift_ds.data.packing import Packer
+from lift_ds.data.order.packing import Packer
 from lift_ds.data.reader import Skipped
+from lift_ds.data.text.chat import Tokens
 
 from .rows import SurveyedRow
 

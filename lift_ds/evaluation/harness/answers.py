@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from lift_ds.evaluation.answering import Answerer
+from lift_ds.evaluation.asking.answering import Answerer
 from lift_ds.sampling.reverse import ReverseProcess, RowSeeds, pad_left
 
 from .batches import Bar, Batches, log

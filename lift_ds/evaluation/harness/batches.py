@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from lift_ds.evaluation.line_log import LineLog
-from lift_ds.evaluation.ranks import Ranks
+from lift_ds.evaluation.asking.line_log import LineLog
+from lift_ds.ranks.shares import Ranks
 
 log = logging.getLogger("lm_eval.lift_ds")  # shown as the harness's own messages are
 Rounds = list[tuple[int, bool]]

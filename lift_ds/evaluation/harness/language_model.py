@@ -22,9 +22,9 @@ from lm_eval.api.model import LM, CacheHook
 from rich.console import Console
 from rich.progress import track
 
-from lift_ds.evaluation.answering import Answerer
-from lift_ds.evaluation.ranks import Ranks
+from lift_ds.evaluation.asking.answering import Answerer
 from lift_ds.models.families import max_length_of, start_token_of
+from lift_ds.ranks.shares import Ranks
 
 from .answers import Answers
 from .batches import Bar, Batches

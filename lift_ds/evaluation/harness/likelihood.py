@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lift_ds.evaluation.answering import Answerer
+from lift_ds.evaluation.asking.answering import Answerer
 from lift_ds.models.head import masked_gold_logprob
 from lift_ds.sampling.choose import Rule, predict
 

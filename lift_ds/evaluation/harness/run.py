@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lift_ds.evaluation.answering import Answerer
-    from lift_ds.evaluation.ranks import Ranks
+    from lift_ds.evaluation.asking.answering import Answerer
+    from lift_ds.ranks.shares import Ranks
 
     from .settings import HarnessSettings
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from lift_ds.data.chat import ChatEncoder
+from lift_ds.data.text.chat import ChatEncoder
 
 from .likelihood import Pair
 

@@ -1,1 +1,0 @@
-"""Checkpoints on disk: reading, judging, re-cutting and converting them, without DeepSpeed."""

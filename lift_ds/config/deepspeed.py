@@ -1,0 +1,167 @@
+"""How it runs: DeepSpeed's JSON, read strictly, with every "auto" filled from the run config.
+
+DeepSpeed itself takes a misspelt top-level key for no key, and "auto" for bf16 as false. Here both are settled before
+DeepSpeed sees them, and a number that stands in both files with different values is an error that names both places.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+from lift_ds.data.order.loader import micro_batches_per_step
+
+from .run import RunConfig
+from .training import OptimConfig
+
+KNOWN_KEYS = frozenset(
+    """activation_checkpointing aio autotuning bf16 bfloat16 checkpoint comet comms_logger communication_data_type
+    compile compression_training csv_monitor curriculum_learning data_efficiency data_types dataloader_drop_last
+    disable_allgather dump_state elasticity flops_profiler fp16 gradient_accumulation_steps gradient_clipping
+    gradient_predivide_factor memory_breakdown nebula optimizer prescale_gradients scheduler
+    seq_parallel_communication_data_type sparse_gradients steps_per_print tensorboard timers torch_autocast
+    train_batch_size train_micro_batch_size_per_gpu wall_clock_breakdown wandb zero_allow_untested_optimizer
+    zero_force_ds_cpu_optimizer zero_optimization""".split()
+)
+SECTIONS = ("bf16", "bfloat16", "fp16", "data_types", "optimizer")
+ADAM_TYPES = ("AdamW", "Adam")
+NO_NVME = {
+    "offload_param": "weights are read into memory",
+    "offload_optimizer": "checkpoints would keep it as swap files, which are neither resumed nor exported from",
+}
+HIDDEN_SIZE_RULES = {
+    "reduce_bucket_size": lambda hidden: hidden * hidden,
+    "stage3_prefetch_bucket_size": lambda hidden: int(0.9 * hidden * hidden),
+    "stage3_param_persistence_threshold": lambda hidden: 10 * hidden,
+}
+
+
+def read_ds_json(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The JSON of `--deepspeed`, and what is wrong with it."""
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        return {}, [f"--deepspeed {path}: cannot be read: {error.strerror}; ds_configs/ holds ready ones"]
+    except ValueError as error:
+        return {}, [f"--deepspeed {path}: not JSON: {error}"]
+    if not isinstance(loaded, dict):
+        return {}, [f"--deepspeed {path}: holds a {type(loaded).__name__}; an object is expected"]
+    problems = []
+    for key in sorted(set(loaded) - KNOWN_KEYS):
+        close = difflib.get_close_matches(key, KNOWN_KEYS, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}?" if close else "see DeepSpeed's configuration page"
+        problems.append(f"{path}: unknown key {key!r}; DeepSpeed would ignore it; {hint}")
+    zero = loaded.get("zero_optimization")
+    if not isinstance(zero, dict) or zero.get("stage") not in (1, 2, 3):
+        problems.append(f"{path}: zero_optimization.stage must be 1, 2 or 3; DeepSpeed would take nothing for 0")
+    for key in SECTIONS:
+        if not isinstance(loaded.get(key, {}), dict):
+            problems.append(f"{path}: {key}={loaded[key]!r}: an object is expected")
+    if isinstance(loaded.get("fp16"), dict) and loaded["fp16"].get("enabled") not in (None, False):
+        problems.append(f"{path}: fp16.enabled: only bf16 and float32 are supported; remove it and use bf16")
+    return loaded, problems
+
+
+def resolve_ds_json(
+    loaded: dict[str, Any], path: Path, config: RunConfig, world_size: int, hidden_size: int, has_bf16: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """Fills "auto" and checks the numbers that both files hold.
+
+    Args:
+        loaded: The JSON as read.
+        path: Where it was read from, for messages.
+        config: The run config.
+        world_size: Number of ranks.
+        hidden_size: Model width, for bucket sizes that are "auto".
+        has_bf16: What "auto" means for bf16: true on accelerators, false on CPU.
+
+    Returns:
+        The JSON that DeepSpeed gets, without optimizer and scheduler (built from the run config), and problems.
+    """
+    resolved = json.loads(json.dumps(loaded))
+    problems = settle_batch(resolved, path, config.optim, world_size)
+    problems += settle_optimizer(resolved.pop("optimizer", {}), path, config.optim)
+    bf16 = resolved.setdefault("bf16", resolved.pop("bfloat16", {}))
+    if bf16.get("enabled", "auto") == "auto":
+        bf16["enabled"] = has_bf16
+    if resolved.pop("scheduler", None) is not None:
+        problems.append(f"{path}: scheduler: the schedule is part of what is learned; remove it and set optim.schedule")
+    zero = resolved["zero_optimization"]
+    for key, rule in HIDDEN_SIZE_RULES.items():
+        if zero.get(key) == "auto":
+            zero[key] = rule(hidden_size)
+    for section, reason in NO_NVME.items():
+        if zero.get(section, {}).get("device") == "nvme":
+            key = f"zero_optimization.{section}.device"
+            problems.append(f"{path}: {key}=nvme: {reason}; allowed: none, cpu")
+    problems += [f'{path}: {key}="auto" has no counterpart in the run config; write a value' for key in autos(resolved)]
+    return resolved, problems
+
+
+def settle(section: dict[str, Any], key: str, value: Any, where: str, ours: str) -> list[str]:
+    """Writes the run config's value; a problem where the JSON has another one.
+
+    Args:
+        section: Part of the JSON, changed in place.
+        key: The key in it.
+        value: What the run config gives.
+        where: File and key, for messages.
+        ours: The run config's key, for messages.
+    """
+    given = section.get(key, "auto")
+    section[key] = value
+    if given in ("auto", value):
+        return []
+    return [f'{where}={given} but {ours} gives {value}; write "auto" in the JSON, or change one']
+
+
+def settle_batch(resolved: dict[str, Any], path: Path, optim: OptimConfig, world_size: int) -> list[str]:
+    """Micro-batch, accumulation and batch size; "auto" for the micro-batch is the rank's whole share of a step."""
+    key = "train_micro_batch_size_per_gpu"
+    if resolved.get(key, "auto") == "auto":
+        resolved[key] = -(-optim.global_batch // world_size)
+    micro_batch = resolved[key]
+    if not isinstance(micro_batch, int) or micro_batch < 1:
+        resolved |= {key: 1, "gradient_accumulation_steps": 1, "train_batch_size": 1}
+        return [f'{path}: {key}={micro_batch!r}: a positive number or "auto"']
+    accumulation = micro_batches_per_step(optim.global_batch, micro_batch, world_size)
+    ours = f"optim.global_batch={optim.global_batch} on {world_size} ranks x {micro_batch}"
+    key = "gradient_accumulation_steps"
+    problems = settle(resolved, key, accumulation, f"{path}: {key}", ours)
+    key = "train_batch_size"
+    problems += settle(resolved, key, optim.global_batch, f"{path}: {key}", "optim.global_batch")
+    resolved[key] = accumulation * micro_batch * world_size  # DeepSpeed wants the product; a rank may be short of one
+    return problems
+
+
+def settle_optimizer(optimizer: dict[str, Any], path: Path, optim: OptimConfig) -> list[str]:
+    """Compares DeepSpeed's optimizer section with the run config, which is what the optimizer is built from."""
+    problems = []
+    if optimizer and optimizer.get("type") not in ADAM_TYPES:
+        problems.append(f"{path}: optimizer.type={optimizer.get('type')!r}: allowed: {', '.join(ADAM_TYPES)}")
+    expected = {
+        "lr": (optim.lr, "optim.lr"),
+        "betas": ([optim.beta1, optim.beta2], "optim.beta1, optim.beta2"),
+        "eps": (optim.eps, "optim.eps"),
+        "weight_decay": (optim.weight_decay, "optim.weight_decay"),
+    }
+    params = optimizer.get("params", {})
+    for key in list(params):
+        if key in expected:
+            problems += settle(params, key, expected[key][0], f"{path}: optimizer.params.{key}", expected[key][1])
+        else:
+            problems.append(f"{path}: optimizer.params.{key}: unknown; allowed: {', '.join(expected)}")
+    return problems
+
+
+def autos(section: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys that are still "auto"."""
+    found = []
+    for key, value in section.items():
+        if isinstance(value, dict):
+            found += autos(value, f"{prefix}{key}.")
+        elif value == "auto":
+            found.append(prefix + key)
+    return found

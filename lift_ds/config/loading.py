@@ -1,0 +1,168 @@
+"""The run config from a recipe (YAML) and dotted command-line overrides.
+
+All problems are collected and reported at once: key, value, what is allowed, what to do.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from lift_ds.section import Section
+
+from .run import RunConfig
+
+EXPONENT_NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+")
+
+
+class ConfigError(ValueError):
+    """Everything that is wrong with a configuration, one problem a line."""
+
+    def __init__(self, problems: list[str]) -> None:
+        """Joins the problems into one message."""
+        self.problems = problems
+        count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
+        super().__init__(f"{count} in the configuration:\n" + "\n".join(f"  - {problem}" for problem in problems))
+
+
+def load_run_config(
+    recipe: Path | None, overrides: list[str], flags: dict[str, Any] | None = None
+) -> tuple[RunConfig, list[str]]:
+    """Resolves a recipe, flags and overrides; later ones win.
+
+    Args:
+        recipe: YAML file, or `None` for the defaults.
+        overrides: `section.key=value` strings; values are read as YAML.
+        flags: Values by dotted key, taken as they are.
+
+    Returns:
+        The config and what is wrong with it. Where something is, the wrong values are defaults in it, so that the
+        rest can still be checked; it must not be run.
+    """
+    values, problems = read_recipe(recipe)
+    for key, value in (flags or {}).items():
+        problems += set_dotted(values, key, value)
+    for override in overrides:
+        key, found, text = override.partition("=")
+        if not found or not key:
+            problems.append(f"{override!r}: an override has the form section.key=value, for example optim.steps=300")
+            continue
+        problems += set_dotted(values, key, parse_scalar(text))
+    while True:
+        try:
+            return RunConfig.model_validate(values), problems
+        except ValidationError as error:
+            problems += [line for details in error.errors() for line in describe(details)]
+            before = copy.deepcopy(values)
+            for details in error.errors():
+                is_check = details["type"] == "value_error"
+                if is_check and details["loc"] == ("checkpoint",):  # the check of that section is about these two
+                    for key in ("best_by", "export"):
+                        values["checkpoint"].pop(key, None)
+                else:
+                    remove(values, details["loc"] or ("eval",))  # the checks between sections are about eval
+            if values == before:
+                return RunConfig(), problems
+
+
+def remove(values: dict[str, Any], place: tuple[int | str, ...]) -> None:
+    """Removes the innermost key of nested dictionaries that `place` leads to."""
+    owner, key = values, place[0]
+    for part in place[1:]:
+        inner = owner.get(str(key))
+        if not isinstance(inner, dict) or part not in inner:
+            break
+        owner, key = inner, part
+    owner.pop(str(key), None)
+
+
+def read_recipe(recipe: Path | None) -> tuple[dict[str, Any], list[str]]:
+    """The values of a YAML file, and what is wrong with it."""
+    if recipe is None:
+        return {}, []
+    try:
+        loaded = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    except OSError as error:
+        return {}, [f"--config {recipe}: cannot be read: {error.strerror}"]
+    except yaml.YAMLError as error:
+        return {}, [f"--config {recipe}: not YAML: {error}"]
+    if loaded is None:
+        return {}, [f"--config {recipe}: is empty"]
+    if not isinstance(loaded, dict):
+        return {}, [f"--config {recipe}: holds a {type(loaded).__name__}; sections like 'optim:' are expected"]
+    return float_strings(loaded), []
+
+
+def parse_scalar(text: str) -> Any:
+    """A command-line value: YAML, where 5e-6 is a number too."""
+    try:
+        return float_strings(yaml.safe_load(text))
+    except yaml.YAMLError:
+        return text
+
+
+def float_strings(value: Any) -> Any:
+    """Reads 5e-6 as a number: YAML 1.1 takes it for a string unless it has a dot."""
+    if isinstance(value, dict):
+        return {key: float_strings(entry) for key, entry in value.items()}
+    return float(value) if isinstance(value, str) and EXPONENT_NUMBER.fullmatch(value) else value
+
+
+def set_dotted(values: dict[str, Any], key: str, value: Any) -> list[str]:
+    """Sets `a.b.c` in nested dictionaries; returns what is wrong."""
+    *sections, name = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            return [f"{key}: {section} is a value, not a section"]
+    values[name] = value
+    return []
+
+
+def describe(details: ErrorDetails) -> list[str]:
+    """One problem of pydantic's as lines: key, value, allowed, remedy."""
+    key = ".".join(str(part) for part in details["loc"] if part not in ("str", "list[str]"))
+    if details["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}?" if close else "see --help for all keys"
+        return [f"{key}: unknown key; {hint}"]
+    if details["type"] == "value_error":
+        return [str(details["ctx"]["error"])]
+    return [f"{key}={details['input']!r}: {details['msg'][0].lower()}{details['msg'][1:]} ({help_of(key)})"]
+
+
+def walk_fields(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf key with its pydantic field, in order."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from walk_fields(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
+
+
+def known_keys() -> list[str]:
+    """Every dotted key."""
+    return [key for key, _ in walk_fields(RunConfig)]
+
+
+def help_of(key: str) -> str:
+    """What a key means."""
+    return next((field.description or "" for known, field in walk_fields(RunConfig) if known == key), "see --help")
+
+
+def explain_keys() -> str:
+    """All keys with type, default and meaning, for `--help`."""
+    lines = []
+    for key, field in walk_fields(RunConfig):
+        annotation = str(field.annotation if not isinstance(field.annotation, type) else field.annotation.__name__)
+        kind = annotation.removeprefix("typing.").replace("Literal", "one of ")
+        lines.append(f"  {key}  ({kind}; default {field.default!r})\n      {field.description}")
+    return "\n".join(lines)

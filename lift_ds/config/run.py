@@ -1,0 +1,48 @@
+"""What is learned: the run config, which assembles the settings of the rooms.
+
+How it runs (ZeRO stage, precision, micro-batch, clipping) is DeepSpeed's JSON, see `config.deepspeed`. A number lives
+in one of the two.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from lift_ds.data.settings import DataConfig
+from lift_ds.evaluation.settings import EvalConfig
+from lift_ds.models.settings import LoraConfig, ModelConfig
+from lift_ds.objectives.settings import ObjectiveConfig
+from lift_ds.section import Section
+
+from .training import CheckpointConfig, DifficultyConfig, OptimConfig
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    model: ModelConfig = Field(ModelConfig(), description="")
+    lora: LoraConfig = Field(LoraConfig(), description="")
+    data: DataConfig = Field(DataConfig(), description="")
+    objective: ObjectiveConfig = Field(ObjectiveConfig(), description="")
+    difficulty: DifficultyConfig = Field(DifficultyConfig(), description="")
+    optim: OptimConfig = Field(OptimConfig(), description="")
+    checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="")
+    eval: EvalConfig = Field(EvalConfig(), description="")
+    seed: int = Field(42, ge=0, description="seed of noise, order and new weights")
+    output: str = Field("auto", description="run folder; auto: the next free number below runs/")
+    log_every: int = Field(1, ge=1, description="steps between lines in metrics.jsonl and the display")
+
+    @model_validator(mode="after")
+    def check_numbers_fit(self) -> RunConfig:
+        """Checks that hold between keys."""
+        length, block, steps = self.eval.gen_length, self.eval.block_length, self.eval.steps
+        if length % block:
+            raise ValueError(f"eval.gen_length={length}: must be a multiple of eval.block_length={block}")
+        if steps % (length // block):
+            raise ValueError(f"eval.steps={steps}: must be a multiple of the number of blocks, {length // block}")
+        if self.checkpoint.best_by == "heldout_loss" and not self.eval.rows:
+            raise ValueError(
+                "checkpoint.best_by=heldout_loss: needs held-out rows, and eval.rows=0 turns them off; set eval.rows, "
+                "or checkpoint.best_by=solve_rate or none"
+            )
+        return self

@@ -1,0 +1,1 @@
+"""The order of samples: lanes, packs, steps, whatever the number of ranks."""

@@ -1,0 +1,206 @@
+"""Whole optimizer steps from a stream of packs: the same documents and noise on any number of ranks.
+
+Packs come from this process or from worker processes, each of which runs some of the lanes. A background thread makes
+the next steps of them; the position is committed when a step is consumed, not when it is prepared.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from lift_ds.data.batch import Document, MicroBatch, Noise, collate, stand_in
+
+from .stream import LanePack, PackStream, take_or_pass
+from .workers import LanePackWorkers
+
+STEPS_AHEAD = 2
+
+
+class NoiseRule(Protocol):
+    """What gives documents their random numbers."""
+
+    def __call__(self, documents: Sequence[Document], step: int, places: Sequence[Place]) -> list[Noise]:
+        """Of a step's documents, each at its place."""
+
+
+Place = tuple[int, int]  # slot of the step, and place in the slot's pack
+Pair = tuple[Document, Noise]
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """One optimizer step of one rank.
+
+    Args:
+        micro_batches: As many on every rank; at least one document each.
+        num_tokens: Tokens of this rank's documents, padding not counted.
+        num_skipped: Rows that this rank left out because they are too long.
+        num_bad_rows: Rows that this rank left out because they are malformed.
+        state: The data position after this step; see `stream.merge_states`.
+    """
+
+    micro_batches: list[MicroBatch]
+    num_tokens: int
+    num_skipped: int
+    num_bad_rows: int
+    state: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which lane each slot of a step takes from, and which slots are this rank's.
+
+    Slot j of step s is number s G + j of all slots; it takes from lane (number mod V) and belongs to rank (number mod
+    N). Where N divides V, a lane belongs to one rank only.
+
+    Args:
+        global_batch: Slots G of a step, over all ranks.
+        num_lanes: V.
+        rank: This rank.
+        world_size: Number of ranks N.
+        follows_all: Whether this rank moves on the lanes of slots that are not its own.
+    """
+
+    global_batch: int
+    num_lanes: int
+    rank: int
+    world_size: int
+    follows_all: bool
+
+    def slots(self, step: int) -> Iterator[tuple[int, int, bool]]:
+        """(slot, lane, whether it is this rank's) of a step's slots that this rank takes or follows."""
+        for slot in range(self.global_batch):
+            number = step * self.global_batch + slot
+            is_own = number % self.world_size == self.rank
+            if is_own or self.follows_all:
+                yield slot, number % self.num_lanes, is_own
+
+
+class StepLoader:
+    """Endless iterator of `StepBatch`es for one rank.
+
+    Args:
+        stream: Packs of every lane, standing where `first_step` begins.
+        noise_rule: A document's random numbers.
+        global_batch: Slots G of a step, over all ranks.
+        micro_batch: Most packs of one forward.
+        rank: This rank.
+        world_size: Number of ranks.
+        pad_token_id: Id written on padding.
+        first_step: Number of the first step to produce.
+        num_workers: Processes that read, tokenise and pack; 0 leaves it to the background thread.
+    """
+
+    def __init__(
+        self,
+        stream: PackStream,
+        noise_rule: NoiseRule,
+        global_batch: int,
+        micro_batch: int,
+        rank: int,
+        world_size: int,
+        pad_token_id: int,
+        first_step: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        """Starts the background thread, and the workers, at the first `next`."""
+        self.stream, self.noise_rule = stream, noise_rule
+        num_lanes = stream.lanes.num_lanes
+        has_own_lanes = num_lanes % world_size == 0
+        follows_all = stream.capacity is None or not has_own_lanes
+        if stream.capacity is None and not has_own_lanes:
+            stream.read_ahead = 1
+        self.schedule = Schedule(global_batch, num_lanes, rank, world_size, follows_all)
+        self.micro_batch, self.pad_token_id = micro_batch, pad_token_id
+        self.num_micro_batches = micro_batches_per_step(global_batch, micro_batch, world_size)
+        self.step = first_step
+        self.num_workers = num_workers
+        self.state = stream.state()
+        self._workers: LanePackWorkers | None = None
+        self._ready: queue.Queue[StepBatch | Exception] = queue.Queue(STEPS_AHEAD)
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __iter__(self) -> StepLoader:
+        """Itself."""
+        return self
+
+    def __next__(self) -> StepBatch:
+        """The next step; what went wrong while it was prepared is raised here."""
+        if self._thread is None:
+            if self.num_workers:
+                self._workers = LanePackWorkers(self.stream, self.schedule, self.step, self.num_workers)
+            self._thread = threading.Thread(target=self._prepare, name="step-loader", daemon=True)
+            self._thread.start()
+        batch = self._ready.get()
+        if isinstance(batch, Exception):
+            raise batch
+        self.state = batch.state
+        return batch
+
+    def close(self) -> None:
+        """Stops the background thread and the workers."""
+        self._stopping.set()
+        while self._thread is not None and self._thread.is_alive():
+            try:
+                self._ready.get(timeout=0.05)
+            except queue.Empty:
+                continue
+        if self._workers is not None:
+            self._workers.close()
+
+    def _prepare(self) -> None:
+        prepared = self.state
+        while not self._stopping.is_set():
+            try:
+                batch = self.make_step(self.step, prepared)
+            except Exception as error:  # handed to the consumer, which raises it
+                self._ready.put(error)
+                return
+            self._ready.put(batch)
+            prepared = batch.state
+            self.step += 1
+
+    def take(self, lane: int, is_own: bool) -> tuple[LanePack | None, dict[str, Any]]:
+        """The next pack of a lane, `None` where another rank takes it, and the lane's state after it."""
+        if self._workers is not None:
+            return self._workers.take(lane, self._stopping)
+        return take_or_pass(self.stream, lane, is_own)
+
+    def make_step(self, step: int, before: dict[str, Any]) -> StepBatch:
+        """Groups this rank's packs of one step; `before` is the data position where it begins."""
+        packs: list[tuple[int, list[Document]]] = []
+        num_skipped, num_bad_rows = 0, 0
+        lanes = dict(before["lanes"])
+        for slot, lane, is_own in self.schedule.slots(step):
+            pack, lanes[str(lane)] = self.take(lane, is_own)
+            if pack is None:
+                continue
+            num_skipped += pack.num_long
+            num_bad_rows += pack.num_bad
+            if pack.documents:
+                packs.append((slot, pack.documents))
+        if self.stream.capacity is None:
+            packs.sort(key=lambda pack: (-len(pack[1][0].ids), pack[1][0].sample_id))
+        documents = [document for _, pack in packs for document in pack]
+        places = [(slot, place) for slot, pack in packs for place in range(len(pack))]
+        pairs = iter(zip(documents, self.noise_rule(documents, step, places), strict=True))
+        dealt = [[next(pairs) for _ in pack] for _, pack in packs]
+        starts = range(0, self.num_micro_batches * self.micro_batch, self.micro_batch)
+        micro_batches = [self.collate_packs(dealt[start : start + self.micro_batch]) for start in starts]
+        num_tokens = sum(len(document.ids) for document in documents)
+        return StepBatch(micro_batches, num_tokens, num_skipped, num_bad_rows, before | {"lanes": lanes})
+
+    def collate_packs(self, packs: list[list[Pair]]) -> MicroBatch:
+        """One micro-batch; of a stand-in where this rank is short of documents."""
+        pairs = [pair for pairs in packs for pair in pairs] or [stand_in(self.pad_token_id)]
+        return collate([document for document, _ in pairs], [noise for _, noise in pairs], self.pad_token_id)
+
+
+def micro_batches_per_step(global_batch: int, micro_batch: int, world_size: int) -> int:
+    """Forwards per step on every rank: the gradient accumulation that gives the global batch."""
+    return -(-global_batch // (micro_batch * world_size))

@@ -1,0 +1,212 @@
+"""Packs of documents from each lane: read, tokenised and packed in the lane's own order.
+
+A lane's packs depend on nothing but the data, the seed and the settings: not on other lanes, ranks or time. Its state
+is where its cursors stand and which samples wait in its open packs, by reference: they are read anew after a resume.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from lift_ds.data.batch import Document
+from lift_ds.data.reader import RowReader, Skipped
+from lift_ds.data.text.prepared import token_settings, tokenizer_hash
+
+from .lanes import Lanes, Position, SampleRef, locate
+from .packing import Pack, Packer
+
+READ_AHEAD = 32
+
+
+@dataclass
+class Waiting:
+    """A sample in an open pack; its document is read again where a resume left only the reference."""
+
+    ref: SampleRef
+    num_tokens: int
+    document: Document | None
+
+
+@dataclass
+class LanePack:
+    """What one slot of a step holds.
+
+    Args:
+        documents: In the order of the lane.
+        num_long: Rows that were left out on the way to it because they are too long.
+        num_bad: Rows that were left out because they are malformed.
+    """
+
+    documents: list[Document] = field(default_factory=list)
+    num_long: int = 0
+    num_bad: int = 0
+
+    def skip(self, reason: Skipped) -> None:
+        """Counts a row that is left out."""
+        self.num_long += reason is Skipped.LONG
+        self.num_bad += reason is Skipped.BAD
+
+
+class PackStream:
+    """Endless packs of every lane.
+
+    Args:
+        lanes: The order of samples.
+        reader: Samples as documents.
+        capacity: Most tokens of a pack; `None` for packs of one document, or of none where it is left out.
+
+    Attributes:
+        read_ahead: Samples of a lane that are tokenised in one call; 1 where other ranks take most of them.
+    """
+
+    def __init__(self, lanes: Lanes, reader: RowReader, capacity: int | None) -> None:
+        """Starts every lane without an open pack."""
+        self.lanes, self.reader, self.capacity = lanes, reader, capacity
+        self.read_ahead = READ_AHEAD
+        self.waiting: dict[int, deque[tuple[SampleRef, Position, Document | Exception]]] = {}
+        self.num_left_out = 0
+        self.packers: dict[int, Packer[Waiting]] = {}
+        self.num_taken = [0] * lanes.num_lanes
+
+    def take(self, lane: int) -> LanePack:
+        """The lane's next pack.
+
+        Raises:
+            ValueError: A row is malformed or too long and not skipped; the message names file and line.
+        """
+        self.num_taken[lane] += 1
+        return self.take_one(lane) if self.capacity is None else self.take_packed(lane)
+
+    def pass_by(self, lane: int) -> None:
+        """Moves the lane on by one pack that another rank takes; rows are read only where packing needs lengths."""
+        if self.capacity is None:
+            self.num_taken[lane] += 1
+            self.lanes.next(lane)
+        else:
+            self.take(lane)
+
+    def take_one(self, lane: int) -> LanePack:
+        """A pack of the lane's next sample."""
+        found = LanePack()
+        _, document = self.next_document(lane)
+        if isinstance(document, Skipped):
+            found.skip(document)
+        else:
+            found.documents.append(document)
+        return found
+
+    def take_packed(self, lane: int) -> LanePack:
+        """Reads on until a pack closes."""
+        found = LanePack()
+        packer = self.packer(lane)
+        closed: Pack[Waiting] | None = None
+        while closed is None:
+            ref, document = self.next_document(lane)
+            if isinstance(document, Skipped):
+                found.skip(document)
+            else:
+                length = len(document.ids)
+                closed = packer.add(Waiting(ref, length, document), length)
+        found.documents = [each.document or self.reader.document(each.ref) for each in closed.items]
+        return found
+
+    def next_document(self, lane: int) -> tuple[SampleRef, Document | Skipped]:
+        """The lane's next sample, read, or why it is left out."""
+        waiting = self.waiting.setdefault(lane, deque())
+        if not waiting:
+            ahead = self.lanes.peek(lane, self.read_ahead)
+            found = self.reader.read_batch([ref for ref, _ in ahead])  # fewer where a chunk cannot be read
+            waiting.extend((*place, each) for place, each in zip(ahead, found, strict=False))
+        ref, position, content = waiting.popleft()
+        document = self.reader.settle(content)
+        self.lanes.move(lane, position)
+        self.num_left_out = self.num_left_out + 1 if isinstance(document, Skipped) else 0
+        if self.num_left_out > self.lanes.manifest.num_rows:
+            raise ValueError(
+                f"{self.num_left_out} rows in a row were left out as too long or bad, more than the data has: none can "
+                "be used. Look at them with tools/prepare_data.py."
+            )
+        return ref, document
+
+    def packer(self, lane: int) -> Packer[Waiting]:
+        """The lane's open packs."""
+        assert self.capacity is not None
+        return self.packers.setdefault(lane, Packer(self.capacity))
+
+    def lane_state(self, lane: int) -> dict[str, Any]:
+        """What a checkpoint keeps of one lane; an open pack is a flat list of epoch, sample id and length."""
+        waiting = [
+            [number for each in pack.items for number in (each.ref.epoch, each.ref.sample_id, each.num_tokens)]
+            for pack in (self.packer(lane).open if self.capacity is not None else [])
+        ]
+        return self.lanes.lane_state(lane) | {"num_taken": self.num_taken[lane], "open": waiting}
+
+    def load_lane(self, lane: int, state: dict[str, Any]) -> None:
+        """Continues one lane from its state."""
+        self.lanes.load_lane(lane, state)
+        self.waiting.pop(lane, None)
+        self.num_taken[lane] = state["num_taken"]
+        if self.capacity is not None:
+            self.packer(lane).open = [
+                Pack(
+                    [
+                        Waiting(locate(self.lanes.manifest, epoch, sample_id), length, None)
+                        for epoch, sample_id, length in zip(flat[::3], flat[1::3], flat[2::3], strict=True)
+                    ],
+                    sum(flat[2::3]),
+                )
+                for flat in state["open"]
+            ]
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a state to mean the same."""
+        tokens = token_settings(self.reader.encoder, self.reader.system) | {
+            "tokenizer": tokenizer_hash(self.reader.encoder.tokenizer),
+            "data.max_length": self.reader.encoder.max_length,
+        }
+        return self.lanes.identity() | {"data.pack_length": self.capacity} | tokens
+
+    def state(self) -> dict[str, Any]:
+        """Where every lane stands, and what that rests on."""
+        lanes = {str(lane): self.lane_state(lane) for lane in range(self.lanes.num_lanes)}
+        return {"identity": self.identity(), "manifest": self.lanes.manifest.state(), "lanes": lanes}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continues every lane.
+
+        Raises:
+            ValueError: The data, the seed or the lanes are not those of the checkpoint.
+        """
+        changed = self.lanes.manifest.find_changes(state["manifest"])
+        mine = self.identity()
+        changed += [
+            f"{name} was {state['identity'].get(name)!r} and is {mine[name]!r}"
+            for name in mine
+            if state["identity"].get(name) != mine[name]
+        ]
+        if changed:
+            raise ValueError(
+                f"the checkpoint's data position does not fit this run: {'; '.join(changed)}. "
+                "Resume with the same data and settings, or start a new run from its weights."
+            )
+        for lane, kept in state["lanes"].items():
+            self.load_lane(int(lane), kept)
+
+
+def take_or_pass(stream: PackStream, lane: int, is_own: bool) -> tuple[LanePack | None, dict[str, Any]]:
+    """The lane's next pack, or `None` after passing by one that another rank takes; and the lane's state after it."""
+    if is_own:
+        return stream.take(lane), stream.lane_state(lane)
+    stream.pass_by(lane)
+    return None, stream.lane_state(lane)
+
+
+def merge_states(states: list[dict[str, Any]]) -> dict[str, Any]:
+    """The data position of a run from those of its ranks: each lane as the rank has it that took most from it."""
+    lanes = {
+        lane: max((state["lanes"][lane] for state in states), key=lambda kept: int(kept["num_taken"]))
+        for lane in states[0]["lanes"]
+    }
+    return states[0] | {"lanes": lanes}

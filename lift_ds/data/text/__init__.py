@@ -1,0 +1,1 @@
+"""From rows of people's formats to token ids."""

@@ -1,0 +1,232 @@
+"""Conversations as tokens, with the response marked.
+
+What is learned comes from rendered prefixes: the text that the template adds when one more assistant turn is appended,
+between the header that invites it and the header of the next turn. Prompts and targets are tokenised apart, as they
+are when the model is used, so no token spans the border. What looks like a special token in a message stays text; see
+`text_ids.TextTokenizer`. Plain text without messages is taken as its author rendered it, special tokens included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from .ids import TextTokenizer
+from .records import Conversation
+from .rendering import ChatRenderer, TrainOn
+
+PadTargets = Literal["none", "one_eos", "all"]
+
+
+class TooLongError(ValueError):
+    """A row is longer than the limit; `data.on_long` decides what happens."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids (length,) with the masks of `data.batch.Document`."""
+
+    ids: np.ndarray
+    response_mask: np.ndarray
+    filler_mask: np.ndarray
+
+
+class ChatEncoder:
+    """Renders, tokenises and marks conversations.
+
+    Args:
+        tokenizer: A tokenizer with a chat template (plain text needs none).
+        end_token_id: Id of the end token, from the model's config.
+        max_length: Most tokens of a document.
+        pad_targets: `none` ends with the template's own end of turn, `one_eos` adds the end token once and learns it,
+            `all` fills the last response up to a multiple of `pad_to_multiple` with learned end tokens.
+        pad_to_multiple: See `pad_targets`; in tokens.
+        train_on: Learn every assistant turn, or the last one only.
+        truncate: Cut rows that are too long instead of raising `TooLongError`.
+        start_token_id: Put before rows whose first token would be learned; `None` where a model can predict that token.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        end_token_id: int,
+        max_length: int,
+        pad_targets: PadTargets = "one_eos",
+        pad_to_multiple: int = 1,
+        train_on: TrainOn = "all",
+        truncate: bool = False,
+        start_token_id: int | None = None,
+    ) -> None:
+        """Stores the settings and looks at tokenizer and template."""
+        self.tokenizer = tokenizer
+        self.end_token_id = end_token_id
+        self.max_length = max_length
+        self.pad_targets = pad_targets
+        self.pad_to_multiple = pad_to_multiple
+        self.truncate = truncate
+        self.start_token_id = start_token_id
+        self.text = TextTokenizer(tokenizer)
+        self.renderer = ChatRenderer(tokenizer, self.text, train_on)
+
+    @cached_property
+    def num_ids(self) -> int:
+        """One more than the highest token id that is known."""
+        return 1 + max(self.end_token_id, *self.tokenizer.get_vocab().values())
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of the tokenizer's special tokens."""
+        tokens = self.tokenizer.added_tokens_decoder
+        return frozenset(token_id for token_id, token in tokens.items() if token.special)
+
+    def answer_ids(self, ids: list[int]) -> list[int]:
+        """Generated ids before the first special token: the end of the turn or of the answer."""
+        stop = next((place for place, token_id in enumerate(ids) if token_id in self.special_ids), len(ids))
+        return ids[:stop]
+
+    def answer_text(self, ids: list[int]) -> str:
+        """Text of generated ids before the first special token."""
+        return str(self.tokenizer.decode(self.answer_ids(ids)))
+
+    def prompt_ids(
+        self, messages: list[dict[str, str]], answer_prefix: str = "", where: str = "the prompt"
+    ) -> list[int]:
+        """Token ids of a conversation that the assistant is to continue, or to continue behind a prefix.
+
+        Raises:
+            ValueError: A text has a lone surrogate, or the template cannot render the messages; it begins with `where`.
+        """
+        try:
+            rendered = self.renderer.render(self.renderer.marked(messages), invite=True)
+            return self.text.ids([rendered + answer_prefix])[0]
+        except Exception as error:  # tokenizers and templates have their own
+            raise located(error, Conversation(tuple(messages)), where) from error
+
+    def encode(self, conversation: Conversation, where: str) -> Tokens:
+        """Tokens of one conversation.
+
+        Args:
+            conversation: Messages that end with the assistant's, or plain text.
+            where: File and line, for messages.
+
+        Raises:
+            TooLongError: It has more than `max_length` tokens and is not cut, or its prompt alone is too long.
+            ValueError: There is no template for a chat, the template raises or changes earlier turns when a turn is
+                added, or a text has a lone surrogate; the message begins with `where`.
+        """
+        (tokens,) = self.encode_batch([conversation], [where])
+        if isinstance(tokens, Exception):
+            raise tokens
+        return tokens
+
+    def encode_batch(self, conversations: Sequence[Conversation], wheres: Sequence[str]) -> list[Tokens | Exception]:
+        """Tokens of many conversations, tokenised in one call.
+
+        Args:
+            conversations: As `encode` takes them.
+            wheres: File and line of each, for messages.
+
+        Returns:
+            For each its tokens, or the error that `encode` raises of it; one bad row leaves the others alone.
+        """
+        rows = [self._attempt_segments(each, where) for each, where in zip(conversations, wheres, strict=True)]
+        texts = [text for row in rows if not isinstance(row, Exception) for text, _ in row]
+        try:
+            parts = iter(self.text.ids(texts))
+        except Exception as error:  # of one row at least; each alone shows which
+            if len(rows) == 1:
+                return [located(error, conversations[0], wheres[0])]
+            return [self.encode_batch([each], [where])[0] for each, where in zip(conversations, wheres, strict=True)]
+        found: list[Tokens | Exception] = []
+        for row, where in zip(rows, wheres, strict=True):
+            if isinstance(row, Exception):
+                found.append(row)
+                continue
+            encoded = [next(parts) for _ in row]
+            try:
+                found.append(self.assemble(encoded, [is_learned for _, is_learned in row], where))
+            except TooLongError as error:
+                found.append(error)
+        return found
+
+    def _attempt_segments(self, conversation: Conversation, where: str) -> list[tuple[str, bool]] | Exception:
+        try:
+            if conversation.text is None:
+                return self.renderer.segments(conversation.messages, where)
+            self.text.refuse_marks(conversation.text)
+            return [(conversation.text, True)]
+        except Exception as error:  # templates raise what they like, and the other rows of the batch go on
+            return located(error, conversation, where)
+
+    def assemble(self, encoded: list[list[int]], learned: list[bool], where: str) -> Tokens:
+        """The tokens of a row with end tokens and masks.
+
+        Args:
+            encoded: Token ids of every segment.
+            learned: Whether each is learned.
+            where: File and line, for messages.
+
+        Raises:
+            TooLongError: See `encode`.
+        """
+        end = self.end_tokens(len(encoded[-1]))
+        first_is_learned = next((is_learned for part, is_learned in zip(encoded, learned, strict=True) if part), True)
+        if self.start_token_id is not None and first_is_learned:
+            encoded, learned = [[self.start_token_id], *encoded], [False, *learned]
+        joined: list[int] = []
+        for part in encoded:
+            joined += part
+        ids = np.array(joined + end, dtype=np.int64)
+        response, filler = np.ones(len(ids), dtype=bool), np.zeros(len(ids), dtype=bool)
+        start = 0
+        for part, is_learned in zip(encoded, learned, strict=True):
+            response[start : start + len(part)] = is_learned
+            start += len(part)
+        filler[len(ids) - max(len(end) - 1, 0) :] = True
+        limit = self.max_length
+        if len(ids) > limit:
+            self.check_length(len(ids), int(response.argmax()) if response.any() else len(ids), where)
+        return Tokens(ids[:limit], response[:limit], filler[:limit])
+
+    def end_tokens(self, response_length: int) -> list[int]:
+        """The end tokens that follow the last response, by `pad_targets`."""
+        if self.pad_targets == "none":
+            return []
+        count = 1
+        if self.pad_targets == "all":
+            count += -(response_length + 1) % self.pad_to_multiple
+        return [self.end_token_id] * count
+
+    def check_length(self, length: int, prompt_length: int, where: str) -> None:
+        """Refuses a row above `max_length` unless cutting it is allowed and leaves something to learn."""
+        limit = self.max_length
+        if prompt_length >= limit:
+            raise TooLongError(f"{where}: the prompt alone has {prompt_length} tokens; data.max_length is {limit}.")
+        if not self.truncate:
+            raise TooLongError(
+                f"{where}: {length} tokens, more than data.max_length={limit}. "
+                "Raise it, or set data.on_long to skip or truncate."
+            )
+
+
+def located(error: Exception, conversation: Conversation, where: str) -> ValueError:
+    """The error of a template or tokenizer with its place, or a clearer one where a text is no Unicode."""
+    texts = [message["content"] for message in conversation.messages] or [conversation.text or ""]
+    message = str(error) if str(error).startswith(where) else f"{where}: {type(error).__name__}: {error}"
+    for number, text in enumerate(texts, start=1):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as cause:
+            message = (
+                f"{where}: text {number} of {len(texts)} has the lone surrogate {text[cause.start]!r} at character "
+                f"{cause.start}, which is no text; remove it or repair the escape that made it."
+            )
+            break
+    found = ValueError(message)
+    found.__cause__ = error
+    return found

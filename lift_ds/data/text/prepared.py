@@ -1,0 +1,110 @@
+"""What stands beside pre-tokenised rows, in `prepared.json`: which tokenizer and settings made their tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from lift_ds.data.settings import ColumnsConfig
+from lift_ds.data.sources import Manifest, Retry
+from lift_ds.data.sources.storage import DataFile, is_remote
+
+from .chat import ChatEncoder
+
+PREPARED_NAME = "prepared.json"
+REMOTE_TRIES = 2
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of what token ids mean: every token with its id, and which of them are special."""
+    special = sorted(place for place, token in tokenizer.added_tokens_decoder.items() if token.special)
+    meaning = json.dumps([sorted(tokenizer.get_vocab().items()), special])
+    return hashlib.sha256(meaning.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def token_settings(encoder: ChatEncoder, system: str | None) -> dict[str, Any]:
+    """The settings that decide the tokens of a row that is short enough, by their keys; the template by its hash."""
+    template = encoder.tokenizer.get_chat_template() if encoder.tokenizer.chat_template else ""
+    return {
+        "chat template": hashlib.sha256(template.encode()).hexdigest() if template else None,
+        "data.pad_targets": encoder.pad_targets,
+        "data.pad_to_multiple": encoder.pad_to_multiple,
+        "data.train_on": encoder.renderer.train_on,
+        "data.system": system,
+    }
+
+
+def check_prepared(
+    manifest: Manifest, columns: Sequence[ColumnsConfig], encoder: ChatEncoder, system: str | None
+) -> None:
+    """Compares what made pre-tokenised files with this run; files without a `prepared.json` are taken on trust.
+
+    Args:
+        manifest: All rows.
+        columns: Of each of its groups; those without `input_ids` are left out.
+        encoder: This run's.
+        system: This run's system text.
+
+    Raises:
+        ValueError: The tokens are another tokenizer's.
+    """
+    ready = [group for group, each in zip(manifest.groups, columns, strict=True) if each.input_ids is not None]
+    if not ready:
+        return
+    numbers = (number for group in ready for number in range(group.first_chunk, group.first_chunk + group.num_chunks))
+    folders = dict.fromkeys(folder_of(manifest.chunks[number].source) for number in numbers)
+    settings = token_settings(encoder, system)
+    own_hash = tokenizer_hash(encoder.tokenizer)
+    for folder in folders:
+        kept = read_prepared(folder)
+        if kept is None:
+            continue
+        if kept["tokenizer_hash"] != own_hash:
+            raise ValueError(
+                f"{folder}: its tokens were made with the tokenizer of {kept['model']} (hash "
+                f"{kept['tokenizer_hash'][:12]}, see {PREPARED_NAME}); this model's has {own_hash[:12]}. Name that "
+                "model, or prepare the rows again with this one: tools/prepare_data.py --model ... --write ..."
+            )
+        for name, value in settings.items():
+            if kept["settings"].get(name) != value:
+                warnings.warn(
+                    f"{folder}: tokens made with {name}={kept['settings'].get(name)!r}; this run's {value!r} does not "
+                    "change them.",
+                    stacklevel=2,
+                )
+
+
+def folder_of(source: str) -> str:
+    """The folder of a file; the query of a URL is not part of its name."""
+    return os.path.dirname(source.partition("?")[0] if is_remote(source) else source)
+
+
+def read_prepared(folder: str) -> dict[str, Any] | None:
+    """What `prepared.json` in a folder says, or `None` where there is none.
+
+    Raises:
+        ValueError: It is damaged.
+        ConnectionError: A server did not answer.
+    """
+    path = f"{folder}/{PREPARED_NAME}" if folder else PREPARED_NAME
+    try:
+        with DataFile(path, Retry(tries=REMOTE_TRIES)).open() as file:
+            text = file.read()
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        warnings.warn(f"{path}: cannot be read, so nothing is known of the tokenizer: {error}", stacklevel=2)
+        return None
+    try:
+        kept = json.loads(text)
+        if isinstance(kept["tokenizer_hash"], str) and isinstance(kept["settings"], dict) and kept["model"]:
+            return dict(kept)
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(f"{path}: is damaged; write the folder again with tools/prepare_data.py.")

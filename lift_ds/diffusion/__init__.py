@@ -1,1 +1,0 @@
-"""Mathematics of masked diffusion: forward process and loss, on plain tensors."""

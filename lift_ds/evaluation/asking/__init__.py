@@ -1,0 +1,1 @@
+"""Putting problems to a model, and keeping its answers."""

@@ -1,0 +1,139 @@
+"""A model with its tokenizer, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lift_ds.data.text.chat import ChatEncoder
+from lift_ds.export.peft_folder import AdapterFolder
+from lift_ds.models.families import max_length_of
+from lift_ds.models.head import MaskedDiffusionModel
+from lift_ds.models.weights import load_pretrained
+from lift_ds.sampling.reverse import ReverseProcess, RowSeeds, pad_left
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer.
+
+    Args:
+        text: What is before the first special token, or all of it, special tokens included.
+        num_tokens: Tokens before the first special token.
+        is_ended: Whether there is one; else the answer was cut at its length.
+        num_forwards: Forwards of the model that it took part in.
+        num_denoised: Tokens of the blocks that were denoised; after an early stop the rest is filled in for nothing.
+    """
+
+    text: str
+    num_tokens: int
+    is_ended: bool
+    num_forwards: int
+    num_denoised: int
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """What makes answers.
+
+    Args:
+        model: In eval mode.
+        encoder: Renders and tokenises conversations.
+        any_rank: Whether something is so on any rank; needed where forwards are collectives.
+        device: Where forwards compute, if not where the weights are kept.
+    """
+
+    model: MaskedDiffusionModel
+    encoder: ChatEncoder
+    any_rank: Callable[[bool], bool] = bool
+    device: torch.device | None = None
+
+    def answer(
+        self,
+        prompts: Sequence[Sequence[int]],
+        process: ReverseProcess,
+        generator: torch.Generator | RowSeeds | None = None,
+        watch: Callable[[Tensor], None] | None = None,
+        keeps_special: bool = False,
+    ) -> list[Answer]:
+        """Answers prompts as one batch.
+
+        Args:
+            prompts: Token ids of each, from `encoder.prompt_ids`.
+            process: How.
+            generator: Source of randomness.
+            watch: Called with the ids (B, gen_length) of the answers after every step.
+            keeps_special: Keep special tokens, and what follows them, in the text.
+        """
+        ids, attention = pad_left(prompts, self.encoder.end_token_id)
+        start, device = ids.shape[1], self.device or self.model.device
+        made = process.run(
+            self.model,
+            ids.to(device),
+            attention.to(device),
+            generator,
+            self.any_rank,
+            watch and (lambda now: watch(now[:, start:])),
+        )
+        rows = zip(made.ids[:, start:].tolist(), made.row_forwards.tolist(), strict=True)
+        return [self.read(row, num_forwards, process, keeps_special) for row, num_forwards in rows]
+
+    def read(self, ids: list[int], num_forwards: int, process: ReverseProcess, keeps_special: bool) -> Answer:
+        """The answer that generated ids are."""
+        kept = self.encoder.answer_ids(ids)
+        text = str(self.encoder.tokenizer.decode(ids if keeps_special else kept))
+        num_denoised = len(ids)
+        if process.stop_early and self.encoder.end_token_id in ids:
+            end_block = ids.index(self.encoder.end_token_id) // process.block_length
+            num_denoised = (end_block + 1) * process.block_length
+        return Answer(text, len(kept), len(kept) < len(ids), num_forwards, num_denoised)
+
+
+def make_encoder(config: Any, tokenizer: Any, label: str) -> ChatEncoder:
+    """The encoder of prompts.
+
+    Raises:
+        ValueError: There is no tokenizer.
+    """
+    if tokenizer is None:
+        raise ValueError(f"{label}: no tokenizer in the folder; copy the one it was trained with there.")
+    return ChatEncoder(tokenizer, int(config.eos_token_id), max_length_of(config))
+
+
+def load_answerer(path: str, adapters: str | None = None, device: torch.device | None = None) -> Answerer:
+    """A model from a folder, on the GPU as stored, on the CPU in float32.
+
+    Args:
+        path: Model folder, hub name or `builtin:base`.
+        adapters: Folder of LoRA adapters in PEFT's format, put onto the model unmerged.
+        device: Default: the GPU if there is one.
+
+    Raises:
+        ValueError: The model, its tokenizer or the adapters cannot be used.
+    """
+    chosen = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, tokenizer = load_pretrained(path)
+    encoder = make_encoder(model.config, tokenizer, path)
+    loaded: Any = model if adapters is None else with_adapters(model, adapters)
+    loaded.to(device=chosen, dtype=torch.float32 if chosen.type == "cpu" else None)
+    return Answerer(loaded.eval(), encoder)
+
+
+def with_adapters(model: Any, folder: str) -> Any:
+    """The model with adapters in its matrices.
+
+    Raises:
+        ValueError: The folder holds none, or none that fit.
+    """
+    from peft import PeftModel  # slow to import
+
+    AdapterFolder(Path(folder))  # its errors are clearer, and pickles are refused
+    try:
+        return PeftModel.from_pretrained(model, folder).get_base_model()
+    except (ValueError, RuntimeError, OSError) as error:
+        raise ValueError(f"{folder}: its adapters cannot be put onto the model: {error}") from error

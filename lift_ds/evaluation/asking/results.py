@@ -1,0 +1,118 @@
+"""The folder of an evaluation: its settings, its answers as they come, and at the end its results.
+
+settings.json    what decides the answers; a folder with others is not gone on with
+samples.jsonl    every answer, as it was made
+gsm8k.jsonl      one line a problem, as `tools/score.py` reads them
+results.json     settings, speed, and by scorer the counts, intervals and a record of each answer
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lift_ds.evaluation.judging.score_file import summarize
+
+from .run import TaskProgress
+
+RESULTS_VERSION = 1
+
+
+def open_folder(folder: Path, settings: dict[str, Any]) -> None:
+    """Makes the folder of an evaluation, or checks that it holds the same one.
+
+    Raises:
+        ValueError: It holds another evaluation, or something else; the message names what differs.
+    """
+    path = folder / "settings.json"
+    settings = json.loads(json.dumps(settings))
+    if path.is_file():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: cannot be read: {error}; remove the folder.") from error
+        different = sorted(differences(found, settings))
+        if different:
+            raise ValueError(
+                f"{folder} holds an evaluation with other settings: {', '.join(different[:6])}; name another --output."
+            )
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds something that is no evaluation; choose another --output.")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, settings)
+
+
+def differences(first: Any, second: Any, place: str = "") -> list[str]:
+    """Where two JSON values differ."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        names = sorted(set(first) | set(second))
+        return [
+            found
+            for name in names
+            for found in differences(first.get(name), second.get(name), f"{place}.{name}" if place else name)
+        ]
+    return [] if first == second else [f"{place} ({first!r:.40} there, {second!r:.40} now)"]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a file as a whole or not at all."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def task_file(task: str) -> str:
+    """Name of the file with a task's answers."""
+    return f"{task.replace(':', '-')}.jsonl"
+
+
+def write_results(
+    folder: Path, settings: dict[str, Any], environment: dict[str, Any], done: Sequence[TaskProgress]
+) -> dict[str, Any]:
+    """Writes the answers of each task and `results.json`.
+
+    Args:
+        folder: The evaluation's.
+        settings: What decides the answers.
+        environment: What decides the speed: devices, ranks, versions.
+        done: Every task, with all its answers.
+
+    Returns:
+        What `results.json` holds.
+    """
+    tasks = {}
+    for progress in done:
+        name, rows = progress.plan.name, progress.rows()
+        lines = (
+            {"question": row.question, "generation": list(row.generations), "ground_truth": row.ground_truth}
+            | ({} if row.entry_point is None else {"entry_point": row.entry_point})
+            | {"where": row.where}
+            for row in rows
+        )
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        (folder / task_file(name)).write_text(text, encoding="utf-8")
+        scores = {each: summarize(rows, progress.scores(each), name, each) for each in progress.plan.scorers}
+        tasks[name] = {"generation": generation_figures(progress), "scores": scores}
+    results = {"version": RESULTS_VERSION, "settings": settings, "environment": environment, "tasks": tasks}
+    write_json(folder / "results.json", results)
+    return results
+
+
+def generation_figures(progress: TaskProgress) -> dict[str, float]:
+    """Cost of the answers: forwards and tokens by answer, denoised tokens a forward and a second, what was cut."""
+    samples = list(progress.samples.values())
+    forwards, seconds = sum(each.num_forwards for each in samples), sum(each.seconds for each in samples)
+    denoised = sum(each.num_denoised for each in samples)
+    return {
+        "samples": len(samples),
+        "forwards_per_sample": forwards / len(samples),
+        "tokens_per_forward": denoised / forwards,
+        "tokens_per_second": denoised / seconds,
+        "answer_tokens_per_sample": sum(each.num_tokens for each in samples) / len(samples),
+        "truncated": sum(not each.is_ended for each in samples),
+        "seconds": seconds,
+    }

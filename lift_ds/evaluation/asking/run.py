@@ -1,0 +1,135 @@
+"""An evaluation: answers are made in lockstep over the ranks, logged, and scored while the next ones are made."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from lift_ds.evaluation.judging import Row, Score
+from lift_ds.evaluation.judging.score_file import ScoringPool
+from lift_ds.ranks.shares import Ranks, equal_share
+from lift_ds.sampling.reverse import RowSeeds
+
+from .answering import Answerer
+from .plan import TaskPlan
+from .samples import Key, Sample, SampleLog
+
+Unit = tuple[int, int]
+"""Number of a problem, and of an answer to it."""
+
+
+@dataclass
+class TaskProgress:
+    """What has been done of a task; scores are those of its first scorer.
+
+    Args:
+        plan: The task.
+        samples: Answers by problem and number.
+        scoring: Their scores by scorer, problem and number, some of them still to come.
+    """
+
+    plan: TaskPlan
+    samples: dict[Unit, Sample] = field(default_factory=dict)
+    scoring: dict[tuple[str, Unit], Future[list[Score]]] = field(default_factory=dict)
+
+    def add(self, sample: Sample, pool: ScoringPool) -> None:
+        """Takes an answer and has it scored."""
+        unit = (sample.index, sample.sample)
+        self.samples[unit] = sample
+        problem = self.plan.problems[sample.index]
+        row = Row(problem.question, (sample.generation,), problem.ground_truth, problem.where, problem.entry_point)
+        for scorer in self.plan.scorers:
+            self.scoring[scorer, unit] = pool.submit(row, self.plan.name, scorer)
+
+    def scores_so_far(self) -> list[Score]:
+        """Scores that are known."""
+        first = self.plan.scorers[0]
+        known = [each for (scorer, _), each in self.scoring.items() if scorer == first and each.done()]
+        return [future.result()[0] for future in known]
+
+    def rows(self) -> list[Row]:
+        """The problems with all their answers."""
+        found = []
+        for index, problem in enumerate(self.plan.problems):
+            texts = tuple(self.samples[index, sample].generation for sample in range(self.plan.num_samples))
+            found.append(Row(problem.question, texts, problem.ground_truth, problem.where, problem.entry_point))
+        return found
+
+    def scores(self, scorer: str) -> list[list[Score]]:
+        """The scores of every problem's answers; waits for those to come."""
+        numbers = range(self.plan.num_samples)
+        problems = range(len(self.plan.problems))
+        return [[self.scoring[scorer, (index, sample)].result()[0] for sample in numbers] for index in problems]
+
+
+def evaluate(
+    plans: Sequence[TaskPlan], answerer: Answerer, ranks: Ranks, batch_size: int, seed: int, log: SampleLog,
+    pool: ScoringPool | None, on_change: Callable[[TaskProgress], object],
+) -> list[TaskProgress]:  # fmt: skip
+    """Makes what is missing in the log; every rank runs the same number of batches.
+
+    An answer does not depend on its batch: neither on the ranks, nor on where an earlier evaluation was cut off.
+
+    Args:
+        plans: The tasks.
+        answerer: The model.
+        ranks: The run.
+        batch_size: Answers that a rank makes at a time.
+        seed: Of what is drawn.
+        log: Answers that exist; rank 0 reads and appends.
+        pool: Scores the answers; on rank 0 only.
+        on_change: Called on rank 0 with what the log has of a task, and after each batch.
+
+    Returns:
+        What rank 0 has of each task; nothing of use on other ranks.
+    """
+    logged: dict[Key, Sample] = {}
+
+    def read_keys() -> set[Key]:
+        logged.update(log.read())
+        return set(logged)
+
+    done = ranks.on_main(read_keys)  # other nodes may not see the file, and need no texts
+    found = []
+    for plan in plans:
+        progress = TaskProgress(plan)
+        found.append(progress)
+        if pool is not None:
+            for sample in logged.values():
+                if sample.task == plan.name:
+                    progress.add(sample, pool)
+            on_change(progress)
+        wanted = [(index, sample) for index in range(len(plan.prompts)) for sample in range(plan.num_samples)]
+        missing = [unit for unit in wanted if (plan.name, *unit) not in done]
+        missing.sort(key=lambda unit: -len(plan.prompts[unit[0]]))  # equal lengths together; the largest batch first
+        step = batch_size * ranks.world_size
+        for start in range(0, len(missing), step):
+            began = time.perf_counter()
+            mine = equal_share(missing[start : start + step], ranks)
+            made = answer_units(plan, [unit for unit, _ in mine], answerer, seed)
+            counted = [sample for sample, (_, counts) in zip(made, mine, strict=True) if counts]
+            gathered = [sample for share in ranks.gather_objects(counted) for sample in share]
+            if pool is not None:
+                seconds = (time.perf_counter() - began) / len(gathered)
+                timed = [Sample(**{**vars(sample), "seconds": seconds}) for sample in gathered]
+                log.append(timed)
+                for sample in timed:
+                    progress.add(sample, pool)
+                on_change(progress)
+    return found
+
+
+def answer_units(plan: TaskPlan, units: Sequence[Unit], answerer: Answerer, seed: int) -> list[Sample]:
+    """Answers as one batch; their time is filled in later."""
+    seeds = RowSeeds(tuple(f"{seed}/{plan.name}/{index}/{sample}" for index, sample in units))
+    prompts = [plan.prompts[index] for index, _ in units]
+    answers = answerer.answer(prompts, plan.process, seeds, keeps_special=plan.keeps_special)
+    return [
+        Sample(
+            plan.name, *unit, answer.text, answer.num_tokens, answer.is_ended, answer.num_forwards,
+            answer.num_denoised, 0.0,
+        )
+        for unit, answer in zip(units, answers, strict=True)
+    ]  # fmt: skip

@@ -1,0 +1,159 @@
+"""Solve rates: greedy answers to questions, each judged by its own checker; the built-in tasks' held-out items."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from lift_ds.data.tasks import TASKS, Item, Verdict, draw_item
+from lift_ds.data.text.chat import ChatEncoder
+from lift_ds.models.head import MaskedDiffusionModel
+from lift_ds.ranks.shares import Ranks, agreement, equal_share
+from lift_ds.sampling.reverse import ReverseProcess
+
+from .answering import Answerer
+
+BATCH_SIZE = 64
+VERDICTS = list(Verdict)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question and the judge of its answers; any task is a list of them.
+
+    Args:
+        task: What it is counted under.
+        text: The user's turn.
+        check: Judges a generation, and never evaluates it as code.
+    """
+
+    task: str
+    text: str
+    check: Callable[[str], Verdict]
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """Counts of one task's items; `num_forwards` adds up what each answer took."""
+
+    num_items: int
+    num_solved: int
+    num_unparsed: int
+    num_truncated: int
+    num_forwards: int
+
+    @property
+    def solve_rate(self) -> float:
+        """Share of items solved."""
+        return self.num_solved / max(self.num_items, 1)
+
+    @property
+    def parse_failure_rate(self) -> float:
+        """Share of items whose answer is not well-formed."""
+        return self.num_unparsed / max(self.num_items, 1)
+
+    @property
+    def truncation_rate(self) -> float:
+        """Share of items whose answer does not end within the length."""
+        return self.num_truncated / max(self.num_items, 1)
+
+    @property
+    def forwards_per_item(self) -> float:
+        """Forwards of the model that an answer takes."""
+        return self.num_forwards / max(self.num_items, 1)
+
+
+@dataclass(frozen=True)
+class SolveReport:
+    """Scores by task and of all together, generated tokens per second over all ranks, and seconds."""
+
+    scores: dict[str, TaskScore]
+    total: TaskScore
+    tokens_per_second: float
+    seconds: float
+
+
+def held_out_items(num_items: int, seed: int) -> list[Item]:
+    """Test items, the tasks in turn."""
+    tasks = list(TASKS.values())
+    return [draw_item(tasks[place % len(tasks)], seed, "test", place // len(tasks)) for place in range(num_items)]
+
+
+def builtin_questions(num_items: int, seed: int) -> list[Question]:
+    """`held_out_items` as questions, strictly verified."""
+    items = held_out_items(num_items, seed)
+    return [Question(item.task, item.question, partial(TASKS[item.task].verify, item)) for item in items]
+
+
+def solve_questions(
+    model: MaskedDiffusionModel,
+    encoder: ChatEncoder,
+    questions: Sequence[Question],
+    process: ReverseProcess,
+    ranks: Ranks,
+) -> SolveReport:
+    """Answers questions greedily and counts the verdicts; every rank runs the same number of forwards.
+
+    Args:
+        model: In eval mode.
+        encoder: Renders and tokenises the questions.
+        questions: All of them, the same list on every rank.
+        process: How answers are made.
+        ranks: The run.
+
+    Raises:
+        ValueError: There are no questions, or one and its answer are longer than the model allows; on every rank.
+    """
+    began = time.perf_counter()
+    answerer = Answerer(model, encoder, agreement(ranks), ranks.device)
+    tasks = list(dict.fromkeys(question.task for question in questions))
+    prompts = encode_questions(encoder, questions, process, model.config)
+    mine = equal_share(list(zip(questions, prompts, strict=True)), ranks)
+    counts = torch.zeros(len(tasks), len(VERDICTS) + 2, dtype=torch.float64)  # and truncated, forwards
+    for start in range(0, len(mine), BATCH_SIZE):
+        share = mine[start : start + BATCH_SIZE]
+        answers = answerer.answer([prompt for (_, prompt), _ in share], process)
+        for ((question, _), is_counted), answer in zip(share, answers, strict=True):
+            row = counts[tasks.index(question.task)]
+            row[VERDICTS.index(question.check(answer.text))] += is_counted
+            row[-2:] += is_counted * torch.tensor([not answer.is_ended, answer.num_forwards], dtype=torch.float64)
+    counts = ranks.all_reduce(counts)
+    seconds = time.perf_counter() - began
+    scores = {task: read_counts(row) for task, row in zip(tasks, counts, strict=True)}
+    return SolveReport(scores, read_counts(counts.sum(0)), len(questions) * process.gen_length / seconds, seconds)
+
+
+def read_counts(row: torch.Tensor) -> TaskScore:
+    """One row of `solve_questions`' counts: the verdicts, truncated answers, forwards."""
+    verdicts = dict(zip(VERDICTS, row[:-2].int().tolist(), strict=True))
+    return TaskScore(
+        num_items=sum(verdicts.values()),
+        num_solved=verdicts[Verdict.SOLVED],
+        num_unparsed=verdicts[Verdict.UNPARSED],
+        num_truncated=int(row[-2]),
+        num_forwards=int(row[-1]),
+    )
+
+
+def encode_questions(
+    encoder: ChatEncoder, questions: Sequence[Question], process: ReverseProcess, config: Any
+) -> list[list[int]]:
+    """Token ids of all questions as prompts, checked before a rank that has the long one would stop alone.
+
+    Args:
+        encoder: Renders and tokenises the questions.
+        questions: At least one.
+        process: How answers are made.
+        config: The model's config.
+
+    Raises:
+        ValueError: A question and its answer are longer than the model allows.
+    """
+    prompts = [encoder.prompt_ids([{"role": "user", "content": question.text}]) for question in questions]
+    process.check_length(max(map(len, prompts), default=0), config)
+    return prompts

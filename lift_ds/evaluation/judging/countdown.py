@@ -1,0 +1,97 @@
+"""Countdown: an expression of the given numbers that makes the target; any one is right.
+
+On the 256 published generations `reference` counts 50.
+"""
+
+from __future__ import annotations
+
+import re
+
+from lift_ds.data.tasks.countdown import evaluate_expression
+
+from .checks import Checks
+from .extraction import final_answer
+from .published import first_answer_tag, last_box
+from .published_arithmetic import is_near
+from .scorer import Row, Score, whole_answer
+
+PUBLISHED_SIGNS = (("\\div", "/"), ("\\times", "*"), ("\\cdot", "*"))
+SIGNS = (*PUBLISHED_SIGNS, ("×", "*"), ("·", "*"), ("÷", "/"), ("−", "-"))  # noqa: RUF001
+DELETED = ("\\left", "\\right", "\\,", "\\;", "\\!", "\\ ", "\\(", "\\)", "\\[", "\\]", "$")
+FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
+BRACKETS = str.maketrans("[]{}", "()()")
+LONGEST = 1000
+EXPRESSION_CHARACTERS = frozenset("0123456789+-*/() ")
+TOLERANCE = 1e-5
+
+
+def reference(row: Row, generation: str, checks: Checks) -> Score:
+    """As published: the last box, what stands before its first `= number`, in floating point to 1e-5.
+
+    Source: d1's and LIFT's `parse_countdown_answers`. It reads the first answer tag only where the last box is not
+    closed, and the whole text where there is neither.
+
+    Known faults, kept: `**`, `//` and signs of numbers are allowed (`2**3` uses 2 and 3); `3.0` counts as the numbers
+    3 and 0. The published code calls Python's `eval`, and hangs on `9**9**9**9`; see `published_arithmetic`.
+    """
+    numbers, target = row.ground_truth
+    answer = last_box(generation)
+    if answer is None:
+        tag = first_answer_tag(generation)
+        answer = generation if tag is None else tag
+    for sign, replacement in PUBLISHED_SIGNS:
+        answer = answer.replace(sign, replacement)
+    answer = before_equals(answer)
+    if len(answer) > LONGEST or sorted(map(int, re.findall(r"\d+", answer))) != sorted(numbers):
+        return whole_answer(answer, False)
+    return whole_answer(answer, is_near(answer, target, TOLERANCE))
+
+
+def before_equals(text: str) -> str:
+    """The arithmetic before the first `=` that a digit, a dot or a space follows; the whole text without one."""
+    end = -1
+    while (end := text.find("=", end + 1)) >= 0:
+        start = end
+        while start > 0 and text[start - 1] in EXPRESSION_CHARACTERS:
+            start -= 1
+        if start < end and text[end + 1 : end + 2] and text[end + 1] in "0123456789. ":
+            return text[start:end].strip()
+    return text
+
+
+def strict(row: Row, generation: str, checks: Checks) -> Score:
+    """The last closed box or tag: an expression with + - * / that uses each number once and makes the target exactly.
+
+    What follows `=` must have the target's value, too. `evaluate_expression` reads it, with fractions.
+    """
+    answer = final_answer(generation)
+    if answer is None or len(answer) > LONGEST:
+        return whole_answer(None, False)
+    numbers, target = row.ground_truth
+    try:
+        (value, used), *others = (evaluate_expression(side.strip()) for side in plain_expression(answer).split("="))
+    except ValueError:
+        return whole_answer(None, False)
+    is_right = sorted(used) == sorted(numbers) and all(each == target for each in (value, *(one for one, _ in others)))
+    return whole_answer(answer, is_right)
+
+
+def plain_expression(text: str) -> str:
+    """LaTeX signs, fractions and brackets as + - * / ( )."""
+    for sign, replacement in (*SIGNS, *((piece, "") for piece in DELETED)):
+        text = text.replace(sign, replacement)
+    return FRACTION.sub(r"((\1)/(\2))", text).translate(BRACKETS).strip(" .\n")
+
+
+def check_row(row: Row) -> None:
+    """The ground truth is `[[numbers], target]`.
+
+    Raises:
+        ValueError: It is anything else.
+    """
+    match row.ground_truth:
+        case [[*numbers], int()] if numbers and all(type(each) is int for each in numbers):
+            return
+    raise ValueError(
+        f"ground_truth={row.ground_truth!r:.80}: countdown needs [[numbers], target], all of them integers."
+    )

@@ -1,0 +1,227 @@
+"""Scores a file of generations: reads its rows, asks a scorer about each, counts."""
+
+from __future__ import annotations
+
+import json
+import queue
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lift_ds.evaluation.sandbox import Limits
+
+from . import SCORER_VERSIONS, TASK_SCORERS, Checks, Row, Score, Scorer
+from .statistics import pass_at_k, wilson_interval
+
+COLUMNS = ("question", "generation", "ground_truth")
+LONGEST_ANSWER = 500
+"""Characters of an answer that a record keeps."""
+
+
+def check_names(task: str, scorer: str) -> None:
+    """Refuses what does not exist.
+
+    Raises:
+        ValueError: The task or the scorer is unknown.
+        RuntimeError: The task's scorers need packages that are not installed.
+    """
+    for name, value, allowed in (("task", task, TASK_SCORERS), ("scorer", scorer, SCORER_VERSIONS)):
+        if value not in allowed:
+            raise ValueError(f"{name} {value!r}: allowed are {', '.join(allowed)}.")
+    if getattr(TASK_SCORERS[task], scorer) is None:
+        raise ValueError(f"scorer {scorer!r}: nothing is published for {task}; use strict.")
+    missing = [name for name in ("sympy", "antlr4", "math_verify") if find_spec(name) is None]
+    if TASK_SCORERS[task].needs_maths and missing:
+        raise RuntimeError(f"{task} needs {', '.join(missing)} to read formulas: pip install 'lift_ds[eval]'")
+
+
+def read_rows(path: Path, task: str) -> list[Row]:
+    """All rows of a JSON Lines file, checked for a task.
+
+    Raises:
+        ValueError: The file has no rows, or a line that is not one: said with file and line.
+        OSError: It cannot be read.
+    """
+    rows = []
+    for where, found in json_objects(path, COLUMNS):
+        try:
+            row = make_row(found, where)
+            TASK_SCORERS[task].check_row(row)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        rows.append(row)
+    return rows
+
+
+def json_objects(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Place and object of each line of a JSON Lines file; empty lines are none.
+
+    Args:
+        path: UTF-8, with or without a byte-order mark.
+        columns: What an object needs, for messages.
+
+    Raises:
+        ValueError: A line is no object, or there are none.
+        OSError: It cannot be read.
+    """
+    is_empty = True
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                is_empty = False
+                yield f"{path}:{number}", parse_object(line, columns, f"{path}:{number}")
+    if is_empty:
+        raise ValueError(f"{path} has no rows; needed is one JSON object a line, with {', '.join(columns)}.")
+
+
+def parse_object(line: bytes, columns: Sequence[str], where: str) -> dict[str, Any]:
+    """The JSON object on a line; see `json_objects`."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not JSON ({error}); one object a line is needed.") from error
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{where}: a JSON {type(found).__name__}, where an object with {', '.join(columns)} is needed."
+        )
+    return found
+
+
+def make_row(found: dict[str, Any], where: str) -> Row:
+    """The row that an object describes.
+
+    Raises:
+        ValueError: A column is missing, or not of its type.
+    """
+    missing = [name for name in COLUMNS if name not in found]
+    if missing:
+        has = ", ".join(map(str, found)) or "none"
+        raise ValueError(f"no column {', '.join(missing)}; it has {has}. Needed are {', '.join(COLUMNS)}.")
+    generations = found["generation"] if isinstance(found["generation"], list) else [found["generation"]]
+    if not generations or not all(isinstance(each, str) for each in generations):
+        raise ValueError("generation: a text is needed, or a list of one text or more.")
+    question, entry_point = found["question"], found.get("entry_point")
+    if not isinstance(question, str) or not isinstance(entry_point, str | None):
+        raise ValueError("question, and entry_point where it is given, must be text.")
+    return Row(question, tuple(generations), found["ground_truth"], where, entry_point)
+
+
+def score_rows(
+    rows: Sequence[Row], task: str, scorer: str, limits: Limits, num_workers: int, on_row: Callable[[], object]
+) -> list[list[Score]]:
+    """The scores of each row's generations.
+
+    Args:
+        rows: Checked by `read_rows`.
+        task: Name of the task.
+        scorer: `reference` or `strict`.
+        limits: What each check of untrusted text may use.
+        num_workers: Rows that are scored at a time, each with child processes of its own.
+        on_row: Called after each row.
+
+    Raises:
+        RuntimeError: The child processes cannot be started.
+    """
+    with ScoringPool(limits, num_workers) as pool:
+        futures = [pool.submit(row, task, scorer) for row in rows]
+        for future in futures:
+            future.add_done_callback(lambda _: on_row())
+        return [future.result() for future in futures]
+
+
+class ScoringPool:
+    """Scores rows in threads, each of which has child processes of its own for what is not trusted.
+
+    Args:
+        limits: What each check of untrusted text may use.
+        num_workers: Rows that are scored at a time.
+    """
+
+    def __init__(self, limits: Limits, num_workers: int) -> None:
+        """Makes the threads; children are started when they are needed."""
+        self.stack = ExitStack()
+        self.idle: queue.SimpleQueue[Checks] = queue.SimpleQueue()
+        for _ in range(num_workers):
+            self.idle.put(self.stack.enter_context(Checks(limits)))
+        self.threads = ThreadPoolExecutor(num_workers)
+        self.stack.callback(self.threads.shutdown, cancel_futures=True)  # before the children are closed
+
+    def submit(self, row: Row, task: str, scorer: str) -> Future[list[Score]]:
+        """The scores that the row's generations will have; an error where child processes cannot be started."""
+        return self.threads.submit(self.score, row, getattr(TASK_SCORERS[task], scorer))
+
+    def score(self, row: Row, scorer: Scorer) -> list[Score]:
+        """The scores of a row's generations."""
+        checks = self.idle.get()
+        try:
+            return [scorer(row, generation, checks) for generation in row.generations]
+        finally:
+            self.idle.put(checks)
+
+    def __enter__(self) -> ScoringPool:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.stack.close()
+
+
+def summarize(rows: Sequence[Row], scores: Sequence[Sequence[Score]], task: str, scorer: str) -> dict[str, Any]:
+    """Counts and shares, and a record of each generation.
+
+    `correct` and `total` count the task's parts over all generations. `solved` counts generations that are right as a
+    whole; its interval is Wilson's, over rows with one generation each: several of one question are not independent.
+    """
+    flat = [score for each in scores for score in each]
+    num_solved = sum(score.is_solved for score in flat)
+    correct, total = sum(score.correct for score in flat), sum(score.total for score in flat)
+    samples = min(len(each) for each in scores)
+    is_single = len(flat) == len(rows)
+    return {
+        "task": task,
+        "scorer": scorer,
+        "scorer_version": SCORER_VERSIONS[scorer],
+        "parts": TASK_SCORERS[task].parts,
+        "correct": correct,
+        "total": total,
+        "accuracy": correct / total,
+        "rows": len(rows),
+        "generations": len(flat),
+        "solved": num_solved,
+        "solved_share": num_solved / len(flat),
+        "solved_interval": list(wilson_interval(num_solved, len(flat))) if is_single else None,
+        "parse_failures": sum(not score.is_parsed for score in flat),
+        "timeouts": sum(score.timed_out for score in flat),
+        "without_ground_truth": sum(row.ground_truth is None for row in rows),
+        "pass_at_k": {} if samples == 1 else pass_rates(scores, samples),
+        "items": [record(row, each) for row, each in zip(rows, scores, strict=True)],
+    }
+
+
+def pass_rates(scores: Sequence[Sequence[Score]], samples: int) -> dict[str, float]:
+    """Mean pass@k over rows, for k = 1, 2, 4, ... and the number of samples that every row has."""
+    sizes = sorted({samples, *(1 << power for power in range(samples.bit_length()))})
+    return {
+        str(k): sum(pass_at_k(len(each), sum(score.is_solved for score in each), k) for each in scores) / len(scores)
+        for k in sizes
+    }
+
+
+def record(row: Row, scores: Sequence[Score]) -> dict[str, Any]:
+    """What the JSON says of one row: where it is, and each of its generations' scores."""
+    return {
+        "where": row.where,
+        "scores": [
+            {
+                "correct": score.correct,
+                "total": score.total,
+                "is_solved": score.is_solved,
+                "is_parsed": score.is_parsed,
+                "timed_out": score.timed_out,
+                "answer": None if score.answer is None else score.answer[:LONGEST_ANSWER],
+            }
+            for score in scores
+        ],
+    }

@@ -1,0 +1,120 @@
+"""Sudoku 4x4: cells, and whole grids.
+
+On the 256 published generations `reference` counts 137 of 2,048 cells and no grid.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+from lift_ds.data.tasks.sudoku import BLANK, SYMBOLS, all_grids
+
+from .checks import Checks
+from .extraction import final_answer
+from .scorer import Row, Score
+
+PUZZLE = re.compile(r"Sudoku puzzle: ([0-9]{16})")
+DIGITS_ONLY_FENCE = re.compile(r"```([\d\s]+)```")
+DIGITS_BEFORE_TAG = re.compile(r"(\d{16})\s*</answer>")
+SIXTEEN_DIGITS = re.compile(r"\b(\d{16})\b")
+ENDS = ("<|eot_id|>", "<|endoftext|>")
+NUM_CELLS = 16
+SEPARATORS = re.compile(r"[\s|,\[\]+-]|```(?:\w*\n)?")
+
+
+def reference(row: Row, generation: str, checks: Checks) -> Score:
+    """As published: cells of the first answer that some pattern finds, compared with the one stored solution.
+
+    Source: d1's and LIFT's `parse_sudoku_answers`.
+
+    Known faults, kept: other solutions of the same puzzle are wrong; givens may be overwritten; an answer is filled up
+    with zeros or cut to 16 characters, whatever they are; text after the closing tag counts where the tag is empty.
+    """
+    answer = "".join(published_grid(generation).split())
+    padded = answer[:NUM_CELLS].ljust(NUM_CELLS, BLANK)
+    cells = blank_cells(puzzle_of(row))
+    correct = sum(padded[cell] == row.ground_truth[cell] for cell in cells) if answer else 0
+    return Score(correct, len(cells), answer or None, correct == len(cells))
+
+
+def published_grid(text: str) -> str:
+    """What the first of five patterns finds that is not blank: each is tried at its first place only."""
+    start = text.find("<answer>")
+    after_opening = text[start + len("<answer>") :] if start >= 0 else ""
+    if start >= 0 and (found := DIGITS_ONLY_FENCE.search(after_opening)) and found[1].strip():
+        return found[1].strip()
+    if start >= 0 and (inside := up_to_first(after_opening, (*ENDS, "</answer>"), must_end=True)):
+        return inside
+    start = text.find("</answer>")
+    if start >= 0 and (behind := up_to_first(text[start + len("</answer>") :], ENDS, must_end=False)):
+        return behind
+    for pattern in (DIGITS_BEFORE_TAG, SIXTEEN_DIGITS):
+        if found := pattern.search(text):
+            return found[1]
+    return ""
+
+
+def up_to_first(text: str, ends: tuple[str, ...], must_end: bool) -> str:
+    """The text before the first of `ends`, stripped; all of it, or nothing where it must end, without one."""
+    places = [place for end in ends if (place := text.find(end)) >= 0]
+    if not places:
+        return "" if must_end else text.strip()
+    return text[: min(places)].strip()
+
+
+def strict(row: Row, generation: str, checks: Checks) -> Score:
+    """The last closed box or tag: 16 digits that keep the givens and make a valid grid, any of the puzzle's solutions.
+
+    The cells are those that agree with the nearest solution; a grid that changes a given solves nothing.
+    """
+    puzzle = puzzle_of(row)
+    cells = blank_cells(puzzle)
+    answer = final_answer(generation)
+    grid = "" if answer is None or len(answer) > 10 * NUM_CELLS else SEPARATORS.sub("", answer)
+    if len(grid) != NUM_CELLS or set(grid) - set(SYMBOLS + BLANK):
+        return Score(0, len(cells), None, False)
+    correct = max(sum(grid[cell] == solution[cell] for cell in cells) for solution in solutions(puzzle))
+    return Score(correct, len(cells), grid, grid in solutions(puzzle))
+
+
+@cache
+def solutions(puzzle: str) -> tuple[str, ...]:
+    """All valid grids that keep the givens of a puzzle."""
+    return tuple(
+        grid for grid in all_grids() if all(given in (BLANK, cell) for given, cell in zip(puzzle, grid, strict=True))
+    )
+
+
+def puzzle_of(row: Row) -> str:
+    """The 16 cells that the question gives, blanks as 0: at its beginning, or after `Sudoku puzzle: `.
+
+    Raises:
+        ValueError: There are none.
+    """
+    if re.fullmatch(r"[0-9]{16}", row.question[:NUM_CELLS]):
+        return row.question[:NUM_CELLS]
+    found = PUZZLE.search(row.question)
+    if not found:
+        raise ValueError("question: sudoku needs the puzzle as 16 digits, first of all or after `Sudoku puzzle: `.")
+    return found[1]
+
+
+def blank_cells(puzzle: str) -> list[int]:
+    """Places of the cells to fill."""
+    return [cell for cell, given in enumerate(puzzle) if given == BLANK]
+
+
+def check_row(row: Row) -> None:
+    """The question holds a puzzle with blanks, and the ground truth solves it.
+
+    Raises:
+        ValueError: One of them does not.
+    """
+    puzzle = puzzle_of(row)
+    if BLANK not in puzzle:
+        raise ValueError(f"question: the puzzle {puzzle} has no blank (0) to fill.")
+    if row.ground_truth not in solutions(puzzle):
+        raise ValueError(
+            f"ground_truth={row.ground_truth!r:.80}: not a solution of {puzzle}, as 16 digits from 1 to 4."
+        )

@@ -1,0 +1,152 @@
+"""A child process that answers questions, one JSON line each, within limits on time, memory and what it can touch.
+
+Every child has a session, an empty working folder and an environment of its own, no open files but its pipes, limits
+(`Limits`), and the filter of system calls of `seccomp`: no new processes, no network, no changed file. It dies with the
+thread that started it. It runs with the user's own rights otherwise, and reads what the user can read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from enum import Enum
+from types import TracebackType
+from typing import Any
+
+Handler = Callable[[dict[str, Any]], dict[str, Any]]
+"""From a question to its reply; both are JSON objects."""
+
+BOOT = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from lift_ds.evaluation.sandbox import inside; "
+STARTUP_SECONDS = 120.0
+LONGEST_REPLY = 1 << 16
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a child may use.
+
+    Args:
+        seconds: Wall-clock time of one question.
+        cpu_seconds: Processor time of the child's whole life; `None` for a child that answers many questions.
+        memory_mib: Address space, in MiB.
+        open_files: Open files, pipes included.
+    """
+
+    seconds: float = 10.0
+    cpu_seconds: int | None = None
+    memory_mib: int = 1024
+    open_files: int = 64
+
+
+class Failure(Enum):
+    """Why a question has no reply: the child was stopped at its time limit, or ended by itself."""
+
+    TIMEOUT = "timeout"
+    ENDED = "ended"
+
+
+class Child:
+    """One child process.
+
+    Args:
+        handler: `module:function` of a function that makes the child's handler.
+        limits: What it may use.
+    """
+
+    def __init__(self, handler: str, limits: Limits) -> None:
+        self.limits = limits
+        self.folder = tempfile.TemporaryDirectory(prefix="lift_ds-", ignore_cleanup_errors=True)
+        command = [sys.executable, "-I", "-B", "-c", BOOT + f"inside.serve({handler!r}, json.loads(sys.argv[2]))"]
+        self.process = subprocess.Popen(
+            [*command, json.dumps(absolute_paths()), json.dumps(asdict(limits))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=self.folder.name,
+            env={"PATH": os.defpath, "LANG": "C.UTF-8", "HOME": self.folder.name, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+        self.unread = b""
+        greeting = self.read_reply(time.monotonic() + STARTUP_SECONDS)
+        if not isinstance(greeting, dict) or "error" in greeting:
+            self.close()
+            reason = greeting["error"] if isinstance(greeting, dict) else f"no greeting: {greeting.value}"
+            raise RuntimeError(f"the process for untrusted text did not start: {reason}")
+
+    def ask(self, question: dict[str, Any]) -> dict[str, Any] | Failure:
+        """The reply to one question; after a failure the child is gone, and `returncode` says how it ended."""
+        assert self.process.stdin is not None
+        deadline = time.monotonic() + self.limits.seconds
+        try:
+            self.process.stdin.write(json.dumps(question).encode() + b"\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            return self.failed(Failure.ENDED)
+        return self.read_reply(deadline)
+
+    def read_reply(self, deadline: float) -> dict[str, Any] | Failure:
+        """One line of the child before `deadline`; a line that is too long or no JSON object ends it."""
+        assert self.process.stdout is not None
+        pipe = self.process.stdout.fileno()
+        while b"\n" not in self.unread:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([pipe], [], [], left)[0]:
+                return self.failed(Failure.TIMEOUT)
+            piece = os.read(pipe, LONGEST_REPLY)
+            self.unread += piece
+            if not piece or len(self.unread) > LONGEST_REPLY:
+                return self.failed(Failure.ENDED)
+        line, _, self.unread = self.unread.partition(b"\n")
+        try:
+            reply = json.loads(line)
+        except ValueError:
+            reply = None
+        return reply if isinstance(reply, dict) else self.failed(Failure.ENDED)
+
+    def failed(self, failure: Failure) -> Failure:
+        """Ends the child; one that closed its pipe may still be ending by itself, and keeps its exit status."""
+        if failure is Failure.ENDED:
+            try:
+                self.process.wait(timeout=1.0)
+            except subprocess.TimeoutExpired:
+                failure = Failure.TIMEOUT
+        self.close()
+        return failure
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit status; `None` while it runs."""
+        return self.process.returncode
+
+    def close(self) -> None:
+        """Kills the child and removes its folder; harmless where that is done."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            with contextlib.suppress(BrokenPipeError):  # what was left in the buffer has no reader
+                pipe.close()
+        self.folder.cleanup()
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def absolute_paths() -> list[str]:
+    """Where this process imports from, for a child with another working folder."""
+    return [os.path.abspath(path) for path in sys.path]

@@ -1,0 +1,1 @@
+"""Checkpoints as Hugging Face folders: conversion, adapters, merging, adaptation, verification."""

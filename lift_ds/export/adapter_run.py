@@ -1,0 +1,173 @@
+"""Checkpoints of runs with adapters: the base that they leave out, how much adapters count, and adapters alone.
+
+A checkpoint of this package names its base by its hash (`base.py`). One of Hugging Face's Trainer leaves the base out
+too and says in PEFT's `adapter_config.json`, beside the shards, only where it was; Accelerate's holds it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lift_ds.storage.flat_groups import FlatTensor, storages_of, whole
+from lift_ds.storage.frozen_base import base_tensors, read_base, stored_tensor
+from lift_ds.storage.manifest import require_whole
+from lift_ds.storage.safetensors_folder import SafetensorsFolder
+from lift_ds.storage.stored_tensor import find_damage
+from lift_ds.storage.zero_checkpoint import open_zero_checkpoint
+from lift_ds.storage.zero_files import find_shard_folder, own_checkpoint
+
+from .adapters import PART, AdapterSettings, settings_of_peft
+from .names import official_names
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+ADAPTER_CONFIG = "adapter_config.json"
+ROOT_PREFIX = "model."  # of the module that the trainer hands to DeepSpeed
+
+
+def read_run(own: Path) -> dict[str, Any]:
+    """The run that wrote a checkpoint of ours."""
+    return dict(json.loads((own / "run.json").read_text(encoding="utf-8")))
+
+
+def own_base(own: Path, given: Path | None) -> dict[str, FlatTensor]:
+    """The weights that a checkpoint of ours leaves to its base, by its names; none where it holds all.
+
+    Args:
+        own: The checkpoint.
+        given: The base's folder; `None` looks where it was.
+
+    Raises:
+        ValueError: The base is not found, or not the one that the adapters were trained on.
+    """
+    record = read_base(own)
+    if record is None:
+        refuse_base(given)
+        return {}
+    folder = given or Path(record.path)
+    if not folder.is_dir():
+        raise ValueError(f"{own} holds adapters only, and {folder}, their base, is not there; name it with --base.")
+    return {ROOT_PREFIX + name: tensor for name, tensor in base_tensors(record, folder, str(own)).items()}
+
+
+def strangers_base(weights: Mapping[str, FlatTensor], beside: Path, given: Path | None) -> Path | None:
+    """The folder of the base under adapters that stand alone in a stranger's checkpoint; `None` for whole weights.
+
+    Args:
+        weights: What the checkpoint holds.
+        beside: The folder with `adapter_config.json`.
+        given: The base's folder; `None` takes the one that PEFT's config names.
+
+    Raises:
+        ValueError: The base is not found.
+    """
+    if not all(PART.fullmatch(name) for name in weights):
+        refuse_base(given)
+        return None
+    if given is not None:
+        return given
+    config = beside / ADAPTER_CONFIG
+    named = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path") if config.is_file() else None
+    if not named or not Path(named).is_dir():
+        where = f"{named}, their base, is no folder here" if named else "nothing says which base they are of"
+        raise ValueError(f"{beside} holds adapters only, and {where}; name the base's folder with --base.")
+    return Path(named)
+
+
+def refuse_base(given: Path | None) -> None:
+    """Refuses a base for a checkpoint that needs none.
+
+    Raises:
+        ValueError: One is given.
+    """
+    if given is not None:
+        raise ValueError(f"--base {given}: the checkpoint holds whole weights, not only adapters.")
+
+
+def with_base(adapters: Mapping[str, FlatTensor], base: Path, prefix: str | None) -> dict[str, FlatTensor]:
+    """Adapters of a stranger's checkpoint together with their base, all by the base's names.
+
+    Args:
+        adapters: What the checkpoint holds.
+        base: Folder with the base's safetensors.
+        prefix: As in `official_names`.
+
+    Raises:
+        ValueError: The base has no safetensors, or a name does not have the given prefix.
+    """
+    renamed = official_names(list(adapters), prefix, None)
+    found = {name: whole(stored_tensor(place)) for name, place in SafetensorsFolder(base).places.items()}
+    return found | {renamed[name]: tensor for name, tensor in adapters.items()}
+
+
+def adapter_settings(own: Path | None, folders: list[Path]) -> AdapterSettings | None:
+    """Rank and scale of adapters: from our run, or from the first of PEFT's files in a stranger's folders.
+
+    Raises:
+        ValueError: The file asks for something that is not merged here.
+    """
+    if own is not None:
+        lora = read_run(own)["run"]["lora"]
+        return AdapterSettings(lora["rank"], lora["alpha"]) if lora["rank"] else None
+    path = next((folder / ADAPTER_CONFIG for folder in folders if (folder / ADAPTER_CONFIG).is_file()), None)
+    return None if path is None else settings_of_peft(path)
+
+
+def convert_adapters(path: Path, output: Path) -> Path:
+    """Writes the adapters of a checkpoint in PEFT's own format, from their float32 weights.
+
+    Args:
+        path: A run, a checkpoint or a folder with ZeRO shards; a stranger's has `adapter_config.json` beside these.
+        output: Folder to create.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        ValueError: It is not whole, holds no adapters, or nothing says what they are; or `output` is not empty.
+        RuntimeError: The place cannot be written, or is full.
+    """
+    from lift_ds.models import lora
+
+    shards = find_shard_folder(path)
+    own = own_checkpoint(shards)
+    if own is not None:
+        require_whole(own)
+    parts = {name: each for name, each in open_zero_checkpoint(shards).weights().items() if PART.fullmatch(name)}
+    damage = find_damage(storages_of(parts)) if own is None else []
+    if damage:
+        raise ValueError(f"{shards} is not whole: {'; '.join(damage)}.")
+    names = official_names(list(parts), None if own is None else ROOT_PREFIX, None)
+    adapters = lora.split_adapters({names[name]: tensor.load().float() for name, tensor in parts.items()})[1]
+    lora.save_adapters(adapters, output, described_adapters(own, shards.parent))
+    return own or shards
+
+
+def described_adapters(own: Path | None, beside: Path) -> LoraConfig:
+    """What PEFT is to know of a checkpoint's adapters.
+
+    Raises:
+        ValueError: A stranger's checkpoint does not say it.
+    """
+    from peft import LoraConfig, PeftConfig
+
+    from lift_ds.models.lora import peft_config
+
+    if own is None:
+        if not (beside / ADAPTER_CONFIG).is_file():
+            raise ValueError(
+                f"{beside / ADAPTER_CONFIG} is missing; put the run's there, as PEFT's save_pretrained does."
+            )
+        config = PeftConfig.from_pretrained(str(beside))
+        if not isinstance(config, LoraConfig):
+            raise ValueError(f"{beside / ADAPTER_CONFIG}: peft_type={config.peft_type}; only LORA is written.")
+        return config
+    run = read_run(own)["run"]
+    base = Path(run["model"]["path"])
+    config = peft_config(**run["lora"])
+    config.base_model_name_or_path = str(base.resolve() if base.is_dir() else base)
+    return config

@@ -1,0 +1,67 @@
+"""The mean of several checkpoints' weights, as a Hugging Face folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .convert import Conversion, ConversionOptions, prepare_conversion
+from .folder import Chunked
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of tensors of one shape; what is no floating-point tensor is taken from the first.
+
+    Args:
+        tensors: The tensors.
+    """
+
+    tensors: tuple[Chunked, ...]
+
+    @property
+    def shape(self) -> torch.Size:
+        """Their shape."""
+        return self.tensors[0].shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Float32, or the type of the first."""
+        first = self.tensors[0].dtype
+        return torch.float32 if first.is_floating_point else first
+
+    def chunks(self, size: int) -> Iterator[tuple[int, Tensor]]:
+        """Chunks of the mean, summed in float64."""
+        if not self.dtype.is_floating_point:
+            yield from self.tensors[0].chunks(size)
+            return
+        for chunks in zip(*(tensor.chunks(size) for tensor in self.tensors), strict=True):
+            total = sum((chunk.double() for _, chunk in chunks[1:]), chunks[0][1].double())
+            yield chunks[0][0], (total / len(chunks)).float()
+
+
+def prepare_average(paths: Sequence[Path], options: ConversionOptions) -> Conversion:
+    """A conversion that writes the mean of checkpoints under the first one's config.
+
+    Args:
+        paths: At least two runs, checkpoints or folders with ZeRO shards.
+        options: As for one checkpoint.
+
+    Raises:
+        ValueError: There are fewer than two, one is not whole, or their tensors are not the same.
+    """
+    if len(paths) < 2:
+        raise ValueError(f"{len(paths)} checkpoint given; an average needs at least two.")
+    conversions = [prepare_conversion(path, options) for path in paths]
+    first = conversions[0]
+    expected = {name: tensor.shape for name, tensor in first.tensors.items()}
+    for path, each in zip(paths, conversions, strict=True):
+        if {name: tensor.shape for name, tensor in each.tensors.items()} != expected:
+            raise ValueError(f"{path}: its tensors are not those of {paths[0]}; only one model can be averaged.")
+    tensors = {name: Mean(tuple(each.tensors[name] for each in conversions)) for name in expected}
+    checked = tuple(storage for each in conversions for storage in each.checked)
+    return replace(first, tensors=tensors, checked=checked, averaged=tuple(each.zero.step for each in conversions))

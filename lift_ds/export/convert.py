@@ -1,0 +1,198 @@
+"""A ZeRO checkpoint as a Hugging Face folder, a chunk at a time: memory does not grow with the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lift_ds.storage.flat_groups import FlatTensor, storages_of
+from lift_ds.storage.manifest import require_whole
+from lift_ds.storage.safetensors_writer import plan_shards
+from lift_ds.storage.stored_tensor import Storage, find_damage
+from lift_ds.storage.zero_checkpoint import ZeroCheckpoint, open_zero_checkpoint
+from lift_ds.storage.zero_files import find_shard_folder, own_checkpoint
+
+from .adapter_run import adapter_settings, own_base, read_run, strangers_base, with_base
+from .adapters import DOWN, AdapterSettings, MergedMatrix, merge
+from .card import model_card
+from .folder import DTYPES, MAX_SHARD_BYTES, Chunked, ExportOptions, export_tensors, official_shapes, written_spec
+from .names import official_names
+
+
+@dataclass(frozen=True)
+class ConversionOptions:
+    """What a user may ask for.
+
+    Args:
+        dtype: A key of `DTYPES`, or `auto` for what the run computed in.
+        max_shard_bytes: Most bytes of weights in a file.
+        config: Folder with config and tokenizer; `None` takes those that came with the checkpoint.
+        weights_only: Write no config and no tokenizer.
+        prefix: Prefix to take off the names; `None` finds it.
+        base_code: Folder whose `.py` files are copied too.
+        base: Folder of the base under adapters that stand alone; `None` looks where it was.
+    """
+
+    dtype: str = "auto"
+    max_shard_bytes: int = MAX_SHARD_BYTES
+    config: Path | None = None
+    weights_only: bool = False
+    prefix: str | None = None
+    base_code: Path | None = None
+    base: Path | None = None
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A conversion that was found to be possible; nothing is written yet.
+
+    Args:
+        zero: The shards.
+        own: The checkpoint of this package around them, or `None` for a stranger's.
+        hf_folder: Config and tokenizer, or `None` where only weights are written.
+        tensors: What is written, by official name.
+        dtype: Type of floating-point weights, a key of `DTYPES`.
+        options: What was asked for.
+        checked: Storages whose CRC is still to be compared; empty where a manifest was.
+        averaged: Steps of the checkpoints whose mean is written; empty for a single one.
+    """
+
+    zero: ZeroCheckpoint
+    own: Path | None
+    hf_folder: Path | None
+    tensors: Mapping[str, Chunked]
+    dtype: str
+    options: ConversionOptions = field(default_factory=ConversionOptions)
+    checked: tuple[Storage, ...] = ()
+    averaged: tuple[int, ...] = ()
+
+    def summary(self) -> dict[str, Any]:
+        """Figures and facts, flat."""
+        specs = {name: written_spec(tensor, DTYPES[self.dtype]) for name, tensor in self.tensors.items()}
+        return {
+            "checkpoint": str(self.own or self.zero.folder),
+            "step": self.zero.step,
+            "zero_stage": self.zero.stage,
+            "world_size": self.zero.world_size,
+            "dtype": self.dtype,
+            "num_tensors": len(specs),
+            "num_parameters": sum(spec.num_elements for spec in specs.values()),
+            "num_merged_adapters": sum(isinstance(tensor, MergedMatrix) for tensor in self.tensors.values()),
+            "num_bytes": sum(spec.num_bytes for spec in specs.values()),
+            "num_files": len(plan_shards(specs, self.options.max_shard_bytes)),
+            **({"averaged_steps": ", ".join(map(str, self.averaged))} if self.averaged else {}),
+        }
+
+    def write(self, output: Path, after_chunk: Callable[[int], object] = lambda num_elements: None) -> None:
+        """Writes the folder; shards of a stranger's checkpoint are checked by their CRCs meanwhile.
+
+        Args:
+            output: Folder to create.
+            after_chunk: Called with the number of elements of each chunk that was written.
+
+        Raises:
+            ValueError: A shard has changed since it was written, or `output` exists; no folder is left.
+            RuntimeError: The place cannot be written, or is full.
+        """
+        with ThreadPoolExecutor(1) as pool:
+            damage = pool.submit(find_damage, self.checked)
+
+            def finish_check(folder: Path) -> None:
+                if damage.result():
+                    raise ValueError(f"{'; '.join(damage.result())}: copy the checkpoint again or take another.")
+
+            options = ExportOptions(
+                DTYPES[self.dtype],
+                self.options.max_shard_bytes,
+                None
+                if self.hf_folder is None
+                else model_card(self.summary(), None if self.own is None else read_run(self.own)),
+                self.options.base_code,
+                after_chunk,
+                finish_check,
+            )
+            export_tensors(self.tensors, self.hf_folder, output, options)
+
+
+def prepare_conversion(path: Path, options: ConversionOptions) -> Conversion:
+    """Opens a checkpoint and settles what will be written; reads no weights but to check our own manifest.
+
+    Args:
+        path: A run, a checkpoint or a folder with ZeRO shards.
+        options: What is asked for.
+
+    Raises:
+        ValueError: The checkpoint is not whole, or does not fit the config.
+    """
+    shards = find_shard_folder(path)
+    own = own_checkpoint(shards)
+    if own is not None:
+        require_whole(own)
+    zero = open_zero_checkpoint(shards)
+    weights, prefix, base = zero.weights(), options.prefix, None
+    checked = storages_of(weights) if own is None else ()
+    if own is not None:
+        weights = own_base(own, options.base) | weights
+    elif base := strangers_base(weights, shards.parent, options.base):
+        weights, prefix = with_base(weights, base, prefix), ""
+    hf_folder = None if options.weights_only else find_config(shards, own, options.config or base)
+    official = None if hf_folder is None else official_shapes(hf_folder)
+    settings = adapter_settings(own, [shards.parent, *([] if hf_folder is None else [hf_folder])])
+    tensors = name_tensors(weights, zero.aliases, settings, prefix, official)
+    dtype = computed_dtype(zero) if options.dtype == "auto" else options.dtype
+    return Conversion(zero, own, hf_folder, tensors, dtype, options, checked)
+
+
+def find_config(shards: Path, own: Path | None, given: Path | None) -> Path:
+    """The folder with config and tokenizer.
+
+    Raises:
+        ValueError: There is none.
+    """
+    beside = own / "hf" if own is not None else shards.parent
+    folder = beside if given is None else given
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder}: no config.json. Name the folder with the model's config and tokenizer (--config), or ask for "
+            "weights only (--weights-only)."
+        )
+    return folder
+
+
+def computed_dtype(zero: ZeroCheckpoint) -> str:
+    """What the run computed in, by the DeepSpeed configuration that its shards carry."""
+    config = zero.optimizer_files[0].root.get("ds_config") or {}
+    sections = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp16": "float16"}
+    enabled = [dtype for key, dtype in sections.items() if (config.get(key) or {}).get("enabled") is True]
+    return enabled[0] if enabled else "float32"
+
+
+def name_tensors(
+    weights: Mapping[str, FlatTensor],
+    tied_names: Mapping[str, str],
+    settings: AdapterSettings | None,
+    prefix: str | None,
+    official: Mapping[str, Any] | None,
+) -> dict[str, Chunked]:
+    """What is written, by official name: adapters merged, wrappers taken off.
+
+    A tied tensor is written under each of its names, except where the names of the config's model are known.
+
+    Raises:
+        ValueError: Names become the same, or adapters cannot be merged.
+    """
+    tied = {alias: weights[name] for alias, name in tied_names.items() if name in weights and not DOWN.fullmatch(name)}
+    tensors = merge({**weights, **tied}, settings)
+    expected = None if official is None else set(official)
+    names = official_names(list(tensors), prefix, expected)
+    aliases = {names[alias]: names[name] for alias, name in tied_names.items() if alias in names and name in names}
+    named: dict[str, Chunked] = {names[name]: tensor for name, tensor in tensors.items()}
+    if expected is not None:
+        for alias, name in aliases.items():
+            unwanted = [each for each in (alias, name) if each not in expected]
+            for each in unwanted[:1]:
+                named.pop(each, None)
+    return named

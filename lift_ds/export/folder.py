@@ -1,0 +1,243 @@
+"""Weights as a Hugging Face folder that loads anywhere, with or without lift_ds.
+
+The folder carries the original config fields, the tokenizer, safetensors under the official names, and for the
+families of this package one self-contained modelling file, which `auto_map` names. Weights are written as they come, a
+chunk at a time.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lift_ds.models.layout import read_raw_config
+from lift_ds.storage.safetensors_header import TensorSpec
+from lift_ds.storage.safetensors_writer import READABLE, ShardWriter
+from lift_ds.storage.staging import SPARE_BYTES, check_space, staged_folder
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MAX_SHARD_BYTES = 5 * 10**9
+CHUNK_ELEMENTS = 1 << 20
+COMPANION_SUFFIXES = (".json", ".jinja", ".model", ".txt")
+NOT_COMPANIONS = ("config.json", "trainer_state.json", "adapter_config.json", "run.json")
+
+
+class Chunked(Protocol):
+    """A tensor that is read in chunks."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """Its shape."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of what is read."""
+
+    def chunks(self, size: int) -> Iterator[tuple[int, Tensor]]:
+        """Its flattened elements, about `size` at a time, each chunk with the place of its first element."""
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """A tensor that is there already."""
+
+    tensor: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        """Its shape."""
+        return self.tensor.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its type."""
+        return self.tensor.dtype
+
+    def chunks(self, size: int) -> Iterator[tuple[int, Tensor]]:
+        """The whole tensor."""
+        yield 0, self.tensor
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a folder is written.
+
+    Args:
+        dtype: Type of floating-point weights; others keep theirs.
+        max_shard_bytes: Most bytes of weights in a file.
+        card: Text of the model card, or `None` for no card.
+        base_code: Folder whose `.py` files are copied too, or `None`.
+        after_chunk: Called with the number of elements of each chunk that was written.
+        before_publishing: Called when all is written, before the folder gets its name; what it raises undoes all.
+    """
+
+    dtype: torch.dtype
+    max_shard_bytes: int = MAX_SHARD_BYTES
+    card: str | None = None
+    base_code: Path | None = None
+    after_chunk: Callable[[int], object] = lambda num_elements: None
+    before_publishing: Callable[[Path], object] = lambda folder: None
+
+
+def export_folder(state: dict[str, Tensor], hf_folder: Path, output: Path, dtype: torch.dtype) -> None:
+    """Writes a model folder from weights in memory; see `export_tensors`."""
+    export_tensors({name: InMemory(tensor) for name, tensor in state.items()}, hf_folder, output, ExportOptions(dtype))
+
+
+def export_tensors(
+    tensors: Mapping[str, Chunked], hf_folder: Path | None, output: Path, options: ExportOptions
+) -> None:
+    """Writes a model folder.
+
+    Args:
+        tensors: Every parameter and buffer under its official name.
+        hf_folder: Config and tokenizer of the base model; `None` writes weights only.
+        output: Folder to create.
+        options: How.
+
+    Raises:
+        ValueError: The names or shapes are not those of the config, or `output` exists and holds something.
+        RuntimeError: The place cannot be written, or is full.
+    """
+    specs = {name: written_spec(tensor, options.dtype) for name, tensor in tensors.items()}
+    official = None if hf_folder is None else official_shapes(hf_folder)
+    if official is not None:
+        from lift_ds.models.weights import check_names
+
+        check_names(official, {name: spec.shape for name, spec in specs.items()}, str(hf_folder))
+    with staged_folder(output) as folder:
+        check_space(folder, sum(spec.num_bytes for spec in specs.values()) + SPARE_BYTES)
+        with ShardWriter(folder, specs, options.max_shard_bytes) as writer:
+            for name, tensor in tensors.items():
+                for start, chunk in tensor.chunks(CHUNK_ELEMENTS):
+                    writer.write(name, chunk, start)
+                    options.after_chunk(chunk.numel())
+        if hf_folder is not None:
+            for path in companions(hf_folder):
+                shutil.copyfile(path, folder / path.name)
+            write_config(hf_folder, folder, options.dtype)
+        for path in sorted(options.base_code.glob("*.py")) if options.base_code else []:
+            shutil.copyfile(path, folder / path.name)
+        if options.card is not None:
+            (folder / "README.md").write_text(options.card, encoding="utf-8")
+        for path in folder.iterdir():
+            path.chmod(READABLE)
+        options.before_publishing(folder)
+
+
+def written_spec(tensor: Chunked, dtype: torch.dtype) -> TensorSpec:
+    """Shape and type of a tensor in the file."""
+    return TensorSpec(tensor.shape, dtype if tensor.dtype.is_floating_point else tensor.dtype)
+
+
+def is_supported(hf_folder: Path) -> bool:
+    """Whether a config is of a family of this package.
+
+    Raises:
+        ValueError: There is no config, or it is no JSON.
+    """
+    from lift_ds.models.families import MODEL_TYPES
+
+    return read_raw_config(hf_folder).get("model_type") in MODEL_TYPES
+
+
+def official_shapes(hf_folder: Path) -> dict[str, torch.Size] | None:
+    """Names and shapes of the parameters of a config's model; `None` for families that this package does not know.
+
+    Raises:
+        ValueError: There is no config, or it is not usable.
+    """
+    if not is_supported(hf_folder):
+        return None
+    from lift_ds.models.families import family_of, read_config
+
+    config = read_config(hf_folder)
+    with torch.device("meta"):
+        model = family_of(config).model_class(config)
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
+
+
+def companions(hf_folder: Path) -> list[Path]:
+    """Tokenizer, template and settings beside a config: everything that belongs to a model but config and weights.
+
+    Code comes along where the config's `auto_map` needs it and this package has none of its own for the family.
+    """
+    suffixes: tuple[str, ...] = COMPANION_SUFFIXES
+    if "auto_map" in read_raw_config(hf_folder) and not is_supported(hf_folder):
+        suffixes += (".py",)
+    return [
+        path
+        for path in sorted(hf_folder.iterdir())
+        if path.is_file()
+        and path.suffix in suffixes
+        and path.name not in NOT_COMPANIONS
+        and not path.name.endswith(".index.json")
+    ]
+
+
+def write_config(hf_folder: Path, folder: Path, dtype: torch.dtype) -> None:
+    """Writes `config.json`; for a family of this package it points at the modelling file, which is written too."""
+    values = read_raw_config(hf_folder)
+    if is_supported(hf_folder):
+        values |= write_modeling_file(hf_folder, folder, values)
+    values["torch_dtype"] = str(dtype).removeprefix("torch.")
+    values.pop("dtype", None)
+    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def write_modeling_file(hf_folder: Path, folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """Writes the self-contained modelling file of a family, and a tokenizer config that needs no code of others.
+
+    Returns:
+        Config fields that point at the file, and ids that the config does not give.
+    """
+    from lift_ds.models.families import family_of, read_config
+    from lift_ds.models.vocabulary import NEEDED_IDS, TOKENIZER_CONFIG, portable_tokenizer_config
+
+    config = read_config(hf_folder)
+    family = family_of(config)
+    target = f"modeling_{family.modeling_file}"
+    module = target.removesuffix(".py")
+    model_name = f"{module}.{family.model_class.__name__}"
+    (folder / target).write_text(joined_source(family.modeling_file), encoding="utf-8")
+    if (hf_folder / TOKENIZER_CONFIG).is_file():
+        portable = portable_tokenizer_config(hf_folder)
+        (folder / TOKENIZER_CONFIG).write_text(json.dumps(portable, indent=2) + "\n", encoding="utf-8")
+    return {name: getattr(config, name) for name in NEEDED_IDS if values.get(name) is None} | {
+        "auto_map": {
+            "AutoConfig": f"{module}.{family.config_class.__name__}",
+            "AutoModel": model_name,
+            "AutoModelForCausalLM": model_name,
+        },
+        "architectures": [family.model_class.__name__],
+    }
+
+
+def joined_source(file_name: str) -> str:
+    """The source of a modelling file as one file: in front of it, once each, the neighbours that it imports from."""
+    pieces: dict[str, str] = {}
+
+    def add(name: str) -> None:
+        source = (files("lift_ds.models") / name).read_text(encoding="utf-8")
+        lines = source.splitlines(keepends=True)
+        for node in ast.parse(source).body:
+            if not isinstance(node, ast.ImportFrom) or not (node.level or node.module == "__future__"):
+                continue
+            if node.level and f"{node.module}.py" not in pieces:
+                add(f"{node.module}.py")
+            for place in range(node.lineno - 1, node.end_lineno or node.lineno):
+                lines[place] = ""
+        pieces[name] = "".join(lines)
+
+    add(file_name)
+    header = f'"""The modelling code of this folder, joined from {", ".join(pieces)} of lift_ds."""'
+    return "\n\n".join([header, "from __future__ import annotations", *pieces.values()])

@@ -1,0 +1,179 @@
+"""A base model and its LoRA adapters as one folder, tensor by tensor.
+
+The largest thing in memory is one adapted matrix in float32, twice; everything else goes through in small pieces.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lift_ds.models.families import read_config
+from lift_ds.storage.safetensors_folder import PIECE_BYTES, WEIGHT_TYPES, SafetensorsFolder, shorten
+from lift_ds.storage.safetensors_header import TensorSpec
+from lift_ds.storage.safetensors_writer import READABLE, ShardWriter
+from lift_ds.storage.staging import SPARE_BYTES, refuse_existing, staged_folder
+
+from .folder import MAX_SHARD_BYTES, companions, is_supported, write_config
+from .peft_folder import AdapterFolder
+
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".index.json")
+
+
+@dataclass(frozen=True)
+class Merge:
+    """What is merged, checked.
+
+    Args:
+        base: The base's weights.
+        adapters: The adapters.
+        specs: The weights that are written.
+        is_own: Whether the base is of a family of ours, and gets our modelling file.
+        copied: Names of the base's other files that come along.
+        left_out: Names of the base's other files and folders that do not.
+    """
+
+    base: SafetensorsFolder
+    adapters: AdapterFolder
+    specs: dict[str, TensorSpec]
+    is_own: bool
+    copied: list[str]
+    left_out: list[str]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the weights that are written."""
+        return sum(spec.num_bytes for spec in self.specs.values())
+
+
+def plan_merge(base: Path, adapters: Path, dtype: torch.dtype | None) -> Merge:
+    """Reads configs and headers, and checks that base and adapters belong together.
+
+    Args:
+        base: Model folder with safetensors; any architecture that keeps its matrices as (out, in).
+        adapters: Folder in PEFT's format.
+        dtype: Type of the written weights; as stored where not given. Tensors that are no plain weights stay.
+
+    Raises:
+        ValueError: A folder cannot be read or merged, or the adapters are of another base.
+    """
+    source, adapter_folder = SafetensorsFolder(base), AdapterFolder(adapters)
+    shapes = source.shapes()
+    absent = [name for name in adapter_folder.targets if name not in shapes]
+    if absent:
+        raise ValueError(f"{adapters} is of another base: {base} has no {shorten(absent)}.")
+    pairs = {name: (adapter_folder.update_shape(name), shapes[name]) for name in adapter_folder.targets}
+    wrong = [f"{name} {tuple(made)} for {tuple(has)}" for name, (made, has) in pairs.items() if made != has]
+    if wrong:
+        raise ValueError(f"{adapters} is of another base: shapes differ from {base}'s: {shorten(wrong)}.")
+    quantised = [name for name in adapter_folder.targets if source.places[name].spec.dtype not in WEIGHT_TYPES]
+    if quantised:
+        raise ValueError(f"{base}: {shorten(quantised)}: adapters can be merged into unquantised weights only.")
+    specs = {
+        name: TensorSpec(spec.shape, dtype if dtype and spec.dtype in WEIGHT_TYPES else spec.dtype)
+        for name, spec in source.specs().items()
+    }
+    is_own = is_own_family(base)
+    copied, left_out = files_beside(base, is_own)
+    return Merge(source, adapter_folder, specs, is_own, copied, left_out)
+
+
+def is_own_family(base: Path) -> bool:
+    """Whether a model folder is of a family that is exported with our modelling file.
+
+    Raises:
+        ValueError: Its config cannot be read, or is one of a family of ours with a fault.
+    """
+    if is_supported(base):
+        read_config(base)
+        return True
+    return False
+
+
+def files_beside(base: Path, is_own: bool) -> tuple[list[str], list[str]]:
+    """The base's files beside the weights: those that come along, and those that do not and are not made anew."""
+    others = [path for path in sorted(base.iterdir()) if not path.name.endswith(WEIGHT_SUFFIXES)]
+    wanted = companions(base) if is_own else [path for path in others if path.is_file()]
+    left_out = [path.name for path in others if path not in wanted and not (is_own and path.name == "config.json")]
+    return [path.name for path in wanted], left_out
+
+
+def check_place(merge: Merge, output: Path) -> None:
+    """Checks that the weights can be written and fit.
+
+    Raises:
+        ValueError: `output` exists and holds something.
+        RuntimeError: Its folder cannot be written, or has too little space.
+    """
+    refuse_existing(output)
+    existing = next(folder for folder in output.absolute().parents if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise RuntimeError(f"{existing} cannot be written; name another output folder.")
+    free, needed = shutil.disk_usage(existing).free, merge.num_bytes + SPARE_BYTES
+    if free < needed:
+        raise RuntimeError(f"{existing}: {free / 2**30:.2f} GiB free, {needed / 2**30:.2f} GiB needed.")
+
+
+def write_merged(merge: Merge, output: Path, dtype: torch.dtype | None, advance: Callable[[int], None]) -> None:
+    """Writes the merged folder, under its final name when it is whole.
+
+    Args:
+        merge: What `plan_merge` found.
+        output: Folder to create.
+        dtype: As given to `plan_merge`.
+        advance: Told of bytes as they are written.
+
+    Raises:
+        ValueError: `output` exists and holds something.
+        RuntimeError: The place cannot be written, or has too little space.
+    """
+    check_place(merge, output)
+    with staged_folder(output) as folder:
+        with ShardWriter(folder, merge.specs, MAX_SHARD_BYTES) as writer:
+            for name, spec in merge.specs.items():
+                write_tensor(merge, writer, name, spec, advance)
+        for name in merge.copied:
+            shutil.copyfile(merge.base.folder / name, folder / name)
+        finish_config(merge, folder, dtype)
+        for path in folder.iterdir():
+            path.chmod(READABLE)
+
+
+def write_tensor(
+    merge: Merge, writer: ShardWriter, name: str, spec: TensorSpec, advance: Callable[[int], None]
+) -> None:
+    """Writes one tensor, in pieces; with its adapter added, in float32 or wider, where it has one."""
+    stored = merge.base.places[name].spec.dtype
+    merged = None
+    if name in merge.adapters.targets:
+        merged = merge.base.tensor(name, torch.promote_types(stored, torch.float32))
+        merged = merged.add_(merge.adapters.update(name)).view(-1)
+    length = PIECE_BYTES // stored.itemsize
+    buffer = torch.empty(min(length, spec.num_elements), dtype=stored)
+    for start in range(0, spec.num_elements, length):
+        count = min(length, spec.num_elements - start)
+        if merged is None:
+            merge.base.read(name, buffer[:count], start)
+        piece = buffer[:count] if merged is None else merged[start : start + count]
+        writer.write(name, piece, start)
+        advance(count * spec.dtype.itemsize)
+
+
+def finish_config(merge: Merge, folder: Path, dtype: torch.dtype | None) -> None:
+    """Our families' config and modelling file, as every export has them; in others only the type, where it changed."""
+    if merge.is_own:
+        largest = max(merge.specs.values(), key=lambda spec: spec.num_bytes)
+        write_config(merge.base.folder, folder, largest.dtype)
+        return
+    if dtype is None:
+        return
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    written = [key for key in ("dtype", "torch_dtype") if key in values] or ["torch_dtype"]
+    values |= dict.fromkeys(written, str(dtype).removeprefix("torch."))
+    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

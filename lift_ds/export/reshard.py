@@ -1,0 +1,239 @@
+"""A ZeRO checkpoint for another number of ranks, on disk: the flat groups are cut anew, nothing else changes.
+
+DeepSpeed loads the result as if that many ranks had saved it. Tensors are copied range by range, so that memory does
+not grow with the model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from lift_ds.storage.flat_groups import FlatTensor, Range, share, zero2_partition, zero2_ranges, zero3_ranges
+from lift_ds.storage.manifest import LATEST, MANIFEST, Manifest, read_manifest, sync_and_hash, write_synced
+from lift_ds.storage.safe_pickle import ALLOWED
+from lift_ds.storage.staging import SPARE_BYTES, check_space, staged_folder
+from lift_ds.storage.stored_tensor import StoredTensor
+from lift_ds.storage.torch_writer import PlannedTensor, copied, write_torch_file
+from lift_ds.storage.zero_checkpoint import FULL_STAGE, MASTER, MOMENTS, Shapes, ZeroCheckpoint
+
+from .inspection import find_problems, open_inspected
+
+SUB_GROUP_SIZE = 10**9
+FRAGMENT = ALLOWED["deepspeed.utils.tensor_fragment", "fragment_address"]
+
+
+class Recutter:
+    """The shards of a checkpoint, for another world size.
+
+    Args:
+        zero: The checkpoint.
+        world_size: Ranks to cut it for.
+    """
+
+    def __init__(self, zero: ZeroCheckpoint, world_size: int) -> None:
+        """Finds all tensors; reads none."""
+        self.zero, self.world_size = zero, world_size
+        self.sources = {key: zero.trained(key) for key in (MASTER, *MOMENTS)}
+        self.param_groups = zero.base_state(0)["param_groups"]
+        shapes = zero.groups
+        joined = [{n: s for place in group["params"] for n, s in shapes[place].items()} for group in self.param_groups]
+        self.sub_groups = [self.split(each) if zero.stage == FULL_STAGE else [each] for each in joined]
+        self.groups: list[Shapes] = [group for groups in self.sub_groups for group in groups]
+
+    def split(self, group: Shapes) -> list[Shapes]:
+        """The sub-groups into which DeepSpeed cuts a group under ZeRO-3: a new one once its elements are reached."""
+        config = (self.zero.optimizer_files[0].root.get("ds_config") or {}).get("zero_optimization") or {}
+        limit = config.get("sub_group_size", SUB_GROUP_SIZE)
+        limit = SUB_GROUP_SIZE if limit == "auto" else int(limit)
+        found: list[Shapes] = [{}]
+        held = 0
+        for name, shape in group.items():
+            if held >= limit:
+                found.append({})
+                held = 0
+            found[-1][name] = shape
+            held += share(math.prod(shape), self.world_size)
+        return found
+
+    def ranges(self, place: int, rank: int) -> tuple[list[Range], int]:
+        """What a rank holds of a group, and the length of its part, filling included."""
+        group = self.groups[place]
+        if self.zero.stage == FULL_STAGE:
+            length = sum(share(math.prod(shape), self.world_size) for shape in group.values())
+            return list(zero3_ranges(group, self.world_size, rank)), length
+        paddings = self.zero.paddings[place]
+        length = zero2_partition(sum(map(math.prod, group.values())) + sum(paddings), self.world_size)
+        return list(zero2_ranges(group, paddings, self.world_size, rank)), length
+
+    def flat(self, place: int, rank: int, key: str, is_lean: bool = False) -> PlannedTensor:
+        """A rank's part of a group; without the filling at its end where it is lean."""
+        ranges, length = self.ranges(place, rank)
+        length -= self.filling(place, rank) if is_lean else 0
+        return planned(ranges, length, self.sources[key])
+
+    def filling(self, place: int, rank: int) -> int:
+        """Elements at the end of a rank's part that belong to no parameter, under ZeRO-1 and 2."""
+        length = self.ranges(place, rank)[1]
+        used = sum(map(math.prod, self.groups[place].values())) + sum(self.zero.paddings[place])
+        return min(length, max(0, (rank + 1) * length - used))
+
+    def optimizer_root(self, rank: int) -> dict[str, Any]:
+        """What a rank's `optim_states` file holds."""
+        places = range(len(self.groups))
+        steps = self.steps()
+        moments = [{key: self.flat(place, rank, key) for key in MOMENTS} for place in places]
+        state = {place: {"step": steps[place], **moments[place]} for place in places}
+        base = {"state": state, "param_groups": self.renumbered()}
+        found = self.zero.optimizer_state(0)
+        if self.zero.stage == FULL_STAGE:
+            masters = [self.flat(place, rank, MASTER) for place in places]
+            found |= {"partition_count": self.world_size, "fp32_flat_groups": masters, "optimizer_state_dict": base}
+        else:
+            found |= {
+                "partition_count": [self.world_size] * len(self.groups),
+                "single_partition_of_fp32_groups": [self.flat(place, rank, MASTER, is_lean=True) for place in places],
+                "group_paddings": [self.filling(place, rank) for place in places],
+                "base_optimizer_state": base,
+                "param_slice_mappings": [fragments(self.ranges(place, rank)[0]) for place in places],
+            }
+        return {**self.zero.optimizer_files[0].root, "optimizer_state_dict": found}
+
+    def steps(self) -> list[Any]:
+        """Steps of each group's optimizer, a tensor of its own for each: optimizers count up in place."""
+        saved = self.zero.base_state(0)["state"]
+        found = []
+        for group, parts in zip(self.param_groups, self.sub_groups, strict=True):
+            step = saved[group["params"][0]]["step"]
+            found += [copied(step) if isinstance(step, StoredTensor) else step for _ in parts]
+        return found
+
+    def renumbered(self) -> list[dict[str, Any]]:
+        """The optimizer's groups with the numbers of their new sub-groups."""
+        groups, place = [], 0
+        for group, parts in zip(self.param_groups, self.sub_groups, strict=True):
+            groups.append({**group, "params": list(range(place, place + len(parts)))})
+            place += len(parts)
+        return groups
+
+    def model_root(self, rank: int) -> dict[str, Any]:
+        """What a rank's `model_states` file holds; rank 0's where it held more than the others'."""
+        found = {**self.zero.model_state, "dp_world_size": self.world_size, "param_shapes": self.groups}
+        if self.zero.stage == FULL_STAGE and self.zero.frozen:
+            frozen = self.zero.frozen
+            ranges = {name: list(zero3_ranges({name: frozen[name].shape}, self.world_size, rank)) for name in frozen}
+            lengths = {name: share(frozen[name].num_elements, self.world_size) for name in frozen}
+            found["frozen_param_fragments"] = {n: planned(each, lengths[n], frozen) for n, each in ranges.items()}
+        return found
+
+
+def planned(ranges: Sequence[Range], length: int, sources: dict[str, FlatTensor]) -> PlannedTensor:
+    """Ranges of parameters at their places in a flat tensor, zeros between and behind them."""
+    parts: list[Any] = []
+    place = 0
+    for each in ranges:
+        parts += [each.offset - place, (sources[each.name], each.start, each.stop)]
+        place = each.offset + each.stop - each.start
+    dtype = next(iter(sources.values())).dtype if not ranges else sources[ranges[0].name].dtype
+    return PlannedTensor((length,), dtype, (*parts, length - place))
+
+
+def fragments(ranges: Sequence[Range]) -> dict[str, Any]:
+    """Where each parameter is in a rank's part, as DeepSpeed notes it."""
+    found = {}
+    for each in ranges:
+        found[each.name] = FRAGMENT()
+        vars(found[each.name]).update(numel=each.stop - each.start, start=each.offset)
+    return found
+
+
+def reshard(path: Path, world_size: int, output: Path, after_file: Callable[[int], object]) -> dict[str, Any]:
+    """Writes a checkpoint for another number of ranks.
+
+    Args:
+        path: A run, a checkpoint, or a folder with ZeRO shards.
+        world_size: Ranks to cut it for.
+        output: Checkpoint to create: like ours for ours; for a stranger's the shards, `latest`, and the files that lie
+            beside the shards (a Trainer resumes with them; random states of more ranks than there were are not there).
+        after_file: Called with 1 after each file.
+
+    Returns:
+        Facts.
+
+    Raises:
+        ValueError: The checkpoint is not whole, or `output` exists.
+        RuntimeError: The place cannot be written, or is full.
+    """
+    recutter, own = prepare_reshard(path, world_size)
+    zero = recutter.zero
+    rest = files_beside(zero.folder, own)
+    with staged_folder(output) as folder:
+        check_space(folder, sum(file.stat().st_size for file in [*zero.folder.iterdir(), *rest]) + SPARE_BYTES)
+        shards = folder / zero.folder.name
+        shards.mkdir()
+        write_shards(recutter, shards, after_file)
+        for file in rest:
+            target = folder / file.relative_to(zero.folder.parent)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+        if own is None:
+            (folder / LATEST).write_text(shards.name, encoding="utf-8")
+        else:
+            write_manifest(own, folder, world_size)
+    return {"checkpoint": str(own or zero.folder), "world_size": zero.world_size, "new_world_size": world_size}
+
+
+def prepare_reshard(path: Path, world_size: int) -> tuple[Recutter, Path | None]:
+    """Opens and checks a checkpoint.
+
+    Raises:
+        ValueError: It is not whole, or the number of ranks is none.
+    """
+    if world_size < 1:
+        raise ValueError(f"{world_size} ranks: at least 1.")
+    zero, own = open_inspected(path)
+    problems = find_problems(zero, own)
+    if problems:
+        raise ValueError(f"{own or zero.folder} is not whole: {'; '.join(problems)}.")
+    return Recutter(zero, world_size), own
+
+
+def write_shards(recutter: Recutter, shards: Path, after_file: Callable[[int], object]) -> None:
+    """Every rank's files, under the names that its stage and precision give them."""
+    saved = recutter.zero.optimizer_files[0].path.name
+    for rank in range(recutter.world_size):
+        write_torch_file(shards / saved.replace("_rank_0_", f"_rank_{rank}_", 1), recutter.optimizer_root(rank))
+        after_file(1)
+        if rank == 0 or recutter.zero.stage == FULL_STAGE:
+            name = recutter.zero.model_files[0].path.name.replace("_pp_rank_0_", f"_pp_rank_{rank}_", 1)
+            write_torch_file(shards / name, recutter.model_root(rank))
+
+
+def files_beside(shards: Path, own: Path | None) -> list[Path]:
+    """The files of a checkpoint that are copied as they are.
+
+    Args:
+        shards: The folder with the shards; the checkpoint is the one above it.
+        own: The checkpoint, where it is of this package: then everything in it but shards and manifest belongs to it.
+            Of a stranger's only the files beside the shards do, and only where `latest` says what the folder is.
+    """
+    if own is not None:
+        found = [path for path in own.rglob("*") if path.is_file() and shards not in path.parents]
+        return sorted(path for path in found if path.name != MANIFEST)
+    folder = shards.parent
+    if not (folder / LATEST).is_file():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_file() and path.name != LATEST)
+
+
+def write_manifest(own: Path, folder: Path, world_size: int) -> None:
+    """The manifest of a checkpoint of ours, for its new files."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {str(path.relative_to(folder)): sync_and_hash(path) for path in paths}
+    manifest: Manifest = replace(read_manifest(own), world_size=world_size, files=files)
+    write_synced(folder / MANIFEST, json.dumps(asdict(manifest), indent=1))

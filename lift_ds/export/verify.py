@@ -1,0 +1,78 @@
+"""Whether an exported folder is what the checkpoint holds: every tensor, and the logits of the families known here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lift_ds.storage.safetensors_header import TensorPlace, read_header
+from lift_ds.storage.stored_tensor import storage_at
+
+from .convert import Conversion
+from .folder import CHUNK_ELEMENTS, DTYPES, Chunked, is_supported
+
+PROBE_LENGTH = 32
+
+
+def verify_export(conversion: Conversion, folder: Path) -> dict[str, Any]:
+    """Reads an exported folder again.
+
+    Returns:
+        Tensors that were compared, and the largest difference of logits (only where the family is known).
+
+    Raises:
+        RuntimeError: Something differs.
+    """
+    places = {name: place for path in sorted(folder.glob("*.safetensors")) for name, place in read_header(path).items()}
+    if places.keys() != conversion.tensors.keys():
+        raise RuntimeError(f"{folder}: its tensors are not those of the checkpoint.")
+    for name, tensor in conversion.tensors.items():
+        if not equals_file(tensor, places[name]):
+            raise RuntimeError(f"{folder}: {name} is not what the checkpoint holds; convert again.")
+    found: dict[str, Any] = {"num_verified_tensors": len(places)}
+    if conversion.hf_folder is not None and is_supported(conversion.hf_folder):
+        found["max_logit_difference"] = compare_logits(conversion.tensors, DTYPES[conversion.dtype], folder)
+    return found
+
+
+def equals_file(tensor: Chunked, place: TensorPlace) -> bool:
+    """Whether a tensor is in a file bit for bit, rounded to the file's type."""
+    stored = storage_at(place)
+    return tensor.shape == place.spec.shape and all(
+        torch.equal(chunk.flatten().to(stored.dtype), stored.read(start, start + chunk.numel()))
+        for start, chunk in tensor.chunks(CHUNK_ELEMENTS)
+    )
+
+
+def compare_logits(tensors: Mapping[str, Chunked], dtype: torch.dtype, folder: Path) -> float:
+    """Largest difference between logits of the reloaded folder and of a model filled from the checkpoint itself.
+
+    Raises:
+        RuntimeError: They differ.
+    """
+    from lift_ds.models.families import family_of, read_config
+    from lift_ds.models.weights import load_pretrained
+
+    config = read_config(folder)
+    with torch.device("meta"):
+        model = family_of(config).model_class(config)
+    state = {name: load(tensor).to(dtype) for name, tensor in tensors.items()}
+    model.load_state_dict(state, strict=False, assign=True)
+    ids = torch.arange(PROBE_LENGTH)[None] % int(config.vocab_size)
+    with torch.no_grad():
+        expected = model.eval()(input_ids=ids).logits.float()
+        del model, state
+        reloaded, _ = load_pretrained(folder)
+        difference = float((reloaded(input_ids=ids).logits.float() - expected).abs().max())
+    if difference != 0:
+        raise RuntimeError(f"{folder}: logits differ from the checkpoint's by up to {difference:.1e}.")
+    return difference
+
+
+def load(tensor: Chunked) -> Tensor:
+    """A whole tensor."""
+    return torch.cat([chunk.flatten() for _, chunk in tensor.chunks(CHUNK_ELEMENTS)]).view(tensor.shape)

@@ -1,1 +1,0 @@
-"""Mathematics of LIFT: which component a level has, and which tokens it keeps."""

@@ -1,0 +1,1 @@
+"""The paper: forward process, loss, components, selection, difficulty, on plain tensors."""

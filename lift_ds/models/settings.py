@@ -1,0 +1,27 @@
+"""Which model a run trains, and how it is set up."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from lift_ds.section import Section
+
+
+class ModelConfig(Section):
+    """Which model, and how it is set up."""
+
+    path: str = Field("builtin:base", description="folder in the public layout, hub name, or builtin:base")
+    from_scratch: bool = Field(False, description="new random weights; only config and tokenizer are read from path")
+    gradient_checkpointing: bool = Field(False, description="recompute each block in backward instead of storing it")
+    compile: bool = Field(False, description="torch.compile for each block; the first steps take longer, unpacked only")
+
+
+class LoraConfig(Section):
+    """Low-rank adapters instead of full fine-tuning; off while rank is 0."""
+
+    rank: int = Field(0, ge=0, description="rank r of the adapters; 0 trains all weights")
+    alpha: float = Field(256.0, gt=0, description="scale: the update is multiplied by alpha / rank")
+    dropout: float = Field(0.05, ge=0, lt=1, description="dropout on the adapters' input")
+    targets: list[str] = Field(
+        ["q_proj", "k_proj", "v_proj"], min_length=1, description="names of the matrices that get adapters"
+    )

@@ -1,0 +1,1 @@
+"""Bytes that know no model: safetensors, torch's files, flat groups, manifests, staging."""

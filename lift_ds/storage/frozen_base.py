@@ -1,0 +1,94 @@
+"""The frozen base of a run with adapters: its checkpoints name it by its hash instead of holding it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from .flat_groups import FlatTensor, whole
+from .manifest import FileRecord, hash_file
+from .safetensors_folder import SafetensorsFolder
+from .safetensors_header import TensorPlace
+from .stored_tensor import StoredTensor, storage_at
+
+BASE_FILE = "base.json"
+
+
+@dataclass(frozen=True)
+class BaseRecord:
+    """The files with the weights of a base.
+
+    Args:
+        path: The local folder where they were.
+        files: Size and SHA-256 of each.
+    """
+
+    path: str
+    files: dict[str, FileRecord]
+
+    def check(self, other: BaseRecord, where: str) -> None:
+        """Checks that `other` has the same files.
+
+        Raises:
+            ValueError: A file differs or is missing.
+        """
+        changed = sorted(name for name in self.files | other.files if self.files.get(name) != other.files.get(name))
+        if changed:
+            raise ValueError(
+                f"{where} holds adapters of the base {self.path}; {other.path} is another: {', '.join(changed[:4])} "
+                "differ. Name the base that the adapters were trained on."
+            )
+
+    def write(self, folder: Path) -> None:
+        """Writes `base.json`."""
+        (folder / BASE_FILE).write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+
+
+def read_base(checkpoint: Path) -> BaseRecord | None:
+    """What a checkpoint's adapters belong to; `None` where it holds whole weights.
+
+    Raises:
+        ValueError: The record cannot be read.
+    """
+    path = checkpoint / BASE_FILE
+    if not path.is_file():
+        return None
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+        return BaseRecord(loaded["path"], {name: FileRecord(**each) for name, each in loaded["files"].items()})
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: no readable record of a base: {error}; copy the checkpoint again.") from error
+
+
+def hash_base(folder: Path, rank: int = 0, world_size: int = 1) -> dict[str, FileRecord]:
+    """Size and SHA-256 of a rank's share of a base's safetensors; of all of them for one rank.
+
+    Raises:
+        ValueError: There are no safetensors, or they cannot be read.
+    """
+    paths = sorted({place.path for place in SafetensorsFolder(folder).places.values()})
+    return {path.name: hash_file(path) for path in paths[rank::world_size]}
+
+
+def base_tensors(record: BaseRecord, folder: Path, where: str) -> dict[str, FlatTensor]:
+    """The base's weights by official name, left on disk.
+
+    Args:
+        record: What the checkpoint says of the base.
+        folder: Where its files are now.
+        where: The checkpoint, for messages.
+
+    Raises:
+        ValueError: The files are not those that the adapters were trained on.
+    """
+    record.check(BaseRecord(str(folder), hash_base(folder)), where)
+    return {name: whole(stored_tensor(place)) for name, place in SafetensorsFolder(folder).places.items()}
+
+
+def stored_tensor(place: TensorPlace) -> StoredTensor:
+    """A tensor of a safetensors file, row by row."""
+    shape = place.spec.shape
+    return StoredTensor(storage_at(place), 0, tuple(shape), torch.empty(shape, device="meta").stride())

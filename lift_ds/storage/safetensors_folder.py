@@ -1,0 +1,145 @@
+"""Weights in a folder of safetensors, read by exact byte ranges.
+
+Nothing is mapped and nothing is read twice: a range of a tensor goes from the file straight into the memory that it is
+for, or through one small piece where the type differs or the memory is an accelerator's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .safetensors_header import TensorPlace, TensorSpec, read_header
+from .safetensors_writer import INDEX_FILE, SINGLE_FILE, bytes_of
+
+PIECE_BYTES = 8 << 20
+WEIGHT_TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+LISTED_KEYS = 8
+
+
+class SafetensorsFolder:
+    """A folder with `model.safetensors`, or shards and their index.
+
+    Args:
+        folder: The folder.
+        only: Name of a single file to read instead.
+
+    Attributes:
+        places: Where each tensor is, in the order of the files.
+    """
+
+    def __init__(self, folder: Path, only: str | None = None) -> None:
+        """Reads and checks the index and all headers; no data.
+
+        Raises:
+            ValueError: There are no safetensors, the index or a header cannot be read, a shard that the index names is
+                missing, or the index and the shards do not agree.
+        """
+        self.folder = folder
+        index = None if only else read_index(folder)
+        names = [only or SINGLE_FILE] if index is None else sorted(set(index.values()))
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise ValueError(f"{folder}: {shorten(missing)} missing; weights are read from safetensors only.")
+        headers = {name: read_header(folder / name) for name in names}
+        self.places: dict[str, TensorPlace] = {key: place for each in headers.values() for key, place in each.items()}
+        if index is not None:
+            found = {(key, name) for name, places in headers.items() for key in places}
+            wrong = sorted({key for key, _ in found ^ set(index.items())})
+            if wrong:
+                raise ValueError(
+                    f"{folder / INDEX_FILE} and its files do not agree on {shorten(wrong)}. Fetch it again."
+                )
+
+    def shapes(self) -> dict[str, torch.Size]:
+        """Shapes, in the order of the files."""
+        return {key: place.spec.shape for key, place in self.places.items()}
+
+    def specs(self) -> dict[str, TensorSpec]:
+        """Shapes and types, in the order of the files."""
+        return {key: place.spec for key, place in self.places.items()}
+
+    def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """A whole tensor in memory of its own, as stored or rounded to `dtype`."""
+        spec = self.places[name].spec
+        whole = torch.empty(spec.shape, dtype=dtype or spec.dtype)
+        self.read(name, whole.view(-1))
+        return whole
+
+    def read(self, name: str, into: Tensor, start: int = 0) -> None:
+        """Fills `into`, a flat tensor of any type and device, with the elements from `start` of a flattened tensor.
+
+        Raises:
+            ValueError: Its stored type is not one of plain weights, and another one is wanted.
+            RuntimeError: The file became shorter since its header was read.
+        """
+        place = self.places[name]
+        stored = place.spec.dtype
+        if into.dtype != stored and stored not in WEIGHT_TYPES:
+            allowed = ", ".join(str(each).removeprefix("torch.") for each in WEIGHT_TYPES)
+            kind = str(stored).removeprefix("torch.")
+            raise ValueError(f"{place.path}: {name} is stored as {kind}; allowed: {allowed}. Use unquantised weights.")
+        offset = place.offset + start * stored.itemsize
+        with open(place.path, "rb", buffering=0) as file:
+            if into.dtype == stored and into.device.type == "cpu":
+                read_whole(file.fileno(), bytes_of(into), offset, place.path)
+                return
+            piece = torch.empty(min(into.numel(), PIECE_BYTES // stored.itemsize), dtype=stored)
+            for part in into.split(max(len(piece), 1)):
+                read_whole(file.fileno(), bytes_of(piece[: len(part)]), offset, place.path)
+                part.copy_(piece[: len(part)])
+                offset += len(part) * stored.itemsize
+
+
+def read_index(folder: Path) -> dict[str, str] | None:
+    """Which file holds each tensor, or `None` where the folder has no index.
+
+    Raises:
+        ValueError: It is no index, or names files outside the folder.
+    """
+    path = folder / INDEX_FILE
+    if not path.is_file():
+        return None
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        outside = [name for name in index.values() if Path(name).name != name]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path}: no readable index ({type(error).__name__}: {error}). Fetch it again.") from error
+    if outside:
+        raise ValueError(f"{path}: {shorten(outside)}: only names of files in the same folder are allowed.")
+    return index
+
+
+def read_at(handle: int, into: memoryview, offset: int) -> int:
+    """Fills `into` from a byte of a file on; returns how many bytes the file lacks for that.
+
+    One call to the system gives at most 2 GiB.
+    """
+    while into:
+        count = os.preadv(handle, [into], offset)
+        if count == 0:
+            break
+        into, offset = into[count:], offset + count
+    return len(into)
+
+
+def read_whole(handle: int, into: memoryview, offset: int, path: Path) -> None:
+    """Fills `into` from a byte of a file whose header was judged.
+
+    Raises:
+        RuntimeError: The file ends before.
+    """
+    lacking = read_at(handle, into, offset)
+    if lacking:
+        end = offset + len(into) - lacking
+        raise RuntimeError(f"{path} ends at byte {end}; it became shorter while it was read.")
+
+
+def shorten(keys: list[str]) -> str:
+    """The first keys of a list."""
+    more = f", and {len(keys) - LISTED_KEYS} more" if len(keys) > LISTED_KEYS else ""
+    return ", ".join(keys[:LISTED_KEYS]) + more

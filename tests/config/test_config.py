@@ -1,0 +1,199 @@
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lift_ds.config.deepspeed import read_ds_json, resolve_ds_json
+from lift_ds.config.loading import ConfigError, explain_keys, known_keys, load_run_config
+from lift_ds.config.run import RunConfig
+from tests.conftest import REPOSITORY
+
+RECIPES = [REPOSITORY / "lift_ds/assets/reasoning.yaml", *sorted((REPOSITORY / "launchers/recipes").glob("*.yaml"))]
+DS_CONFIGS = sorted((REPOSITORY / "ds_configs").glob("*.json"))
+STABLE_KEYS = ["optim.steps", "optim.lr", "objective.method", "checkpoint.save_every", "eval.solve_items"]
+
+
+def test_overrides_win_over_the_recipe(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("optim:\n  lr: 5e-6\n  steps: 20\nobjective:\n  method: vanilla\n")
+    config, problems = load_run_config(
+        recipe, ["objective.method=lift2", "optim.steps=300", "data.path=[a.jsonl, b.jsonl]"]
+    )
+    assert not problems
+    assert (config.optim.lr, config.optim.steps, config.objective.method) == (5e-6, 300, "lift2")
+    assert config.data.path == ["a.jsonl", "b.jsonl"]
+
+
+def test_all_problems_at_once():
+    overrides = ["optim.lr=abc", "objective.metod=lift2", "optim.steps=-3", "nonsense", "eval.solve_items=1.5", "a.b=1"]
+    config, problems = load_run_config(None, [*overrides, "optim.eps=1e-6"])
+    assert config.optim.eps == 1e-6
+    assert config.objective.method == "lift3"  # the rest can still be checked
+    text = str(ConfigError(problems))
+    assert "6 problems in the configuration" in text
+    for part in (
+        "optim.lr='abc': input should be a valid number",
+        "objective.metod: unknown key; did you mean objective.method?",
+        "optim.steps=-3: input should be greater than or equal to 1",
+        "'nonsense': an override has the form section.key=value",
+        "eval.solve_items=1.5: input should be a valid integer",
+        "a: unknown key",
+    ):
+        assert part in text
+
+
+def test_keys_that_do_not_fit_each_other():
+    assert "must be a multiple of eval.block_length=64" in load_run_config(None, ["eval.gen_length=50"])[1][0]
+    assert (
+        "must be a multiple of the number of blocks, 4"
+        in load_run_config(None, ["eval.block_length=16", "eval.steps=30"])[1][0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["checkpoint.best_by=heldout_loss", "checkpoint.save_every=0"], "needs checkpoints to choose from"),
+        (["checkpoint.best_by=heldout_loss", "eval.rows=0"], "needs held-out rows, and eval.rows=0 turns them off"),
+        (
+            ["checkpoint.best_by=solve_rate", "checkpoint.save_every=0", "checkpoint.export=best"],
+            "writes only the last",
+        ),
+        (["checkpoint.export=best"], "needs checkpoint.best_by=heldout_loss or solve_rate"),
+        (["checkpoint.best_by=accuracy"], "also keep the checkpoint that is best by"),
+    ],
+)
+def test_a_best_checkpoint_that_there_cannot_be(overrides, message):
+    config, problems = load_run_config(None, [*overrides, "optim.lr=x", "checkpoint.resume=auto"])
+    assert config.checkpoint.resume == "auto"
+    assert len(problems) == 2
+    assert any(message in problem for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("", "is empty"), ("- a\n", "holds a list"), ("a: [", "not YAML"), (None, "cannot be read")],
+)
+def test_unusable_recipes(tmp_path, content, message):
+    recipe = tmp_path / "recipe.yaml"
+    if content is not None:
+        recipe.write_text(content)
+    assert message in load_run_config(recipe, [])[1][0]
+
+
+def test_help_explains_every_key():
+    explained = explain_keys()
+    assert set(STABLE_KEYS) <= set(known_keys())
+    for key in known_keys():
+        assert f"  {key}  (" in explained
+    assert "\n      None" not in explained
+    assert "\n      \n" not in explained
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipes_are_valid(recipe):
+    config, problems = load_run_config(recipe, [])
+    assert not problems
+    assert config != RunConfig()
+
+
+def resolve(loaded, config=None, world_size=2, has_bf16=False):
+    return resolve_ds_json(loaded, Path("zero.json"), config or RunConfig(), world_size, 128, has_bf16)
+
+
+@pytest.mark.parametrize("path", DS_CONFIGS, ids=lambda path: path.stem)
+def test_shipped_json_resolves(path):
+    loaded, problems = read_ds_json(path)
+    assert not problems
+    resolved, problems = resolve(loaded)
+    assert not problems
+    assert "auto" not in json.dumps(resolved)
+
+
+def test_auto_is_filled():
+    loaded = {
+        "zero_optimization": {"stage": 3, "reduce_bucket_size": "auto", "stage3_param_persistence_threshold": "auto"}
+    }
+    resolved, problems = resolve(loaded)
+    assert not problems
+    assert resolved["train_micro_batch_size_per_gpu"] == 4  # 8 documents over 2 ranks
+    assert resolved["gradient_accumulation_steps"] == 1
+    assert resolved["bf16"] == {"enabled": False}
+    assert resolve(loaded, has_bf16=True)[0]["bf16"] == {"enabled": True}
+    assert resolved["zero_optimization"]["reduce_bucket_size"] == 128 * 128
+    assert resolved["zero_optimization"]["stage3_param_persistence_threshold"] == 1280
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_batch_size": 64}, "train_batch_size=64 but optim.global_batch gives 8"),
+        ({"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 4}, "gradient_accumulation_steps=4 but"),
+        ({"train_micro_batch_size_per_gpu": 0}, "a positive number"),
+        (
+            {"optimizer": {"type": "AdamW", "params": {"lr": 1e-5}}},
+            "optimizer.params.lr=1e-05 but optim.lr gives 5e-06",
+        ),
+        ({"optimizer": {"type": "Lamb"}}, "optimizer.type='Lamb'"),
+        ({"optimizer": {"type": "AdamW", "params": {"momentum": 1}}}, "optimizer.params.momentum: unknown"),
+        ({"scheduler": {"type": "WarmupLR"}}, "set optim.schedule"),
+        ({"gradient_clipping": "auto"}, 'gradient_clipping="auto" has no counterpart'),
+    ],
+)
+def test_two_homes_of_a_number(change, message):
+    _, problems = resolve({"zero_optimization": {"stage": 3}, **change})
+    assert len(problems) == 1
+    assert message in problems[0]
+
+
+@pytest.mark.parametrize("section", ["offload_param", "offload_optimizer"])
+def test_nvme_is_refused_before_anything_is_trained(section):
+    """Training works, and the first save fails: DeepSpeed's swap files are no part of a checkpoint here."""
+    loaded = {"zero_optimization": {"stage": 3, section: {"device": "nvme", "nvme_path": "/tmp"}}}
+    _, problems = resolve(loaded)
+    assert len(problems) == 1
+    assert f"zero_optimization.{section}.device=nvme" in problems[0] and "allowed: none, cpu" in problems[0]
+    loaded["zero_optimization"][section]["device"] = "cpu"
+    assert not resolve(loaded)[1]
+
+
+def test_equal_numbers_are_allowed():
+    params = {"lr": 5e-6, "betas": "auto", "eps": "auto", "weight_decay": 0.1}
+    resolved, problems = resolve(
+        {"zero_optimization": {"stage": 3}, "train_batch_size": 8, "optimizer": {"type": "AdamW", "params": params}}
+    )
+    assert not problems
+    assert "optimizer" not in resolved
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not JSON"),
+        ("[]", "holds a list"),
+        (
+            '{"zero_optimisation": {"stage": 3}}',
+            "unknown key 'zero_optimisation'; DeepSpeed would ignore it; did you mean zero_optimization?",
+        ),
+        ('{"zero_optimization": {"stage": 4}}', "zero_optimization.stage must be"),
+        ('{"bf16": {"enabled": true}}', "zero_optimization.stage must be"),
+        ('{"zero_optimization": {"stage": 3}, "fp16": {"enabled": true}}', "only bf16 and float32"),
+    ],
+)
+def test_unusable_json(tmp_path, content, message):
+    path = tmp_path / "zero.json"
+    path.write_text(content)
+    assert any(message in problem for problem in read_ds_json(path)[1])
+
+
+def test_missing_json():
+    assert "cannot be read" in read_ds_json(Path("nowhere.json"))[1][0]
+
+
+def test_recipes_name_what_made_the_base():
+    folder = REPOSITORY / "launchers" / "recipes"
+    text, chats = (yaml.safe_load((folder / f"{stage}_base.yaml").read_text()) for stage in ("pretrain", "instruct"))
+    assert (text["data"]["path"], chats["data"]["path"]) == ("builtin:pretraining", "builtin:instructions")
+    assert text["model"]["from_scratch"] is True
+    assert chats["model"]["path"] == f"{text['output']}/export"

@@ -1,0 +1,155 @@
+import ast
+import json
+import shutil
+import subprocess
+import sys
+import venv
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import GPT2Config
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+from lift_ds import generate, load_pretrained
+from lift_ds.export.folder import ExportOptions, InMemory, export_folder, export_tensors
+from lift_ds.models.families import family_of, read_config
+from lift_ds.models.weights import NewWeights
+from tests.conftest import run
+from tests.small_models import write_adapted
+
+
+@pytest.fixture
+def state(llada_dir):
+    return load_file(llada_dir / "model.safetensors")
+
+
+def test_round_trip(state, llada_dir, llada, tmp_path):
+    export_folder(state, llada_dir, tmp_path / "out", torch.float32)
+    model, _ = load_pretrained(tmp_path / "out")
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(model(input_ids=ids).logits, llada(input_ids=ids).logits)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    original = json.loads((llada_dir / "config.json").read_text())
+    changed = {key for key in config if config[key] != original.get(key)}
+    assert changed <= {"auto_map", "architectures"}
+    assert set(original) <= set(config)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o644}
+
+
+def test_shards(state, llada_dir, tmp_path):
+    tensors = {name: InMemory(tensor) for name, tensor in state.items()}
+    export_tensors(tensors, llada_dir, tmp_path / "out", ExportOptions(torch.float32, max_shard_bytes=40_000))
+    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 2
+    model, _ = load_pretrained(tmp_path / "out")
+    assert all(torch.equal(model.get_parameter(name), tensor) for name, tensor in state.items())
+
+
+def test_dtype(state, llada_dir, tmp_path):
+    export_folder(state, llada_dir, tmp_path / "out", torch.bfloat16)
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert {tensor.dtype for tensor in written.values()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+def test_nothing_is_overwritten_and_nothing_half_written(state, llada_dir, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="not empty"):
+        export_folder(state, llada_dir, tmp_path / "out", torch.float32)
+    incomplete = {name: tensor for name, tensor in state.items() if "ln_f" not in name}
+    with pytest.raises(ValueError, match="missing"):
+        export_folder(incomplete, llada_dir, tmp_path / "other", torch.float32)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.fixture
+def exports(llada_dir, dream_dir, tmp_path):
+    """An export of each modelling file, by family."""
+    folders = {name: tmp_path / name for name in ("llada", "dream", "a2d")}
+    for name, base in (("llada", llada_dir), ("dream", dream_dir)):
+        export_folder(load_file(base / "model.safetensors"), base, folders[name], torch.float32)
+    return folders | {"a2d": write_adapted(tmp_path, "qwen3")}
+
+
+@pytest.mark.parametrize("cache", ["none", "dual"])
+def test_an_export_that_transformers_loaded_answers(exports, cache):
+    """Where it loads the classes of the folder, as it does unless this package was imported before."""
+    prompt = torch.tensor([[5, 6, 7]])
+    for name, folder in exports.items():
+        reference = json.loads((folder / "config.json").read_text())["auto_map"]["AutoModel"]
+        theirs = get_class_from_dynamic_module(reference, folder).from_pretrained(folder).eval()
+        assert type(theirs).__module__.startswith("transformers_modules"), name
+        ours, _ = load_pretrained(folder)
+        found = generate(theirs, prompt, 8, 8, 4, cache=cache)
+        assert torch.equal(found, generate(ours, prompt, 8, 8, 4, cache=cache)), name
+
+
+def test_a_model_of_another_family_is_refused():
+    with pytest.raises(ValueError, match="a model with a GPT2Config is of no family known here: llada, Dream"):
+        family_of(GPT2Config())
+
+
+CLEAN_LOADING = """
+import sys, torch, transformers
+sys.modules["lift_ds"] = None  # an import of it raises
+for name, folder in FOLDERS.items():
+    model = transformers.AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+    torch.save(model(input_ids=torch.tensor(IDS)).logits, OUTPUT + "/" + name + ".pt")
+    assert not list(model.buffers()), name
+for auto in (transformers.AutoModelForCausalLM, transformers.AutoModel):
+    try:
+        auto.from_pretrained(FOLDERS["a2d"], trust_remote_code=False)
+    except ValueError:
+        continue
+    sys.exit("an adapted model loaded as a causal one")
+print(transformers.__version__)
+"""
+
+
+def load_in_clean_python(python, exports, tmp_path):
+    """Loads the exports where lift_ds cannot be imported; compares logits and returns transformers' version."""
+    ids = [[5, 6, 7, 8]]
+    names = {"FOLDERS": {name: str(folder) for name, folder in exports.items()}, "IDS": ids, "OUTPUT": str(tmp_path)}
+    code = "".join(f"{name} = {value!r}\n" for name, value in names.items()) + CLEAN_LOADING
+    environment = {"PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    done = run([str(python), "-c", code], cwd=tmp_path, env=environment)
+    for name, folder in exports.items():
+        expected = load_pretrained(folder)[0](input_ids=torch.tensor(ids)).logits
+        torch.testing.assert_close(torch.load(tmp_path / f"{name}.pt"), expected, atol=1e-6, rtol=1e-6)
+    return done.stdout.split()[-1]
+
+
+def test_exports_load_without_lift_ds(exports, tmp_path):
+    load_in_clean_python(sys.executable, exports, tmp_path)
+
+
+def test_a_folder_carries_one_modelling_file(exports):
+    for name, folder in exports.items():
+        (path,) = folder.glob("*.py")
+        assert path.name == f"modeling_{name}.py"
+        imported = {node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}
+        packages = {module.split(".")[0] for module in imported}
+        assert packages <= {"__future__", "collections", "typing", "torch", "transformers"}
+
+
+def test_ids_that_only_the_tokenizer_knows_are_written(tiny_dir, tmp_path):
+    shutil.copytree(tiny_dir, tmp_path / "base")
+    raw = json.loads((tiny_dir / "config.json").read_text())
+    expected = raw.pop("mask_token_id")
+    (tmp_path / "base" / "config.json").write_text(json.dumps(raw))
+    source = NewWeights(read_config(tmp_path / "base"), 0)
+    state = {name: source.tensor(name) for name in source.shapes()}
+    export_folder(state, tmp_path / "base", tmp_path / "out", torch.float32)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["mask_token_id"] == expected
+
+
+@pytest.mark.slow
+def test_transformers_4_loads_exports(exports, tmp_path):
+    """A clean environment with transformers 4, without lift_ds, gives the same logits."""
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    packages = [f"torch=={torch.__version__.split('+')[0]}", "transformers==4.57.1", "numpy"]
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+    assert load_in_clean_python(python, exports, tmp_path).startswith("4.")
+    shutil.rmtree(tmp_path / "venv")

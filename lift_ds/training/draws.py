@@ -9,15 +9,15 @@ import torch
 
 from lift_ds.data.batch import Document, Noise
 from lift_ds.data.order.loader import NoiseRule, Place
-from lift_ds.method.noise import extra_level, level_from_uniform, stratify
+from lift_ds.method.noise import level_from_uniform, stratify
 from lift_ds.objectives import make_objective
-from lift_ds.objectives.settings import ObjectiveConfig
+from lift_ds.objectives.settings import ObjectiveSettings
 from lift_ds.rng import Stream, keyed_uniform
 
 NUM_SCALARS = 4
 
 
-def make_noise_rule(settings: ObjectiveConfig, seed: int, global_batch: int) -> NoiseRule:
+def make_noise_rule(settings: ObjectiveSettings, seed: int, global_batch: int) -> NoiseRule:
     """How documents' random numbers follow from (seed, epoch, sample).
 
     With `t_sampling: stratified` the level comes from (seed, step, slot, place in the slot's pack) instead, so that a
@@ -36,10 +36,8 @@ def make_noise_rule(settings: ObjectiveConfig, seed: int, global_batch: int) -> 
             u_step = float(keyed_uniform(seed, 0, step, Stream.STEP_TIME, 1)[0])
             u = torch.tensor([stratify(u_step, slot, global_batch, place) for slot, place in places])
         t = level_from_uniform(u, settings.t_min)
-        rho = extra_level(u, t, u_rho, settings.rho) if objective.draws_superset else torch.zeros_like(t)
-        always = not objective.reads_difficulty or step < settings.warm_start_steps
-        refreshed = (u_refresh < settings.refresh_share) | always
-        columns = (t, rho, objective.component(t, u_component), refreshed)
+        rho, component = objective.extra_level(u, t, u_rho), objective.component(t, u_component)
+        columns = (t, rho, component, objective.is_refreshed(u_refresh, step))
         found = []
         rows = zip(documents, drawn, *(column.tolist() for column in columns), strict=True)
         for each, uniforms, level, extra, component, is_refreshed in rows:

@@ -17,6 +17,7 @@ from lift_ds.export.adapter_run import convert_adapters
 from lift_ds.export.convert import ConversionOptions, prepare_conversion
 from lift_ds.export.verify import verify_export
 from lift_ds.models.weights import load_pretrained, whole_shape
+from lift_ds.objectives import Objective
 from lift_ds.storage.best import offer, read_best
 from lift_ds.storage.frozen_base import BaseRecord
 from lift_ds.storage.manifest import (
@@ -50,6 +51,7 @@ class Trainer:
     Args:
         prepared: What was opened.
         ds_json: Resolved DeepSpeed JSON.
+        objective: What is seen and learned.
         engine: The training engine.
         progress: The display.
         metrics: `metrics.jsonl`, on rank 0 only.
@@ -59,6 +61,7 @@ class Trainer:
 
     prepared: Prepared
     ds_json: dict[str, Any]
+    objective: Objective
     engine: Engine
     progress: Progress
     metrics: MetricsFile | None
@@ -209,7 +212,7 @@ class Trainer:
                     self.consider(checkpoint, step)
 
         try:
-            outcome = train_steps(engine, run, loader, first_step, self.stop, self.buffers, after_step)
+            outcome = train_steps(engine, run, self.objective, loader, first_step, self.stop, self.buffers, after_step)
         finally:
             loader.close()
         if outcome.step > saved_at:

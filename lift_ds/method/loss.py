@@ -39,33 +39,33 @@ def chunked_gold_logprob(hidden: Tensor, weight: Tensor | None, gold_ids: Tensor
     Returns:
         float32 (R,), at most 0.
     """
-    found = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
+    gold_logprob = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
     with torch.no_grad():
         for rows in chunks(hidden, weight):
             logits = logits_of(hidden[rows], weight)
-            found[rows] = logits.gather(-1, gold_ids[rows, None])[:, 0] - logits.logsumexp(-1)
-    return found
+            gold_logprob[rows] = logits.gather(-1, gold_ids[rows, None])[:, 0] - logits.logsumexp(-1)
+    return gold_logprob
 
 
 def chunked_confidence(hidden: Tensor, weight: Tensor | None, gold_ids: Tensor) -> Tensor:
     """Largest probability and p(gold) of each row, without gradient: float32 (R, 2); arguments as above."""
-    found = hidden.new_empty((hidden.shape[0], 2), dtype=torch.float32)
+    confidence = hidden.new_empty((hidden.shape[0], 2), dtype=torch.float32)
     with torch.no_grad():
         for rows in chunks(hidden, weight):
             probability = logits_of(hidden[rows], weight).softmax(-1)
-            found[rows, 0] = probability.amax(-1)
-            found[rows, 1] = probability.gather(-1, gold_ids[rows, None])[:, 0]
-    return found
+            confidence[rows, 0] = probability.amax(-1)
+            confidence[rows, 1] = probability.gather(-1, gold_ids[rows, None])[:, 0]
+    return confidence
 
 
 def chunked_entropy(hidden: Tensor, weight: Tensor | None) -> Tensor:
     """Entropy in nats of the predicted distributions, without gradient: float32 (R,); arguments as above."""
-    found = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
+    entropy = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
     with torch.no_grad():
         for rows in chunks(hidden, weight):
             logprob = logits_of(hidden[rows], weight).log_softmax(-1)
-            found[rows] = -(logprob.exp() * logprob).sum(-1)
-    return found.clamp(min=0.0)
+            entropy[rows] = -(logprob.exp() * logprob).sum(-1)
+    return entropy.clamp(min=0.0)
 
 
 def chunked_weighted_nll(

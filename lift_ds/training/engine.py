@@ -174,7 +174,8 @@ class Engine(Collectives):
     def num_parameters(self, only_trained: bool = False) -> int:
         """Parameters of the whole model, or only those that are trained."""
         parameters = self.root.parameters()
-        return sum(whole_shape(each).numel() for each in parameters if each.requires_grad or not only_trained)
+        counted = [parameter for parameter in parameters if parameter.requires_grad or not only_trained]
+        return sum(whole_shape(parameter).numel() for parameter in counted)
 
     def set_learning_rate(self, step: int) -> float:
         """Sets and returns the rate of optimizer step `step`."""

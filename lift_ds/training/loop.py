@@ -226,4 +226,4 @@ def train_steps(
 
 def gather_bad_samples(engine: Engine, totals: StepTotals) -> list[int]:
     """Sample ids, over all ranks, of the micro-batches that first had a loss that is not finite."""
-    return sorted({sample for found in engine.gather_objects(totals.bad_sample_ids) for sample in found})
+    return sorted({sample for of_rank in engine.gather_objects(totals.bad_sample_ids) for sample in of_rank})

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from lift_ds.evaluation.tasks import read_problems
+from lift_ds.evaluation.problems import read_problems
 
 
 def write_rows(path, *rows):

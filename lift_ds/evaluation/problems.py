@@ -10,6 +10,9 @@ import json
 from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from lift_ds.data.sources import open_sources
 from lift_ds.data.sources.hub import HUB_PREFIX
@@ -94,7 +97,7 @@ def problem_of(task: EvalTask, values: Values, where: str) -> Problem:
 
 
 def rows_of(path: str) -> Iterator[tuple[str, Values]]:
-    """Place and values of each row of a file or data set.
+    """Place and values of each row of a file or data set; lists are Python's, whatever the file's kind.
 
     Raises:
         ValueError: It cannot be read, or a row cannot.
@@ -110,7 +113,12 @@ def rows_of(path: str) -> Iterator[tuple[str, Values]]:
             for row in source.read(chunk):
                 if row.problem is not None:
                     raise ValueError(f"{row.where}: {row.problem}")
-                yield row.where, row.values
+                yield row.where, {name: plain_list(value) for name, value in row.values.items()}
+
+
+def plain_list(value: Any) -> Any:
+    """A parquet file's array of numbers as a list, which readers ask for and JSON keeps; other values as they are."""
+    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def csv_rows(path: Path) -> Iterator[tuple[str, Values]]:

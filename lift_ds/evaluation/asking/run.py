@@ -50,11 +50,11 @@ class TaskProgress:
 
     def rows(self) -> list[AnsweredProblem]:
         """The problems with all their answers."""
-        found = []
-        for index, problem in enumerate(self.plan.problems):
-            texts = tuple(self.samples[index, sample].answer.text for sample in range(self.plan.num_samples))
-            found.append(AnsweredProblem(problem, texts))
-        return found
+        numbers = range(self.plan.num_samples)
+        return [
+            AnsweredProblem(problem, tuple(self.samples[index, sample].answer.text for sample in numbers))
+            for index, problem in enumerate(self.plan.problems)
+        ]
 
     def scores(self, scorer: str) -> list[list[Score]]:
         """The scores of every problem's answers; waits for those to come."""

@@ -17,9 +17,9 @@ from lift_ds.evaluation.asking.protocol import Protocol, load_protocol
 from lift_ds.evaluation.asking.results import open_folder, write_results
 from lift_ds.evaluation.asking.run import evaluate
 from lift_ds.evaluation.asking.samples import SampleLog
-from lift_ds.evaluation.judging.score_file import ScoringPool, check_names
+from lift_ds.evaluation.judging import Problem
 from lift_ds.evaluation.sandbox import Limits
-from lift_ds.evaluation.tasks import Problem
+from lift_ds.evaluation.score_file import ScoringPool, check_names
 from lift_ds.models.families import read_config
 from lift_ds.models.weights import resolve_folder
 from lift_ds.ranks.launch import Launch

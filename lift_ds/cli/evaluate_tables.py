@@ -75,13 +75,13 @@ def row_of(progress: TaskProgress) -> list[str]:
     total = len(progress.plan.problems) * progress.plan.num_samples
     if not samples or not scores:
         return [f"{len(samples)}/{total}", "", "", "", "", ""]
-    tokens = sum(sample.num_denoised for sample in samples)
+    tokens = sum(sample.answer.num_denoised for sample in samples)
     return [
         f"{len(samples)}/{total}",
         f"{sum(score.is_solved for score in scores) / len(scores):.1%} of {len(scores)}",
         f"{sum(not score.is_parsed for score in scores) / len(scores):.1%}",
-        f"{sum(not sample.is_ended for sample in samples) / len(samples):.1%}",
-        f"{sum(sample.num_forwards for sample in samples) / len(samples):.1f}",
+        f"{sum(not sample.answer.is_ended for sample in samples) / len(samples):.1%}",
+        f"{sum(sample.answer.num_forwards for sample in samples) / len(samples):.1f}",
         f"{tokens / sum(sample.seconds for sample in samples):,.0f}",
     ]
 

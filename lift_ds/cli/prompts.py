@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from lift_ds.evaluation.judging.score_file import json_objects
+from lift_ds.evaluation.score_file import json_objects
 
 NAMES = ("prompt", "question")
 Messages = list[dict[str, str]]

@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lift_ds.evaluation.judging import SCORER_VERSIONS, TASK_SCORERS
-from lift_ds.evaluation.judging.score_file import check_names, read_rows, score_rows, summarize
+from lift_ds.evaluation.judging import SCORER_VERSIONS
 from lift_ds.evaluation.sandbox import Limits
+from lift_ds.evaluation.score_file import check_names, read_rows, score_rows, summarize
+from lift_ds.evaluation.tasks import EVAL_TASKS
 
 from .tool import check_writable, run_tool
 
@@ -29,7 +30,7 @@ def make_parser() -> argparse.ArgumentParser:
         "Formulas and programs are checked in child processes with limits. Exits with 2 where something is wrong.",
     )
     parser.add_argument("file", type=Path, help="JSON Lines")
-    parser.add_argument("--task", required=True, help=", ".join(TASK_SCORERS))
+    parser.add_argument("--task", required=True, help=", ".join(EVAL_TASKS))
     parser.add_argument(
         "--scorer",
         required=True,

@@ -2,8 +2,8 @@ import pytest
 import yaml
 
 from lift_ds.evaluation.asking.protocol import FOLDER, load_protocol
-from lift_ds.evaluation.judging import TASK_SCORERS
-from lift_ds.evaluation.tasks import Problem
+from lift_ds.evaluation.judging import Problem
+from lift_ds.evaluation.tasks import EVAL_TASKS
 
 CODE = 'def f(x):\n    """Not this."""\n\n\ndef g(x):\n    """Square x.\n    >>> g(2)\n    4\n    """\n'
 
@@ -23,7 +23,7 @@ def test_published_settings():
     assert turn == expected
     published = {"gsm8k", "math500", "countdown", "sudoku", "aime24", "aime25", "humaneval", "mbpp"}
     assert set(protocol.tasks) == published
-    assert set(load_protocol("clean").tasks) == set(TASK_SCORERS) > published
+    assert set(load_protocol("clean").tasks) == set(EVAL_TASKS) > published
 
 
 def test_a_docstring_alone_names_no_function():

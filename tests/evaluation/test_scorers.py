@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lift_ds.evaluation.judging import TASK_SCORERS, Checks, Row
+from lift_ds.evaluation.judging import Checks, Problem
 from lift_ds.evaluation.judging.extraction import final_answer
 from lift_ds.evaluation.judging.numbers import read_quantity
 from lift_ds.evaluation.judging.published_arithmetic import evaluate, is_near
-from lift_ds.evaluation.judging.score_file import read_rows, score_rows
 from lift_ds.evaluation.sandbox import Limits
+from lift_ds.evaluation.score_file import read_rows, score_rows
+from lift_ds.evaluation.tasks import EVAL_TASKS
 from tests.conftest import VECTORS
 
 SAMPLES = VECTORS / "scoring"
@@ -99,7 +100,7 @@ def test_answers_of_10_mb_are_wrong_and_quick(kind):
     with Checks(QUICK) as checks:
         for task in tasks:
             for scorer in ("reference", "strict"):
-                score = getattr(TASK_SCORERS[task], scorer)(Row(TRUTHS[task][0], (), TRUTHS[task][1], ""), text, checks)
+                score = EVAL_TASKS[task].scorer(scorer)(Problem(*TRUTHS[task], ""), text, checks)
                 assert not score.is_solved, (task, scorer)
     assert time.perf_counter() - began < 60  # minutes, were a rule quadratic
 
@@ -110,8 +111,7 @@ def test_no_text_breaks_a_scorer(text):
     with Checks(QUICK) as checks:
         for task in ("gsm8k", "countdown", "sudoku"):
             for scorer in ("reference", "strict"):
-                row = Row(TRUTHS[task][0], (), TRUTHS[task][1], "here")
-                score = getattr(TASK_SCORERS[task], scorer)(row, text, checks)
+                score = EVAL_TASKS[task].scorer(scorer)(Problem(*TRUTHS[task], "here"), text, checks)
                 assert 0 <= score.correct <= score.total
 
 

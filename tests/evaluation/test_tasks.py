@@ -1,9 +1,11 @@
 import csv
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from lift_ds.evaluation.tasks import read_problems
+from lift_ds.evaluation.problems import read_problems
 
 
 def write_rows(path, *rows):
@@ -51,6 +53,15 @@ def test_known_columns(tmp_path, task, row, question, ground_truth):
     assert (problem.question, problem.ground_truth) == (question, ground_truth)
     assert problem.where.endswith("rows.jsonl:1")
     assert problem.entry_point == row.get("entry_point")
+
+
+def test_lists_of_numbers_in_parquet(tmp_path):
+    """As data sets of Countdown on the hub have them; arrays are no JSON, and were refused as no list."""
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"nums": [[4, 2], [1, 3, 5]], "target": [6, 9]}), path)
+    problems = read_problems("countdown", str(path), None)
+    assert [problem.ground_truth for problem in problems] == [[[4, 2], 6], [[1, 3, 5], 9]]
+    assert problems[0].question == "Numbers: [4, 2]\nTarget: 6"
 
 
 def test_csv_keeps_zeros(tmp_path):

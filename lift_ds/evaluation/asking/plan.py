@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lift_ds.data.text.chat import ChatEncoder
-from lift_ds.evaluation.judging import SCORER_VERSIONS, TASK_SCORERS
-from lift_ds.evaluation.tasks import Problem, read_problems
+from lift_ds.evaluation.judging import SCORER_VERSIONS, Problem
+from lift_ds.evaluation.problems import read_problems
+from lift_ds.evaluation.tasks import EVAL_TASKS
 from lift_ds.sampling.reverse import ReverseProcess
 
 from .protocol import Protocol
@@ -101,4 +102,4 @@ def task_scorers(name: str, wanted: Sequence[str]) -> list[str]:
     unknown = [each for each in wanted if each not in SCORER_VERSIONS]
     if unknown:
         raise ValueError(f"scorer {unknown[0]!r}: allowed are {', '.join(SCORER_VERSIONS)}.")
-    return [each for each in wanted if getattr(TASK_SCORERS[name], each) is not None] or ["strict"]
+    return [each for each in wanted if EVAL_TASKS[name].scorer(each) is not None] or ["strict"]

@@ -15,15 +15,13 @@ from typing import Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from lift_ds.evaluation.judging import TASK_SCORERS
-from lift_ds.evaluation.judging.code import test_text
-from lift_ds.evaluation.tasks import Problem
+from lift_ds.evaluation.judging import Problem
+from lift_ds.evaluation.tasks import EVAL_TASKS
 from lift_ds.section import Section
 
 FOLDER = Path(str(files("lift_ds") / "assets" / "protocols"))
 DOCSTRING = re.compile(r'("""|\'\'\')(.*?)\1', re.DOTALL)
 FIELDS = {"question", "tests"}
-TASKS_WITH_TESTS = ("humaneval", "mbpp")
 
 
 class Decoding(Section):
@@ -41,7 +39,7 @@ class TaskProtocol(Section):
         prompt: The user's turn, with {question} and {tests} where they go.
         question: The problem's question as it is, or of a function only its docstring.
         decoding: In place of the protocol's.
-        items: Problems of a built-in task, whose number is free.
+        items: Problems, where a task makes as many as are asked for; of others the first so many.
     """
 
     prompt: str
@@ -70,7 +68,7 @@ class TaskProtocol(Section):
         """The user's turn about a problem from `pose`."""
         values = {"question": problem.question}
         if "tests" in fields_of(self.prompt):
-            values["tests"] = test_text(problem.ground_truth)
+            values["tests"] = problem.test_text
         return self.prompt.format(**values)
 
 
@@ -94,11 +92,11 @@ class Protocol(Section):
     @model_validator(mode="after")
     def check_tasks(self) -> Protocol:
         """Checks that the tasks exist."""
-        unknown = sorted(set(self.tasks) - set(TASK_SCORERS))
+        unknown = sorted(set(self.tasks) - set(EVAL_TASKS))
         if unknown:
-            raise ValueError(f"tasks: {', '.join(unknown)} unknown; allowed are {', '.join(TASK_SCORERS)}")
+            raise ValueError(f"tasks: {', '.join(unknown)} unknown; allowed are {', '.join(EVAL_TASKS)}")
         for name, task in self.tasks.items():
-            if "tests" in fields_of(task.prompt) and name not in TASKS_WITH_TESTS:
+            if "tests" in fields_of(task.prompt) and not EVAL_TASKS[name].shows_tests:
                 raise ValueError(f"tasks.{name}.prompt: {{tests}} would show the right answer; remove it")
         return self
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lift_ds.evaluation.judging.score_file import summarize
+from lift_ds.evaluation.score_file import summarize
 
 from .run import TaskProgress
 
@@ -88,10 +88,10 @@ def write_results(
     for progress in done:
         name, rows = progress.plan.name, progress.rows()
         lines = (
-            {"question": row.question, "generation": list(row.generations), "ground_truth": row.ground_truth}
-            | ({} if row.entry_point is None else {"entry_point": row.entry_point})
-            | {"where": row.where}
-            for row in rows
+            {"question": problem.question, "generation": list(generations), "ground_truth": problem.ground_truth}
+            | ({} if problem.entry_point is None else {"entry_point": problem.entry_point})
+            | {"where": problem.where}
+            for problem, generations in ((row.problem, row.generations) for row in rows)
         )
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         (folder / task_file(name)).write_text(text, encoding="utf-8")
@@ -104,15 +104,15 @@ def write_results(
 
 def generation_figures(progress: TaskProgress) -> dict[str, float]:
     """Cost of the answers: forwards and tokens by answer, denoised tokens a forward and a second, what was cut."""
-    samples = list(progress.samples.values())
-    forwards, seconds = sum(each.num_forwards for each in samples), sum(each.seconds for each in samples)
-    denoised = sum(each.num_denoised for each in samples)
+    answers = [sample.answer for sample in progress.samples.values()]
+    forwards, denoised = sum(each.num_forwards for each in answers), sum(each.num_denoised for each in answers)
+    seconds = sum(sample.seconds for sample in progress.samples.values())
     return {
-        "samples": len(samples),
-        "forwards_per_sample": forwards / len(samples),
+        "samples": len(answers),
+        "forwards_per_sample": forwards / len(answers),
         "tokens_per_forward": denoised / forwards,
         "tokens_per_second": denoised / seconds,
-        "answer_tokens_per_sample": sum(each.num_tokens for each in samples) / len(samples),
-        "truncated": sum(not each.is_ended for each in samples),
+        "answer_tokens_per_sample": sum(each.num_tokens for each in answers) / len(answers),
+        "truncated": sum(not each.is_ended for each in answers),
         "seconds": seconds,
     }

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from lift_ds.evaluation.judging import Row, Score
-from lift_ds.evaluation.judging.score_file import ScoringPool
+from lift_ds.evaluation.judging import AnsweredProblem, Score
+from lift_ds.evaluation.score_file import ScoringPool
 from lift_ds.ranks.shares import Ranks, equal_share
 from lift_ds.sampling.reverse import RowSeeds
 
@@ -38,8 +38,7 @@ class TaskProgress:
         """Takes an answer and has it scored."""
         unit = (sample.index, sample.sample)
         self.samples[unit] = sample
-        problem = self.plan.problems[sample.index]
-        row = Row(problem.question, (sample.generation,), problem.ground_truth, problem.where, problem.entry_point)
+        row = AnsweredProblem(self.plan.problems[sample.index], (sample.answer.text,))
         for scorer in self.plan.scorers:
             self.scoring[scorer, unit] = pool.submit(row, self.plan.name, scorer)
 
@@ -49,13 +48,13 @@ class TaskProgress:
         known = [each for (scorer, _), each in self.scoring.items() if scorer == first and each.done()]
         return [future.result()[0] for future in known]
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[AnsweredProblem]:
         """The problems with all their answers."""
-        found = []
-        for index, problem in enumerate(self.plan.problems):
-            texts = tuple(self.samples[index, sample].generation for sample in range(self.plan.num_samples))
-            found.append(Row(problem.question, texts, problem.ground_truth, problem.where, problem.entry_point))
-        return found
+        numbers = range(self.plan.num_samples)
+        return [
+            AnsweredProblem(problem, tuple(self.samples[index, sample].answer.text for sample in numbers))
+            for index, problem in enumerate(self.plan.problems)
+        ]
 
     def scores(self, scorer: str) -> list[list[Score]]:
         """The scores of every problem's answers; waits for those to come."""
@@ -113,7 +112,7 @@ def evaluate(
             gathered = [sample for share in ranks.gather_objects(counted) for sample in share]
             if pool is not None:
                 seconds = (time.perf_counter() - began) / len(gathered)
-                timed = [Sample(**{**vars(sample), "seconds": seconds}) for sample in gathered]
+                timed = [replace(sample, seconds=seconds) for sample in gathered]
                 log.append(timed)
                 for sample in timed:
                     progress.add(sample, pool)
@@ -126,10 +125,4 @@ def answer_units(plan: TaskPlan, units: Sequence[Unit], answerer: Answerer, seed
     seeds = RowSeeds(tuple(f"{seed}/{plan.name}/{index}/{sample}" for index, sample in units))
     prompts = [plan.prompts[index] for index, _ in units]
     answers = answerer.answer(prompts, plan.process, seeds, keeps_special=plan.keeps_special)
-    return [
-        Sample(
-            plan.name, *unit, answer.text, answer.num_tokens, answer.is_ended, answer.num_forwards,
-            answer.num_denoised, 0.0,
-        )
-        for unit, answer in zip(units, answers, strict=True)
-    ]  # fmt: skip
+    return [Sample(plan.name, *unit, answer) for unit, answer in zip(units, answers, strict=True)]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
+from .answering import Answer
 from .line_log import LineLog
 
 Key = tuple[str, int, int]
+FIGURES = tuple(field.name for field in fields(Answer) if field.name != "text")
+LINE_NAMES = ("task", "index", "sample", "generation", *FIGURES, "seconds")
 
 
 @dataclass(frozen=True)
@@ -19,28 +23,32 @@ class Sample:
         task: The task.
         index: Number of the problem.
         sample: Number of the answer.
-        generation: Its text.
-        num_tokens: Its tokens before the first special one.
-        is_ended: Whether it came to its end within its length.
-        num_forwards: Forwards of the model that it took.
-        num_denoised: Tokens of its blocks that were denoised.
+        answer: What was answered.
         seconds: Its share of the batch's time, over all ranks.
     """
 
     task: str
     index: int
     sample: int
-    generation: str
-    num_tokens: int
-    is_ended: bool
-    num_forwards: int
-    num_denoised: int
-    seconds: float
+    answer: Answer
+    seconds: float = 0.0
 
     @property
     def key(self) -> Key:
         """What it is an answer to."""
         return self.task, self.index, self.sample
+
+    def line(self) -> dict[str, Any]:
+        """What the log keeps."""
+        figures = {name: getattr(self.answer, name) for name in FIGURES}
+        answered = {"task": self.task, "index": self.index, "sample": self.sample, "generation": self.answer.text}
+        return {**answered, **figures, "seconds": self.seconds}
+
+    @classmethod
+    def of_line(cls, line: dict[str, Any]) -> Sample:
+        """The answer that the log kept."""
+        answer = Answer(line["generation"], **{name: line[name] for name in FIGURES})
+        return cls(line["task"], line["index"], line["sample"], answer, line["seconds"])
 
 
 class SampleLog(LineLog):
@@ -48,7 +56,7 @@ class SampleLog(LineLog):
 
     def __init__(self, path: Path) -> None:
         """Stores the place."""
-        super().__init__(path, [field.name for field in fields(Sample)])
+        super().__init__(path, LINE_NAMES)
 
     def read(self) -> dict[Key, Sample]:
         """All lines by key; half a line at the end is cut off.
@@ -61,10 +69,10 @@ class SampleLog(LineLog):
         for number, line in enumerate(self.lines(), start=1):
             if line is None:
                 raise ValueError(f"{self.path}:{number}: no line of this log; remove the folder.")
-            sample = Sample(**line)
+            sample = Sample.of_line(line)
             found[sample.key] = sample
         return found
 
     def append(self, samples: Iterable[Sample]) -> None:
         """Writes answers and sees them onto the disk."""
-        self.add(map(asdict, samples))
+        self.add(sample.line() for sample in samples)

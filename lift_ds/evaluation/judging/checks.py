@@ -15,7 +15,7 @@ SPARE_CPU_SECONDS = 2
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CheckResult:
     """What a check said: whether it holds, and whether it was stopped at a limit."""
 
     holds: bool
@@ -33,7 +33,7 @@ class Checks:
         self.limits = limits
         self.maths: Child | None = None
 
-    def is_same_formula(self, scorer: str, answer: str, truth: str) -> Verdict:
+    def is_same_formula(self, scorer: str, answer: str, truth: str) -> CheckResult:
         """Whether two LaTeX answers are equal by the rules of `scorer`.
 
         Above 10,000 characters an answer is not compared: it is wrong. One that stops or breaks its process is wrong,
@@ -43,16 +43,16 @@ class Checks:
             RuntimeError: No child process can be started.
         """
         if len(answer) > LONGEST_FORMULA:
-            return Verdict(False)
+            return CheckResult(False)
         if self.maths is None:
             self.maths = Child(f"{HANDLERS}:compare_formulas", self.limits)
         reply = self.maths.ask({"scorer": scorer, "answer": answer, "truth": truth})
         if isinstance(reply, Failure):
             self.maths = None
-            return Verdict(False, timed_out=reply is Failure.TIMEOUT)
-        return Verdict(reply["is_same"])
+            return CheckResult(False, timed_out=reply is Failure.TIMEOUT)
+        return CheckResult(reply["is_same"])
 
-    def run_program(self, source: str, may_exit: bool) -> Verdict:
+    def run_program(self, source: str, may_exit: bool) -> CheckResult:
         """Whether a Python program ends without an error.
 
         Args:
@@ -67,12 +67,12 @@ class Checks:
         with Child(f"{HANDLERS}:run_program", replace(self.limits, cpu_seconds=cpu_seconds)) as child:
             reply = child.ask({"source": source, "token": token})
             if reply is Failure.TIMEOUT:
-                return Verdict(False, timed_out=True)
+                return CheckResult(False, timed_out=True)
             if isinstance(reply, Failure):
-                return Verdict(may_exit and child.returncode == 0)
+                return CheckResult(may_exit and child.returncode == 0)
         if reply.get("ended") == "exit":
-            return Verdict(may_exit and bool(reply["is_success"]))
-        return Verdict(reply.get("ended") == "finished" and reply.get("token") == token)
+            return CheckResult(may_exit and bool(reply["is_success"]))
+        return CheckResult(reply.get("ended") == "finished" and reply.get("token") == token)
 
     def close(self) -> None:
         """Ends the child for formulas."""

@@ -10,22 +10,39 @@ from .checks import Checks
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of a file of generations.
+class Problem:
+    """One problem of a task.
 
     Args:
-        question: What the model was asked.
-        generations: One answer or more, with or without the tokens that end a turn.
+        question: What the model is asked.
         ground_truth: The task's own form of the right answer.
-        where: File and line.
-        entry_point: Name of the function that HumanEval's tests call; `None` where the line does not say.
+        where: File and row.
+        entry_point: Name of the function that HumanEval's tests call; `None` where the row does not say.
     """
 
     question: str
-    generations: tuple[str, ...]
     ground_truth: Any
     where: str
     entry_point: str | None = None
+
+    @property
+    def test_text(self) -> str:
+        """The ground truth as one text, of tasks whose ground truth is tests; MBPP's may be a list."""
+        truth = self.ground_truth
+        return "\n".join(truth) if isinstance(truth, list) else str(truth)
+
+
+@dataclass(frozen=True)
+class AnsweredProblem:
+    """One line of a file of generations.
+
+    Args:
+        problem: What was asked.
+        generations: One answer or more, with or without the tokens that end a turn.
+    """
+
+    problem: Problem
+    generations: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -57,24 +74,5 @@ def whole_answer(answer: str | None, is_right: bool, timed_out: bool = False) ->
     return Score(int(is_right), 1, answer, is_right, timed_out)
 
 
-Scorer = Callable[[Row, str, Checks], Score]
-"""From a row and one of its generations to a score."""
-
-
-@dataclass(frozen=True)
-class TaskScorers:
-    """One row of the table of tasks.
-
-    Args:
-        reference: Counts as the published evaluation does; `None` where nothing is published.
-        strict: Counts what is right.
-        check_row: Raises ValueError where the row's question or ground truth is not of this task.
-        parts: What `Score.total` counts.
-        needs_maths: Whether the scorers read LaTeX, for which the extra `eval` is needed.
-    """
-
-    reference: Scorer | None
-    strict: Scorer
-    check_row: Callable[[Row], None]
-    parts: str = "answers"
-    needs_maths: bool = False
+Scorer = Callable[[Problem, str, Checks], Score]
+"""From a problem and a generation to a score."""

@@ -11,18 +11,28 @@ import math
 import re
 from fractions import Fraction
 
-from .checks import Checks
-from .extraction import final_answer
-from .numbers import Quantity, is_equal_quantity, read_quantity
-from .published import between, first_answer_tag
-from .scorer import Row, Score, whole_answer
+from lift_ds.evaluation.judging import Checks, Problem, Score, whole_answer
+from lift_ds.evaluation.judging.extraction import final_answer
+from lift_ds.evaluation.judging.numbers import Quantity, is_equal_quantity, read_quantity
+from lift_ds.evaluation.judging.published import between, first_answer_tag
+
+from .task import EvalTask, Values
 
 NUMBER = re.compile(r"-?\d+\.?\d*")
 WORD = re.compile(r"[A-Za-z]{3,}")
 NUMBER_IN_WORDS = re.compile(r"(?:(?<=\s)|^)(\\?[$€£]?-?\d[\d,]*(?:\.\d+)?(?:\s?\\?%)?)(?=[\s.,;!?]|$)")
 
 
-def reference(row: Row, generation: str, checks: Checks) -> Score:
+def read_row(values: Values, where: str) -> Problem:
+    """`answer` ends in `#### 1,234`."""
+    _, mark, number = str(values["answer"]).rpartition("####")
+    text = number.strip().replace(",", "")
+    if not mark or not re.fullmatch(r"-?\d{1,300}(\.\d{1,300})?", text):
+        raise ValueError(f"answer ends in {number.strip()[:40]!r}, not in `####` and a number.")
+    return Problem(values["question"], float(text) if "." in text else int(text), where)
+
+
+def reference(problem: Problem, generation: str, checks: Checks) -> Score:
     r"""As published: the first box with a number, else the first answer tag, in floating point.
 
     Source: LIFT's `eval/scoring.py`. d1's later versions also read what follows the last `<answer>`, closed or not,
@@ -35,7 +45,7 @@ def reference(row: Row, generation: str, checks: Checks) -> Score:
     if answer is None:
         tag = first_answer_tag(generation)
         answer = read_float(tag, last=True) if tag else None
-    truth = row.ground_truth
+    truth = problem.ground_truth
     return whole_answer(None if answer is None else repr(answer), answer is not None and answer == truth)
 
 
@@ -59,14 +69,14 @@ def read_float(text: str, last: bool) -> float | None:
         return float(found[-1 if last else 0]) if found else None
 
 
-def strict(row: Row, generation: str, checks: Checks) -> Score:
+def strict(problem: Problem, generation: str, checks: Checks) -> Score:
     """The last closed box or tag, read exactly; of a sentence its one number."""
     answer = final_answer(generation)
     quantity = None if answer is None else read_quantity(answer) or only_number(answer)
     if answer is None or quantity is None:
         return whole_answer(None, False)
-    truth = row.ground_truth
-    is_right = truth is not None and is_equal_quantity(quantity, true_quantity(truth), row.question)
+    truth = problem.ground_truth
+    is_right = truth is not None and is_equal_quantity(quantity, true_quantity(truth), problem.question)
     return whole_answer(answer, is_right)
 
 
@@ -84,13 +94,23 @@ def true_quantity(truth: float | int) -> Quantity:
     return Quantity(Fraction(repr(truth)))
 
 
-def check_row(row: Row) -> None:
+def check(problem: Problem) -> None:
     """The ground truth is a finite number; `null`, which the published file has, is never equal to an answer.
 
     Raises:
         ValueError: It is anything else.
     """
-    truth = row.ground_truth
+    truth = problem.ground_truth
     is_number = isinstance(truth, int | float) and not isinstance(truth, bool) and math.isfinite(truth)
     if truth is not None and not is_number:
         raise ValueError(f"ground_truth={truth!r:.80}: gsm8k needs a number (or null, where the answer is not known).")
+
+
+TASK = EvalTask(
+    name="gsm8k",
+    source="hub:openai/gsm8k:main@test",
+    read={("question", "answer"): read_row},
+    reference=reference,
+    strict=strict,
+    check=check,
+)

@@ -1,6 +1,6 @@
 """HumanEval and MBPP: programs that must pass tests.
 
-They run in child processes of their own (`isolation.child`), which can read files but change nothing: no writing, no
+They run in child processes of their own (`sandbox.child`), which can read files but change nothing: no writing, no
 network, no other process. A right program that writes files is wrong here. A program could search its process for the
 token that proves that the tests came to their end; the scorers do not defend against that.
 """
@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
-from .checks import Checks
-from .extraction import final_answer, own_turn
-from .published import between
-from .scorer import Row, Score, whole_answer
+from lift_ds.evaluation.judging import Checks, Problem, Score, whole_answer
+from lift_ds.evaluation.judging.extraction import final_answer, own_turn
+from lift_ds.evaluation.judging.published import between
+
+from .task import EvalTask, Values
 
 FIRST_FUNCTION = re.compile(r"def\s+([A-Za-z_][A-Za-z0-9_]*)\s*\(")
 TOP_FUNCTION = re.compile(r"^(?:async\s+)?def\s+([A-Za-z_]\w*)", re.MULTILINE)
@@ -34,7 +34,24 @@ else:
 """
 
 
-def humaneval_reference(row: Row, generation: str, checks: Checks) -> Score:
+def read_humaneval(values: Values, where: str) -> Problem:
+    """`prompt` is code."""
+    return Problem(values["prompt"], values["test"], where, values["entry_point"])
+
+
+def read_mbpp(values: Values, where: str) -> Problem:
+    """`prompt` (`text` in the full set) with `test_list`, and imports that the tests need."""
+    question = values["prompt"] if "prompt" in values else values["text"]
+    lines: list[str] = []
+    for name in ("test_imports", "test_list"):
+        texts = values.get(name) or []
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{name} is {texts!r:.60}; a list of texts is needed.")
+        lines += texts
+    return Problem(question, lines, where)
+
+
+def humaneval_reference(problem: Problem, generation: str, checks: Checks) -> Score:
     """As published: the first closed python block, its first function, and the tests; exit status 0 is right.
 
     Source: LIFT's `parse_humaneval_answers`, with its 10 seconds and 1 GB. Known faults, kept: a helper that stands
@@ -44,53 +61,53 @@ def humaneval_reference(row: Row, generation: str, checks: Checks) -> Score:
     function = FIRST_FUNCTION.search(program) if program is not None else None
     if program is None or function is None:
         return whole_answer(None, False)
-    tests = row.ground_truth[row.ground_truth.index("def") :]
+    tests = problem.ground_truth[problem.ground_truth.index("def") :]
     return run(f"{program}\n\n{tests}\n\ncheck({function[1]})", program, checks, may_exit=True)
 
 
-def mbpp_reference(row: Row, generation: str, checks: Checks) -> Score:
+def mbpp_reference(problem: Problem, generation: str, checks: Checks) -> Score:
     """As published: the first closed python block and the tests; exit status 0 is right, also before the tests."""
     program = first_block(generation)
     if program is None:
         return whole_answer(None, False)
-    return run(f"{program}\n\n{test_text(row.ground_truth)}", program, checks, may_exit=True)
+    return run(f"{program}\n\n{problem.test_text}", program, checks, may_exit=True)
 
 
-def humaneval_strict(row: Row, generation: str, checks: Checks) -> Score:
+def humaneval_strict(problem: Problem, generation: str, checks: Checks) -> Score:
     """The last closed block with a function; the tests must come to their end.
 
-    They call the row's `entry_point`, else the last function of the question's code; where the question has no code, as
-    under the published prompt, any function of the program. A block without that function continues the question's
-    code.
+    They call the problem's `entry_point`, else the last function of the question's code; where the question has no
+    code, as under the published prompt, any function of the program. A block without that function continues the
+    question's code.
     """
     program = last_block(generation)
     if program is None:
         return whole_answer(None, False)
-    asked = TOP_FUNCTION.findall(row.question)
-    entry_point = row.entry_point or (asked[-1] if asked else None)
+    asked = TOP_FUNCTION.findall(problem.question)
+    entry_point = problem.entry_point or (asked[-1] if asked else None)
     defined = TOP_FUNCTION.findall(program)
     names = [entry_point] if entry_point else defined[::-1][:MOST_FUNCTIONS]
     if not names:
         return whole_answer(None, False)
-    before = "\n".join(IMPORT.findall(row.question)) if entry_point in defined or not asked else row.question
-    source = f"{before}\n{program}\n\n{test_text(row.ground_truth)}\n{TRY_EACH.format(names=names)}"
+    before = "\n".join(IMPORT.findall(problem.question)) if entry_point in defined or not asked else problem.question
+    source = f"{before}\n{program}\n\n{problem.test_text}\n{TRY_EACH.format(names=names)}"
     return run(source, program, checks, may_exit=False)
 
 
-def mbpp_strict(row: Row, generation: str, checks: Checks) -> Score:
+def mbpp_strict(problem: Problem, generation: str, checks: Checks) -> Score:
     """The last closed block with a function; the tests must come to their end."""
     program = last_block(generation)
     if program is None:
         return whole_answer(None, False)
-    return run(f"{program}\n\n{test_text(row.ground_truth)}", program, checks, may_exit=False)
+    return run(f"{program}\n\n{problem.test_text}", program, checks, may_exit=False)
 
 
 def run(source: str, program: str, checks: Checks, may_exit: bool) -> Score:
     """The score of a program with its tests; one above 100,000 characters is not run, and wrong."""
     if len(program) > LONGEST:
         return whole_answer(program, False)
-    verdict = checks.run_program(source, may_exit)
-    return whole_answer(program, verdict.holds, verdict.timed_out)
+    result = checks.run_program(source, may_exit)
+    return whole_answer(program, result.holds, result.timed_out)
 
 
 def first_block(text: str) -> str | None:
@@ -116,30 +133,46 @@ def closed_blocks(text: str) -> Iterator[str]:
             yield content
 
 
-def test_text(truth: Any) -> str:
-    """The tests of a ground truth as one text; MBPP's may be a list."""
-    return "\n".join(truth) if isinstance(truth, list) else str(truth)
-
-
-def check_humaneval_row(row: Row) -> None:
+def check_humaneval(problem: Problem) -> None:
     """The ground truth defines `check(candidate)`.
 
     Raises:
         ValueError: It does not.
     """
-    if not isinstance(row.ground_truth, str) or "def check" not in row.ground_truth:
+    if not isinstance(problem.ground_truth, str) or "def check" not in problem.ground_truth:
         raise ValueError(
-            f"ground_truth={row.ground_truth!r:.80}: humaneval needs the tests, with `def check(candidate)`."
+            f"ground_truth={problem.ground_truth!r:.80}: humaneval needs the tests, with `def check(candidate)`."
         )
 
 
-def check_mbpp_row(row: Row) -> None:
+def check_mbpp(problem: Problem) -> None:
     """The ground truth is Python text with tests, or a list of them.
 
     Raises:
         ValueError: It is not.
     """
-    truth = row.ground_truth
+    truth = problem.ground_truth
     lines = truth if isinstance(truth, list) and truth else [truth]
     if not all(isinstance(line, str) and line.strip() for line in lines):
         raise ValueError(f"ground_truth={truth!r:.80}: mbpp needs its tests, as text or a list of `assert` lines.")
+
+
+HUMANEVAL = EvalTask(
+    name="humaneval",
+    source="hub:openai/openai_humaneval@test",
+    read={("prompt", "test", "entry_point"): read_humaneval},
+    reference=humaneval_reference,
+    strict=humaneval_strict,
+    check=check_humaneval,
+    shows_tests=True,
+)
+MBPP = EvalTask(
+    name="mbpp",
+    source="hub:google-research-datasets/mbpp:sanitized@test",
+    read={("prompt", "test_list"): read_mbpp, ("text", "test_list"): read_mbpp},
+    reference=mbpp_reference,
+    strict=mbpp_strict,
+    check=check_mbpp,
+    shows_tests=True,
+)
+TASKS = (HUMANEVAL, MBPP)

@@ -9,10 +9,10 @@ import re
 from functools import cache
 
 from lift_ds.data.tasks.sudoku import BLANK, SYMBOLS, all_grids
+from lift_ds.evaluation.judging import Checks, Problem, Score
+from lift_ds.evaluation.judging.extraction import final_answer
 
-from .checks import Checks
-from .extraction import final_answer
-from .scorer import Row, Score
+from .task import EvalTask, Values
 
 PUZZLE = re.compile(r"Sudoku puzzle: ([0-9]{16})")
 DIGITS_ONLY_FENCE = re.compile(r"```([\d\s]+)```")
@@ -23,7 +23,13 @@ NUM_CELLS = 16
 SEPARATORS = re.compile(r"[\s|,\[\]+-]|```(?:\w*\n)?")
 
 
-def reference(row: Row, generation: str, checks: Checks) -> Score:
+def read_row(values: Values, where: str) -> Problem:
+    """`Puzzle` and `Solution`, 16 digits each: the form of d1's file."""
+    puzzle, solution = (str(values[name]) for name in ("Puzzle", "Solution"))
+    return Problem(f"Solve the following Sudoku puzzle: {puzzle}\n", solution, where)
+
+
+def reference(problem: Problem, generation: str, checks: Checks) -> Score:
     """As published: cells of the first answer that some pattern finds, compared with the one stored solution.
 
     Source: d1's and LIFT's `parse_sudoku_answers`.
@@ -33,8 +39,8 @@ def reference(row: Row, generation: str, checks: Checks) -> Score:
     """
     answer = "".join(published_grid(generation).split())
     padded = answer[:NUM_CELLS].ljust(NUM_CELLS, BLANK)
-    cells = blank_cells(puzzle_of(row))
-    correct = sum(padded[cell] == row.ground_truth[cell] for cell in cells) if answer else 0
+    cells = blank_cells(puzzle_of(problem))
+    correct = sum(padded[cell] == problem.ground_truth[cell] for cell in cells) if answer else 0
     return Score(correct, len(cells), answer or None, correct == len(cells))
 
 
@@ -63,12 +69,12 @@ def up_to_first(text: str, ends: tuple[str, ...], must_end: bool) -> str:
     return text[: min(places)].strip()
 
 
-def strict(row: Row, generation: str, checks: Checks) -> Score:
+def strict(problem: Problem, generation: str, checks: Checks) -> Score:
     """The last closed box or tag: 16 digits that keep the givens and make a valid grid, any of the puzzle's solutions.
 
     The cells are those that agree with the nearest solution; a grid that changes a given solves nothing.
     """
-    puzzle = puzzle_of(row)
+    puzzle = puzzle_of(problem)
     cells = blank_cells(puzzle)
     answer = final_answer(generation)
     grid = "" if answer is None or len(answer) > 10 * NUM_CELLS else SEPARATORS.sub("", answer)
@@ -86,15 +92,15 @@ def solutions(puzzle: str) -> tuple[str, ...]:
     )
 
 
-def puzzle_of(row: Row) -> str:
+def puzzle_of(problem: Problem) -> str:
     """The 16 cells that the question gives, blanks as 0: at its beginning, or after `Sudoku puzzle: `.
 
     Raises:
         ValueError: There are none.
     """
-    if re.fullmatch(r"[0-9]{16}", row.question[:NUM_CELLS]):
-        return row.question[:NUM_CELLS]
-    found = PUZZLE.search(row.question)
+    if re.fullmatch(r"[0-9]{16}", problem.question[:NUM_CELLS]):
+        return problem.question[:NUM_CELLS]
+    found = PUZZLE.search(problem.question)
     if not found:
         raise ValueError("question: sudoku needs the puzzle as 16 digits, first of all or after `Sudoku puzzle: `.")
     return found[1]
@@ -105,16 +111,27 @@ def blank_cells(puzzle: str) -> list[int]:
     return [cell for cell, given in enumerate(puzzle) if given == BLANK]
 
 
-def check_row(row: Row) -> None:
+def check(problem: Problem) -> None:
     """The question holds a puzzle with blanks, and the ground truth solves it.
 
     Raises:
         ValueError: One of them does not.
     """
-    puzzle = puzzle_of(row)
+    puzzle = puzzle_of(problem)
     if BLANK not in puzzle:
         raise ValueError(f"question: the puzzle {puzzle} has no blank (0) to fill.")
-    if row.ground_truth not in solutions(puzzle):
+    if problem.ground_truth not in solutions(puzzle):
         raise ValueError(
-            f"ground_truth={row.ground_truth!r:.80}: not a solution of {puzzle}, as 16 digits from 1 to 4."
+            f"ground_truth={problem.ground_truth!r:.80}: not a solution of {puzzle}, as 16 digits from 1 to 4."
         )
+
+
+TASK = EvalTask(
+    name="sudoku",
+    known_file="d1's 4x4_test_sudoku.csv",
+    read={("Puzzle", "Solution"): read_row},
+    reference=reference,
+    strict=strict,
+    check=check,
+    parts="cells",
+)

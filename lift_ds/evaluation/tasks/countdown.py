@@ -6,14 +6,15 @@ On the 256 published generations `reference` counts 50.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from lift_ds.data.tasks.countdown import evaluate_expression
+from lift_ds.evaluation.judging import Checks, Problem, Score, whole_answer
+from lift_ds.evaluation.judging.extraction import final_answer
+from lift_ds.evaluation.judging.published import first_answer_tag, last_box
+from lift_ds.evaluation.judging.published_arithmetic import is_near
 
-from .checks import Checks
-from .extraction import final_answer
-from .published import first_answer_tag, last_box
-from .published_arithmetic import is_near
-from .scorer import Row, Score, whole_answer
+from .task import EvalTask, Values
 
 PUBLISHED_SIGNS = (("\\div", "/"), ("\\times", "*"), ("\\cdot", "*"))
 SIGNS = (*PUBLISHED_SIGNS, ("×", "*"), ("·", "*"), ("÷", "/"), ("−", "-"))  # noqa: RUF001
@@ -25,7 +26,31 @@ EXPRESSION_CHARACTERS = frozenset("0123456789+-*/() ")
 TOLERANCE = 1e-5
 
 
-def reference(row: Row, generation: str, checks: Checks) -> Score:
+def read_row(values: Values, where: str) -> Problem:
+    """`input` is `49,55,53`, `output` the target: the form of d1's file; `nums` and `target` on the hub."""
+    names = ("nums", "target") if "nums" in values else ("input", "output")
+    given, target = values[names[0]], whole_number(values[names[1]], names[1])
+    if isinstance(given, str):
+        given = given.split(",")
+    if not isinstance(given, list):
+        raise ValueError(f"{names[0]} is {given!r:.60}; a list of whole numbers is needed.")
+    numbers = [whole_number(number, names[0]) for number in given]
+    return Problem(f"Numbers: {numbers}\nTarget: {target}", [numbers, target], where)
+
+
+def whole_number(value: Any, column: str) -> int:
+    """A number of a column, perhaps as text.
+
+    Raises:
+        ValueError: It is no whole number.
+    """
+    text = str(value).strip()
+    if isinstance(value, bool) or not re.fullmatch(r"[+-]?\d{1,300}", text):
+        raise ValueError(f"{column} has {text[:60]!r}; a whole number is needed.")
+    return int(text)
+
+
+def reference(problem: Problem, generation: str, checks: Checks) -> Score:
     """As published: the last box, what stands before its first `= number`, in floating point to 1e-5.
 
     Source: d1's and LIFT's `parse_countdown_answers`. It reads the first answer tag only where the last box is not
@@ -34,7 +59,7 @@ def reference(row: Row, generation: str, checks: Checks) -> Score:
     Known faults, kept: `**`, `//` and signs of numbers are allowed (`2**3` uses 2 and 3); `3.0` counts as the numbers
     3 and 0. The published code calls Python's `eval`, and hangs on `9**9**9**9`; see `published_arithmetic`.
     """
-    numbers, target = row.ground_truth
+    numbers, target = problem.ground_truth
     answer = last_box(generation)
     if answer is None:
         tag = first_answer_tag(generation)
@@ -59,7 +84,7 @@ def before_equals(text: str) -> str:
     return text
 
 
-def strict(row: Row, generation: str, checks: Checks) -> Score:
+def strict(problem: Problem, generation: str, checks: Checks) -> Score:
     """The last closed box or tag: an expression with + - * / that uses each number once and makes the target exactly.
 
     What follows `=` must have the target's value, too. `evaluate_expression` reads it, with fractions.
@@ -67,7 +92,7 @@ def strict(row: Row, generation: str, checks: Checks) -> Score:
     answer = final_answer(generation)
     if answer is None or len(answer) > LONGEST:
         return whole_answer(None, False)
-    numbers, target = row.ground_truth
+    numbers, target = problem.ground_truth
     try:
         (value, used), *others = (evaluate_expression(side.strip()) for side in plain_expression(answer).split("="))
     except ValueError:
@@ -83,15 +108,25 @@ def plain_expression(text: str) -> str:
     return FRACTION.sub(r"((\1)/(\2))", text).translate(BRACKETS).strip(" .\n")
 
 
-def check_row(row: Row) -> None:
+def check(problem: Problem) -> None:
     """The ground truth is `[[numbers], target]`.
 
     Raises:
         ValueError: It is anything else.
     """
-    match row.ground_truth:
+    match problem.ground_truth:
         case [[*numbers], int()] if numbers and all(type(each) is int for each in numbers):
             return
     raise ValueError(
-        f"ground_truth={row.ground_truth!r:.80}: countdown needs [[numbers], target], all of them integers."
+        f"ground_truth={problem.ground_truth!r:.80}: countdown needs [[numbers], target], all of them integers."
     )
+
+
+TASK = EvalTask(
+    name="countdown",
+    known_file="d1's countdown_cd3_test.jsonl",
+    read={("input", "output"): read_row, ("nums", "target"): read_row},
+    reference=reference,
+    strict=strict,
+    check=check,
+)

@@ -13,8 +13,9 @@ from typing import Any
 
 from lift_ds.evaluation.sandbox import Limits
 
-from . import SCORER_VERSIONS, TASK_SCORERS, Checks, Row, Score, Scorer
-from .statistics import pass_at_k, wilson_interval
+from .judging import SCORER_VERSIONS, AnsweredProblem, Checks, Problem, Score, Scorer
+from .judging.statistics import pass_at_k, wilson_interval
+from .tasks import EVAL_TASKS
 
 COLUMNS = ("question", "generation", "ground_truth")
 LONGEST_ANSWER = 500
@@ -28,17 +29,17 @@ def check_names(task: str, scorer: str) -> None:
         ValueError: The task or the scorer is unknown.
         RuntimeError: The task's scorers need packages that are not installed.
     """
-    for name, value, allowed in (("task", task, TASK_SCORERS), ("scorer", scorer, SCORER_VERSIONS)):
+    for name, value, allowed in (("task", task, EVAL_TASKS), ("scorer", scorer, SCORER_VERSIONS)):
         if value not in allowed:
             raise ValueError(f"{name} {value!r}: allowed are {', '.join(allowed)}.")
-    if getattr(TASK_SCORERS[task], scorer) is None:
+    if EVAL_TASKS[task].scorer(scorer) is None:
         raise ValueError(f"scorer {scorer!r}: nothing is published for {task}; use strict.")
     missing = [name for name in ("sympy", "antlr4", "math_verify") if find_spec(name) is None]
-    if TASK_SCORERS[task].needs_maths and missing:
+    if EVAL_TASKS[task].needs_maths and missing:
         raise RuntimeError(f"{task} needs {', '.join(missing)} to read formulas: pip install 'lift_ds[eval]'")
 
 
-def read_rows(path: Path, task: str) -> list[Row]:
+def read_rows(path: Path, task: str) -> list[AnsweredProblem]:
     """All rows of a JSON Lines file, checked for a task.
 
     Raises:
@@ -49,7 +50,7 @@ def read_rows(path: Path, task: str) -> list[Row]:
     for where, found in json_objects(path, COLUMNS):
         try:
             row = make_row(found, where)
-            TASK_SCORERS[task].check_row(row)
+            EVAL_TASKS[task].check(row.problem)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
         rows.append(row)
@@ -90,7 +91,7 @@ def parse_object(line: bytes, columns: Sequence[str], where: str) -> dict[str, A
     return found
 
 
-def make_row(found: dict[str, Any], where: str) -> Row:
+def make_row(found: dict[str, Any], where: str) -> AnsweredProblem:
     """The row that an object describes.
 
     Raises:
@@ -106,11 +107,16 @@ def make_row(found: dict[str, Any], where: str) -> Row:
     question, entry_point = found["question"], found.get("entry_point")
     if not isinstance(question, str) or not isinstance(entry_point, str | None):
         raise ValueError("question, and entry_point where it is given, must be text.")
-    return Row(question, tuple(generations), found["ground_truth"], where, entry_point)
+    return AnsweredProblem(Problem(question, found["ground_truth"], where, entry_point), tuple(generations))
 
 
 def score_rows(
-    rows: Sequence[Row], task: str, scorer: str, limits: Limits, num_workers: int, on_row: Callable[[], object]
+    rows: Sequence[AnsweredProblem],
+    task: str,
+    scorer: str,
+    limits: Limits,
+    num_workers: int,
+    on_row: Callable[[], object],
 ) -> list[list[Score]]:
     """The scores of each row's generations.
 
@@ -149,15 +155,17 @@ class ScoringPool:
         self.threads = ThreadPoolExecutor(num_workers)
         self.stack.callback(self.threads.shutdown, cancel_futures=True)  # before the children are closed
 
-    def submit(self, row: Row, task: str, scorer: str) -> Future[list[Score]]:
+    def submit(self, row: AnsweredProblem, task: str, scorer: str) -> Future[list[Score]]:
         """The scores that the row's generations will have; an error where child processes cannot be started."""
-        return self.threads.submit(self.score, row, getattr(TASK_SCORERS[task], scorer))
+        judge = EVAL_TASKS[task].scorer(scorer)
+        assert judge is not None  # see `check_names`
+        return self.threads.submit(self.score, row, judge)
 
-    def score(self, row: Row, scorer: Scorer) -> list[Score]:
+    def score(self, row: AnsweredProblem, scorer: Scorer) -> list[Score]:
         """The scores of a row's generations."""
         checks = self.idle.get()
         try:
-            return [scorer(row, generation, checks) for generation in row.generations]
+            return [scorer(row.problem, generation, checks) for generation in row.generations]
         finally:
             self.idle.put(checks)
 
@@ -168,7 +176,9 @@ class ScoringPool:
         self.stack.close()
 
 
-def summarize(rows: Sequence[Row], scores: Sequence[Sequence[Score]], task: str, scorer: str) -> dict[str, Any]:
+def summarize(
+    rows: Sequence[AnsweredProblem], scores: Sequence[Sequence[Score]], task: str, scorer: str
+) -> dict[str, Any]:
     """Counts and shares, and a record of each generation.
 
     `correct` and `total` count the task's parts over all generations. `solved` counts generations that are right as a
@@ -183,7 +193,7 @@ def summarize(rows: Sequence[Row], scores: Sequence[Sequence[Score]], task: str,
         "task": task,
         "scorer": scorer,
         "scorer_version": SCORER_VERSIONS[scorer],
-        "parts": TASK_SCORERS[task].parts,
+        "parts": EVAL_TASKS[task].parts,
         "correct": correct,
         "total": total,
         "accuracy": correct / total,
@@ -194,7 +204,7 @@ def summarize(rows: Sequence[Row], scores: Sequence[Sequence[Score]], task: str,
         "solved_interval": list(wilson_interval(num_solved, len(flat))) if is_single else None,
         "parse_failures": sum(not score.is_parsed for score in flat),
         "timeouts": sum(score.timed_out for score in flat),
-        "without_ground_truth": sum(row.ground_truth is None for row in rows),
+        "without_ground_truth": sum(row.problem.ground_truth is None for row in rows),
         "pass_at_k": {} if samples == 1 else pass_rates(scores, samples),
         "items": [record(row, each) for row, each in zip(rows, scores, strict=True)],
     }
@@ -209,10 +219,10 @@ def pass_rates(scores: Sequence[Sequence[Score]], samples: int) -> dict[str, flo
     }
 
 
-def record(row: Row, scores: Sequence[Score]) -> dict[str, Any]:
+def record(row: AnsweredProblem, scores: Sequence[Score]) -> dict[str, Any]:
     """What the JSON says of one row: where it is, and each of its generations' scores."""
     return {
-        "where": row.where,
+        "where": row.problem.where,
         "scores": [
             {
                 "correct": score.correct,

@@ -9,19 +9,34 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
-from .checks import Checks
-from .extraction import final_answer
-from .numbers import is_equal_in_base, is_equal_quantity, read_quantity
-from .published import first_answer_tag, is_same_text, last_box
-from .scorer import Row, Score, whole_answer
+from lift_ds.evaluation.judging import Checks, Problem, Score, whole_answer
+from lift_ds.evaluation.judging.extraction import final_answer
+from lift_ds.evaluation.judging.numbers import is_equal_in_base, is_equal_quantity, read_quantity
+from lift_ds.evaluation.judging.published import first_answer_tag, is_same_text, last_box
+
+from .task import EvalTask, Values
 
 TEXT = re.compile(r"\\(?:text|textbf|mathrm|mbox|textrm)\s*\{([^{}]*)\}")
 WORDS = re.compile(r"[A-Za-z][A-Za-z '-]*")
 CHOICE = re.compile(r"\(?([A-Z])\)?")
 
 
-def reference(row: Row, generation: str, checks: Checks) -> Score:
+def read_row(values: Values, where: str) -> Problem:
+    """`problem` and `answer`."""
+    return Problem(values["problem"], values["answer"], where)
+
+
+def read_list(values: Values, where: str) -> Problem:
+    """`question` and `sol`, an answer or a list of one: the form of LIFT's own file."""
+    answers = values["sol"] if isinstance(values["sol"], list) else [values["sol"]]
+    if len(answers) != 1:
+        raise ValueError(f"sol has {len(answers)} answers; one is needed.")
+    return Problem(values["question"], answers[0], where)
+
+
+def reference(problem: Problem, generation: str, checks: Checks) -> Score:
     """As published: d1's last box, compared as cleaned text (162 of 500), else by OlympiadBench's judge (169).
 
     Source: LIFT's `eval/scoring.py`; `published` and `published_judge` name the rules and their faults. AIME goes the
@@ -33,29 +48,29 @@ def reference(row: Row, generation: str, checks: Checks) -> Score:
         answer = answer if tag is None else tag
     if answer is None:
         return whole_answer(None, False)
-    truth = str(row.ground_truth)
+    truth = str(problem.ground_truth)
     if is_same_text(answer, truth):
         return whole_answer(answer, True)
-    verdict = checks.is_same_formula("reference", answer, truth)
-    return whole_answer(answer, verdict.holds, verdict.timed_out)
+    result = checks.is_same_formula("reference", answer, truth)
+    return whole_answer(answer, result.holds, result.timed_out)
 
 
-def strict(row: Row, generation: str, checks: Checks) -> Score:
+def strict(problem: Problem, generation: str, checks: Checks) -> Score:
     """The last closed box or tag: equal as words, as exact numbers, or as mathematical objects."""
     answer = final_answer(generation)
     if answer is None:
         return whole_answer(None, False)
-    truth = str(row.ground_truth)
+    truth = str(problem.ground_truth)
     if is_same_wording(answer, truth):
         return whole_answer(answer, True)
-    is_equal = is_equal_in_base(answer, truth, row.question)
+    is_equal = is_equal_in_base(answer, truth, problem.question)
     if is_equal is not None:
         return whole_answer(answer, is_equal)
     given, wanted = read_quantity(answer), read_quantity(truth)
     if given is not None and wanted is not None:
-        return whole_answer(answer, is_equal_quantity(given, wanted, row.question))
-    verdict = checks.is_same_formula("strict", answer, truth)
-    return whole_answer(answer, verdict.holds, verdict.timed_out)
+        return whole_answer(answer, is_equal_quantity(given, wanted, problem.question))
+    result = checks.is_same_formula("strict", answer, truth)
+    return whole_answer(answer, result.holds, result.timed_out)
 
 
 def is_same_wording(answer: str, truth: str) -> bool:
@@ -69,13 +84,32 @@ def is_same_wording(answer: str, truth: str) -> bool:
     return answer.replace(" ", "") == truth.replace(" ", "")
 
 
-def check_row(row: Row) -> None:
+def check(problem: Problem) -> None:
     """The ground truth is LaTeX, or a number.
 
     Raises:
         ValueError: It is anything else, or empty.
     """
-    truth = row.ground_truth
+    truth = problem.ground_truth
     is_number = isinstance(truth, int | float) and not isinstance(truth, bool) and math.isfinite(truth)
     if not is_number and not (isinstance(truth, str) and truth.strip()):
         raise ValueError(f"ground_truth={truth!r:.80}: a maths answer is needed, as LaTeX text or a number.")
+
+
+MATH500 = EvalTask(
+    name="math500",
+    source="hub:HuggingFaceH4/MATH-500@test",
+    read={("problem", "answer"): read_row},
+    reference=reference,
+    strict=strict,
+    check=check,
+    needs_maths=True,
+)
+AIME24 = replace(
+    MATH500,
+    name="aime24",
+    source="hub:HuggingFaceH4/aime_2024@train",
+    read={("problem", "answer"): read_row, ("question", "sol"): read_list},
+)
+AIME25 = replace(AIME24, name="aime25", source="hub:math-ai/aime25@test")
+TASKS = (MATH500, AIME24, AIME25)

@@ -1,0 +1,138 @@
+"""The problems of a task, read from files and data sets or made.
+
+Files are read here and not in `tasks`, so that scoring starts without the libraries for parquet, the hub and URLs.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lift_ds.data.sources import open_sources
+from lift_ds.data.sources.hub import HUB_PREFIX
+from lift_ds.data.sources.storage import is_remote
+
+from .judging import Problem
+from .tasks import EVAL_TASKS, EvalTask, Values
+
+OWN_COLUMNS = ("question", "ground_truth")
+"""What a row of any task may have instead of the task's columns; `entry_point`, too."""
+
+
+def read_problems(name: str, path: str | None, num_items: int | None) -> list[Problem]:
+    """The problems of a task, in the order of its data.
+
+    Args:
+        name: A name of `EVAL_TASKS`.
+        path: A file (.jsonl, .json, .csv, .parquet, ...) or a hub name; default: the task's source.
+        num_items: The first so many; `None` takes all.
+
+    Raises:
+        ValueError: There is no data, or a row is not one of the task's; the message names it.
+        ConnectionError: The hub does not answer.
+    """
+    task = EVAL_TASKS[name]
+    if task.make is not None:
+        if path is not None:
+            raise ValueError(f"{name}: its items are made, as many as are asked for; name no file for it.")
+        if num_items is None:
+            raise ValueError(f"{name}: the protocol names no number of items; say how many with --limit.")
+        return task.make(num_items)
+    chosen = path or task.source
+    if chosen is None:
+        files = [*filter(None, [task.known_file]), "JSON Lines with question and ground_truth"]
+        raise ValueError(f"{name}: not on the hub; name a file with --data {name}=FILE: {', or '.join(files)}.")
+    problems: list[Problem] = []
+    for where, values in rows_of(chosen):
+        if num_items is not None and len(problems) == num_items:
+            break
+        problems.append(read_problem(task, values, where))
+    if not problems:
+        raise ValueError(f"{chosen}: no rows.")
+    return problems
+
+
+def read_problem(task: EvalTask, values: Values, where: str) -> Problem:
+    """The problem of one row, checked.
+
+    Raises:
+        ValueError: Columns are missing, or a value is not the task's.
+    """
+    try:
+        problem = problem_of(task, values, where)
+        if not isinstance(problem.question, str):
+            raise ValueError(f"the question is {problem.question!r:.60}; text is needed.")
+        if not isinstance(problem.entry_point, str | None):
+            raise ValueError(f"entry_point is {problem.entry_point!r:.60}; the name of a function is needed.")
+        json.dumps([problem.question, problem.ground_truth], ensure_ascii=False).encode()  # as results keep it
+        task.check(problem)
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where}: no row of {task.name}: a text has a lone surrogate, which is no text; repair it."
+        ) from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{where}: no row of {task.name}: {error}") from error
+    return problem
+
+
+def problem_of(task: EvalTask, values: Values, where: str) -> Problem:
+    """The problem of one row, by the columns that it has.
+
+    Raises:
+        ValueError: Columns are missing, or the task's reader refuses the row.
+    """
+    if set(OWN_COLUMNS) <= set(values):
+        return Problem(values["question"], values["ground_truth"], where, values.get("entry_point"))
+    for columns, read in task.read.items():
+        if set(columns) <= set(values):
+            return read(values, where)
+    needed = " or ".join(f"({', '.join(columns)})" for columns in (*task.read, OWN_COLUMNS))
+    raise ValueError(f"columns {', '.join(values) or 'none'}; needed are {needed}.")
+
+
+def rows_of(path: str) -> Iterator[tuple[str, Values]]:
+    """Place and values of each row of a file or data set; lists are Python's, whatever the file's kind.
+
+    Raises:
+        ValueError: It cannot be read, or a row cannot.
+    """
+    is_elsewhere = path.startswith(HUB_PREFIX) or is_remote(path)
+    if not (is_elsewhere or Path(path).exists() or glob(path, recursive=True)):
+        raise ValueError(f"{path}: no such file.")
+    if path.lower().endswith(".csv"):
+        yield from csv_rows(Path(path))
+        return
+    for source in open_sources([path], 0, "test", 1):
+        for chunk in source.scan().chunks:
+            for row in source.read(chunk):
+                if row.problem is not None:
+                    raise ValueError(f"{row.where}: {row.problem}")
+                yield row.where, {name: plain_list(value) for name, value in row.values.items()}
+
+
+def plain_list(value: Any) -> Any:
+    """A parquet file's array of numbers as a list, which readers ask for and JSON keeps; other values as they are."""
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+def csv_rows(path: Path) -> Iterator[tuple[str, Values]]:
+    """Rows of a CSV file, all values as text: puzzles begin with zeros.
+
+    Raises:
+        ValueError: It cannot be read, or a row has more or fewer values than there are columns.
+    """
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        try:
+            for values in rows:
+                if None in values or None in values.values():
+                    raise ValueError(f"{path}:{rows.line_num}: more or fewer values than columns.")
+                yield f"{path}:{rows.line_num}", values
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: cannot be read after line {rows.line_num}: {error}") from error

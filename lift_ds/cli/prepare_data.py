@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lift_ds.config.loading import ConfigError, load_run_config
 from lift_ds.config.run import RunConfig
 from lift_ds.data.reader import BadRowError, RowReader, Skipped
-from lift_ds.data.survey import ShardWriter, SurveyReport, TokenStatistics, survey
+from lift_ds.data.survey import SurveyReport, TokenShardWriter, TokenStatistics, survey
 from lift_ds.data.survey.display import marked_text, show_report
 from lift_ds.data.survey.token_shards import check_target
 from lift_ds.data.text.prepared import token_settings, tokenizer_hash
@@ -168,7 +168,7 @@ def prepare_data(opened: Opened, arguments: argparse.Namespace) -> bool:
     with ExitStack() as stack:
         writer = None
         if arguments.write is not None:
-            writer = stack.enter_context(ShardWriter(arguments.write, arguments.shard_mib * MIB))
+            writer = stack.enter_context(TokenShardWriter(arguments.write, arguments.shard_mib * MIB))
         columns = (TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         bar = stack.enter_context(Progress(*columns, console=console, transient=True, disable=not console.is_terminal))
         task = bar.add_task("rows", total=reader.manifest.num_rows)

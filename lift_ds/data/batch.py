@@ -88,7 +88,7 @@ class MicroBatch:
     def to(self, device: torch.device) -> MicroBatch:
         """The same micro-batch on `device`."""
         present = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: each.to(device) for name, each in present.items() if each is not None})
+        return replace(self, **{name: tensor.to(device) for name, tensor in present.items() if tensor is not None})
 
 
 def collate(documents: list[Document], noises: list[Noise], pad_token_id: int) -> MicroBatch:

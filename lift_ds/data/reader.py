@@ -105,10 +105,10 @@ class RowReader:
             ValueError: Its chunk cannot be decoded.
             ConnectionError: A remote file could not be reached.
         """
-        (found,) = self.read_batch([ref])
-        if isinstance(found, Exception):
-            raise found
-        return found
+        (document,) = self.read_batch([ref])
+        if isinstance(document, Exception):
+            raise document
+        return document
 
     def read_batch(self, refs: Sequence[SampleRef]) -> list[Document | Exception]:
         """Rows, tokenised in one call: of each its document, or the error that `document` raises of it.
@@ -124,8 +124,8 @@ class RowReader:
                 unreadable.append(error)
                 break
             rows.append((row, self.columns[bisect_right(self._first_chunks, ref.chunk_index) - 1]))
-        found = zip(refs, rows, self.tokenise(rows), strict=False)
-        return [as_document(ref, row.where, tokens) for ref, (row, _), tokens in found] + unreadable
+        tokenised = zip(refs, rows, self.tokenise(rows), strict=False)
+        return [as_document(ref, row.where, tokens) for ref, (row, _), tokens in tokenised] + unreadable
 
     def tokenise(self, rows: Sequence[tuple[Row, ColumnsConfig]]) -> list[Tokens | Exception]:
         """Tokens of rows, each with its columns: made in one call, or taken where they stand in the row.
@@ -134,13 +134,13 @@ class RowReader:
             For each its tokens, or a `BadRowError` or `TooLongError` that begins with file and line.
         """
         contents = [self.content(row, columns) for row, columns in rows]
-        places = [place for place, each in enumerate(contents) if isinstance(each, Conversation)]
-        conversations = [each for each in contents if isinstance(each, Conversation)]
-        found = [each for each in contents if not isinstance(each, Conversation)]
-        encoded = self.encoder.encode_batch(conversations, [rows[place][0].where for place in places])
-        for place, each in zip(places, encoded, strict=True):
-            found.insert(place, as_row_error(each) if isinstance(each, Exception) else each)
-        return found
+        indices = [index for index, content in enumerate(contents) if isinstance(content, Conversation)]
+        conversations = [content for content in contents if isinstance(content, Conversation)]
+        results = [content for content in contents if not isinstance(content, Conversation)]
+        encoded = self.encoder.encode_batch(conversations, [rows[index][0].where for index in indices])
+        for index, tokens in zip(indices, encoded, strict=True):
+            results.insert(index, as_row_error(tokens) if isinstance(tokens, Exception) else tokens)
+        return results
 
     def content(self, row: Row, columns: ColumnsConfig) -> Conversation | Tokens | Exception:
         """What a row says, or its tokens where they stand in it, or what is wrong with it."""
@@ -153,15 +153,15 @@ class RowReader:
         except ValueError as error:
             return as_row_error(error)
 
-    def settle(self, found: Document | Exception) -> Document | Skipped:
+    def settle(self, outcome: Document | Exception) -> Document | Skipped:
         """The document, or why it is left out where such rows are skipped; else raises the error."""
-        if isinstance(found, Document):
-            return found
-        if isinstance(found, TooLongError) and self.skip_long:
+        if isinstance(outcome, Document):
+            return outcome
+        if isinstance(outcome, TooLongError) and self.skip_long:
             return Skipped.LONG
-        if isinstance(found, BadRowError) and self.skip_bad:
+        if isinstance(outcome, BadRowError) and self.skip_bad:
             return Skipped.BAD
-        raise found
+        raise outcome
 
     def read(self, refs: Iterable[SampleRef]) -> Iterator[Document | Skipped]:
         """The tokenised rows, or why they are left out, where such rows are skipped; else the errors of `document`."""
@@ -171,8 +171,8 @@ class RowReader:
 
     def by_sample_id(self, sample_ids: Iterable[int]) -> Iterator[Document]:
         """Documents of given rows, as of epoch 0; rows that are skipped are left out."""
-        found = self.read(locate(self.manifest, 0, sample_id) for sample_id in sample_ids)
-        return (each for each in found if isinstance(each, Document))
+        documents = self.read(locate(self.manifest, 0, sample_id) for sample_id in sample_ids)
+        return (document for document in documents if isinstance(document, Document))
 
     def first_rows(self, group: Group, count: int) -> Iterator[SampleRef]:
         """References of a group's first rows, at most `count`."""
@@ -185,9 +185,9 @@ def as_row_error(error: Exception) -> Exception:
     """The error of a row as `BadRowError`, unless it is only too long."""
     if isinstance(error, (BadRowError, TooLongError)):
         return error
-    found = BadRowError(str(error))
-    found.__cause__ = error
-    return found
+    bad_row = BadRowError(str(error))
+    bad_row.__cause__ = error
+    return bad_row
 
 
 def as_document(ref: SampleRef, where: str, tokens: Tokens | Exception) -> Document | Exception:

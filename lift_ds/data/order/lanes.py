@@ -97,14 +97,14 @@ class Order:
 
         Parts of a window differ by a row; they rotate, so that no lane gets the short (or empty) ones every time.
         """
-        kept, found = self._parts[lane]
+        kept, rows_of_lane = self._parts[lane]
         if kept != window:
             part = (lane + window) % self.num_lanes
             rows = self.window_rows(*divmod(window, self.num_windows))
             first, end = (len(rows) * edge // self.num_lanes for edge in (part, part + 1))
-            found = rows[first:end].copy()  # a view would hold the whole window in memory
-            self._parts[lane] = (window, found)
-        return found
+            rows_of_lane = rows[first:end].copy()  # a view would hold the whole window in memory
+            self._parts[lane] = (window, rows_of_lane)
+        return rows_of_lane
 
     def window_rows(self, epoch: int, window: int) -> np.ndarray:
         """Sample ids of one window of one epoch, permuted, without the held-out rows."""
@@ -114,8 +114,8 @@ class Order:
             first = self.manifest.first_ids
             rows = np.concatenate([np.arange(first[chunk], first[chunk + 1]) for chunk in chosen])
             rows = rows[~np.isin(rows, self.held_out)]
-            place = (self.number << 32) + 1 + window
-            self._windows[key] = keyed_generator(self.seed, epoch, place, Stream.ORDER).permutation(rows)
+            stream_number = (self.number << 32) + 1 + window
+            self._windows[key] = keyed_generator(self.seed, epoch, stream_number, Stream.ORDER).permutation(rows)
             if len(self._windows) > self.max_windows:
                 self._windows.popitem(last=False)
         self._windows.move_to_end(key)
@@ -191,9 +191,9 @@ class Lanes:
     def peek(self, lane: int, count: int) -> list[tuple[SampleRef, Position]]:
         """The lane's next samples, and where it stands after each; it stays where it is."""
         before = (list(self.cursors[lane]), self.num_drawn[lane])
-        found = [(self.next(lane), (list(self.cursors[lane]), self.num_drawn[lane])) for _ in range(count)]
+        drawn = [(self.next(lane), (list(self.cursors[lane]), self.num_drawn[lane])) for _ in range(count)]
         self.move(lane, before)
-        return found
+        return drawn
 
     def move(self, lane: int, position: Position) -> None:
         """Puts the lane where `peek` found a sample."""

@@ -89,36 +89,36 @@ class PackStream:
 
     def take_one(self, lane: int) -> LanePack:
         """A pack of the lane's next sample."""
-        found = LanePack()
+        pack = LanePack()
         _, document = self.next_document(lane)
         if isinstance(document, Skipped):
-            found.skip(document)
+            pack.skip(document)
         else:
-            found.documents.append(document)
-        return found
+            pack.documents.append(document)
+        return pack
 
     def take_packed(self, lane: int) -> LanePack:
         """Reads on until a pack closes."""
-        found = LanePack()
+        pack = LanePack()
         packer = self.packer(lane)
         closed: Pack[Waiting] | None = None
         while closed is None:
             ref, document = self.next_document(lane)
             if isinstance(document, Skipped):
-                found.skip(document)
+                pack.skip(document)
             else:
                 length = len(document.ids)
                 closed = packer.add(Waiting(ref, length, document), length)
-        found.documents = [each.document or self.reader.document(each.ref) for each in closed.items]
-        return found
+        pack.documents = [item.document or self.reader.document(item.ref) for item in closed.items]
+        return pack
 
     def next_document(self, lane: int) -> tuple[SampleRef, Document | Skipped]:
         """The lane's next sample, read, or why it is left out."""
         waiting = self.waiting.setdefault(lane, deque())
         if not waiting:
             ahead = self.lanes.peek(lane, self.read_ahead)
-            found = self.reader.read_batch([ref for ref, _ in ahead])  # fewer where a chunk cannot be read
-            waiting.extend((*place, each) for place, each in zip(ahead, found, strict=False))
+            documents = self.reader.read_batch([ref for ref, _ in ahead])  # fewer where a chunk cannot be read
+            waiting.extend((*position, document) for position, document in zip(ahead, documents, strict=False))
         ref, position, content = waiting.popleft()
         document = self.reader.settle(content)
         self.lanes.move(lane, position)
@@ -138,7 +138,7 @@ class PackStream:
     def lane_state(self, lane: int) -> dict[str, Any]:
         """What a checkpoint keeps of one lane; an open pack is a flat list of epoch, sample id and length."""
         waiting = [
-            [number for each in pack.items for number in (each.ref.epoch, each.ref.sample_id, each.num_tokens)]
+            [number for item in pack.items for number in (item.ref.epoch, item.ref.sample_id, item.num_tokens)]
             for pack in (self.packer(lane).open if self.capacity is not None else [])
         ]
         return self.lanes.lane_state(lane) | {"num_taken": self.num_taken[lane], "open": waiting}

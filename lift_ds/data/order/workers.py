@@ -69,7 +69,7 @@ class LanePackWorkers:
         worker = worker_of(lane, self.num_workers, self.spacing)
         while True:
             try:
-                found = self.queues[worker].get(timeout=POLL_SECONDS)
+                produced = self.queues[worker].get(timeout=POLL_SECONDS)
             except queue.Empty:
                 if stopping.is_set():
                     raise RuntimeError("the loader was closed while a step was prepared.") from None
@@ -79,9 +79,9 @@ class LanePackWorkers:
                         "for lack of memory); lower data.workers, or set it to 0 to see what happens."
                     ) from None
                 continue
-            if isinstance(found, Exception):
-                raise found
-            return found
+            if isinstance(produced, Exception):
+                raise produced
+            return produced
 
     def close(self) -> None:
         """Ends the processes."""
@@ -101,7 +101,7 @@ def run_worker(
     inbox: Queue[bytes],
     schedule: Schedule,
     first_step: int,
-    place: tuple[int, int, int],
+    share: tuple[int, int, int],
     packs: Queue[Any],
     parent: int,
 ) -> None:
@@ -111,13 +111,13 @@ def run_worker(
         inbox: Holds the stream, pickled, standing where `first_step` begins.
         schedule: Which lane each slot takes from.
         first_step: Step of the first pack.
-        place: This worker, their number, and the distance of a rank's lanes.
+        share: This worker, their number, and the distance of a rank's lanes.
         packs: (pack or `None`, state of its lane) for each slot, or the exception that ended it.
         parent: Process that reads the queue.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    worker, num_workers, spacing = place
+    worker, num_workers, spacing = share
     try:
         stream = pickle.loads(inbox.get())
     except Exception as error:  # the rank raises it
@@ -131,20 +131,20 @@ def run_worker(
             if worker_of(lane, num_workers, spacing) != worker:
                 continue
             try:
-                found: Any = take_or_pass(stream, lane, is_own)
+                produced: Any = take_or_pass(stream, lane, is_own)
             except Exception as error:  # the rank raises it
-                found = error
-            while not put(packs, found):
+                produced = error
+            while not put(packs, produced):
                 if os.getppid() != parent:
                     os._exit(0)
-            if isinstance(found, Exception):
+            if isinstance(produced, Exception):
                 return
 
 
-def put(packs: Queue[Any], found: Any) -> bool:
+def put(packs: Queue[Any], produced: Any) -> bool:
     """Puts an item into a queue, unless it stays full for a while."""
     try:
-        packs.put(found, timeout=POLL_SECONDS)
+        packs.put(produced, timeout=POLL_SECONDS)
     except queue.Full:
         return False
     return True

@@ -31,7 +31,7 @@ class Builtin(Source):
         self.tasks = list(TASKS) if self.kind == "reasoning" else [self.kind]
         allowed = ["pretraining", "instructions", "reasoning", "reasoning-shuffled", *TASKS]
         if kind not in allowed:
-            names = ", ".join(BUILTIN_PREFIX + each for each in allowed)
+            names = ", ".join(BUILTIN_PREFIX + name for name in allowed)
             raise ValueError(f"data.path={name!r}: no such built-in data; allowed: {names}, or files.")
 
     def scan(self) -> SourceIndex:

@@ -36,7 +36,7 @@ class Columnar(Source):
         try:
             return TableRows(table, self.name, first_row)
         except (ValueError, OverflowError):  # a broken string or a date that Python does not have
-            return [self.row_of(table.slice(place, 1), first_row + place) for place in range(table.num_rows)]
+            return [self.row_of(table.slice(index, 1), first_row + index) for index in range(table.num_rows)]
 
     def row_of(self, table: pa.Table | pa.RecordBatch, number: int) -> Row:
         """The only row of a table."""
@@ -74,14 +74,14 @@ class TableRows(Sequence[Row]):
         """Number of rows."""
         return self.num_rows
 
-    def __getitem__(self, place: Any) -> Any:
+    def __getitem__(self, index: Any) -> Any:
         """One row, or a list of them."""
-        if isinstance(place, slice):
-            return [self[each] for each in range(*place.indices(self.num_rows))]
-        if not 0 <= place < self.num_rows:
-            raise IndexError(place)
-        values = {name: column[place] for name, column in zip(self.names, self.columns, strict=True)}
-        return Row(values, place_of(self.name, self.first_row + place))
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(self.num_rows))]
+        if not 0 <= index < self.num_rows:
+            raise IndexError(index)
+        values = {name: column[index] for name, column in zip(self.names, self.columns, strict=True)}
+        return Row(values, place_of(self.name, self.first_row + index))
 
 
 class ListSlices:
@@ -92,11 +92,11 @@ class ListSlices:
         values.flags.writeable = False
         self.values, self.borders, self.is_there = values, borders, is_there
 
-    def __getitem__(self, place: int) -> np.ndarray | None:
+    def __getitem__(self, index: int) -> np.ndarray | None:
         """One list."""
-        if self.is_there is not None and not self.is_there[place]:
+        if self.is_there is not None and not self.is_there[index]:
             return None
-        return self.values[self.borders[place] : self.borders[place + 1]]
+        return self.values[self.borders[index] : self.borders[index + 1]]
 
 
 def column_values(column: pa.ChunkedArray | pa.Array) -> list[Any] | ListSlices:
@@ -108,7 +108,7 @@ def column_values(column: pa.ChunkedArray | pa.Array) -> list[Any] | ListSlices:
     parts = [list_slices(part) for part in (column.chunks if isinstance(column, pa.ChunkedArray) else [column])]
     if len(parts) == 1:
         return parts[0]
-    return [part[place] for part, whole in zip(parts, column.chunks, strict=True) for place in range(len(whole))]
+    return [part[index] for part, whole in zip(parts, column.chunks, strict=True) for index in range(len(whole))]
 
 
 def list_slices(array: pa.Array) -> list[Any] | ListSlices:
@@ -223,14 +223,14 @@ def list_stream(source: Any) -> list[tuple[int, int, int]]:
         ValueError: It has dictionary-encoded columns, whose batches cannot be read apart.
     """
     schema = pa.ipc.read_schema(source)
-    found: list[tuple[int, int, int]] = []
+    batches: list[tuple[int, int, int]] = []
     while True:
         start = source.tell()
         try:
             message = pa.ipc.read_message(source)
         except EOFError:
-            return found
+            return batches
         if message.type != "record batch":
             raise ValueError(f"a {message.type} in a stream; write the file as parquet, or without dictionaries")
         batch = pa.ipc.read_record_batch(message, schema)
-        found.append((start, source.tell() - start, batch.num_rows))
+        batches.append((start, source.tell() - start, batch.num_rows))

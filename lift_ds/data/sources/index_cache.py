@@ -48,7 +48,7 @@ def save_index(cache_dir: Path, signature: SourceSignature, index: SourceIndex) 
         "version": INDEX_VERSION,
         "signature": asdict(signature),
         "content_hash": index.content_hash,
-        "chunks": [[each.start, each.num_rows, each.first_line, each.num_bytes] for each in index.chunks],
+        "chunks": [[chunk.start, chunk.num_rows, chunk.first_line, chunk.num_bytes] for chunk in index.chunks],
     }
     with tempfile.NamedTemporaryFile("w", dir=cache_dir, suffix=".part", delete=False, encoding="utf-8") as file:
         json.dump(kept, file)

@@ -48,7 +48,7 @@ class JsonLines(JsonFile):
 
     def scan(self) -> SourceIndex:
         """Counts lines and hashes them in one pass; a compressed file is one chunk, as it has no way in."""
-        hasher, found = hashlib.sha256(), []
+        hasher, chunks = hashlib.sha256(), []
         start, first_line, num_rows, offset = 0, 1, 0, 0
         with self.open_text() as file:
             for number, line in enumerate(file, start=1):
@@ -56,11 +56,11 @@ class JsonLines(JsonFile):
                 offset += len(line)
                 num_rows += bool(line.strip())
                 if num_rows == JSONL_CHUNK_ROWS and self.compression is None:
-                    found.append(Chunk(self.name, start, num_rows, first_line, offset - start))
+                    chunks.append(Chunk(self.name, start, num_rows, first_line, offset - start))
                     start, first_line, num_rows = offset, number + 1, 0
         if num_rows:
-            found.append(Chunk(self.name, start, num_rows, first_line, offset - start))
-        return SourceIndex(tuple(found), hasher.hexdigest())
+            chunks.append(Chunk(self.name, start, num_rows, first_line, offset - start))
+        return SourceIndex(tuple(chunks), hasher.hexdigest())
 
     def read(self, chunk: Chunk) -> list[Row]:
         """Parses the lines of a segment."""

@@ -110,19 +110,19 @@ def expand(path: str, retry: Retry) -> list[str]:
         ValueError: Nothing is there, the ending of a file is not known, or a file that is named is empty.
         ConnectionError: A server did not answer.
     """
-    found, is_listing = list_remote(path, retry) if is_remote(path) else list_local(path)
-    if not found:
+    files, is_listing = list_remote(path, retry) if is_remote(path) else list_local(path)
+    if not files:
         raise ValueError(f"data.path={path!r}: no such file, or no {', '.join(FILE_KINDS)} file in it.")
-    for file in found:
+    for file in files:
         if ending_of(file) is None:
             raise ValueError(f"data.path: {file}: unknown ending; allowed: {', '.join(FILE_KINDS)}.")
-    empty = [file for file in found if DataFile(file, retry).size == 0]
-    if empty and (not is_listing or len(empty) == len(found)):
+    empty = [file for file in files if DataFile(file, retry).size == 0]
+    if empty and (not is_listing or len(empty) == len(files)):
         raise ValueError(f"data.path: {empty[0]} is empty.")
     for file in empty:
         warnings.warn(f"{file} is empty: no rows come from it.", stacklevel=2)
     left_out = set(empty)
-    return [file for file in found if file not in left_out]
+    return [file for file in files if file not in left_out]
 
 
 def list_local(path: str) -> tuple[list[str], bool]:
@@ -133,7 +133,7 @@ def list_local(path: str) -> tuple[list[str], bool]:
             return sorted(file for file in glob.glob(path, recursive=True) if Path(file).is_file()), True
         return [path] * folder.is_file(), False
     if (folder / SPLITS_NAME).is_file():
-        splits = ", ".join(sorted(each.name for each in folder.iterdir() if each.is_dir()))
+        splits = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir()))
         raise ValueError(f"data.path={path!r}: holds several splits; name the folder of one of them: {splits}.")
     files = [file for file in folder.rglob("*") if file.is_file() and is_data(str(file.relative_to(folder)))]
     return sorted(map(str, files)), True

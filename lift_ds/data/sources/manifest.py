@@ -93,7 +93,7 @@ class Manifest:
         given = as_groups(sources)
         with ThreadPoolExecutor(SCAN_THREADS) as pool:  # what a remote file costs is waiting
             self._scanned = list(pool.map(self._scan, (source for group in given for source in group.sources)))
-        listed = [(each.source, chunk) for each in self._scanned for chunk in each.index.chunks]
+        listed = [(scanned.source, chunk) for scanned in self._scanned for chunk in scanned.index.chunks]
         self.chunks = [chunk for _, chunk in listed]
         self._owners = [source for source, _ in listed]
         self.first_ids = list(accumulate((chunk.num_rows for chunk in self.chunks), initial=0))
@@ -125,11 +125,11 @@ class Manifest:
         """Hash of all chunks and contents, without the folders they are in."""
         listed = [
             [
-                Path(each.source.name).name,
-                each.index.content_hash,
-                [[chunk.start, chunk.num_rows, chunk.first_line, chunk.num_bytes] for chunk in each.index.chunks],
+                Path(scanned.source.name).name,
+                scanned.index.content_hash,
+                [[chunk.start, chunk.num_rows, chunk.first_line, chunk.num_bytes] for chunk in scanned.index.chunks],
             ]
-            for each in self._scanned
+            for scanned in self._scanned
         ]
         return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
@@ -152,13 +152,13 @@ class Manifest:
     @cached_property
     def files(self) -> dict[str, str]:
         """Content hash by file name, in order; files of the same name are numbered."""
-        found: dict[str, str] = {}
+        hashes: dict[str, str] = {}
         times: Counter[str] = Counter()
-        for each in self._scanned:
-            name = Path(each.source.name).name
+        for scanned in self._scanned:
+            name = Path(scanned.source.name).name
             times[name] += 1
-            found[name if times[name] == 1 else f"{name} ({times[name]})"] = each.index.content_hash
-        return found
+            hashes[name if times[name] == 1 else f"{name} ({times[name]})"] = scanned.index.content_hash
+        return hashes
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps to know the data again: `digest`, and `files` as content hash by name."""
@@ -186,13 +186,13 @@ class Manifest:
         Raises:
             OSError: The folder cannot be written.
         """
-        for each in self._scanned:
-            if self.cache_dir is not None and each.is_new and each.signature is not None:
-                save_index(self.cache_dir, each.signature, each.index)
+        for scanned in self._scanned:
+            if self.cache_dir is not None and scanned.is_new and scanned.signature is not None:
+                save_index(self.cache_dir, scanned.signature, scanned.index)
 
 
 def as_groups(sources: Sequence[Source] | Sequence[SourceGroup]) -> list[SourceGroup]:
     """The groups, or one group of plain sources."""
-    groups = [each for each in sources if isinstance(each, SourceGroup)]
-    plain = [each for each in sources if isinstance(each, Source)]
+    groups = [source for source in sources if isinstance(source, SourceGroup)]
+    plain = [source for source in sources if isinstance(source, Source)]
     return groups or [SourceGroup(", ".join(source.name for source in plain), plain)]

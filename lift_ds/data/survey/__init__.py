@@ -2,6 +2,6 @@
 
 from .rows import SurveyedRow, survey
 from .statistics import SurveyReport, TokenStatistics
-from .token_shards import ShardWriter
+from .token_shards import TokenShardWriter
 
-__all__ = ["ShardWriter", "SurveyReport", "SurveyedRow", "TokenStatistics", "survey"]
+__all__ = ["SurveyReport", "SurveyedRow", "TokenShardWriter", "TokenStatistics", "survey"]

@@ -48,8 +48,8 @@ def show_numbers(console: Console, numbers: dict[str, Any]) -> None:
     lines = [f"rows: {rows['all']:,}: {rows['good']:,} good, {rows['bad']:,} bad, {rows['too_long']:,} too long"]
     if len(numbers["sources"]) > 1:
         lines += [
-            f"  {each['name']}: {each['good']:,} good, {each['bad']:,} bad, {each['too_long']:,} too long"
-            for each in numbers["sources"]
+            f"  {source['name']}: {source['good']:,} good, {source['bad']:,} bad, {source['too_long']:,} too long"
+            for source in numbers["sources"]
         ]
     lines.append(f"tokens: {tokens['all']:,}, targets {tokens['targets']:,} ({tokens['target_share']:.1%})")
     shares = ", ".join(
@@ -80,10 +80,10 @@ def lengths_table(lengths: dict[str, dict[str, Any]]) -> Table:
     table = Table(title="length in tokens", title_justify="left")
     table.add_column("")
     percentiles = list(lengths["row"]["percentiles"])
-    for name in ("min", *(f"{each} %" for each in percentiles), "max", "mean"):
+    for name in ("min", *(f"{percentile} %" for percentile in percentiles), "max", "mean"):
         table.add_column(name, justify="right")
-    for name, each in lengths.items():
-        numbers = [each["min"], *each["percentiles"].values(), each["max"], round(each["mean"], 1)]
+    for name, summary in lengths.items():
+        numbers = [summary["min"], *summary["percentiles"].values(), summary["max"], round(summary["mean"], 1)]
         table.add_row(name, *(f"{number:,}" for number in numbers))
     return table
 
@@ -91,7 +91,7 @@ def lengths_table(lengths: dict[str, dict[str, Any]]) -> Table:
 def histogram_of(counts: dict[str, int]) -> Table:
     """Rows by length, a bar for each power of two."""
     table = Table(title="rows by length", title_justify="left", show_header=False, box=None)
-    exponents = [int(each) for each in counts]
+    exponents = [int(exponent) for exponent in counts]
     most = max(counts.values())
     for exponent in range(min(exponents), max(exponents) + 1):
         count = counts.get(str(exponent), 0)
@@ -103,7 +103,7 @@ def histogram_of(counts: dict[str, int]) -> Table:
 
 def show_pack(console: Console, documents: list[Tokens], tokenizer: PreTrainedTokenizerBase) -> None:
     """The beginning of a pack as text, special tokens included; targets in green, or between « and »."""
-    total = sum(len(each.ids) for each in documents)
+    total = sum(len(document.ids) for document in documents)
     marks = "in green" if console.is_terminal else "between « and »"
     console.print(f"a pack of {len(documents)} rows, {total:,} tokens, targets {marks}:")
     left = SHOWN_TOKENS
@@ -127,7 +127,10 @@ def show_pack(console: Console, documents: list[Tokens], tokenizer: PreTrainedTo
 def shown(text: str) -> str:
     """A text of the data without what a terminal would obey, or could not encode."""
     text = text.encode("utf-8", "backslashreplace").decode()
-    return "".join(each if each in "\n\t" or each.isprintable() else f"\\x{ord(each):02x}" for each in text)
+    return "".join(
+        character if character in "\n\t" or character.isprintable() else f"\\x{ord(character):02x}"
+        for character in text
+    )
 
 
 def marked_text(document: Tokens, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -82,22 +82,22 @@ def _survey_own(chunk_index: int) -> list[list[SurveyedRow]]:
 def survey_chunk(reader: RowReader, chunk_index: int) -> Iterator[list[SurveyedRow]]:
     """The rows of one chunk, at most `BATCH_ROWS` at a time, with the errors of `survey`."""
     groups = reader.manifest.groups
-    group = bisect_right([each.first_chunk for each in groups], chunk_index) - 1
+    group = bisect_right([group_of_chunks.first_chunk for group_of_chunks in groups], chunk_index) - 1
     first_id = reader.manifest.first_ids[chunk_index]
     rows = reader.manifest.read(chunk_index)
     for start in range(0, len(rows), BATCH_ROWS):
         batch = rows[start : start + BATCH_ROWS]
-        found = reader.tokenise([(row, reader.columns[group]) for row in batch])
+        tokenised = reader.tokenise([(row, reader.columns[group]) for row in batch])
         ids = range(first_id + start, first_id + start + len(batch))
-        yield [judge(*each, group) for each in zip(ids, batch, found, strict=True)]
+        yield [judge(*judged, group) for judged in zip(ids, batch, tokenised, strict=True)]
 
 
-def judge(sample_id: int, row: Row, found: Tokens | Exception, group: int) -> SurveyedRow:
+def judge(sample_id: int, row: Row, outcome: Tokens | Exception, group: int) -> SurveyedRow:
     """A row with its tokens or its problem; one without a target teaches nothing, and is bad too."""
-    if isinstance(found, Tokens):
-        if found.response_mask.any():
-            return SurveyedRow(sample_id, group, row.where, found)
-        found = ValueError("no token is a target, so nothing is learned from it; remove the row.")
-    reason = Skipped.LONG if isinstance(found, TooLongError) else Skipped.BAD
-    message = str(found) if str(found).startswith(row.where) else f"{row.where}: {found}"
+    if isinstance(outcome, Tokens):
+        if outcome.response_mask.any():
+            return SurveyedRow(sample_id, group, row.where, outcome)
+        outcome = ValueError("no token is a target, so nothing is learned from it; remove the row.")
+    reason = Skipped.LONG if isinstance(outcome, TooLongError) else Skipped.BAD
+    message = str(outcome) if str(outcome).startswith(row.where) else f"{row.where}: {outcome}"
     return SurveyedRow(sample_id, group, row.where, None, reason, message)

@@ -75,7 +75,7 @@ class TokenStatistics:
         closed = self.packer.add(None if self.example else row.tokens, len(ids))
         if closed is not None:
             self.num_packs += 1
-            self.example = self.example or [each for each in closed.items if each is not None]
+            self.example = self.example or [item for item in closed.items if item is not None]
 
     def report(self, global_batch: int, micro_batch: int) -> SurveyReport:
         """Everything that was counted.
@@ -90,7 +90,7 @@ class TokenStatistics:
         num_tokens = int(lengths.sum())
         duplicates = find_duplicates(np.array(self.hashes, dtype=np.uint64), np.array(self.sample_ids, dtype=np.int64))
         fullest = max(self.packer.open, key=lambda pack: pack.num_tokens, default=None)
-        example = self.example or [each for each in (fullest.items if fullest else []) if each is not None]
+        example = self.example or [item for item in (fullest.items if fullest else []) if item is not None]
         numbers = {
             "rows": {"all": good + bad + long, "good": good, "bad": bad, "too_long": long},
             "sources": [
@@ -111,7 +111,9 @@ class TokenStatistics:
                 "ids": self.num_ids,
                 "used": int(np.count_nonzero(self.token_counts)),
                 "used_in_targets": int(np.count_nonzero(self.target_counts)),
-                "ids_for_target_share": {f"{each}": ids_for_share(self.target_counts, each) for each in COVERED_SHARES},
+                "ids_for_target_share": {
+                    f"{share}": ids_for_share(self.target_counts, share) for share in COVERED_SHARES
+                },
             },
             "duplicates": {"groups": len(duplicates), "surplus_rows": sum(len(ids) - 1 for ids in duplicates)},
             "padding": {
@@ -147,8 +149,10 @@ def describe_lengths(lengths: np.ndarray) -> dict[str, Any]:
         "min": int(lengths.min()),
         "max": int(lengths.max()),
         "mean": float(lengths.mean()),
-        "percentiles": {str(each): value for each, value in zip(PERCENTILES, percentiles, strict=True)},
-        "histogram": {str(each): count for each, count in zip(exponents.tolist(), counts.tolist(), strict=True)},
+        "percentiles": {str(percentile): value for percentile, value in zip(PERCENTILES, percentiles, strict=True)},
+        "histogram": {
+            str(exponent): count for exponent, count in zip(exponents.tolist(), counts.tolist(), strict=True)
+        },
     }
 
 
@@ -178,5 +182,5 @@ def find_duplicates(hashes: np.ndarray, sample_ids: np.ndarray) -> list[np.ndarr
     order = np.argsort(hashes, kind="stable")
     borders = np.array([0, *(np.flatnonzero(np.diff(hashes[order])) + 1), len(order)])
     repeated = np.flatnonzero(np.diff(borders) > 1)
-    groups = [sample_ids[order[borders[place] : borders[place + 1]]] for place in repeated]
+    groups = [sample_ids[order[borders[group] : borders[group + 1]]] for group in repeated]
     return sorted(groups, key=lambda ids: (-len(ids), ids[0]))

@@ -43,7 +43,7 @@ def check_target(folder: Path) -> None:
         raise ValueError(f"--write {folder}: exists and is not an empty folder; name a new one, or remove it.")
 
 
-class ShardWriter:
+class TokenShardWriter:
     """Writes rows in order; the folder appears when `publish` is called, or not at all.
 
     Each source begins a new file, `source-00-00000.parquet`, so that a mixture can still name them apart.
@@ -70,7 +70,7 @@ class ShardWriter:
         self._sink: pa.NativeFile | None = None
         self._writer: pq.ParquetWriter | None = None
 
-    def __enter__(self) -> ShardWriter:
+    def __enter__(self) -> TokenShardWriter:
         """Itself."""
         return self
 

@@ -90,8 +90,8 @@ def gain_and_loss(chance: random.Random) -> Story | None:
 def equal_groups(chance: random.Random) -> Story | None:
     """So many holders with so many things each, then a gain or a loss."""
     (name,), (things,), (holders,) = pick(NAMES, chance), pick(THINGS, chance), pick(HOLDERS, chance)
-    num_groups, each, n = chance.randint(2, 5), chance.randint(2, 9), chance.randint(2, 9)
-    total = num_groups * each
+    num_groups, size, n = chance.randint(2, 5), chance.randint(2, 9), chance.randint(2, 9)
+    total = num_groups * size
     is_gain = chance.random() < 0.5
     after = total + n if is_gain else total - n
     if not 1 <= after <= LARGEST:
@@ -100,15 +100,15 @@ def equal_groups(chance: random.Random) -> Story | None:
     change = f"adds {n} loose {things}" if is_gain else f"takes out {n} {things}"
     question = chance.choice(
         (
-            f"{name} fills {num_groups} {holders} with {each} {things} each and {change}. How many {things} are there?",
-            f"There are {num_groups} {holders} of {each} {things}. {name} {change}. How many {things} are there now?",
+            f"{name} fills {num_groups} {holders} with {size} {things} each and {change}. How many {things} are there?",
+            f"There are {num_groups} {holders} of {size} {things}. {name} {change}. How many {things} are there now?",
         )
     )
     lines = [
-        f"{num_groups} {holders} of {things}: {num_groups}*{each}={total}",
+        f"{num_groups} {holders} of {things}: {num_groups}*{size}={total}",
         f"{'more' if is_gain else 'less'}: {total}{sign}{n}={after}",
     ]
-    return Story(question, lines, after, f"groups {num_groups}*{each}{sign}{n}")
+    return Story(question, lines, after, f"groups {num_groups}*{size}{sign}{n}")
 
 
 def comparison(chance: random.Random) -> Story | None:

@@ -82,5 +82,5 @@ def draw_item(task: Task, seed: int, split: str, index: int) -> Item:
 
 def read_answer(generation: str) -> str | None:
     """The text between the only pair of answer tags, stripped; `None` where there is no pair or more than one."""
-    found = ANSWER.findall(generation)
-    return found[0].strip() if len(found) == 1 else None
+    answers = ANSWER.findall(generation)
+    return answers[0].strip() if len(answers) == 1 else None

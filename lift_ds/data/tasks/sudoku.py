@@ -67,16 +67,14 @@ def punch_holes(solution: str, num_blanks: int, chance: random.Random) -> str:
         fewer = clues & ~(1 << cell)
         if all(rival & fewer for rival in rivals):
             clues = fewer
-    return "".join(digit if clues >> place & 1 else BLANK for place, digit in enumerate(solution))
+    return "".join(digit if clues >> cell & 1 else BLANK for cell, digit in enumerate(solution))
 
 
 @cache
 def rival_differences(solution: str) -> tuple[int, ...]:
     """For each other grid, the cells where it differs from `solution`, as the bits of a 16-bit number."""
     return tuple(
-        sum(1 << place for place in range(16) if grid[place] != solution[place])
-        for grid in all_grids()
-        if grid != solution
+        sum(1 << cell for cell in range(16) if grid[cell] != solution[cell]) for grid in all_grids() if grid != solution
     )
 
 

@@ -86,7 +86,7 @@ class ChatEncoder:
 
     def answer_ids(self, ids: list[int]) -> list[int]:
         """Generated ids before the first special token: the end of the turn or of the answer."""
-        stop = next((place for place, token_id in enumerate(ids) if token_id in self.special_ids), len(ids))
+        stop = next((index for index, token_id in enumerate(ids) if token_id in self.special_ids), len(ids))
         return ids[:stop]
 
     def answer_text(self, ids: list[int]) -> str:
@@ -134,25 +134,31 @@ class ChatEncoder:
         Returns:
             For each its tokens, or the error that `encode` raises of it; one bad row leaves the others alone.
         """
-        rows = [self._attempt_segments(each, where) for each, where in zip(conversations, wheres, strict=True)]
+        rows = [
+            self._attempt_segments(conversation, where)
+            for conversation, where in zip(conversations, wheres, strict=True)
+        ]
         texts = [text for row in rows if not isinstance(row, Exception) for text, _ in row]
         try:
             parts = iter(self.text.ids(texts))
         except Exception as error:  # of one row at least; each alone shows which
             if len(rows) == 1:
                 return [located(error, conversations[0], wheres[0])]
-            return [self.encode_batch([each], [where])[0] for each, where in zip(conversations, wheres, strict=True)]
-        found: list[Tokens | Exception] = []
+            return [
+                self.encode_batch([conversation], [where])[0]
+                for conversation, where in zip(conversations, wheres, strict=True)
+            ]
+        encoded_rows: list[Tokens | Exception] = []
         for row, where in zip(rows, wheres, strict=True):
             if isinstance(row, Exception):
-                found.append(row)
+                encoded_rows.append(row)
                 continue
             encoded = [next(parts) for _ in row]
             try:
-                found.append(self.assemble(encoded, [is_learned for _, is_learned in row], where))
+                encoded_rows.append(self.assemble(encoded, [is_learned for _, is_learned in row], where))
             except TooLongError as error:
-                found.append(error)
-        return found
+                encoded_rows.append(error)
+        return encoded_rows
 
     def _attempt_segments(self, conversation: Conversation, where: str) -> list[tuple[str, bool]] | Exception:
         try:
@@ -227,6 +233,6 @@ def located(error: Exception, conversation: Conversation, where: str) -> ValueEr
                 f"{cause.start}, which is no text; remove it or repair the escape that made it."
             )
             break
-    found = ValueError(message)
-    found.__cause__ = error
-    return found
+    bad_row = ValueError(message)
+    bad_row.__cause__ = error
+    return bad_row

@@ -73,15 +73,15 @@ class TextTokenizer:
         Raises:
             Exception: Whatever the tokenizer raises, of texts with lone surrogates for example.
         """
-        found = self._plain_ids(texts)
-        for place, text in enumerate(texts):
+        ids = self._plain_ids(texts)
+        for index, text in enumerate(texts):
             if START in text:
-                found[place] = self.marked_ids(text)
-        return found
+                ids[index] = self.marked_ids(text)
+        return ids
 
     def _plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
         if self._backend is not None:
-            return [each.ids for each in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+            return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
         return list(self.tokenizer(list(texts), add_special_tokens=False).input_ids) if texts else []
 
     def marked_ids(self, text: str) -> list[int]:

@@ -23,7 +23,7 @@ REMOTE_TRIES = 2
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash of what token ids mean: every token with its id, and which of them are special."""
-    special = sorted(place for place, token in tokenizer.added_tokens_decoder.items() if token.special)
+    special = sorted(token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special)
     meaning = json.dumps([sorted(tokenizer.get_vocab().items()), special])
     return hashlib.sha256(meaning.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -54,7 +54,11 @@ def check_prepared(
     Raises:
         ValueError: The tokens are another tokenizer's.
     """
-    ready = [group for group, each in zip(manifest.groups, columns, strict=True) if each.input_ids is not None]
+    ready = [
+        group
+        for group, columns_of_group in zip(manifest.groups, columns, strict=True)
+        if columns_of_group.input_ids is not None
+    ]
     if not ready:
         return
     numbers = (number for group in ready for number in range(group.first_chunk, group.first_chunk + group.num_chunks))

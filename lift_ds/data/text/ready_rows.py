@@ -34,16 +34,16 @@ def read_tokens(row: Row, columns: ColumnsConfig, encoder: ChatEncoder) -> Token
     else:
         filler = mask_at(row, columns.filler_mask, len(ids))
     if np.maximum.reduce(ids.view(np.uint64)) >= encoder.num_ids:  # a negative id is a large one there
-        place = int(np.flatnonzero((ids < 0) | (ids >= encoder.num_ids))[0])
+        index = int(np.flatnonzero((ids < 0) | (ids >= encoder.num_ids))[0])
         raise ValueError(
-            f"{row.where}: column {columns.input_ids!r} has id {ids[place]} at place {place}; the tokenizer has ids "
+            f"{row.where}: column {columns.input_ids!r} has id {ids[index]} at place {index}; the tokenizer has ids "
             f"from 0 to {encoder.num_ids - 1}. Were the tokens made for another model?"
         )
     if not np.count_nonzero(response):  # much faster than any() on what is short
         raise ValueError(f"{row.where}: column {columns.target_mask!r} is all false; at least one token is learned.")
     if np.count_nonzero(filler) and np.count_nonzero(filler > response):
-        place = int((filler > response).argmax())
-        raise ValueError(f"{row.where}: column {columns.filler_mask!r} is true at place {place}, which is no target.")
+        index = int((filler > response).argmax())
+        raise ValueError(f"{row.where}: column {columns.filler_mask!r} is true at place {index}, which is no target.")
     if response[0] and encoder.start_token_id is not None:
         raise ValueError(
             f"{row.where}: column {columns.target_mask!r} is true at place 0, but this model predicts a token from the "

@@ -55,7 +55,7 @@ class ChatRenderer:
         if roles not in self._shapes:
             rendered = self.rendered_segments(messages, where)
             pieces = self.watch_shape(roles)
-            is_same = pieces is not None and [(each.fill(messages), each.is_learned) for each in pieces] == rendered
+            is_same = pieces is not None and [(piece.fill(messages), piece.is_learned) for piece in pieces] == rendered
             self._shapes[roles] = pieces if is_same else None
         shape = self._shapes[roles]
         if shape is None or any(len(message) != 2 for message in messages):
@@ -77,7 +77,7 @@ class ChatRenderer:
 
     def learned_places(self, roles: Sequence[str]) -> list[int]:
         """Places of the assistant's turns that are learned."""
-        answers = [place for place, role in enumerate(roles) if role == "assistant"]
+        answers = [turn for turn, role in enumerate(roles) if role == "assistant"]
         return answers if self.train_on == "all" else answers[-1:]
 
     def rendered_segments(self, messages: Messages, where: str) -> list[tuple[str, bool]]:
@@ -106,11 +106,11 @@ def split_at_answers(render: Render, learned_places: list[int], where: str) -> l
     """
     pieces: list[tuple[str, bool]] = []
     done = ""
-    for place in learned_places:
-        before, after = render(place, True), render(place + 1, False)
+    for turn in learned_places:
+        before, after = render(turn, True), render(turn + 1, False)
         if not before.startswith(done) or not after.startswith(before):
             raise ValueError(
-                f"{where}: the chat template rewrites earlier turns when turn {place + 1} is added, so the "
+                f"{where}: the chat template rewrites earlier turns when turn {turn + 1} is added, so the "
                 "response cannot be marked; use data.train_on=last or another template."
             )
         pieces += [(before[len(done) :], False), (after[len(before) :], True)]
@@ -127,7 +127,7 @@ def find_invitation(tokenizer: PreTrainedTokenizerBase) -> str:
 
     def render(roles: str, invite: bool) -> str:
         names = {"u": "user", "a": "assistant"}
-        turns = [{"role": names[role], "content": f"<{place}>"} for place, role in enumerate(roles)]
+        turns = [{"role": names[role], "content": f"<{turn}>"} for turn, role in enumerate(roles)]
         return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=invite))
 
     invited, plain = render("u", True), render("u", False)

@@ -118,7 +118,7 @@ class Piece:
 
     def fill(self, messages: Messages) -> str:
         """The stretch with a conversation's texts."""
-        return self.pattern % tuple([STRIPS[way](messages[place]["content"]) for place, way in self.fields])
+        return self.pattern % tuple([STRIPS[way](messages[turn]["content"]) for turn, way in self.fields])
 
 
 def watch_template(
@@ -136,7 +136,7 @@ def watch_template(
         The pieces of every conversation with these roles; `None` where they depend on the texts, or the template
         cannot be run or split so.
     """
-    messages = [{"role": role, "content": Watched(f"{OPEN}{place}{CLOSE}")} for place, role in enumerate(roles)]
+    messages = [{"role": role, "content": Watched(f"{OPEN}{turn}{CLOSE}")} for turn, role in enumerate(roles)]
     try:
         if hides_texts(source):
             return None
@@ -153,4 +153,4 @@ def watch_template(
 def as_piece(text: str, is_learned: bool) -> Piece:
     """A rendered stretch as a format."""
     pattern = PLACEHOLDER.sub("%s", text.replace("%", "%%"))
-    return Piece(pattern, tuple((int(place), way) for place, way in PLACEHOLDER.findall(text)), is_learned)
+    return Piece(pattern, tuple((int(turn), way) for turn, way in PLACEHOLDER.findall(text)), is_learned)

@@ -74,7 +74,8 @@ def compare(first: Path, second: Path, scorer: str | None, seed: int) -> list[Ta
     common = [task for task in results[0]["tasks"] if task in results[1]["tasks"]]
     if not common:
         answered = "; ".join(
-            f"{folder} has {', '.join(each['tasks'])}" for folder, each in zip((first, second), results, strict=True)
+            f"{folder} has {', '.join(result['tasks'])}"
+            for folder, result in zip((first, second), results, strict=True)
         )
         raise ValueError(f"no task in common: {answered}.")
     return [compare_task(task, (first, second), results, scorer, seed) for task in common]
@@ -94,23 +95,23 @@ def read_results(folder: Path) -> dict[str, Any]:
     """
     path = folder / "results.json"
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        assert isinstance(found["tasks"], dict)
+        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        assert isinstance(results["tasks"], dict)
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
         raise ValueError(f"{path}: no results of an evaluation ({error}); evaluate first.") from error
-    return found
+    return results
 
 
 def compare_task(
     task: str, folders: tuple[Path, Path], results: Sequence[dict[str, Any]], scorer: str | None, seed: int
 ) -> TaskComparison:
     """Compares one task; see `compare`."""
-    both = [each["tasks"][task]["scores"] for each in results]
-    shared = [name for name in ("strict", "reference") if all(name in each for each in both)]
+    both = [result["tasks"][task]["scores"] for result in results]
+    shared = [name for name in ("strict", "reference") if all(name in scores for scores in both)]
     if not shared or scorer not in (None, *shared):
         raise ValueError(f"{task}: scored by {' and by '.join(', '.join(each) for each in both)}; choose a common one.")
     chosen = scorer or shared[0]
-    versions = [each[chosen]["scorer_version"] for each in both]
+    versions = [scores[chosen]["scorer_version"] for scores in both]
     if versions[0] != versions[1]:
         raise ValueError(
             f"{task}: scorer {chosen} of versions {versions[0]} and {versions[1]}; the command that made the older "
@@ -119,17 +120,17 @@ def compare_task(
     rows = [read_rows(folder / task_file(task)) for folder in folders]
     others = [number for number, pair in enumerate(zip(*rows, strict=False), start=1) if not is_same_problem(*pair)]
     if others or len(rows[0]) != len(rows[1]):
-        place = f"problem {others[0]} is another" if others else f"{len(rows[0])} and {len(rows[1])} of them"
+        problem = f"problem {others[0]} is another" if others else f"{len(rows[0])} and {len(rows[1])} of them"
         raise ValueError(
-            f"{task}: {folders[0]} and {folders[1]} answered different problems ({place}); evaluate on the same."
+            f"{task}: {folders[0]} and {folders[1]} answered different problems ({problem}); evaluate on the same."
         )
-    shares = [[solved_share(item) for item in each[chosen]["items"]] for each in both]
+    shares = [[solved_share(item) for item in scores[chosen]["items"]] for scores in both]
     pairs = list(zip(*shares, strict=True))
-    is_single = all(len(row["generation"]) == 1 for each in rows for row in each)
+    is_single = all(len(row["generation"]) == 1 for task_rows in rows for row in task_rows)
     only_first, only_second = sum(a > b for a, b in pairs), sum(b > a for a, b in pairs)
     flips = [
         Flip(one["where"], one["question"], one["ground_truth"], pair, (shown_answer(one, a), shown_answer(two, b)))
-        for one, two, pair, a, b in zip(*rows, pairs, *(each[chosen]["items"] for each in both), strict=True)
+        for one, two, pair, a, b in zip(*rows, pairs, *(scores[chosen]["items"] for scores in both), strict=True)
         if pair[0] != pair[1]
     ]
     return TaskComparison(

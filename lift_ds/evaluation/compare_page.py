@@ -34,8 +34,8 @@ def comparison_page(labels: tuple[str, str], comparisons: Sequence[TaskCompariso
         "<tr><th>task<th>scorer<th>problems"
         f"<th>{first}<th>{second}<th>difference<th>95 % interval<th>only {first}<th>only {second}<th>McNemar p</tr>"
     )
-    rows = "".join(figures_row(each) for each in comparisons)
-    sections = "".join(flips_section(each, (first, second)) for each in comparisons)
+    rows = "".join(figures_row(comparison) for comparison in comparisons)
+    sections = "".join(flips_section(comparison, (first, second)) for comparison in comparisons)
     return (
         "<!doctype html><html lang=en><meta charset=utf-8>"
         f"<title>{first} and {second}</title><style>{STYLE}</style>"
@@ -43,27 +43,29 @@ def comparison_page(labels: tuple[str, str], comparisons: Sequence[TaskCompariso
     )
 
 
-def figures_row(found: TaskComparison) -> str:
+def figures_row(comparison: TaskComparison) -> str:
     """A task's row of the table."""
     cells = [
-        html.escape(found.task),
-        found.scorer,
-        f"{found.num_problems:,}",
-        f"{found.solved[0]:.1%}",
-        f"{found.solved[1]:.1%}",
-        f"{found.difference.mean:+.1%}",
-        f"{found.difference.low:+.1%} to {found.difference.high:+.1%}",
-        str(found.only_first),
-        str(found.only_second),
-        "" if found.p_value is None else f"{found.p_value:.3g}",
+        html.escape(comparison.task),
+        comparison.scorer,
+        f"{comparison.num_problems:,}",
+        f"{comparison.solved[0]:.1%}",
+        f"{comparison.solved[1]:.1%}",
+        f"{comparison.difference.mean:+.1%}",
+        f"{comparison.difference.low:+.1%} to {comparison.difference.high:+.1%}",
+        str(comparison.only_first),
+        str(comparison.only_second),
+        "" if comparison.p_value is None else f"{comparison.p_value:.3g}",
     ]
     return "<tr>" + "".join(f"<td>{cell}" for cell in cells) + "</tr>"
 
 
-def flips_section(found: TaskComparison, labels: tuple[str, str]) -> str:
+def flips_section(comparison: TaskComparison, labels: tuple[str, str]) -> str:
     """The problems of a task on which the models differ."""
-    flips = "".join(flip_details(flip, labels) for flip in found.flips)
-    return f"<h2>{html.escape(found.task)}: {len(found.flips)} of {found.num_problems} flipped</h2>{flips}"
+    flips = "".join(flip_details(flip, labels) for flip in comparison.flips)
+    return (
+        f"<h2>{html.escape(comparison.task)}: {len(comparison.flips)} of {comparison.num_problems} flipped</h2>{flips}"
+    )
 
 
 def flip_details(flip: Flip, labels: tuple[str, str]) -> str:

@@ -77,11 +77,11 @@ def heldout_loss(
     for start in range(0, len(mine), batch_size):
         share = mine[start : start + batch_size]
         counts = torch.tensor([is_counted for _, is_counted in share])
-        batch = collate([document for document, _ in share], [fixed_noise(each, seed) for each, _ in share], 0)
+        batch = collate([document for document, _ in share], [fixed_noise(document, seed) for document, _ in share], 0)
         batch, counts = batch.to(ranks.device), counts.to(ranks.device)
-        for place, level in enumerate(LEVELS):
+        for index, level in enumerate(LEVELS):
             nll, gold_ids = masked_nll(model, batch, level, counts)
-            sums[:, place].index_add_(1, classes[gold_ids], torch.stack([nll, torch.ones_like(nll)]))
+            sums[:, index].index_add_(1, classes[gold_ids], torch.stack([nll, torch.ones_like(nll)]))
     return HeldoutLoss(*ranks.all_reduce(sums))
 
 

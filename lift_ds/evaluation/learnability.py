@@ -70,8 +70,8 @@ class Learnability:
         """By frequency class, ascending: a cell for each of `levels`."""
         classes = frequency_class(self.frequency)
         return {
-            int(each): [self.cell(classes == each, place) for place in range(len(self.levels))]
-            for each in classes[classes >= 0].unique()
+            int(frequency_class): [self.cell(classes == frequency_class, index) for index in range(len(self.levels))]
+            for frequency_class in classes[classes >= 0].unique()
         }
 
     def cell(self, tokens: Tensor, level: int) -> Cell:
@@ -103,7 +103,7 @@ def from_difficulty(sums: Tensor, counts: Tensor) -> Learnability:
     sums, counts = sums.double(), counts.double()
     gold = counts * torch.exp(-sums / counts.clamp(min=1e-12))
     unknown = torch.full_like(gold, torch.nan)
-    levels = tuple((place + 0.5) / counts.shape[1] for place in range(counts.shape[1]))
+    levels = tuple((index + 0.5) / counts.shape[1] for index in range(counts.shape[1]))
     return Learnability(counts.sum(-1).round().long(), counts, unknown, gold, unknown, levels)
 
 
@@ -128,18 +128,18 @@ def measure(model: MaskedDiffusionModel, documents: Sequence[Document], batch_si
     longest_first = sorted(documents, key=lambda document: (-len(document.ids), document.sample_id))
     for start in range(0, len(documents), batch_size):
         share = longest_first[start : start + batch_size]
-        batch = collate(share, [fixed_noise(each, seed) for each in share], 0).to(matrix.device)
+        batch = collate(share, [fixed_noise(document, seed) for document in share], 0).to(matrix.device)
         counted = batch.response_mask & ~batch.filler_mask
-        for place, level in enumerate(LEVELS):
+        for index, level in enumerate(LEVELS):
             t = torch.full_like(batch.t, level)
             masked = superset_mask(batch.mask_uniform, batch.response_mask, t, torch.zeros_like(t))
             noised_ids = batch.clean_ids.masked_fill(masked, model.config.mask_token_id)
             rows = masked & counted
             gold_ids = batch.clean_ids[rows]
             hidden = model.encode(noised_ids, batch.attention_mask)[rows]
-            found = model.head(hidden, partial(chunked_confidence, gold_ids=gold_ids))
-            confidence, gold = found.double().cpu().unbind(1)
+            shown = model.head(hidden, partial(chunked_confidence, gold_ids=gold_ids))
+            confidence, gold = shown.double().cpu().unbind(1)
             columns = (torch.ones_like(gold), confidence, gold, gold**2)
             for sum_, column in zip(sums, columns, strict=True):
-                sum_[:, place].index_add_(0, gold_ids.cpu(), column)
+                sum_[:, index].index_add_(0, gold_ids.cpu(), column)
     return Learnability(token_counts(documents, shape[0]), *sums)

@@ -31,10 +31,10 @@ def write_csv(path: Path, measured: dict[str, Learnability]) -> None:
         writer = csv.writer(file)
         writer.writerow(["model", "token_count", "t", "num_tokens", "mean_confidence", "mean_p_gold", "interval_95"])
         for label, learnability in measured.items():
-            for each, cells in learnability.cells().items():
+            for frequency_class, cells in learnability.cells().items():
                 for level, cell in zip(learnability.levels, cells, strict=True):
                     row = (cell.num_tokens, cell.confidence, cell.gold, cell.interval)
-                    writer.writerow([label, class_label(each), level, *row])
+                    writer.writerow([label, class_label(frequency_class), level, *row])
 
 
 def draw(measured: dict[str, Learnability]) -> Any:
@@ -42,17 +42,17 @@ def draw(measured: dict[str, Learnability]) -> Any:
     figure, axes = plt.subplots(
         2, len(measured), figsize=(6.2 * len(measured), 9), squeeze=False, sharey="row", layout="constrained"
     )
-    classes = sorted({each for learnability in measured.values() for each in learnability.cells()})
+    classes = sorted(set().union(*(learnability.cells() for learnability in measured.values())))
     for (label, learnability), column in zip(measured.items(), axes.T, strict=True):
         cells, levels = learnability.cells(), learnability.levels
         unseen = [Cell(0, np.nan, np.nan, np.nan)] * len(levels)
-        grid = np.array([[cell.gold for cell in cells.get(each, unseen)] for each in classes])
+        grid = np.array([[cell.gold for cell in cells.get(frequency_class, unseen)] for frequency_class in classes])
         image = column[0].imshow(grid, origin="lower", aspect="auto", vmin=0, vmax=1, cmap="viridis")
         column[0].set_title(f"{label}: mean p(gold)")
         is_fine = len(levels) > FEW_LEVELS
         ticks = range(0, len(levels), 2 if is_fine else 1)
-        column[0].set_xticks(ticks, [f"{levels[place]:.2f}" for place in ticks])
-        column[0].set_yticks(range(len(classes)), [class_label(each) for each in classes])
+        column[0].set_xticks(ticks, [f"{levels[index]:.2f}" for index in ticks])
+        column[0].set_yticks(range(len(classes)), [class_label(frequency_class) for frequency_class in classes])
         column[0].set_xlabel("share masked, t")
         for (y, x), value in np.ndenumerate(grid):
             if np.isfinite(value):
@@ -70,15 +70,15 @@ def draw(measured: dict[str, Learnability]) -> Any:
 def draw_curves(axis: Any, cells: dict[int, list[Cell]], levels: tuple[float, ...]) -> None:
     """p(gold) with its interval, and confidence dashed, of the rarest, middle and most common tokens."""
     classes = list(cells)
-    for each in sorted({classes[0], classes[len(classes) // 2], classes[-1]}):
-        gold = [cell.gold for cell in cells[each]]
-        (line,) = axis.plot(
-            levels, gold, marker="o", label="once" if class_label(each) == "1" else f"{class_label(each)} times"
-        )
-        low = [cell.gold - cell.interval for cell in cells[each]]
-        high = [cell.gold + cell.interval for cell in cells[each]]
+    for frequency_class in sorted({classes[0], classes[len(classes) // 2], classes[-1]}):
+        occurrences = class_label(frequency_class)
+        label = "once" if occurrences == "1" else f"{occurrences} times"
+        gold = [cell.gold for cell in cells[frequency_class]]
+        (line,) = axis.plot(levels, gold, marker="o", label=label)
+        low = [cell.gold - cell.interval for cell in cells[frequency_class]]
+        high = [cell.gold + cell.interval for cell in cells[frequency_class]]
         axis.fill_between(levels, low, high, alpha=0.2, color=line.get_color())
-        axis.plot(levels, [cell.confidence for cell in cells[each]], linestyle="--", color=line.get_color())
+        axis.plot(levels, [cell.confidence for cell in cells[frequency_class]], linestyle="--", color=line.get_color())
     axis.set_xlabel("share masked, t")
     axis.set_ylim(0, 1.02)
     axis.set_title(curves_title(cells))

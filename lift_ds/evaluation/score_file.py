@@ -47,9 +47,9 @@ def read_rows(path: Path, task: str) -> list[AnsweredProblem]:
         OSError: It cannot be read.
     """
     rows = []
-    for where, found in json_objects(path, COLUMNS):
+    for where, values in json_objects(path, COLUMNS):
         try:
-            row = make_row(found, where)
+            row = make_row(values, where)
             EVAL_TASKS[task].check(row.problem)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
@@ -81,33 +81,33 @@ def json_objects(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict
 def parse_object(line: bytes, columns: Sequence[str], where: str) -> dict[str, Any]:
     """The JSON object on a line; see `json_objects`."""
     try:
-        found = json.loads(line)
+        values = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not JSON ({error}); one object a line is needed.") from error
-    if not isinstance(found, dict):
+    if not isinstance(values, dict):
         raise ValueError(
-            f"{where}: a JSON {type(found).__name__}, where an object with {', '.join(columns)} is needed."
+            f"{where}: a JSON {type(values).__name__}, where an object with {', '.join(columns)} is needed."
         )
-    return found
+    return values
 
 
-def make_row(found: dict[str, Any], where: str) -> AnsweredProblem:
+def make_row(values: dict[str, Any], where: str) -> AnsweredProblem:
     """The row that an object describes.
 
     Raises:
         ValueError: A column is missing, or not of its type.
     """
-    missing = [name for name in COLUMNS if name not in found]
+    missing = [name for name in COLUMNS if name not in values]
     if missing:
-        has = ", ".join(map(str, found)) or "none"
+        has = ", ".join(map(str, values)) or "none"
         raise ValueError(f"no column {', '.join(missing)}; it has {has}. Needed are {', '.join(COLUMNS)}.")
-    generations = found["generation"] if isinstance(found["generation"], list) else [found["generation"]]
-    if not generations or not all(isinstance(each, str) for each in generations):
+    generations = values["generation"] if isinstance(values["generation"], list) else [values["generation"]]
+    if not generations or not all(isinstance(generation, str) for generation in generations):
         raise ValueError("generation: a text is needed, or a list of one text or more.")
-    question, entry_point = found["question"], found.get("entry_point")
+    question, entry_point = values["question"], values.get("entry_point")
     if not isinstance(question, str) or not isinstance(entry_point, str | None):
         raise ValueError("question, and entry_point where it is given, must be text.")
-    return AnsweredProblem(Problem(question, found["ground_truth"], where, entry_point), tuple(generations))
+    return AnsweredProblem(Problem(question, values["ground_truth"], where, entry_point), tuple(generations))
 
 
 def score_rows(
@@ -184,10 +184,10 @@ def summarize(
     `correct` and `total` count the task's parts over all generations. `solved` counts generations that are right as a
     whole; its interval is Wilson's, over rows with one generation each: several of one question are not independent.
     """
-    flat = [score for each in scores for score in each]
+    flat = [score for row_scores in scores for score in row_scores]
     num_solved = sum(score.is_solved for score in flat)
     correct, total = sum(score.correct for score in flat), sum(score.total for score in flat)
-    samples = min(len(each) for each in scores)
+    samples = min(len(row_scores) for row_scores in scores)
     is_single = len(flat) == len(rows)
     return {
         "task": task,
@@ -206,7 +206,7 @@ def summarize(
         "timeouts": sum(score.timed_out for score in flat),
         "without_ground_truth": sum(row.problem.ground_truth is None for row in rows),
         "pass_at_k": {} if samples == 1 else pass_rates(scores, samples),
-        "items": [record(row, each) for row, each in zip(rows, scores, strict=True)],
+        "items": [record(row, row_scores) for row, row_scores in zip(rows, scores, strict=True)],
     }
 
 
@@ -214,7 +214,7 @@ def pass_rates(scores: Sequence[Sequence[Score]], samples: int) -> dict[str, flo
     """Mean pass@k over rows, for k = 1, 2, 4, ... and the number of samples that every row has."""
     sizes = sorted({samples, *(1 << power for power in range(samples.bit_length()))})
     return {
-        str(k): sum(pass_at_k(len(each), sum(score.is_solved for score in each), k) for each in scores) / len(scores)
+        str(k): sum(pass_at_k(len(row), sum(score.is_solved for score in row), k) for row in scores) / len(scores)
         for k in sizes
     }
 

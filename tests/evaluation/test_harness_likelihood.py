@@ -54,23 +54,23 @@ def test_weights_of_all_masks_by_hand():
     """L = 3: three masks of one token weigh 1 / (1 * 3), three of two 1 / (2 * 3), the whole one 1 / 3."""
     masks = make_masks(3, 128, seed=0, key=0)
     assert masks.is_exact
-    found = {tuple(places): weight for places, weight in zip(masks.places.tolist(), masks.weights, strict=True)}
+    found = {tuple(places): weight for places, weight in zip(masks.masked.tolist(), masks.weights, strict=True)}
     assert len(found) == 7 == num_masks(3, 128)
     assert found[True, False, False] == found[False, False, True] == pytest.approx(1 / 3)
     assert found[True, False, True] == pytest.approx(1 / 6)
     assert found[True, True, True] == pytest.approx(1 / 3)
-    assert masks.weights @ masks.places.sum(1) == pytest.approx(3)  # a model with log p = -1 everywhere gives -3
+    assert masks.weights @ masks.masked.sum(1) == pytest.approx(3)  # a model with log p = -1 everywhere gives -3
 
 
 def test_drawn_masks_cover_all_levels_evenly():
     """16 masks of 8 tokens: two of each level, each weighted 8 / (16 l)."""
     masks = make_masks(8, 16, seed=3, key=9)
     assert not masks.is_exact
-    assert sorted(masks.places.sum(1)) == sorted([*range(1, 9)] * 2)
-    assert masks.weights == pytest.approx(8 / (16 * masks.places.sum(1)))
+    assert sorted(masks.masked.sum(1)) == sorted([*range(1, 9)] * 2)
+    assert masks.weights == pytest.approx(8 / (16 * masks.masked.sum(1)))
     again, other = make_masks(8, 16, seed=3, key=9), make_masks(8, 16, seed=3, key=10)
-    assert (again.places == masks.places).all()
-    assert (other.places != masks.places).any()
+    assert (again.places == masks.masked).all()
+    assert (other.places != masks.masked).any()
     counts = sum(make_masks(8, 16, seed, 0).places.sum(0) for seed in range(300))  # 300 * 72 tokens over 8 places
     assert counts == pytest.approx(np.full(8, 2700), rel=0.06)
 

@@ -43,7 +43,7 @@ class TaskPlan:
 
     def settings(self) -> dict[str, Any]:
         """What decides the answers, as JSON: two evaluations with the same are the same."""
-        content = [[each.question, each.ground_truth, each.entry_point] for each in self.problems]
+        content = [[problem.question, problem.ground_truth, problem.entry_point] for problem in self.problems]
         return {
             "num_problems": len(self.problems),
             "problems_sha256": hashlib.sha256(json.dumps(content).encode()).hexdigest(),
@@ -69,7 +69,7 @@ def plan_task(
     posed = [protocol.tasks[name].pose(problem) for problem in problems]
     turns = [protocol.tasks[name].turn(problem) for problem in posed]
     prompts = [encoder.prompt_ids([{"role": "user", "content": turn}], protocol.answer_prefix) for turn in turns]
-    longest = max(range(len(prompts)), key=lambda place: len(prompts[place]))
+    longest = max(range(len(prompts)), key=lambda index: len(prompts[index]))
     if len(prompts[longest]) + process.gen_length > encoder.max_length:
         raise ValueError(
             f"{posed[longest].where}: a prompt of {len(prompts[longest])} tokens and --gen-length {process.gen_length} "
@@ -99,7 +99,7 @@ def task_scorers(name: str, wanted: Sequence[str]) -> list[str]:
     Raises:
         ValueError: A scorer is unknown.
     """
-    unknown = [each for each in wanted if each not in SCORER_VERSIONS]
+    unknown = [scorer for scorer in wanted if scorer not in SCORER_VERSIONS]
     if unknown:
         raise ValueError(f"scorer {unknown[0]!r}: allowed are {', '.join(SCORER_VERSIONS)}.")
-    return [each for each in wanted if EVAL_TASKS[name].scorer(each) is not None] or ["strict"]
+    return [scorer for scorer in wanted if EVAL_TASKS[name].scorer(scorer) is not None] or ["strict"]

@@ -60,8 +60,8 @@ class TaskProtocol(Section):
         """The problem as it is put: with only a docstring nobody knows the function's name, and none is asked for."""
         if self.question != "docstring":
             return problem
-        found = DOCSTRING.findall(problem.question)
-        question = found[-1][1].strip() if found else problem.question
+        docstrings = DOCSTRING.findall(problem.question)
+        question = docstrings[-1][1].strip() if docstrings else problem.question
         return Problem(question, problem.ground_truth, problem.where)
 
     def turn(self, problem: Problem) -> str:

@@ -31,10 +31,10 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
     settings = json.loads(json.dumps(settings))
     if path.is_file():
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            recorded = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path}: cannot be read: {error}; remove the folder.") from error
-        different = sorted(differences(found, settings))
+        different = sorted(differences(recorded, settings))
         if different:
             raise ValueError(
                 f"{folder} holds an evaluation with other settings: {', '.join(different[:6])}; name another --output."
@@ -46,16 +46,16 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
     write_json(path, settings)
 
 
-def differences(first: Any, second: Any, place: str = "") -> list[str]:
+def differences(first: Any, second: Any, prefix: str = "") -> list[str]:
     """Where two JSON values differ."""
     if isinstance(first, dict) and isinstance(second, dict):
         names = sorted(set(first) | set(second))
         return [
-            found
+            difference
             for name in names
-            for found in differences(first.get(name), second.get(name), f"{place}.{name}" if place else name)
+            for difference in differences(first.get(name), second.get(name), f"{prefix}.{name}" if prefix else name)
         ]
-    return [] if first == second else [f"{place} ({first!r:.40} there, {second!r:.40} now)"]
+    return [] if first == second else [f"{prefix} ({first!r:.40} there, {second!r:.40} now)"]
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -95,7 +95,7 @@ def write_results(
         )
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         (folder / task_file(name)).write_text(text, encoding="utf-8")
-        scores = {each: summarize(rows, progress.scores(each), name, each) for each in progress.plan.scorers}
+        scores = {scorer: summarize(rows, progress.scores(scorer), name, scorer) for scorer in progress.plan.scorers}
         tasks[name] = {"generation": generation_figures(progress), "scores": scores}
     results = {"version": RESULTS_VERSION, "settings": settings, "environment": environment, "tasks": tasks}
     write_json(folder / "results.json", results)
@@ -105,14 +105,14 @@ def write_results(
 def generation_figures(progress: TaskProgress) -> dict[str, float]:
     """Cost of the answers: forwards and tokens by answer, denoised tokens a forward and a second, what was cut."""
     answers = [sample.answer for sample in progress.samples.values()]
-    forwards, denoised = sum(each.num_forwards for each in answers), sum(each.num_denoised for each in answers)
+    forwards, denoised = sum(answer.num_forwards for answer in answers), sum(answer.num_denoised for answer in answers)
     seconds = sum(sample.seconds for sample in progress.samples.values())
     return {
         "samples": len(answers),
         "forwards_per_sample": forwards / len(answers),
         "tokens_per_forward": denoised / forwards,
         "tokens_per_second": denoised / seconds,
-        "answer_tokens_per_sample": sum(each.num_tokens for each in answers) / len(answers),
-        "truncated": sum(not each.is_ended for each in answers),
+        "answer_tokens_per_sample": sum(answer.num_tokens for answer in answers) / len(answers),
+        "truncated": sum(not answer.is_ended for answer in answers),
         "seconds": seconds,
     }

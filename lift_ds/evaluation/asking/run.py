@@ -45,7 +45,7 @@ class TaskProgress:
     def scores_so_far(self) -> list[Score]:
         """Scores that are known."""
         first = self.plan.scorers[0]
-        known = [each for (scorer, _), each in self.scoring.items() if scorer == first and each.done()]
+        known = [future for (scorer, _), future in self.scoring.items() if scorer == first and future.done()]
         return [future.result()[0] for future in known]
 
     def rows(self) -> list[AnsweredProblem]:
@@ -91,10 +91,10 @@ def evaluate(
         return set(logged)
 
     done = ranks.on_main(read_keys)  # other nodes may not see the file, and need no texts
-    found = []
+    tasks_in_progress = []
     for plan in plans:
         progress = TaskProgress(plan)
-        found.append(progress)
+        tasks_in_progress.append(progress)
         if pool is not None:
             for sample in logged.values():
                 if sample.task == plan.name:
@@ -117,7 +117,7 @@ def evaluate(
                 for sample in timed:
                     progress.add(sample, pool)
                 on_change(progress)
-    return found
+    return tasks_in_progress
 
 
 def answer_units(plan: TaskPlan, units: Sequence[Unit], answerer: Answerer, seed: int) -> list[Sample]:

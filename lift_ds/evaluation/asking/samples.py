@@ -65,13 +65,13 @@ class SampleLog(LineLog):
             ValueError: A line is none of this log.
         """
         self.mend()
-        found = {}
+        samples = {}
         for number, line in enumerate(self.lines(), start=1):
             if line is None:
                 raise ValueError(f"{self.path}:{number}: no line of this log; remove the folder.")
             sample = Sample.of_line(line)
-            found[sample.key] = sample
-        return found
+            samples[sample.key] = sample
+        return samples
 
     def append(self, samples: Iterable[Sample]) -> None:
         """Writes answers and sees them onto the disk."""

@@ -81,7 +81,7 @@ class SolveReport:
 def held_out_items(num_items: int, seed: int) -> list[Item]:
     """Test items, the tasks in turn."""
     tasks = list(TASKS.values())
-    return [draw_item(tasks[place % len(tasks)], seed, "test", place // len(tasks)) for place in range(num_items)]
+    return [draw_item(tasks[index % len(tasks)], seed, "test", index // len(tasks)) for index in range(num_items)]
 
 
 def builtin_questions(num_items: int, seed: int) -> list[Question]:

@@ -98,7 +98,7 @@ class Answers:
             ValueError: A request cannot be answered so; see `read_wish`, `ReverseProcess` and `Texts.prompt`.
         """
         seen: Counter[tuple[int, ...]] = Counter()
-        found = []
+        jobs = []
         for context, arguments in requests:
             wish = read_wish(arguments)
             max_tokens = wish.max_tokens or self.settings.gen_length or DEFAULT_MAX_TOKENS
@@ -107,8 +107,8 @@ class Answers:
             prompt = self.texts.prompt(context, process.gen_length)
             seed = f"{self.settings.seed}/{key_of(prompt)}/{seen[prompt]}"
             seen[prompt] += 1
-            found.append(Job(prompt, process, max_tokens, wish.until, seed))
-        return found
+            jobs.append(Job(prompt, process, max_tokens, wish.until, seed))
+        return jobs
 
     def say_differences(self, wish: Wish, process: ReverseProcess) -> None:
         """Warns, once each, of what a task asks for and does not get."""
@@ -134,17 +134,17 @@ class Answers:
         size = self.settings.batch_size
         batches: list[list[int]] = []
         for process in dict.fromkeys(job.process for job in jobs):
-            places = [place for place, job in enumerate(jobs) if job.process == process]
-            places.sort(key=lambda place: (-len(jobs[place].prompt), place))
-            batches += [places[start : start + size] for start in range(0, len(places), size)]
+            indices = [index for index, job in enumerate(jobs) if job.process == process]
+            indices.sort(key=lambda index: (-len(jobs[index].prompt), index))
+            batches += [indices[start : start + size] for start in range(0, len(indices), size)]
         made = self.batches.run(
             len(batches),
-            lambda number: ("answers", [jobs[place] for place in batches[number]]),
-            lambda number: self.generate([jobs[place] for place in batches[number]]),
+            lambda number: ("answers", [jobs[index] for index in batches[number]]),
+            lambda number: self.generate([jobs[index] for index in batches[number]]),
             bar,
         )
         ids_of = dict(zip(chain(*batches), chain(*made), strict=True))
-        return [self.text(job, ids_of[place]) for place, job in enumerate(jobs)]
+        return [self.text(job, ids_of[index]) for index, job in enumerate(jobs)]
 
     def generate(self, jobs: Sequence[Job]) -> list[list[int]]:
         """Ids (B, gen_length) of jobs with the same process."""

@@ -26,8 +26,8 @@ def rounds(numbers: Sequence[int], ranks: Ranks) -> Rounds:
             does.
         ranks: The processes.
     """
-    places = range(ranks.rank, -(-len(numbers) // ranks.world_size) * ranks.world_size, ranks.world_size)
-    return [(numbers[min(place, len(numbers) - 1)], place < len(numbers)) for place in places]
+    turns = range(ranks.rank, -(-len(numbers) // ranks.world_size) * ranks.world_size, ranks.world_size)
+    return [(numbers[min(turn, len(numbers) - 1)], turn < len(numbers)) for turn in turns]
 
 
 def log_of(path: Path) -> LineLog:
@@ -109,18 +109,19 @@ class Batches:
         """
         names = [self.name(key(number)) for number in range(num_batches)]
         self.check_agreement(names)
-        found = {number: self.kept[name] for number, name in enumerate(names) if name in self.kept}
-        self.num_kept += len(found)
+        computed = {number: self.kept[name] for number, name in enumerate(names) if name in self.kept}
+        self.num_kept += len(computed)
         made = {}
-        for number, counts in bar(rounds([each for each in range(num_batches) if each not in found], self.ranks)):
+        missing = [number for number in range(num_batches) if number not in computed]
+        for number, counts in bar(rounds(missing, self.ranks)):
             values = compute(number)
             if counts:
                 made[number] = values
                 if self.log is not None:
                     self.log.add([{"key": names[number], "values": values}])
         for share in self.ranks.gather_objects(made):
-            found |= share
-        return [found[number] for number in range(num_batches)]
+            computed |= share
+        return [computed[number] for number in range(num_batches)]
 
     def name(self, key: object) -> str:
         """What a result is kept under."""
@@ -129,7 +130,7 @@ class Batches:
     def check_agreement(self, names: Sequence[str]) -> None:
         """Whether all ranks ask the same; see `run` for its error."""
         first, *others = self.ranks.gather_objects(self.name(names))
-        differ = [str(rank) for rank, each in enumerate(others, start=1) if each != first]
+        differ = [str(rank) for rank, other in enumerate(others, start=1) if other != first]
         if differ:
             raise ValueError(
                 f"rank {', '.join(differ)} was given other requests than rank 0; every machine needs the same task "

@@ -120,12 +120,12 @@ class DiffusionLM(LM):
     def write_estimates(self) -> None:
         """Writes the file of `settings.estimates`, from the first rank."""
         if self.settings.estimates is not None and self.ranks.rank == 0:
-            lines = "".join(json.dumps(each) + "\n" for each in self.estimates)
+            lines = "".join(json.dumps(estimate) + "\n" for estimate in self.estimates)
             Path(self.settings.estimates).write_text(lines, encoding="utf-8")
 
     def get_model_info(self) -> dict[str, Any]:
         """What the harness writes beside its results: settings, processes, and how sure the likelihoods are."""
-        errors = [each["standard_error"] for each in self.estimates]
+        errors = [estimate["standard_error"] for estimate in self.estimates]
         return {
             "lift_ds": self.settings.model_dump(),
             "model_dtype": str(self.dtype).removeprefix("torch."),
@@ -188,10 +188,10 @@ def device_name(device: torch.device) -> str:
 @cache
 def code_identity() -> str:
     """Names torch and this package as they are now: results of a version that was mended are not taken for new ones."""
-    found = hashlib.blake2b(torch.__version__.encode(), digest_size=16)
+    digest = hashlib.blake2b(torch.__version__.encode(), digest_size=16)
     for path in sorted(PACKAGE.rglob("*.py")):
-        found.update(path.read_bytes())
-    return found.hexdigest()
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def joined(parts: Sequence[Estimate]) -> Estimate:

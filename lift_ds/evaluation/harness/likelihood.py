@@ -70,13 +70,13 @@ class Likelihood:
     def estimates(self, pairs: Sequence[Pair], bar: Bar) -> list[Estimate]:
         """Bounds of log p(target | context), in the order of the pairs; `bar` shows the forwards."""
         order = longest_first(pairs)
-        counts = [num_masks(len(pairs[place].target), self.num_masks) for place in order]
+        counts = [num_masks(len(pairs[index].target), self.num_masks) for index in order]
         starts = [0, *accumulate(counts)]
         owners = np.repeat(np.arange(len(order)), counts)
 
         def rows(number: int) -> list[tuple[Pair, int]]:
-            found = range(len(owners))[number * self.batch_size : (number + 1) * self.batch_size]
-            return [(pairs[order[owners[row]]], row - starts[owners[row]]) for row in found]
+            rows = range(len(owners))[number * self.batch_size : (number + 1) * self.batch_size]
+            return [(pairs[order[owners[row]]], row - starts[owners[row]]) for row in rows]
 
         made = self.batches.run(
             -(-len(owners) // self.batch_size),
@@ -86,41 +86,41 @@ class Likelihood:
         )
         logprob = np.array([value for values in made for value in values])
         found_of: dict[int, Estimate] = {}
-        for rank, place in enumerate(order):
+        for rank, index in enumerate(order):
             values = logprob[starts[rank] : starts[rank + 1]]
-            found_of[place] = estimate(pairs[place].masks(self.num_masks, self.seed), values)
-        return [found_of[place] for place in range(len(pairs))]
+            found_of[index] = estimate(pairs[index].masks(self.num_masks, self.seed), values)
+        return [found_of[index] for index in range(len(pairs))]
 
     def with_places(self, rows: Sequence[tuple[Pair, int]]) -> tuple[list[Pair], list[np.ndarray]]:
         """The pairs of (pair, number of its mask), and the places that each masks in its continuation."""
         plans = {pair: pair.masks(self.num_masks, self.seed) for pair in dict.fromkeys(pair for pair, _ in rows)}
-        return [pair for pair, _ in rows], [plans[pair].places[index] for pair, index in rows]
+        return [pair for pair, _ in rows], [plans[pair].masked[index] for pair, index in rows]
 
-    def forward(self, pairs: Sequence[Pair], places: Sequence[np.ndarray]) -> list[float]:
+    def forward(self, pairs: Sequence[Pair], masked_of_rows: Sequence[np.ndarray]) -> list[float]:
         """Sums of log p over the masked places of each row."""
         model = self.answerer.model
         clean_ids, attention_mask = pad_right([pair.ids for pair in pairs], int(model.config.pad_token_id))
         masked = torch.zeros_like(attention_mask)
-        for row, (pair, chosen) in enumerate(zip(pairs, places, strict=True)):
+        for row, (pair, chosen) in enumerate(zip(pairs, masked_of_rows, strict=True)):
             masked[row, len(pair.context) : len(pair.ids)] = torch.from_numpy(chosen)
         owner = masked.nonzero()[:, 0]
-        clean_ids, masked, attention_mask = (each.to(model.device) for each in (clean_ids, masked, attention_mask))
+        clean_ids, masked, attention_mask = (tensor.to(model.device) for tensor in (clean_ids, masked, attention_mask))
         noised_ids = clean_ids.masked_fill(masked, model.config.mask_token_id)
         logprob = masked_gold_logprob(model, noised_ids, masked, clean_ids, attention_mask)
         sums = torch.zeros(len(pairs), dtype=torch.float64).index_add(0, owner, logprob.double().cpu())
-        return [float(each) for each in sums]
+        return [float(value) for value in sums]
 
     def are_greedy(self, pairs: Sequence[Pair], bar: Bar) -> list[bool]:
         """Whether the continuation is what greedy low-confidence decoding gives, one token a step in one block."""
         batches = greedy_batches(pairs, self.batch_size)
         made = self.batches.run(
             len(batches),
-            lambda number: ("greedy", [pairs[place].key for place in batches[number]]),
-            lambda number: self.check_greedy([pairs[place] for place in batches[number]]),
+            lambda number: ("greedy", [pairs[index].key for index in batches[number]]),
+            lambda number: self.check_greedy([pairs[index] for index in batches[number]]),
             bar,
         )
         agrees = dict(zip(chain(*batches), chain(*made), strict=True))
-        return [agrees[place] for place in range(len(pairs))]
+        return [agrees[index] for index in range(len(pairs))]
 
     @torch.no_grad()
     def check_greedy(self, pairs: Sequence[Pair]) -> list[bool]:
@@ -144,26 +144,26 @@ class Likelihood:
             masked[rows, surest] = False
             masked[left] = False
             agrees[left.cpu()] = False
-        return [bool(each) for each in agrees]
+        return [bool(agreement) for agreement in agrees]
 
 
 def longest_first(pairs: Sequence[Pair]) -> list[int]:
     """Places of the pairs, so that a batch has rows of about one length and memory runs out at once or never."""
-    return sorted(range(len(pairs)), key=lambda place: (-len(pairs[place].ids), place))
+    return sorted(range(len(pairs)), key=lambda index: (-len(pairs[index].ids), index))
 
 
 def greedy_batches(pairs: Sequence[Pair], batch_size: int) -> list[list[int]]:
     """Places of the pairs in batches that have at most so many rows, and masked tokens, longest continuations first."""
     batches: list[list[int]] = []
     num_tokens = 0
-    for place in sorted(
-        range(len(pairs)), key=lambda place: (-len(pairs[place].target), -len(pairs[place].ids), place)
+    for index in sorted(
+        range(len(pairs)), key=lambda index: (-len(pairs[index].target), -len(pairs[index].ids), index)
     ):
-        num_tokens += len(pairs[place].target)
+        num_tokens += len(pairs[index].target)
         if not batches or len(batches[-1]) == batch_size or num_tokens > MAX_GREEDY_TOKENS:
             batches.append([])
-            num_tokens = len(pairs[place].target)
-        batches[-1].append(place)
+            num_tokens = len(pairs[index].target)
+        batches[-1].append(index)
     return batches
 
 

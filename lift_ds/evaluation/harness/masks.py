@@ -33,7 +33,7 @@ class Masks:
         is_exact: Whether these are all masks that there are.
     """
 
-    places: np.ndarray
+    masked: np.ndarray
     weights: np.ndarray
     is_exact: bool
 
@@ -69,16 +69,16 @@ def make_masks(length: int, limit: int, seed: int, key: int) -> Masks:
         key: What the draws are for; see `key_of`.
     """
     if 2**length - 1 <= limit:
-        places = (np.arange(1, 2**length)[:, None] >> np.arange(length)) % 2 == 1
-        sizes = places.sum(1)
-        return Masks(places, 1 / (sizes * np.array([math.comb(length, size) for size in sizes])), True)
+        masked = (np.arange(1, 2**length)[:, None] >> np.arange(length)) % 2 == 1
+        sizes = masked.sum(1)
+        return Masks(masked, 1 / (sizes * np.array([math.comb(length, size) for size in sizes])), True)
     generator = keyed_generator(seed, 0, key, Stream.EVALUATION)
     levels = (np.arange(limit) + generator.random(limit)) / limit
     sizes = 1 + np.floor(levels * length).astype(np.int64).clip(max=length - 1)
     order = generator.random((limit, length)).argsort(1)
-    places = np.zeros((limit, length), dtype=bool)
-    np.put_along_axis(places, order, np.arange(length) < sizes[:, None], axis=1)
-    return Masks(places, length / (limit * sizes), False)
+    masked = np.zeros((limit, length), dtype=bool)
+    np.put_along_axis(masked, order, np.arange(length) < sizes[:, None], axis=1)
+    return Masks(masked, length / (limit * sizes), False)
 
 
 def estimate(masks: Masks, logprob: np.ndarray) -> Estimate:

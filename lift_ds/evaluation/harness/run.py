@@ -91,7 +91,7 @@ def run_harness(
     try:
         results = simple_evaluate(
             model=lm,
-            tasks=[found for task in tasks for found in manager.match_tasks([task]) or [task]],
+            tasks=[name for task in tasks for name in manager.match_tasks([task]) or [task]],
             task_manager=manager,
             limit=limit,
             num_fewshot=num_fewshot,
@@ -113,11 +113,11 @@ def run_harness(
 
 def add_standard_errors(samples: Mapping[str, list[dict[str, Any]]], estimates: Sequence[Mapping[str, Any]]) -> None:
     """Adds `standard_errors`, in the order of their requests, to the samples that have likelihoods."""
-    found: dict[tuple[str, int], list[float]] = defaultdict(list)
-    for each in sorted(estimates, key=lambda each: each["choice"]):
-        found[each["task"], each["doc_id"]].append(each["standard_error"])
+    errors_of: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for estimate in sorted(estimates, key=lambda estimate: estimate["choice"]):
+        errors_of[estimate["task"], estimate["doc_id"]].append(estimate["standard_error"])
     for task, of_task in samples.items():
         for sample in of_task:
-            errors = found.get((task, sample["doc_id"]))
+            errors = errors_of.get((task, sample["doc_id"]))
             if errors is not None:
                 sample["standard_errors"] = errors

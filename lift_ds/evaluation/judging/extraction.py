@@ -26,9 +26,9 @@ def final_answer(text: str) -> str | None:
     """
     turn = own_turn(text)
     boxes, tags = closed_places(turn)
-    filled_boxes = [place for place in boxes if turn[slice(*place)].strip()]
+    filled_boxes = [span for span in boxes if turn[slice(*span)].strip()]
     innermost = last_innermost(filled_boxes)
-    filled_tags = [place for place in tags if turn[slice(*place)].strip() and not BOX.search(turn, *place)]
+    filled_tags = [span for span in tags if turn[slice(*span)].strip() and not BOX.search(turn, *span)]
     if filled_tags and (innermost is None or filled_tags[-1][0] > innermost[1]):
         innermost = filled_tags[-1]
     return None if innermost is None else turn[slice(*innermost)].strip()

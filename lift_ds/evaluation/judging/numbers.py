@@ -121,9 +121,9 @@ def stripped_of_formula_marks(text: str) -> str:
 def without_unit(text: str) -> tuple[str, str]:
     """The text before its unit, and the unit."""
     for pattern in (TEXT_UNIT, WORD_UNIT):
-        found = pattern.search(text)
-        if found and found.start() > 0:
-            return text[: found.start()], known_unit(found[1])
+        match = pattern.search(text)
+        if match and match.start() > 0:
+            return text[: match.start()], known_unit(match[1])
     return text, ""
 
 
@@ -134,32 +134,32 @@ def known_unit(text: str) -> str:
 
 def without_separators(text: str) -> str:
     """Thousands separators and spacing commands taken out."""
-    text = SPACED_THOUSANDS.sub(lambda found: found[0].replace("\\,", ""), text)
+    text = SPACED_THOUSANDS.sub(lambda match: match[0].replace("\\,", ""), text)
     text = SPACING.sub("", LATEX_COMMA.sub(",", text))
-    return THOUSANDS.sub(lambda found: found[0].replace(",", ""), text).strip()
+    return THOUSANDS.sub(lambda match: match[0].replace(",", ""), text).strip()
 
 
 def read_number(text: str) -> Fraction | None:
     """The exact value of a plain number, fraction, mixed number or number times a power of ten."""
-    if found := PLAIN.fullmatch(text):
-        return signed(found["sign"], Fraction(found["value"]))
-    if found := SCIENTIFIC.fullmatch(text):
-        exponent = int(found["braced"] or found["digit"])
+    if match := PLAIN.fullmatch(text):
+        return signed(match["sign"], Fraction(match["value"]))
+    if match := SCIENTIFIC.fullmatch(text):
+        exponent = int(match["braced"] or match["digit"])
         if abs(exponent) > LARGEST_EXPONENT:
             return None
-        return signed(found["sign"], Fraction(found["value"] or 1) * Fraction(10) ** exponent)
-    found = LATEX_FRACTION.fullmatch(text)
+        return signed(match["sign"], Fraction(match["value"] or 1) * Fraction(10) ** exponent)
+    match = LATEX_FRACTION.fullmatch(text)
     above, below = (
-        (found["above"] or found["above_digit"], found["below"] or found["below_digit"]) if found else ("", "")
+        (match["above"] or match["above_digit"], match["below"] or match["below_digit"]) if match else ("", "")
     )
-    if not found:
-        found = SLASHED.fullmatch(text)
-        if not found:
+    if not match:
+        match = SLASHED.fullmatch(text)
+        if not match:
             return None
-        above, below = found["above"], found["below"]
+        above, below = match["above"], match["below"]
     if Fraction(below) == 0:
         return None
-    return signed(found["sign"], Fraction(found["whole"] or 0) + Fraction(above) / Fraction(below))
+    return signed(match["sign"], Fraction(match["whole"] or 0) + Fraction(above) / Fraction(below))
 
 
 def signed(sign: str, value: Fraction) -> Fraction:
@@ -187,7 +187,7 @@ def is_equal_in_base(answer: str, truth: str, question: str) -> bool | None:
 
     A base that one of them leaves out must be the question's matter.
     """
-    given, wanted = (IN_A_BASE.fullmatch(each.strip(" $.")) for each in (answer, truth))
+    given, wanted = (IN_A_BASE.fullmatch(text.strip(" $.")) for text in (answer, truth))
     if given and wanted:
         return (given[1].upper(), given[2] or given[3]) == (wanted[1].upper(), wanted[2] or wanted[3])
     if not (given or wanted):

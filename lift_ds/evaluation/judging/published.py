@@ -23,20 +23,20 @@ DELETED = ("\\left", "\\right", "^{\\circ}", "^\\circ", "\\$")
 
 def between(text: str, opening: str, closing: str) -> Iterator[str]:
     """The pieces between `opening` and the next `closing`, from left to right."""
-    place = 0
-    while (start := text.find(opening, place)) >= 0:
+    position = 0
+    while (start := text.find(opening, position)) >= 0:
         start += len(opening)
         end = text.find(closing, start)
         if end < 0:
             return
         yield text[start:end]
-        place = end + len(closing)
+        position = end + len(closing)
 
 
 def first_answer_tag(text: str) -> str | None:
     """What stands in the first closed answer tag, stripped."""
-    found = next(between(text, "<answer>", "</answer>"), None)
-    return None if found is None else found.strip()
+    tagged = next(between(text, "<answer>", "</answer>"), None)
+    return None if tagged is None else tagged.strip()
 
 
 def last_box(text: str) -> str | None:
@@ -129,7 +129,7 @@ def braced_roots(text: str) -> str:
     first, *rest = text.split("\\sqrt")
     if "" in rest:
         raise ValueError("a root of nothing")
-    return first + "".join("\\sqrt" + (each if each[0] == "{" else f"{{{each[0]}}}{each[1:]}") for each in rest)
+    return first + "".join("\\sqrt" + (part if part[0] == "{" else f"{{{part[0]}}}{part[1:]}") for part in rest)
 
 
 def braced_fractions(text: str) -> str:
@@ -142,14 +142,14 @@ def braced_fractions(text: str) -> str:
     if "" in rest:
         raise ValueError("a fraction of nothing")
     pieces = [first]
-    for each in rest:
-        if each[0] == "{":
-            pieces.append("\\frac" + each)
-        elif len(each) < 2:
+    for part in rest:
+        if part[0] == "{":
+            pieces.append("\\frac" + part)
+        elif len(part) < 2:
             return text
         else:
-            below = each[1:] if each[1] == "{" else f"{{{each[1]}}}{each[2:]}"
-            pieces.append(f"\\frac{{{each[0]}}}{below}")
+            below = part[1:] if part[1] == "{" else f"{{{part[1]}}}{part[2:]}"
+            pieces.append(f"\\frac{{{part[0]}}}{below}")
     return "".join(pieces)
 
 

@@ -56,16 +56,16 @@ def is_same_value(answer: str, truth: str) -> bool:
         return False
     if truth == answer:
         return True
-    wanted, given = (parts(CHINESE.sub("", each)) for each in (truth, answer))
+    wanted, given = (parts(CHINESE.sub("", text)) for text in (truth, answer))
     if len(wanted) != len(given):
         return False
-    place = -1
+    index = -1
     while wanted:
-        place = (place + 1) % len(wanted)
-        match = next((each for each in given if is_equal_part(wanted[place], each)), None)
+        index = (index + 1) % len(wanted)
+        match = next((part for part in given if is_equal_part(wanted[index], part)), None)
         if match is None:
             return False
-        wanted.remove(wanted[place])
+        wanted.remove(wanted[index])
         given.remove(match)
     return True
 
@@ -95,15 +95,15 @@ def prepared(text: str) -> str:
 def parts(text: str) -> list[str]:
     r"""Splits at commas outside brackets; a part with `\pm` becomes two."""
     depth, start, pieces = 0, 0, []
-    for place, character in enumerate(text):
+    for index, character in enumerate(text):
         depth += (character in "([") - (character in ")]")
         if character == "," and depth == 0:
-            pieces.append(text[start:place].strip())
-            start = place + 1
+            pieces.append(text[start:index].strip())
+            start = index + 1
     if start < len(text):
         pieces.append(text[start:].strip())
-    signed = ([each.replace("\\pm", sign) for sign in "+-"] if "\\pm" in each else [each] for each in pieces)
-    return [each for both in signed for each in both]
+    signed = ([piece.replace("\\pm", sign) for sign in "+-"] if "\\pm" in piece else [piece] for piece in pieces)
+    return [piece for both in signed for piece in both]
 
 
 def is_equal_part(truth: str, answer: str) -> bool:
@@ -134,16 +134,16 @@ def is_bracketed(text: str) -> bool:
 def is_equal_number(truth: str, answer: str) -> bool:
     """Whether the answer is the truth, 100 times it or 1/100 of it."""
     value = float(truth)
-    return any(abs(each - float(answer)) <= TOLERANCE for each in (value / 100, value, value * 100))
+    return any(abs(candidate - float(answer)) <= TOLERANCE for candidate in (value / 100, value, value * 100))
 
 
 def is_equal_expression(truth: str, answer: str) -> bool:
     """Whether sympy finds the same expression or, to the tolerance, the same number."""
-    sides = [each.split("=")[1] if "=" in each else each for each in (truth, answer)]
+    sides = [side.split("=")[1] if "=" in side else side for side in (truth, answer)]
     first, second = (sympy.sympify(parse_latex(side.strip())) for side in sides)
     if first == second:
         return True
-    first, second = (each.subs(sympy.Symbol("pi"), math.pi) for each in (first, second))
+    first, second = (expression.subs(sympy.Symbol("pi"), math.pi) for expression in (first, second))
     if first.has(sympy.Symbol) != second.has(sympy.Symbol):
         return False
     if first.has(sympy.Symbol):
@@ -163,7 +163,7 @@ def is_small_power(expression: Any) -> bool:
 
 def is_equal_equation(truth: str, answer: str) -> bool:
     """Whether one equation is an integer multiple of the other."""
-    first, second = (left_minus_right(each) for each in (truth, answer))
+    first, second = (left_minus_right(equation) for equation in (truth, answer))
     ratios = (sympy.simplify(first / second), sympy.simplify(second / first))
     return any(ratio.is_Integer and ratio != 0 for ratio in ratios)
 

@@ -24,13 +24,13 @@ logging.getLogger("math_verify").setLevel(
 
 def is_equivalent(answer: str, truth: str) -> bool:
     """Whether the answer equals the truth; `False` where either cannot be read."""
-    shapes = {shape(each) for each in (answer, truth)} - {""}
+    shapes = {shape(text) for text in (answer, truth)} - {""}
     if len(shapes) == 2 and shapes != set(UNORDERED):
         return False
-    letters = [single_letters(each) for each in (answer, truth)]
-    if letters[0] != letters[1] and {each.lower() for each in letters[0]} == {each.lower() for each in letters[1]}:
+    letters = [single_letters(text) for text in (answer, truth)]
+    if letters[0] != letters[1] and {name.lower() for name in letters[0]} == {name.lower() for name in letters[1]}:
         return False
-    given, wanted = (read(each) for each in (answer, truth))
+    given, wanted = (read(text) for text in (answer, truth))
     if not given or not wanted:
         return False
     return bool(
@@ -55,11 +55,11 @@ def shape(text: str) -> str:
     if text.startswith("\\{") and text.endswith("\\}"):
         return "{}"
     depth, has_comma, is_whole = 0, [False, False], True
-    for place, character in enumerate(text):
+    for index, character in enumerate(text):
         depth += (character in "([{") - (character in ")]}")
         if character == "," and depth in (0, 1):
             has_comma[depth] = True
-        is_whole = is_whole and (depth > 0 or place == len(text) - 1)
+        is_whole = is_whole and (depth > 0 or index == len(text) - 1)
     if has_comma[0]:
         return "list"
     return text[0] + text[-1] if is_whole and has_comma[1] and text[0] in "([" else ""
@@ -73,17 +73,17 @@ def single_letters(text: str) -> set[str]:
 def read(text: str) -> list[Any]:
     """What math-verify reads in one formula, made exact; empty where it is none."""
     formula = text.replace("\\$", "").replace("$", "")
-    found = parse(
+    parsed = parse(
         f"${formula}$",
         extraction_config=[LatexExtractionConfig()],
         fallback_mode="no_fallback",
         parsing_timeout=None,
     )
-    return [each if isinstance(each, str) else exact(each) for each in found]
+    return [value if isinstance(value, str) else exact(value) for value in parsed]
 
 
 def exact(expression: Any) -> Any:
     """The expression with decimals as fractions and percent signs as 1/100."""
     floats = {number: sympy.Rational(str(number)) for number in expression.atoms(sympy.Float)}
-    percents = {each: each.args[0] for each in expression.atoms(sympy.UnevaluatedExpr)}
+    percents = {atom: atom.args[0] for atom in expression.atoms(sympy.UnevaluatedExpr)}
     return expression.xreplace(floats | percents) if floats or percents else expression

@@ -48,7 +48,7 @@ def lock_down() -> None:
     machine = platform.machine()
     if machine not in ARCHITECTURES:
         raise RuntimeError(f"no filter of system calls for {machine}; untrusted text is run on x86_64 or aarch64 only.")
-    code = b"".join(struct.pack("HBBI", *each) for each in instructions(*ARCHITECTURES[machine]))
+    code = b"".join(struct.pack("HBBI", *instruction) for instruction in instructions(*ARCHITECTURES[machine]))
     program = Program(len(code) // 8, code)
     control = ctypes.CDLL(None, use_errno=True).prctl
     for option, argument, pointer in (
@@ -117,6 +117,6 @@ def judge_argument(
 
 def number(call: tuple[int | None, int | None], column: int) -> int:
     """A call's number on this architecture."""
-    found = call[column]
-    assert found is not None
-    return found
+    number = call[column]
+    assert number is not None
+    return number

@@ -97,7 +97,8 @@ def strict(problem: Problem, generation: str, checks: Checks) -> Score:
         (value, used), *others = (evaluate_expression(side.strip()) for side in plain_expression(answer).split("="))
     except ValueError:
         return whole_answer(None, False)
-    is_right = sorted(used) == sorted(numbers) and all(each == target for each in (value, *(one for one, _ in others)))
+    results = (value, *(one for one, _ in others))
+    is_right = sorted(used) == sorted(numbers) and all(result == target for result in results)
     return whole_answer(answer, is_right)
 
 
@@ -115,7 +116,7 @@ def check(problem: Problem) -> None:
         ValueError: It is anything else.
     """
     match problem.ground_truth:
-        case [[*numbers], int()] if numbers and all(type(each) is int for each in numbers):
+        case [[*numbers], int()] if numbers and all(type(number) is int for number in numbers):
             return
     raise ValueError(
         f"ground_truth={problem.ground_truth!r:.80}: countdown needs [[numbers], target], all of them integers."

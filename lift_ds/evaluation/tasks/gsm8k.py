@@ -65,8 +65,8 @@ def read_float(text: str, last: bool) -> float | None:
     try:
         return float(text)
     except ValueError:
-        found = NUMBER.findall(text)
-        return float(found[-1 if last else 0]) if found else None
+        numbers = NUMBER.findall(text)
+        return float(numbers[-1 if last else 0]) if numbers else None
 
 
 def strict(problem: Problem, generation: str, checks: Checks) -> Score:
@@ -84,9 +84,9 @@ def only_number(text: str) -> Quantity | None:
     """The number of a sentence that has exactly one; `None` for formulas and for several numbers."""
     if len(WORD.findall(text)) < 2 or len(re.findall(r"\d+", text.replace(",", ""))) > 2:
         return None
-    found = NUMBER_IN_WORDS.findall(text)
+    quantities = NUMBER_IN_WORDS.findall(text)
     rest = NUMBER_IN_WORDS.sub("", text)
-    return read_quantity(found[0]) if len(found) == 1 and not re.search(r"\d", rest) else None
+    return read_quantity(quantities[0]) if len(quantities) == 1 and not re.search(r"\d", rest) else None
 
 
 def true_quantity(truth: float | int) -> Quantity:

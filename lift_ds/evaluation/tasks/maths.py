@@ -75,8 +75,8 @@ def strict(problem: Problem, generation: str, checks: Checks) -> Score:
 
 def is_same_wording(answer: str, truth: str) -> bool:
     r"""Whether both are the same word, the same letter of a choice, bracketed or not, or the same LaTeX."""
-    answer, truth = (TEXT.sub(r"\1", each).strip(" $.") for each in (answer, truth))
-    choices = [CHOICE.fullmatch(each) for each in (answer, truth)]
+    answer, truth = (TEXT.sub(r"\1", text).strip(" $.") for text in (answer, truth))
+    choices = [CHOICE.fullmatch(text) for text in (answer, truth)]
     if choices[0] and choices[1]:
         return choices[0][1] == choices[1][1]
     if len(truth) > 1 and WORDS.fullmatch(truth):

@@ -48,25 +48,25 @@ def published_grid(text: str) -> str:
     """What the first of five patterns finds that is not blank: each is tried at its first place only."""
     start = text.find("<answer>")
     after_opening = text[start + len("<answer>") :] if start >= 0 else ""
-    if start >= 0 and (found := DIGITS_ONLY_FENCE.search(after_opening)) and found[1].strip():
-        return found[1].strip()
+    if start >= 0 and (match := DIGITS_ONLY_FENCE.search(after_opening)) and match[1].strip():
+        return match[1].strip()
     if start >= 0 and (inside := up_to_first(after_opening, (*ENDS, "</answer>"), must_end=True)):
         return inside
     start = text.find("</answer>")
     if start >= 0 and (behind := up_to_first(text[start + len("</answer>") :], ENDS, must_end=False)):
         return behind
     for pattern in (DIGITS_BEFORE_TAG, SIXTEEN_DIGITS):
-        if found := pattern.search(text):
-            return found[1]
+        if match := pattern.search(text):
+            return match[1]
     return ""
 
 
 def up_to_first(text: str, ends: tuple[str, ...], must_end: bool) -> str:
     """The text before the first of `ends`, stripped; all of it, or nothing where it must end, without one."""
-    places = [place for end in ends if (place := text.find(end)) >= 0]
-    if not places:
+    positions = [position for end in ends if (position := text.find(end)) >= 0]
+    if not positions:
         return "" if must_end else text.strip()
-    return text[: min(places)].strip()
+    return text[: min(positions)].strip()
 
 
 def strict(problem: Problem, generation: str, checks: Checks) -> Score:
@@ -100,10 +100,10 @@ def puzzle_of(problem: Problem) -> str:
     """
     if re.fullmatch(r"[0-9]{16}", problem.question[:NUM_CELLS]):
         return problem.question[:NUM_CELLS]
-    found = PUZZLE.search(problem.question)
-    if not found:
+    match = PUZZLE.search(problem.question)
+    if not match:
         raise ValueError("question: sudoku needs the puzzle as 16 digits, first of all or after `Sudoku puzzle: `.")
-    return found[1]
+    return match[1]
 
 
 def blank_cells(puzzle: str) -> list[int]:

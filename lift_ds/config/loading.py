@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from lift_ds.section import Section
+from lift_ds.yaml_numbers import load_yaml
 
 from .run import RunConfig
-
-EXPONENT_NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+")
 
 
 class ConfigError(ValueError):
@@ -89,7 +87,7 @@ def read_recipe(recipe: Path | None) -> tuple[dict[str, Any], list[str]]:
     if recipe is None:
         return {}, []
     try:
-        loaded = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+        loaded = load_yaml(recipe.read_text(encoding="utf-8"))
     except OSError as error:
         return {}, [f"--config {recipe}: cannot be read: {error.strerror}"]
     except yaml.YAMLError as error:
@@ -98,22 +96,15 @@ def read_recipe(recipe: Path | None) -> tuple[dict[str, Any], list[str]]:
         return {}, [f"--config {recipe}: is empty"]
     if not isinstance(loaded, dict):
         return {}, [f"--config {recipe}: holds a {type(loaded).__name__}; sections like 'optim:' are expected"]
-    return float_strings(loaded), []
+    return loaded, []
 
 
 def parse_scalar(text: str) -> Any:
-    """A command-line value: YAML, where 5e-6 is a number too."""
+    """A command-line value: YAML, or a text that is none."""
     try:
-        return float_strings(yaml.safe_load(text))
+        return load_yaml(text)
     except yaml.YAMLError:
         return text
-
-
-def float_strings(value: Any) -> Any:
-    """Reads 5e-6 as a number: YAML 1.1 takes it for a string unless it has a dot."""
-    if isinstance(value, dict):
-        return {key: float_strings(entry) for key, entry in value.items()}
-    return float(value) if isinstance(value, str) and EXPONENT_NUMBER.fullmatch(value) else value
 
 
 def set_dotted(values: dict[str, Any], key: str, value: Any) -> list[str]:
@@ -136,7 +127,10 @@ def describe(details: ErrorDetails) -> list[str]:
         return [f"{key}: unknown key; {hint}"]
     if details["type"] == "value_error":
         return [str(details["ctx"]["error"])]
-    return [f"{key}={details['input']!r}: {details['msg'][0].lower()}{details['msg'][1:]} ({help_of(key)})"]
+    hint = ""
+    if details["type"] == "string_type" and isinstance(details["input"], int | float):
+        hint = """; a text that reads as a number needs quotes, on a command line '"1e5"'"""
+    return [f"{key}={details['input']!r}: {details['msg'][0].lower()}{details['msg'][1:]}{hint} ({help_of(key)})"]
 
 
 def walk_fields(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -29,7 +29,7 @@ from lift_ds.training.inference import load_cut, load_whole, weight_hashes
 
 from .evaluate_tables import LiveTable, print_results, wide_console
 from .sampling_flags import process_of
-from .tool import writing
+from .tool import check_counts, writing
 
 EVALUATIONS = Path("evaluations")
 PACKAGES = ("lift_ds", "torch", "transformers")
@@ -43,10 +43,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     """
     if arguments.model is None or not arguments.tasks:
         raise ValueError("--model and --tasks are needed (or --compare with two folders).")
-    for name in ("limit", "samples", "batch_size", "workers"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')}={value}: at least 1.")
+    check_counts(arguments, "limit", "samples", "batch_size", "workers")
     doubled = sorted({task for task in arguments.tasks if arguments.tasks.count(task) > 1})
     if doubled:
         raise ValueError(f"--tasks: {', '.join(doubled)} stands there twice.")

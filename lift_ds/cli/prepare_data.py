@@ -1,4 +1,9 @@
-"""`tools/prepare_data.py`: checks all rows of a data set before a run, says what is in it, and writes its tokens."""
+"""Checks all rows of a data set before a run, says what is in it, and writes its tokens.
+
+Reads and tokenises every row as training would, and reports bad rows, lengths, targets, duplicates, padding and
+packing. No weights are loaded. Exits with 1 where a row would stop a run (data.on_bad_row and data.on_long), with 2 for
+wrong arguments.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn
 
 from lift_ds.config.loading import ConfigError, load_run_config
 from lift_ds.config.run import RunConfig
@@ -26,6 +31,8 @@ from lift_ds.models.vocabulary import check_tokenizer, load_tokenizer
 from lift_ds.models.weights import BUILTIN_BASE, resolve_folder
 from lift_ds.training.inputs import make_encoder, open_reader, pack_capacity
 
+from .tool import progress, run_tool, tool_parser
+
 DOTTED_KEY = re.compile(r"[a-z_]+(\.[a-z_0-9]+)+")
 SHOWN_GROUPS = 5
 SHOWN_LOCATIONS = 3
@@ -34,12 +41,7 @@ MIB = 1 << 20
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags."""
-    parser = argparse.ArgumentParser(
-        prog="prepare_data.py",
-        description="Reads and tokenises every row as training would, and reports bad rows, lengths, targets, "
-        "duplicates, padding and packing. No weights are loaded. Exits with 1 where a row would stop a run "
-        "(data.on_bad_row and data.on_long), with 2 for wrong arguments.",
-    )
+    parser = tool_parser(__doc__)
     parser.add_argument(
         "inputs", nargs="*", metavar="FILE | key=value", help="as data.path; overrides such as data.columns.prompt=q"
     )
@@ -114,26 +116,25 @@ def open_rows(run: RunConfig) -> Opened:
     return Opened(run, open_reader(data, encoder, data.source_list(), "train", data.builtin_rows), capacity)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Entry point; exits with 1 where a row would stop a run, and with 2 where something is missing or wrong."""
-    arguments = make_parser().parse_intermixed_args(argv)
+def check_and_prepare(arguments: argparse.Namespace) -> bool:
+    """Does what the flags ask for; returns whether no row would stop a run.
+
+    Raises:
+        ValueError: Something is missing or wrong.
+        OSError: A file cannot be read or written.
+    """
+    run = resolve(arguments)
+    if arguments.write is not None:
+        check_target(arguments.write)
     try:
-        run = resolve(arguments)
-        if arguments.write is not None:
-            check_target(arguments.write)
         opened = open_rows(run)
-        if arguments.dry_run:
-            print(plan(opened, arguments))
-            return
-        is_usable = prepare_data(opened, arguments)
+        if not arguments.dry_run:
+            return prepare_data(opened, arguments)
     except BadRowError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    if not is_usable:
-        sys.exit(1)
+        return False
+    print(plan(opened, arguments))
+    return True
 
 
 def plan(opened: Opened, arguments: argparse.Namespace) -> str:
@@ -169,18 +170,15 @@ def prepare_data(opened: Opened, arguments: argparse.Namespace) -> bool:
         writer = None
         if arguments.write is not None:
             writer = stack.enter_context(ShardWriter(arguments.write, arguments.shard_mib * MIB))
-        columns = (TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        bar = stack.enter_context(Progress(*columns, console=console, transient=True, disable=not console.is_terminal))
-        task = bar.add_task("rows", total=reader.manifest.num_rows)
         is_usable = True
-        for rows in survey(reader, arguments.workers):
-            for row in rows:
-                statistics.add(row)
-                is_usable = is_usable and row.reason not in stopping
-                if writer is not None and is_usable and row.tokens is not None:
-                    writer.add(row.tokens, row.group)
-            bar.advance(task, len(rows))
-        bar.stop()
+        with progress("rows", reader.manifest.num_rows, MofNCompleteColumn()) as advance:
+            for rows in survey(reader, arguments.workers):
+                for row in rows:
+                    statistics.add(row)
+                    is_usable = is_usable and row.reason not in stopping
+                    if writer is not None and is_usable and row.tokens is not None:
+                        writer.add(row.tokens, row.group)
+                advance(len(rows))
         report = statistics.report(run.optim.global_batch, min(arguments.micro_batch, run.optim.global_batch))
         report.numbers["duplicates"]["locations"] = locate_duplicates(report, reader)
         show_report(console, report.numbers, report.example, reader.encoder.tokenizer)
@@ -236,6 +234,11 @@ def describe(opened: Opened, report: SurveyReport) -> dict[str, Any]:
         "settings": token_settings(encoder, reader.system)
         | {"data.max_length": encoder.max_length, "data.on_long": run.data.on_long},
     }
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point; exits with 1 where a row would stop a run, and with 2 where something is missing or wrong."""
+    run_tool(make_parser(), check_and_prepare, argv)
 
 
 if __name__ == "__main__":

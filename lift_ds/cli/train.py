@@ -1,4 +1,12 @@
-"""`launchers/train.py`: the command line of a training run."""
+"""Fine-tunes a masked diffusion language model under DeepSpeed.
+
+    deepspeed launchers/train.py --deepspeed ds_configs/zero3.json
+    deepspeed launchers/train.py --deepspeed ds_configs/zero3.json --model FOLDER --data FILE.jsonl optim.lr=5e-6
+
+Without --config and --data the built-in recipe fine-tunes the small built-in base on the built-in reasoning tasks.
+`torchrun` and `mpirun -np 2 python` start it as well. What is learned comes from --config and the overrides, how it
+runs from --deepspeed.
+"""
 
 from __future__ import annotations
 
@@ -23,29 +31,15 @@ from lift_ds.ranks.launch import Launch
 from lift_ds.ranks.running import run_on_ranks
 from lift_ds.training.inputs import FirstRows, RunData, check_first_rows, open_weights, prepare
 
-from .tool import quieten
+from .tool import quieten, tool_parser
 
-DESCRIPTION = """Fine-tunes a masked diffusion language model under DeepSpeed.
-
-    deepspeed launchers/train.py --deepspeed ds_configs/zero3.json
-    deepspeed launchers/train.py --deepspeed ds_configs/zero3.json --model FOLDER --data FILE.jsonl optim.lr=5e-6
-
-Without --config and --data the built-in recipe fine-tunes the small built-in base on the built-in reasoning tasks.
-`torchrun` and `mpirun -np 2 python` start it as well. What is learned comes from --config and the overrides, how it
-runs from --deepspeed.
-"""
 RUNS = Path("runs")
 SHORTCUTS = {"model": "model.path", "data": "data.path", "output": "output", "resume": "checkpoint.resume"}
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags; every key of the run config is explained below them."""
-    parser = argparse.ArgumentParser(
-        prog="train.py",
-        description=DESCRIPTION,
-        epilog="keys for overrides and recipes:\n" + explain_keys().replace("%", "%%"),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = tool_parser(__doc__, "keys for overrides and recipes:\n" + explain_keys())
     parser.add_argument(
         "--deepspeed",
         type=Path,

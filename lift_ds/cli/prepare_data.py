@@ -22,6 +22,7 @@ from rich.progress import MofNCompleteColumn
 from lift_ds.config.loading import ConfigError, load_run_config
 from lift_ds.config.run import RunConfig
 from lift_ds.data.reader import BadRowError, RowReader, Skipped
+from lift_ds.data.sources import Retry, open_groups
 from lift_ds.data.survey import ShardWriter, SurveyReport, TokenStatistics, survey
 from lift_ds.data.survey.display import marked_text, show_report
 from lift_ds.data.survey.token_shards import check_target
@@ -62,13 +63,13 @@ def resolve(arguments: argparse.Namespace) -> RunConfig:
     Raises:
         ConfigError: Something is missing or wrong; all problems at once.
     """
-    overrides = [each for each in arguments.inputs if is_override(each)]
-    paths = [each for each in arguments.inputs if not is_override(each)]
+    overrides = [text for text in arguments.inputs if is_override(text)]
+    paths = [text for text in arguments.inputs if not is_override(text)]
     flags: dict[str, Any] = {"data.path": paths if len(paths) > 1 else paths[0]} if paths else {}
     if arguments.model:
         flags["model.path"] = arguments.model
     run, problems = load_run_config(arguments.config, overrides, flags)
-    keys = {each.partition("=")[0] for each in overrides}
+    keys = {override.partition("=")[0] for override in overrides}
     if not paths and arguments.config is None and not keys & {"data.path", "data.sources"}:
         problems.append("no data: name files, data.path=... or data.sources=...")
     if not arguments.model and arguments.config is None and "model.path" not in keys:
@@ -83,8 +84,8 @@ def resolve(arguments: argparse.Namespace) -> RunConfig:
 
 def is_override(text: str) -> bool:
     """Whether an argument is key=value; a path may have a `=` too, as year=2025/rows.parquet."""
-    key, found, _ = text.partition("=")
-    return bool(found) and (DOTTED_KEY.fullmatch(key) is not None or key in RunConfig.model_fields)
+    key, sign, _ = text.partition("=")
+    return bool(sign) and (DOTTED_KEY.fullmatch(key) is not None or key in RunConfig.model_fields)
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,8 @@ def open_rows(run: RunConfig) -> Opened:
     encoder = make_encoder(run.data, tokenizer, config)
     capacity = pack_capacity(run.data, encoder.max_length)
     data = run.data.model_copy(update={"on_bad_row": "skip"})
-    return Opened(run, open_reader(data, encoder, data.source_list(), "train", data.builtin_rows), capacity)
+    groups = open_groups(data.source_list(), data.builtin_seed, "train", data.builtin_rows, Retry())
+    return Opened(run, open_reader(data, encoder, groups), capacity)
 
 
 def check_and_prepare(arguments: argparse.Namespace) -> bool:
@@ -196,12 +198,12 @@ def prepare_data(opened: Opened, arguments: argparse.Namespace) -> bool:
 
 def locate_duplicates(report: SurveyReport, reader: RowReader) -> list[list[str]]:
     """File and line of the first rows of the largest groups."""
-    found = []
+    locations = []
     for ids in report.duplicate_ids[:SHOWN_GROUPS]:
-        places = [document.where for document in reader.by_sample_id(ids[:SHOWN_LOCATIONS].tolist())]
-        hidden = len(ids) - len(places)
-        found.append([*places, f"{hidden:,} more"] if hidden > 0 else places)
-    return found
+        shown = [document.where for document in reader.by_sample_id(ids[:SHOWN_LOCATIONS].tolist())]
+        hidden = len(ids) - len(shown)
+        locations.append([*shown, f"{hidden:,} more"] if hidden > 0 else shown)
+    return locations
 
 
 def write_json(path: Path, report: SurveyReport, reader: RowReader) -> None:
@@ -210,7 +212,7 @@ def write_json(path: Path, report: SurveyReport, reader: RowReader) -> None:
     Raises:
         OSError: It cannot be written.
     """
-    pack = [marked_text(each, reader.encoder.tokenizer) for each in report.example]
+    pack = [marked_text(document, reader.encoder.tokenizer) for document in report.example]
     text = json.dumps(report.numbers | {"pack": pack}, indent=2, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 

@@ -95,16 +95,16 @@ def run_comparison(arguments: argparse.Namespace) -> None:
             check_writable(getattr(arguments, flag), f"--{flag}")
     if arguments.scorers and len(arguments.scorers) > 1:
         raise ValueError("--compare takes one of --scorers.")
-    found = compare(first, second, arguments.scorers[0] if arguments.scorers else None, arguments.seed)
+    comparisons = compare(first, second, arguments.scorers[0] if arguments.scorers else None, arguments.seed)
     labels = (str(first), str(second))
-    print_comparison(found, labels, wide_console())
+    print_comparison(comparisons, labels, wide_console())
     for task in tasks_alone(first, second):
         print(f"{task}: not in both; not compared")
     if arguments.html is not None:
-        arguments.html.write_text(comparison_page(labels, found), encoding="utf-8", errors="replace")
+        arguments.html.write_text(comparison_page(labels, comparisons), encoding="utf-8", errors="replace")
         print(f"page: {arguments.html}")
     if arguments.json is not None:
-        write_json(arguments.json, [asdict(each) for each in found])
+        write_json(arguments.json, [asdict(comparison) for comparison in comparisons])
 
 
 def run_mode(arguments: argparse.Namespace, launch: Launch) -> None:

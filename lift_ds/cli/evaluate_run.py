@@ -57,17 +57,17 @@ def data_files(flags: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:
     Raises:
         ValueError: A flag is not TASK=FILE of a task that is evaluated, or a task has two.
     """
-    found: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for flag in flags:
         task, has_path, path = flag.partition("=")
         if not has_path or not path:
             raise ValueError(f"--data {flag}: TASK=FILE is needed.")
         if task not in tasks:
             raise ValueError(f"--data {flag}: {task} is not evaluated; --tasks are {', '.join(tasks)}.")
-        if task in found:
-            raise ValueError(f"--data {flag}: {task} has {found[task]} already.")
-        found[task] = path
-    return found
+        if task in paths:
+            raise ValueError(f"--data {flag}: {task} has {paths[task]} already.")
+        paths[task] = path
+    return paths
 
 
 def task_process(arguments: argparse.Namespace, protocol: Protocol, task: str) -> ReverseProcess:
@@ -142,17 +142,17 @@ def run_evaluation(arguments: argparse.Namespace, launch: Launch) -> None:
     """
     protocol = load_protocol(arguments.protocol)
     files = data_files(arguments.data, arguments.tasks)
-    found: dict[str, tuple[list[Problem], ReverseProcess, list[str]]] = {}
+    tasks: dict[str, tuple[list[Problem], ReverseProcess, list[str]]] = {}
     for task in arguments.tasks:
         problems = task_problems(task, protocol, files.get(task), arguments.limit)
         scorers = task_scorers(task, arguments.scorers or protocol.scorers)
         for scorer in scorers:
             check_names(task, scorer)
-        found[task] = (problems, task_process(arguments, protocol, task), scorers)
+        tasks[task] = (problems, task_process(arguments, protocol, task), scorers)
     answerer, ranks = load_model(arguments, launch)
     plans = [
         plan_task(task, problems, protocol, process, arguments.samples, scorers, answerer.encoder)
-        for task, (problems, process, scorers) in found.items()
+        for task, (problems, process, scorers) in tasks.items()
     ]
     check_agreement(plans, ranks)
     settings = {

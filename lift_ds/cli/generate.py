@@ -77,7 +77,7 @@ class Session:
             first: Number of the first one, which names its draws.
             watch: See `Answerer.answer`.
         """
-        seeds = RowSeeds(tuple(f"{self.seed}/{first + place}" for place in range(len(prompts))))
+        seeds = RowSeeds(tuple(f"{self.seed}/{first + index}" for index in range(len(prompts))))
         return self.answerer.answer(prompts, self.process, seeds, watch)
 
 
@@ -173,16 +173,16 @@ def shown(session: Session, console: Console, is_single: bool) -> Iterator[Calla
 def partly_masked(ids: list[int], answerer: Answerer) -> Text:
     """An answer with a sign for every token that is still masked."""
     mask_id = answerer.model.config.mask_token_id
-    found, run = Text(), list[int]()
+    text, run = Text(), list[int]()
     for token_id in [*ids, mask_id]:
         if token_id != mask_id:
             run.append(token_id)
             continue
-        found.append(answerer.encoder.answer_text(run))
-        found.append(MASK_SIGN, style="dim")
+        text.append(answerer.encoder.answer_text(run))
+        text.append(MASK_SIGN, style="dim")
         run = []
-    found.right_crop(1)
-    return found
+    text.right_crop(1)
+    return text
 
 
 def generate(arguments: argparse.Namespace) -> None:

@@ -42,7 +42,7 @@ def inspect(arguments: argparse.Namespace) -> bool:
         problems = find_problems(zero, own)
         facts |= {"is_whole": not problems, "problems": "; ".join(problems)}
         tensors = named_tensors(zero, arguments.moments)
-        with progress("scanning", sum(each.num_elements for each in tensors.values())) as advance:
+        with progress("scanning", sum(tensor.num_elements for tensor in tensors.values())) as advance:
             facts |= summarise(scan(tensors, advance))
         is_good = not problems and not facts["num_not_finite"]
     if arguments.other is not None:
@@ -58,10 +58,10 @@ def compare_with(arguments: argparse.Namespace) -> dict[str, Any]:
     facts: dict[str, Any] = {"other": str(opened[1][1] or opened[1][0].folder), "other_step": opened[1][0].step}
     if arguments.dry_run:
         return facts
-    with progress("comparing", sum(each.num_elements for each in first.values())) as advance:
-        found, changed = compare(first, second, advance)
+    with progress("comparing", sum(tensor.num_elements for tensor in first.values())) as advance:
+        differences, changed = compare(first, second, advance)
     most = {f"differs {name}": value for name, value in list(changed.items())[:SHOWN_TENSORS]}
-    return facts | found | most
+    return facts | differences | most
 
 
 def main(argv: list[str] | None = None) -> None:

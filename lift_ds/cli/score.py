@@ -75,10 +75,10 @@ def check_and_score(arguments: argparse.Namespace) -> None:
         RuntimeError: Packages are missing, or child processes cannot be started.
     """
     check_arguments(arguments)
-    found = score(arguments)
-    show(found, Console(highlight=False))
+    counts = score(arguments)
+    show(counts, Console(highlight=False))
     if arguments.json is not None:
-        write_json(arguments.json, found)
+        write_json(arguments.json, counts)
 
 
 def score(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -96,26 +96,26 @@ def score(arguments: argparse.Namespace) -> dict[str, Any]:
     return summarize(rows, scores, arguments.task, arguments.scorer)
 
 
-def show(found: dict[str, Any], console: Console) -> None:
+def show(counts: dict[str, Any], console: Console) -> None:
     """Prints the table."""
-    table = Table(title=f"{found['task']}, {found['scorer']} scorer, version {found['scorer_version']}")
+    table = Table(title=f"{counts['task']}, {counts['scorer']} scorer, version {counts['scorer_version']}")
     for name in ("", "count", "of", "share", "95 % interval"):
         table.add_column(name, justify="left" if name == "" else "right")
-    interval = found["solved_interval"]
+    interval = counts["solved_interval"]
     shown = "" if interval is None else f"{interval[0]:.1%} to {interval[1]:.1%}"
-    solved = [f"{found['solved']:,}", f"{found['generations']:,}", f"{found['solved_share']:.1%}", shown]
-    if found["parts"] == "answers":
+    solved = [f"{counts['solved']:,}", f"{counts['generations']:,}", f"{counts['solved_share']:.1%}", shown]
+    if counts["parts"] == "answers":
         table.add_row("correct", *solved)
     else:
-        parts = [f"{found['correct']:,}", f"{found['total']:,}", f"{found['accuracy']:.1%}"]
-        table.add_row(f"correct {found['parts']}", *parts)
+        parts = [f"{counts['correct']:,}", f"{counts['total']:,}", f"{counts['accuracy']:.1%}"]
+        table.add_row(f"correct {counts['parts']}", *parts)
         table.add_row("solved", *solved)
-    for k, share in found["pass_at_k"].items():
-        table.add_row(f"pass@{k}", "", f"{found['rows']:,}", f"{share:.1%}")
+    for k, share in counts["pass_at_k"].items():
+        table.add_row(f"pass@{k}", "", f"{counts['rows']:,}", f"{share:.1%}")
     for name in ("parse_failures", "timeouts"):
-        table.add_row(name.replace("_", " "), f"{found[name]:,}", f"{found['generations']:,}")
-    if found["without_ground_truth"]:
-        table.add_row("without ground truth", f"{found['without_ground_truth']:,}", f"{found['rows']:,}")
+        table.add_row(name.replace("_", " "), f"{counts[name]:,}", f"{counts['generations']:,}")
+    if counts["without_ground_truth"]:
+        table.add_row("without ground truth", f"{counts['without_ground_truth']:,}", f"{counts['rows']:,}")
     console.print(table)
 
 

@@ -49,8 +49,8 @@ def load_run_config(
     for key, value in (flags or {}).items():
         problems += set_dotted(values, key, value)
     for override in overrides:
-        key, found, text = override.partition("=")
-        if not found or not key:
+        key, sign, text = override.partition("=")
+        if not sign or not key:
             problems.append(f"{override!r}: an override has the form section.key=value, for example optim.steps=300")
             continue
         problems += set_dotted(values, key, parse_scalar(text))
@@ -71,10 +71,10 @@ def load_run_config(
                 return RunConfig(), problems
 
 
-def remove(values: dict[str, Any], place: tuple[int | str, ...]) -> None:
-    """Removes the innermost key of nested dictionaries that `place` leads to."""
-    owner, key = values, place[0]
-    for part in place[1:]:
+def remove(values: dict[str, Any], location: tuple[int | str, ...]) -> None:
+    """Removes the innermost key of nested dictionaries that `location` leads to."""
+    owner, key = values, location[0]
+    for part in location[1:]:
         inner = owner.get(str(key))
         if not isinstance(inner, dict) or part not in inner:
             break

@@ -39,6 +39,7 @@ def test_the_wheel_has_everything(wheel):
     assert {"ds_configs/zero3.json", "ds_configs/zero2.json", "recipes/llada_8b_lift3_lora.yaml"} <= shared
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
     entry_points = next(name for name in names if name.endswith("entry_points.txt"))
+    assert "lift-ds = lift_ds.cli.main:main" in wheel.read(entry_points).decode()
     assert "lift-ds-train = lift_ds.cli.train:main" in wheel.read(entry_points).decode()
 
 

@@ -1,25 +1,22 @@
-"""`tools/average_checkpoints.py`: the mean of several checkpoints as a Hugging Face folder."""
+"""Writes the mean of several ZeRO checkpoints of one model as a Hugging Face folder.
+
+Each checkpoint has the same weight; config and tokenizer are the first one's. Memory does not grow with the model.
+"""
 
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 from lift_ds.export.average import prepare_average
 
-from .tool import run_tool
+from .tool import run_tool, tool_parser
 from .zero_to_hf import add_conversion_flags, read_options, write_conversion
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags."""
-    parser = argparse.ArgumentParser(
-        prog="average_checkpoints.py",
-        description="Writes the mean of the weights of several ZeRO checkpoints of one model, each with the same "
-        "weight, as a Hugging Face folder with the first one's config and tokenizer. Memory does not grow with the "
-        "model.",
-    )
+    parser = tool_parser(__doc__)
     parser.add_argument("checkpoints", type=Path, nargs="+", help="runs, checkpoints or folders with ZeRO shards")
     parser.add_argument("output", type=Path, help="folder to create")
     add_conversion_flags(parser)
@@ -38,7 +35,7 @@ def average(arguments: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point; exits with 2 where the checkpoints cannot be averaged."""
-    run_tool(partial(average, make_parser().parse_args(argv)))
+    run_tool(make_parser(), average, argv)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,12 @@
-"""`tools/evaluate.py`: answers the problems of reasoning tasks on one rank or many, and scores them."""
+"""Answers the problems of reasoning tasks, and scores the answers.
+
+    python tools/evaluate.py --model runs/001/export --protocol clean --tasks builtin:countdown builtin:sudoku
+    deepspeed tools/evaluate.py --model GSAI-ML/LLaDA-8B-Instruct --tasks gsm8k math500
+    python tools/evaluate.py --compare evaluations/first evaluations/second --html flips.html
+
+Under `deepspeed` or `torchrun` every rank has the whole model and its share of the problems; with --deepspeed JSON the
+model is cut over the ranks (ZeRO-3). The same command again goes on where an evaluation was cut off.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +26,8 @@ from .evaluate_harness import run_harness_tasks
 from .evaluate_run import check_arguments, run_evaluation
 from .evaluate_tables import print_comparison, wide_console
 from .sampling_flags import add_sampling_flags
-from .tool import check_writable, quieten
+from .tool import check_writable, quieten, tool_parser
 
-DESCRIPTION = """Answers the problems of reasoning tasks, and scores the answers.
-
-    python tools/evaluate.py --model runs/001/export --protocol clean --tasks builtin:countdown builtin:sudoku
-    deepspeed tools/evaluate.py --model GSAI-ML/LLaDA-8B-Instruct --tasks gsm8k math500
-    python tools/evaluate.py --compare evaluations/first evaluations/second --html flips.html
-
-Under `deepspeed` or `torchrun` every rank has the whole model and its share of the problems; with --deepspeed JSON the
-model is cut over the ranks (ZeRO-3). The same command again goes on where an evaluation was cut off.
-"""
 # Flags of one mode, which the others would ignore.
 COMPARISON_ONLY, HARNESS_ONLY = ("html", "json"), ("include_path", "num_fewshot", "apply_chat_template", "mc_num")
 EVALUATION_ONLY = ("data", "scorers", "samples", "protocol", "workers")
@@ -37,9 +36,7 @@ ANSWERS_ONLY = ("model", "adapters", "tasks", "output", "deepspeed", "limit", "h
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags."""
-    parser = argparse.ArgumentParser(
-        prog="evaluate.py", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     parser.add_argument("--model", help="model folder, hub name or builtin:base")
     parser.add_argument("--adapters", help="folder of LoRA adapters in PEFT's format; they are not merged")
     parser.add_argument("--tasks", nargs="+", default=[], help="tasks of the protocol")
@@ -98,19 +95,19 @@ def run_comparison(arguments: argparse.Namespace) -> None:
             check_writable(getattr(arguments, flag), f"--{flag}")
     if arguments.scorers and len(arguments.scorers) > 1:
         raise ValueError("--compare takes one of --scorers.")
-    found = compare(first, second, arguments.scorers[0] if arguments.scorers else None, arguments.seed)
+    comparisons = compare(first, second, arguments.scorers[0] if arguments.scorers else None, arguments.seed)
     labels = (str(first), str(second))
-    print_comparison(found, labels, wide_console())
+    print_comparison(comparisons, labels, wide_console())
     for task in tasks_alone(first, second):
         print(f"{task}: not in both; not compared")
     if arguments.html is not None:
-        arguments.html.write_text(comparison_page(labels, found), encoding="utf-8", errors="replace")
+        arguments.html.write_text(comparison_page(labels, comparisons), encoding="utf-8", errors="replace")
         print(f"page: {arguments.html}")
     if arguments.json is not None:
-        write_json(arguments.json, [asdict(each) for each in found])
+        write_json(arguments.json, [asdict(comparison) for comparison in comparisons])
 
 
-def run_tool(arguments: argparse.Namespace, launch: Launch) -> None:
+def run_mode(arguments: argparse.Namespace, launch: Launch) -> None:
     """Does what the flags ask for; see the functions that it calls for its errors."""
     check_flags(arguments)
     if arguments.compare is not None:
@@ -125,7 +122,7 @@ def run_tool(arguments: argparse.Namespace, launch: Launch) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits with 2 where something is missing or wrong."""
     arguments = make_parser().parse_args(argv)
-    run_on_ranks(partial(run_tool, arguments), "stopped; the same command goes on")
+    run_on_ranks(partial(run_mode, arguments), "stopped; the same command goes on")
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def run_harness_tasks(arguments: argparse.Namespace, launch: Launch) -> None:
     settings = harness_settings(arguments, output)
     answerer, ranks = load_model(arguments, launch)
     ranks.on_main(lambda: open_output(output))
-    found = run_harness(
+    results = run_harness(
         answerer,
         ranks,
         settings,
@@ -64,13 +64,13 @@ def run_harness_tasks(arguments: argparse.Namespace, launch: Launch) -> None:
         num_fewshot=arguments.num_fewshot,
         apply_chat_template=arguments.apply_chat_template,
     )
-    if found is None:
+    if results is None:
         return
     from lm_eval.utils import handle_non_serializable, make_table
 
-    print(make_table(found))
-    write_json(output / RESULTS, plain(found, handle_non_serializable))
-    num_kept = found["config"]["num_batches_kept"]
+    print(make_table(results))
+    write_json(output / RESULTS, plain(results, handle_non_serializable))
+    num_kept = results["config"]["num_batches_kept"]
     print(f"results: {output / RESULTS}" + (f" ({num_kept} batches from before a cut)" if num_kept else ""))
 
 
@@ -87,6 +87,6 @@ def open_output(folder: Path) -> None:
         TemporaryFile(dir=folder).close()
 
 
-def plain(found: dict[str, Any], convert: Any) -> Any:
+def plain(results: dict[str, Any], convert: Any) -> Any:
     """Results as JSON has them."""
-    return json.loads(json.dumps(found, default=convert))
+    return json.loads(json.dumps(results, default=convert))

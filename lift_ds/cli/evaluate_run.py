@@ -29,7 +29,7 @@ from lift_ds.training.inference import load_cut, load_whole, weight_hashes
 
 from .evaluate_tables import LiveTable, print_results, wide_console
 from .sampling_flags import process_of
-from .tool import writing
+from .tool import check_counts, writing
 
 EVALUATIONS = Path("evaluations")
 PACKAGES = ("lift_ds", "torch", "transformers")
@@ -43,10 +43,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     """
     if arguments.model is None or not arguments.tasks:
         raise ValueError("--model and --tasks are needed (or --compare with two folders).")
-    for name in ("limit", "samples", "batch_size", "workers"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')}={value}: at least 1.")
+    check_counts(arguments, "limit", "samples", "batch_size", "workers")
     doubled = sorted({task for task in arguments.tasks if arguments.tasks.count(task) > 1})
     if doubled:
         raise ValueError(f"--tasks: {', '.join(doubled)} stands there twice.")
@@ -60,17 +57,17 @@ def data_files(flags: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:
     Raises:
         ValueError: A flag is not TASK=FILE of a task that is evaluated, or a task has two.
     """
-    found: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for flag in flags:
         task, has_path, path = flag.partition("=")
         if not has_path or not path:
             raise ValueError(f"--data {flag}: TASK=FILE is needed.")
         if task not in tasks:
             raise ValueError(f"--data {flag}: {task} is not evaluated; --tasks are {', '.join(tasks)}.")
-        if task in found:
-            raise ValueError(f"--data {flag}: {task} has {found[task]} already.")
-        found[task] = path
-    return found
+        if task in paths:
+            raise ValueError(f"--data {flag}: {task} has {paths[task]} already.")
+        paths[task] = path
+    return paths
 
 
 def task_process(arguments: argparse.Namespace, protocol: Protocol, task: str) -> ReverseProcess:
@@ -145,17 +142,17 @@ def run_evaluation(arguments: argparse.Namespace, launch: Launch) -> None:
     """
     protocol = load_protocol(arguments.protocol)
     files = data_files(arguments.data, arguments.tasks)
-    found: dict[str, tuple[list[Problem], ReverseProcess, list[str]]] = {}
+    tasks: dict[str, tuple[list[Problem], ReverseProcess, list[str]]] = {}
     for task in arguments.tasks:
         problems = task_problems(task, protocol, files.get(task), arguments.limit)
         scorers = task_scorers(task, arguments.scorers or protocol.scorers)
         for scorer in scorers:
             check_names(task, scorer)
-        found[task] = (problems, task_process(arguments, protocol, task), scorers)
+        tasks[task] = (problems, task_process(arguments, protocol, task), scorers)
     answerer, ranks = load_model(arguments, launch)
     plans = [
         plan_task(task, problems, protocol, process, arguments.samples, scorers, answerer.encoder)
-        for task, (problems, process, scorers) in found.items()
+        for task, (problems, process, scorers) in tasks.items()
     ]
     check_agreement(plans, ranks)
     settings = {

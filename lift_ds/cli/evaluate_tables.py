@@ -91,8 +91,8 @@ def print_results(results: dict[str, Any], folder: Path, console: Console) -> No
     table = Table(title=f"{results['environment']['model']}, protocol {results['environment']['protocol']}")
     for heading in ("task", "scorer", "problems", "solved", "95 % interval", "no answer", "time-outs"):
         table.add_column(heading, justify="left" if heading in ("task", "scorer") else "right")
-    for task, found in results["tasks"].items():
-        for scorer, summary in found["scores"].items():
+    for task, measured in results["tasks"].items():
+        for scorer, summary in measured["scores"].items():
             interval = summary["solved_interval"]
             table.add_row(
                 task,
@@ -104,46 +104,46 @@ def print_results(results: dict[str, Any], folder: Path, console: Console) -> No
                 f"{summary['timeouts']:,}",
             )
     console.print(table)
-    for task, found in results["tasks"].items():
-        for line in further_lines(task, found):
+    for task, measured in results["tasks"].items():
+        for line in further_lines(task, measured):
             console.print(line, soft_wrap=True)
     console.print(f"results: {folder / 'results.json'}", soft_wrap=True)
 
 
-def further_lines(task: str, found: dict[str, Any]) -> Iterator[str]:
-    """What a task's row has no place for: shares of cells, pass@k, and the cost."""
-    for scorer, summary in found["scores"].items():
+def further_lines(task: str, measured: dict[str, Any]) -> Iterator[str]:
+    """What a task's row has no column for: shares of cells, pass@k, and the cost."""
+    for scorer, summary in measured["scores"].items():
         if summary["parts"] != "answers":
             share = f"{summary['correct']:,} of {summary['total']:,} {summary['parts']} ({summary['accuracy']:.1%})"
             yield f"{task}, {scorer}: {share}"
         if summary["pass_at_k"]:
             rates = "  ".join(f"pass@{k} {share:.1%}" for k, share in summary["pass_at_k"].items())
             yield f"{task}, {scorer}: {rates}"
-    cost = found["generation"]
+    cost = measured["generation"]
     yield (
         f"{task}: {cost['forwards_per_sample']:.1f} forwards an answer, {cost['tokens_per_forward']:.2f} tokens a "
         f"forward, {cost['tokens_per_second']:,.0f} tokens/s, {cost['truncated']:,} of {cost['samples']:,} cut"
     )
 
 
-def print_comparison(found: Sequence[TaskComparison], labels: tuple[str, str], console: Console) -> None:
+def print_comparison(comparisons: Sequence[TaskComparison], labels: tuple[str, str], console: Console) -> None:
     """Prints a row for each task that two evaluations have in common."""
     table = Table(title=f"first: {labels[0]}, second: {labels[1]}")
     headings = ("task", "scorer", "problems", "first", "second", "difference", "95 % interval")
     for heading in (*headings, "only first", "only second", "McNemar p"):
         table.add_column(heading, justify="left" if heading in ("task", "scorer") else "right")
-    for each in found:
-        difference = each.difference
+    for comparison in comparisons:
+        difference = comparison.difference
         table.add_row(
-            each.task,
-            each.scorer,
-            f"{each.num_problems:,}",
-            f"{each.solved[0]:.1%}",
-            f"{each.solved[1]:.1%}",
+            comparison.task,
+            comparison.scorer,
+            f"{comparison.num_problems:,}",
+            f"{comparison.solved[0]:.1%}",
+            f"{comparison.solved[1]:.1%}",
             f"{difference.mean:+.1%}",
             f"{difference.low:+.1%} to {difference.high:+.1%}",
-            str(each.only_first),
-            str(each.only_second),
-            "" if each.p_value is None else f"{each.p_value:.3g}",
+            str(comparison.only_first),
+            str(comparison.only_second),
+            "" if comparison.p_value is None else f"{comparison.p_value:.3g}",
         )
     console.print(table)

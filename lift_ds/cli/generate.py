@@ -1,4 +1,7 @@
-"""`tools/generate.py`: answers to prompts, or a chat in the terminal in which the text appears as it is un-masked."""
+"""Answers prompts with a masked diffusion model.
+
+Without --prompt or --file it is a chat; on a terminal the answer is shown while it is un-masked.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,18 +23,14 @@ from lift_ds.sampling.reverse import ReverseProcess, RowSeeds
 
 from .prompts import Messages, Prompt, given_prompts
 from .sampling_flags import add_sampling_flags, process_of
-from .tool import check_writable, run_tool
+from .tool import check_counts, check_writable, run_tool, tool_parser
 
 MASK_SIGN = "\u2591"
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags."""
-    parser = argparse.ArgumentParser(
-        prog="generate.py",
-        description="Answers prompts with a masked diffusion model. Without --prompt or --file it is a chat; on a "
-        "terminal the answer is shown while it is un-masked.",
-    )
+    parser = tool_parser(__doc__)
     parser.add_argument("model", help="model folder, hub name or builtin:base")
     parser.add_argument("--prompt", action="append", help="the user's turn; more than once for several")
     parser.add_argument("--file", type=Path, help="jsonl whose rows have a prompt or question, answered in batches")
@@ -79,7 +77,7 @@ class Session:
             first: Number of the first one, which names its draws.
             watch: See `Answerer.answer`.
         """
-        seeds = RowSeeds(tuple(f"{self.seed}/{first + place}" for place in range(len(prompts))))
+        seeds = RowSeeds(tuple(f"{self.seed}/{first + index}" for index in range(len(prompts))))
         return self.answerer.answer(prompts, self.process, seeds, watch)
 
 
@@ -89,8 +87,7 @@ def load(arguments: argparse.Namespace) -> Session:
     Raises:
         ValueError: A flag is out of range, or the model or its tokenizer cannot be used.
     """
-    if arguments.batch_size < 1:
-        raise ValueError(f"--batch-size={arguments.batch_size}: at least 1.")
+    check_counts(arguments, "batch_size")
     gen_length = arguments.gen_length  # what is wrong with the flags is said before the model is read
     process = process_of(arguments, gen_length, arguments.block_length, gen_length, stop_early=True)
     return Session(load_answerer(arguments.model), process, arguments.seed)
@@ -176,16 +173,16 @@ def shown(session: Session, console: Console, is_single: bool) -> Iterator[Calla
 def partly_masked(ids: list[int], answerer: Answerer) -> Text:
     """An answer with a sign for every token that is still masked."""
     mask_id = answerer.model.config.mask_token_id
-    found, run = Text(), list[int]()
+    text, run = Text(), list[int]()
     for token_id in [*ids, mask_id]:
         if token_id != mask_id:
             run.append(token_id)
             continue
-        found.append(answerer.encoder.answer_text(run))
-        found.append(MASK_SIGN, style="dim")
+        text.append(answerer.encoder.answer_text(run))
+        text.append(MASK_SIGN, style="dim")
         run = []
-    found.right_crop(1)
-    return found
+    text.right_crop(1)
+    return text
 
 
 def generate(arguments: argparse.Namespace) -> None:
@@ -210,8 +207,7 @@ def generate(arguments: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point; exits with 2 where something is missing or wrong."""
-    arguments = make_parser().parse_args(argv)
-    run_tool(partial(generate, arguments))
+    run_tool(make_parser(), generate, argv)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,26 @@
-"""`tools/inspect_checkpoint.py`: what is in a ZeRO checkpoint, and how two of them differ."""
+"""Says what a ZeRO checkpoint holds, this package's or another's.
+
+Step, ranks, stage, tensors, data position; whether it is whole (checksums of every byte); norms, NaN and infinities of
+its weights. With a second checkpoint it says which tensors differ and by how much. Exits with 1 where something is
+broken or not finite.
+"""
 
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lift_ds.export.inspection import compare, describe, find_problems, named_tensors, open_inspected, scan, summarise
 
-from .tool import progress, run_tool, show
+from .tool import progress, run_tool, show, tool_parser
 
 SHOWN_TENSORS = 10
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags."""
-    parser = argparse.ArgumentParser(
-        prog="inspect_checkpoint.py",
-        description="Says what a ZeRO checkpoint holds (this package's or another's): step, ranks, stage, tensors, "
-        "data position; whether it is whole (checksums of every byte); norms, NaN and infinities of its weights. With "
-        "a second checkpoint it says which tensors differ and by how much. Exits with 1 where something is broken or "
-        "not finite.",
-    )
+    parser = tool_parser(__doc__)
     parser.add_argument("checkpoint", type=Path, help="a run, a checkpoint, or a folder with ZeRO shards")
     parser.add_argument("other", type=Path, nargs="?", help="another one to compare with")
     parser.add_argument("--moments", action="store_true", help="look at the optimizer's moments too")
@@ -44,7 +42,7 @@ def inspect(arguments: argparse.Namespace) -> bool:
         problems = find_problems(zero, own)
         facts |= {"is_whole": not problems, "problems": "; ".join(problems)}
         tensors = named_tensors(zero, arguments.moments)
-        with progress("scanning", sum(each.num_elements for each in tensors.values())) as advance:
+        with progress("scanning", sum(tensor.num_elements for tensor in tensors.values())) as advance:
             facts |= summarise(scan(tensors, advance))
         is_good = not problems and not facts["num_not_finite"]
     if arguments.other is not None:
@@ -60,15 +58,15 @@ def compare_with(arguments: argparse.Namespace) -> dict[str, Any]:
     facts: dict[str, Any] = {"other": str(opened[1][1] or opened[1][0].folder), "other_step": opened[1][0].step}
     if arguments.dry_run:
         return facts
-    with progress("comparing", sum(each.num_elements for each in first.values())) as advance:
-        found, changed = compare(first, second, advance)
+    with progress("comparing", sum(tensor.num_elements for tensor in first.values())) as advance:
+        differences, changed = compare(first, second, advance)
     most = {f"differs {name}": value for name, value in list(changed.items())[:SHOWN_TENSORS]}
-    return facts | found | most
+    return facts | differences | most
 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point; exits with 1 where something is broken, and with 2 where the checkpoint cannot be read."""
-    run_tool(partial(inspect, make_parser().parse_args(argv)))
+    run_tool(make_parser(), inspect, argv)
 
 
 if __name__ == "__main__":

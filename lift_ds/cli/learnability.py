@@ -1,10 +1,13 @@
-"""`tools/learnability.py`: how surely common and rare tokens are predicted at each mask level."""
+"""Draws how surely common and rare tokens are predicted at each mask level.
+
+Writes learnability.html (self-contained), .png and .csv: mean p(gold) and confidence of masked tokens by how often they
+occur and how much is masked. A run folder is compared with the model it began from.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -12,16 +15,14 @@ from typing import Any, cast
 from lift_ds.config.loading import ConfigError, load_run_config
 from lift_ds.config.run import RunConfig
 
+from .tool import run_tool, tool_parser
+
 DEFAULT_ROWS = 300
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags."""
-    parser = argparse.ArgumentParser(
-        prog="learnability.py",
-        description="Writes learnability.html (self-contained), .png and .csv: mean p(gold) and confidence of masked "
-        "tokens by how often they occur and how much is masked. A run folder is compared with the model it began from.",
-    )
+    parser = tool_parser(__doc__)
     parser.add_argument("model", help="run folder, model folder, hub name or builtin:base")
     parser.add_argument("--compare", help="model to compare with, measured first; a run's own start where not given")
     parser.add_argument(
@@ -89,17 +90,17 @@ def are_apart(recorded: dict[str, Any]) -> bool:
     return bool(recorded["eval"]["path"]) or all(path.startswith("builtin:") for path in paths)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Entry point; exits with 2 where something is missing or wrong."""
-    arguments = make_parser().parse_intermixed_args(argv)
-    try:
-        if arguments.buffers:
-            report_buffers(arguments)
-        else:
-            report(*resolve(arguments), arguments.batch_size)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+def report(arguments: argparse.Namespace) -> None:
+    """Writes the report that the flags ask for.
+
+    Raises:
+        ValueError: Something is missing or wrong.
+        OSError: A file cannot be read or written.
+    """
+    if arguments.buffers:
+        report_buffers(arguments)
+    else:
+        report_models(*resolve(arguments), arguments.batch_size)
 
 
 def report_buffers(arguments: argparse.Namespace) -> None:
@@ -147,7 +148,7 @@ def load_writer() -> Callable[[Path, dict[str, Any], Any], None]:
     return write_report
 
 
-def report(run: RunConfig, models: dict[str, str], output: Path, batch_size: int) -> None:
+def report_models(run: RunConfig, models: dict[str, str], output: Path, batch_size: int) -> None:
     """Measures the models on the run's held-out documents and writes the report."""
     write_report = load_writer()
     import torch
@@ -169,6 +170,11 @@ def report(run: RunConfig, models: dict[str, str], output: Path, batch_size: int
     assert tokenizer is not None  # prepare() has refused a folder without one
     write_report(output, measured, tokenizer)
     print(f"{output}/learnability.html, .png, .csv")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point; exits with 2 where something is missing or wrong."""
+    run_tool(make_parser(), report, argv)
 
 
 if __name__ == "__main__":

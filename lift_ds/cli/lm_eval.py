@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> None:
     Args:
         argv: What `lm_eval` takes, for example `--model lift_ds --model_args pretrained=FOLDER --tasks gsm8k`.
     """
-    arguments = [each for each in (sys.argv[1:] if argv is None else argv) if not each.startswith("--local_rank=")]
+    arguments = [word for word in (sys.argv[1:] if argv is None else argv) if not word.startswith("--local_rank=")]
     status = 0
     try:
         require_harness()

@@ -1,29 +1,28 @@
-"""`tools/merge_lora.py`: a base model and LoRA adapters as one folder."""
+"""Merges LoRA adapters in PEFT's format into their base, tensor by tensor.
+
+Memory does not grow with the model. Any base in safetensors whose matrices are (out, in), with its own files; bases of
+this package's families get the same files as an export. No GPU and no DeepSpeed is needed.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import DownloadColumn
 
 from lift_ds.export.folder import DTYPES
 from lift_ds.export.merge import Merge, check_place, plan_merge, write_merged
 from lift_ds.models.weights import resolve_folder
 
+from .tool import progress, run_tool, tool_parser, write_json
+
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags."""
-    parser = argparse.ArgumentParser(
-        prog="merge_lora.py",
-        description="Merges LoRA adapters in PEFT's format into their base, tensor by tensor: memory does not grow "
-        "with the model. Any base in safetensors whose matrices are (out, in), with its own files; bases of this "
-        "package's families get the same files as an export. No GPU and no DeepSpeed is needed.",
-    )
+    parser = tool_parser(__doc__)
     parser.add_argument("base", help="base model: a folder, a hub name, or builtin:base")
     parser.add_argument("adapters", type=Path, help="folder with adapter_config.json and adapter_model.safetensors")
     parser.add_argument("output", type=Path, help="folder to create")
@@ -35,54 +34,52 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run_merge(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Merges as the flags say; returns the summary."""
+def merge(arguments: argparse.Namespace) -> None:
+    """Merges, prints what was merged, and writes it where asked.
+
+    Raises:
+        ValueError: The adapters do not fit the base, or the folder exists.
+        RuntimeError: The folder cannot be written.
+        OSError: The summary cannot be written.
+    """
     dtype = DTYPES.get(arguments.dtype)
     began = time.perf_counter()
-    merge = plan_merge(resolve_folder(arguments.base), arguments.adapters, dtype)
+    plan = plan_merge(resolve_folder(arguments.base), arguments.adapters, dtype)
     if arguments.dry_run:
-        check_place(merge, arguments.output)
+        check_place(plan, arguments.output)
     else:
-        columns = (TextColumn("merging"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-        with Progress(*columns, transient=True) as progress:
-            task = progress.add_task("merging", total=merge.num_bytes)
-            write_merged(merge, arguments.output, dtype, lambda count: progress.advance(task, count))
-    return summary(merge, arguments) | {"seconds": round(time.perf_counter() - began, 3)}
+        with progress("merging", plan.num_bytes, DownloadColumn()) as advance:
+            write_merged(plan, arguments.output, dtype, advance)
+    if arguments.json:
+        write_json(arguments.json, summarise(plan, arguments) | {"seconds": round(time.perf_counter() - began, 3)})
+    ranks = ", ".join(map(str, sorted(set(plan.adapters.targets.values()))))
+    print(
+        f"{'would merge' if arguments.dry_run else 'merged'} {len(plan.adapters.targets)} adapters (rank {ranks}) into "
+        f"{len(plan.specs)} tensors, {plan.num_bytes / 1e9:.2f} GB: {arguments.output}"
+    )
+    if plan.left_out:
+        print(f"not copied from the base: {', '.join(plan.left_out)}")
 
 
-def summary(merge: Merge, arguments: argparse.Namespace) -> dict[str, Any]:
+def summarise(plan: Merge, arguments: argparse.Namespace) -> dict[str, Any]:
     """What was merged, for `--json`."""
     return {
-        "base": str(merge.base.folder),
+        "base": str(plan.base.folder),
         "adapters": str(arguments.adapters),
         "output": str(arguments.output),
         "dry_run": arguments.dry_run,
-        "num_tensors": len(merge.specs),
-        "num_merged": len(merge.adapters.targets),
-        "num_bytes": merge.num_bytes,
-        "ranks": sorted(set(merge.adapters.targets.values())),
-        "copied": merge.copied,
-        "left_out": merge.left_out,
+        "num_tensors": len(plan.specs),
+        "num_merged": len(plan.adapters.targets),
+        "num_bytes": plan.num_bytes,
+        "ranks": sorted(set(plan.adapters.targets.values())),
+        "copied": plan.copied,
+        "left_out": plan.left_out,
     }
 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point; exits with 2 where nothing can be merged."""
-    arguments = make_parser().parse_args(argv)
-    try:
-        found = run_merge(arguments)
-        if arguments.json:
-            arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    done = "would merge" if arguments.dry_run else "merged"
-    print(
-        f"{done} {found['num_merged']} adapters (rank {', '.join(map(str, found['ranks']))}) into "
-        f"{found['num_tensors']} tensors, {found['num_bytes'] / 1e9:.2f} GB: {arguments.output}"
-    )
-    if found["left_out"]:
-        print(f"not copied from the base: {', '.join(found['left_out'])}")
+    run_tool(make_parser(), merge, argv)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,9 @@
-"""`tools/prepare_data.py`: checks all rows of a data set before a run, says what is in it, and writes its tokens."""
+"""Checks all rows of a data set before a run, says what is in it, and writes its tokens.
+
+Reads and tokenises every row as training would, and reports bad rows, lengths, targets, duplicates, padding and
+packing. No weights are loaded. Exits with 1 where a row would stop a run (data.on_bad_row and data.on_long), with 2 for
+wrong arguments.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn
 
 from lift_ds.config.loading import ConfigError, load_run_config
 from lift_ds.config.run import RunConfig
 from lift_ds.data.reader import BadRowError, RowReader, Skipped
+from lift_ds.data.sources import Retry, open_groups
 from lift_ds.data.survey import SurveyReport, TokenShardWriter, TokenStatistics, survey
 from lift_ds.data.survey.display import marked_text, show_report
 from lift_ds.data.survey.token_shards import check_target
@@ -26,6 +32,8 @@ from lift_ds.models.vocabulary import check_tokenizer, load_tokenizer
 from lift_ds.models.weights import BUILTIN_BASE, resolve_folder
 from lift_ds.training.inputs import make_encoder, open_reader, pack_capacity
 
+from .tool import progress, run_tool, tool_parser
+
 DOTTED_KEY = re.compile(r"[a-z_]+(\.[a-z_0-9]+)+")
 SHOWN_GROUPS = 5
 SHOWN_LOCATIONS = 3
@@ -34,12 +42,7 @@ MIB = 1 << 20
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags."""
-    parser = argparse.ArgumentParser(
-        prog="prepare_data.py",
-        description="Reads and tokenises every row as training would, and reports bad rows, lengths, targets, "
-        "duplicates, padding and packing. No weights are loaded. Exits with 1 where a row would stop a run "
-        "(data.on_bad_row and data.on_long), with 2 for wrong arguments.",
-    )
+    parser = tool_parser(__doc__)
     parser.add_argument(
         "inputs", nargs="*", metavar="FILE | key=value", help="as data.path; overrides such as data.columns.prompt=q"
     )
@@ -60,13 +63,13 @@ def resolve(arguments: argparse.Namespace) -> RunConfig:
     Raises:
         ConfigError: Something is missing or wrong; all problems at once.
     """
-    overrides = [each for each in arguments.inputs if is_override(each)]
-    paths = [each for each in arguments.inputs if not is_override(each)]
+    overrides = [text for text in arguments.inputs if is_override(text)]
+    paths = [text for text in arguments.inputs if not is_override(text)]
     flags: dict[str, Any] = {"data.path": paths if len(paths) > 1 else paths[0]} if paths else {}
     if arguments.model:
         flags["model.path"] = arguments.model
     run, problems = load_run_config(arguments.config, overrides, flags)
-    keys = {each.partition("=")[0] for each in overrides}
+    keys = {override.partition("=")[0] for override in overrides}
     if not paths and arguments.config is None and not keys & {"data.path", "data.sources"}:
         problems.append("no data: name files, data.path=... or data.sources=...")
     if not arguments.model and arguments.config is None and "model.path" not in keys:
@@ -81,8 +84,8 @@ def resolve(arguments: argparse.Namespace) -> RunConfig:
 
 def is_override(text: str) -> bool:
     """Whether an argument is key=value; a path may have a `=` too, as year=2025/rows.parquet."""
-    key, found, _ = text.partition("=")
-    return bool(found) and (DOTTED_KEY.fullmatch(key) is not None or key in RunConfig.model_fields)
+    key, sign, _ = text.partition("=")
+    return bool(sign) and (DOTTED_KEY.fullmatch(key) is not None or key in RunConfig.model_fields)
 
 
 @dataclass(frozen=True)
@@ -111,29 +114,29 @@ def open_rows(run: RunConfig) -> Opened:
     encoder = make_encoder(run.data, tokenizer, config)
     capacity = pack_capacity(run.data, encoder.max_length)
     data = run.data.model_copy(update={"on_bad_row": "skip"})
-    return Opened(run, open_reader(data, encoder, data.source_list(), "train", data.builtin_rows), capacity)
+    groups = open_groups(data.source_list(), data.builtin_seed, "train", data.builtin_rows, Retry())
+    return Opened(run, open_reader(data, encoder, groups), capacity)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Entry point; exits with 1 where a row would stop a run, and with 2 where something is missing or wrong."""
-    arguments = make_parser().parse_intermixed_args(argv)
+def check_and_prepare(arguments: argparse.Namespace) -> bool:
+    """Does what the flags ask for; returns whether no row would stop a run.
+
+    Raises:
+        ValueError: Something is missing or wrong.
+        OSError: A file cannot be read or written.
+    """
+    run = resolve(arguments)
+    if arguments.write is not None:
+        check_target(arguments.write)
     try:
-        run = resolve(arguments)
-        if arguments.write is not None:
-            check_target(arguments.write)
         opened = open_rows(run)
-        if arguments.dry_run:
-            print(plan(opened, arguments))
-            return
-        is_usable = prepare_data(opened, arguments)
+        if not arguments.dry_run:
+            return prepare_data(opened, arguments)
     except BadRowError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    if not is_usable:
-        sys.exit(1)
+        return False
+    print(plan(opened, arguments))
+    return True
 
 
 def plan(opened: Opened, arguments: argparse.Namespace) -> str:
@@ -169,18 +172,15 @@ def prepare_data(opened: Opened, arguments: argparse.Namespace) -> bool:
         writer = None
         if arguments.write is not None:
             writer = stack.enter_context(TokenShardWriter(arguments.write, arguments.shard_mib * MIB))
-        columns = (TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        bar = stack.enter_context(Progress(*columns, console=console, transient=True, disable=not console.is_terminal))
-        task = bar.add_task("rows", total=reader.manifest.num_rows)
         is_usable = True
-        for rows in survey(reader, arguments.workers):
-            for row in rows:
-                statistics.add(row)
-                is_usable = is_usable and row.reason not in stopping
-                if writer is not None and is_usable and row.tokens is not None:
-                    writer.add(row.tokens, row.group)
-            bar.advance(task, len(rows))
-        bar.stop()
+        with progress("rows", reader.manifest.num_rows, MofNCompleteColumn()) as advance:
+            for rows in survey(reader, arguments.workers):
+                for row in rows:
+                    statistics.add(row)
+                    is_usable = is_usable and row.reason not in stopping
+                    if writer is not None and is_usable and row.tokens is not None:
+                        writer.add(row.tokens, row.group)
+                advance(len(rows))
         report = statistics.report(run.optim.global_batch, min(arguments.micro_batch, run.optim.global_batch))
         report.numbers["duplicates"]["locations"] = locate_duplicates(report, reader)
         show_report(console, report.numbers, report.example, reader.encoder.tokenizer)
@@ -198,12 +198,12 @@ def prepare_data(opened: Opened, arguments: argparse.Namespace) -> bool:
 
 def locate_duplicates(report: SurveyReport, reader: RowReader) -> list[list[str]]:
     """File and line of the first rows of the largest groups."""
-    found = []
+    locations = []
     for ids in report.duplicate_ids[:SHOWN_GROUPS]:
-        places = [document.where for document in reader.by_sample_id(ids[:SHOWN_LOCATIONS].tolist())]
-        hidden = len(ids) - len(places)
-        found.append([*places, f"{hidden:,} more"] if hidden > 0 else places)
-    return found
+        shown = [document.where for document in reader.by_sample_id(ids[:SHOWN_LOCATIONS].tolist())]
+        hidden = len(ids) - len(shown)
+        locations.append([*shown, f"{hidden:,} more"] if hidden > 0 else shown)
+    return locations
 
 
 def write_json(path: Path, report: SurveyReport, reader: RowReader) -> None:
@@ -212,7 +212,7 @@ def write_json(path: Path, report: SurveyReport, reader: RowReader) -> None:
     Raises:
         OSError: It cannot be written.
     """
-    pack = [marked_text(each, reader.encoder.tokenizer) for each in report.example]
+    pack = [marked_text(document, reader.encoder.tokenizer) for document in report.example]
     text = json.dumps(report.numbers | {"pack": pack}, indent=2, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
@@ -236,6 +236,11 @@ def describe(opened: Opened, report: SurveyReport) -> dict[str, Any]:
         "settings": token_settings(encoder, reader.system)
         | {"data.max_length": encoder.max_length, "data.on_long": run.data.on_long},
     }
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point; exits with 1 where a row would stop a run, and with 2 where something is missing or wrong."""
+    run_tool(make_parser(), check_and_prepare, argv)
 
 
 if __name__ == "__main__":

@@ -43,10 +43,10 @@ def read_prompts(path: Path) -> list[Prompt]:
         ValueError: A row has none, or there are no rows; the message names file and line.
         OSError: It cannot be read.
     """
-    found = []
+    prompts = []
     for where, row in json_objects(path, NAMES):
         text = next((row[name] for name in NAMES if name in row), None)
         if not isinstance(text, str):
             raise ValueError(f"{where}: a JSON object with the text of a prompt or question is needed.")
-        found.append(Prompt(text, where))
-    return found
+        prompts.append(Prompt(text, where))
+    return prompts

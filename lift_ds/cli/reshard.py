@@ -1,24 +1,22 @@
-"""`tools/reshard.py`: a ZeRO checkpoint for another number of ranks."""
+"""Cuts a ZeRO checkpoint anew for another number of ranks, with the optimizer's state.
+
+The result is what DeepSpeed would have saved there, so that any program that uses DeepSpeed resumes from it. (Runs of
+this package resume on any number of ranks as they are.)
+"""
 
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 from lift_ds.export.reshard import prepare_reshard, reshard
 
-from .tool import progress, run_tool, show
+from .tool import progress, run_tool, show, tool_parser
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags."""
-    parser = argparse.ArgumentParser(
-        prog="reshard.py",
-        description="Cuts a ZeRO checkpoint anew for another number of ranks, with the optimizer's state: what "
-        "DeepSpeed would have saved there, so that any program that uses DeepSpeed resumes from it. (Runs of this "
-        "package resume on any number of ranks as they are.)",
-    )
+    parser = tool_parser(__doc__)
     parser.add_argument("checkpoint", type=Path, help="a run, a checkpoint, or a folder with ZeRO shards")
     parser.add_argument("world_size", type=int, help="number of ranks to cut it for")
     parser.add_argument("output", type=Path, help="checkpoint to create")
@@ -46,7 +44,7 @@ def recut(arguments: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point; exits with 2 where the checkpoint cannot be cut."""
-    run_tool(partial(recut, make_parser().parse_args(argv)))
+    run_tool(make_parser(), recut, argv)
 
 
 if __name__ == "__main__":

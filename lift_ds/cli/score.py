@@ -1,16 +1,19 @@
-"""`tools/score.py`: scores generations that exist already."""
+"""Scores generations that exist already.
+
+The file has one JSON object a line with `question`, `generation` (a text, or a list of them for pass@k) and
+`ground_truth`; for humaneval `entry_point`, too, where the question has no code. Formulas and programs are checked in
+child processes with limits. Exits with 2 where something is wrong.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn
 from rich.table import Table
 
 from lift_ds.evaluation.judging import SCORER_VERSIONS
@@ -18,17 +21,12 @@ from lift_ds.evaluation.sandbox import Limits
 from lift_ds.evaluation.score_file import check_names, read_rows, score_rows, summarize
 from lift_ds.evaluation.tasks import EVAL_TASKS
 
-from .tool import check_writable, run_tool
+from .tool import check_counts, check_writable, progress, run_tool, tool_parser, write_json
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags."""
-    parser = argparse.ArgumentParser(
-        prog="score.py",
-        description="Scores generations: one JSON object a line with `question`, `generation` (a text, or a list of "
-        "them for pass@k) and `ground_truth`; for humaneval `entry_point`, too, where the question has no code. "
-        "Formulas and programs are checked in child processes with limits. Exits with 2 where something is wrong.",
-    )
+    parser = tool_parser(__doc__)
     parser.add_argument("file", type=Path, help="JSON Lines")
     parser.add_argument("--task", required=True, help=", ".join(EVAL_TASKS))
     parser.add_argument(
@@ -57,8 +55,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     check_names(arguments.task, arguments.scorer)
     if arguments.json is not None:
         check_writable(arguments.json, "--json")
-    if arguments.workers < 1:
-        raise ValueError(f"--workers={arguments.workers}: at least 1.")
+    check_counts(arguments, "workers")
     if not (math.isfinite(arguments.time_limit) and arguments.time_limit > 0):
         raise ValueError(f"--time-limit={arguments.time_limit}: a number of seconds above 0.")
     if arguments.memory_mib < 256:
@@ -67,8 +64,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point; exits with 2 where something is missing or wrong."""
-    arguments = make_parser().parse_args(argv)
-    run_tool(partial(check_and_score, arguments))
+    run_tool(make_parser(), check_and_score, argv)
 
 
 def check_and_score(arguments: argparse.Namespace) -> None:
@@ -80,10 +76,10 @@ def check_and_score(arguments: argparse.Namespace) -> None:
         RuntimeError: Packages are missing, or child processes cannot be started.
     """
     check_arguments(arguments)
-    found = score(arguments)
-    show(found, Console(highlight=False))
+    counts = score(arguments)
+    show(counts, Console(highlight=False))
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.json, counts)
 
 
 def score(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -96,36 +92,31 @@ def score(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     rows = read_rows(arguments.file, arguments.task)
     limits = Limits(seconds=arguments.time_limit, memory_mib=arguments.memory_mib)
-    console = Console(stderr=True)
-    columns = (TextColumn(arguments.task), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(arguments.task, total=len(rows))
-        scores = score_rows(
-            rows, arguments.task, arguments.scorer, limits, arguments.workers, lambda: progress.advance(bar)
-        )
+    with progress(arguments.task, len(rows), MofNCompleteColumn()) as advance:
+        scores = score_rows(rows, arguments.task, arguments.scorer, limits, arguments.workers, lambda: advance(1))
     return summarize(rows, scores, arguments.task, arguments.scorer)
 
 
-def show(found: dict[str, Any], console: Console) -> None:
+def show(counts: dict[str, Any], console: Console) -> None:
     """Prints the table."""
-    table = Table(title=f"{found['task']}, {found['scorer']} scorer, version {found['scorer_version']}")
+    table = Table(title=f"{counts['task']}, {counts['scorer']} scorer, version {counts['scorer_version']}")
     for name in ("", "count", "of", "share", "95 % interval"):
         table.add_column(name, justify="left" if name == "" else "right")
-    interval = found["solved_interval"]
+    interval = counts["solved_interval"]
     shown = "" if interval is None else f"{interval[0]:.1%} to {interval[1]:.1%}"
-    solved = [f"{found['solved']:,}", f"{found['generations']:,}", f"{found['solved_share']:.1%}", shown]
-    if found["parts"] == "answers":
+    solved = [f"{counts['solved']:,}", f"{counts['generations']:,}", f"{counts['solved_share']:.1%}", shown]
+    if counts["parts"] == "answers":
         table.add_row("correct", *solved)
     else:
-        parts = [f"{found['correct']:,}", f"{found['total']:,}", f"{found['accuracy']:.1%}"]
-        table.add_row(f"correct {found['parts']}", *parts)
+        parts = [f"{counts['correct']:,}", f"{counts['total']:,}", f"{counts['accuracy']:.1%}"]
+        table.add_row(f"correct {counts['parts']}", *parts)
         table.add_row("solved", *solved)
-    for k, share in found["pass_at_k"].items():
-        table.add_row(f"pass@{k}", "", f"{found['rows']:,}", f"{share:.1%}")
+    for k, share in counts["pass_at_k"].items():
+        table.add_row(f"pass@{k}", "", f"{counts['rows']:,}", f"{share:.1%}")
     for name in ("parse_failures", "timeouts"):
-        table.add_row(name.replace("_", " "), f"{found[name]:,}", f"{found['generations']:,}")
-    if found["without_ground_truth"]:
-        table.add_row("without ground truth", f"{found['without_ground_truth']:,}", f"{found['rows']:,}")
+        table.add_row(name.replace("_", " "), f"{counts[name]:,}", f"{counts['generations']:,}")
+    if counts["without_ground_truth"]:
+        table.add_row("without ground truth", f"{counts['without_ground_truth']:,}", f"{counts['rows']:,}")
     console.print(table)
 
 

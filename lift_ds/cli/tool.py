@@ -1,13 +1,15 @@
-"""What command lines share: sizes, progress, summaries, what libraries may print, and how errors end them."""
+"""What command lines share: help, exits, sizes, progress, summaries, and what libraries may print."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import os
 import re
 import signal
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,11 +17,66 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(KB|MB|GB|TB)", re.IGNORECASE)
 INTERRUPTED = 128 + signal.SIGINT  # exit status after Ctrl-C, as shells have it
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+class Paragraphs(argparse.HelpFormatter):
+    """Fills the paragraphs of a description; those with indented lines, examples and lists, stay as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.strip("\n").split("\n\n")
+        return "\n\n".join(
+            paragraph if "\n " in f"\n{paragraph}" else textwrap.fill(paragraph, width) for paragraph in paragraphs
+        )
+
+
+def tool_parser(description: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
+    """A parser without flags.
+
+    Args:
+        description: The tool's docstring.
+        epilog: What the help ends with.
+    """
+    return argparse.ArgumentParser(description=description, epilog=epilog, formatter_class=Paragraphs)
+
+
+def run_tool(
+    parser: argparse.ArgumentParser, action: Callable[[argparse.Namespace], bool | None], argv: list[str] | None
+) -> None:
+    """Runs a tool; exits with 2 where it cannot do its work, 1 where it returns false, and 130 after Ctrl-C.
+
+    Args:
+        parser: With the tool's flags, which may stand between the arguments.
+        action: What the tool does with them.
+        argv: The command line; `None` is this process's.
+    """
+    arguments = parser.parse_intermixed_args(argv)
+    try:
+        succeeded = action(arguments)
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    if succeeded is False:
+        sys.exit(1)
+
+
+def check_counts(arguments: argparse.Namespace, *names: str) -> None:
+    """Refuses numbers below 1; flags that are not given are left out.
+
+    Raises:
+        ValueError: One is.
+    """
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')}={value}: at least 1.")
 
 
 def parse_size(text: str) -> int:
@@ -61,13 +118,19 @@ def writing(path: Path, flag: str) -> Iterator[None]:
 
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], object]]:
-    """A bar on the terminal; gives the function that advances it."""
+def progress(what: str, total: int, amount: ProgressColumn | None = None) -> Iterator[Callable[[int], None]]:
+    """A bar on the terminal; gives the function that advances it.
+
+    Args:
+        what: Stands before the bar.
+        total: Where it ends.
+        amount: Stands behind it; default: a percentage.
+    """
     console = Console(stderr=True)
-    columns = (TextColumn(what), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    columns = (TextColumn(what), BarColumn(), amount or TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=total)
-        yield lambda amount: bar.advance(task, amount)
+        yield lambda steps: bar.advance(task, steps)
 
 
 def show(facts: dict[str, Any], path: Path | None = None) -> None:
@@ -80,21 +143,16 @@ def show(facts: dict[str, Any], path: Path | None = None) -> None:
     for name, value in facts.items():
         print(f"{name:{width}}  {f'{value:,}' if isinstance(value, int) and abs(value) > 9999 else value}")
     if path is not None:
-        path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        write_json(path, facts)
 
 
-def run_tool(action: Callable[[], bool | None]) -> None:
-    """Runs a tool; exits with 2 where it cannot do its work, 1 where it returns false, and 130 after Ctrl-C."""
-    try:
-        succeeded = action()
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    if succeeded is False:
-        sys.exit(1)
+def write_json(path: Path, facts: dict[str, Any]) -> None:
+    """Writes facts for programs.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
 def quieten(is_main: bool) -> None:

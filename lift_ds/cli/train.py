@@ -1,30 +1,4 @@
-"""`launchers/train.py`: the command line of a training run."""
-
-from __future__ import annotations
-
-import argparse
-from collections.abc import Callable
-from functools import partial
-from importlib.resources import files
-from pathlib import Path
-from typing import Any
-
-import yaml
-
-from lift_ds.config.deepspeed import read_ds_json, resolve_ds_json
-from lift_ds.config.loading import ConfigError, explain_keys, load_run_config
-from lift_ds.config.run import RunConfig
-from lift_ds.data.settings import SourceConfig
-from lift_ds.data.sources import open_groups
-from lift_ds.models.families import read_config
-from lift_ds.models.weights import resolve_folder
-from lift_ds.ranks.launch import Launch
-from lift_ds.ranks.running import run_on_ranks
-from lift_ds.training.inputs import FirstRows, RunData, check_first_rows, open_weights, prepare
-
-from .tool import quieten
-
-DESCRIPTION = """Fine-tunes a masked diffusion language model under DeepSpeed.
+"""Fine-tunes a masked diffusion language model under DeepSpeed.
 
     deepspeed launchers/train.py --deepspeed ds_configs/zero3.json
     deepspeed launchers/train.py --deepspeed ds_configs/zero3.json --model FOLDER --data FILE.jsonl optim.lr=5e-6
@@ -33,18 +7,37 @@ Without --config and --data the built-in recipe fine-tunes the small built-in ba
 `torchrun` and `mpirun -np 2 python` start it as well. What is learned comes from --config and the overrides, how it
 runs from --deepspeed.
 """
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from lift_ds.config.deepspeed import fill_ds_json, read_ds_json, settle_ds_json
+from lift_ds.config.loading import ConfigError, explain_keys, load_run_config
+from lift_ds.config.run import RunConfig
+from lift_ds.ranks.launch import Launch
+from lift_ds.ranks.running import run_on_ranks
+from lift_ds.training.inputs import FirstRows, RunData, check_first_rows, open_weights, prepare
+from lift_ds.training.run_files import ModelFolder, RunSources, SourcesError, list_sources, open_model
+
+from .tool import quieten, tool_parser
+
+Opened = TypeVar("Opened")
 RUNS = Path("runs")
 SHORTCUTS = {"model": "model.path", "data": "data.path", "output": "output", "resume": "checkpoint.resume"}
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags; every key of the run config is explained below them."""
-    parser = argparse.ArgumentParser(
-        prog="train.py",
-        description=DESCRIPTION,
-        epilog="keys for overrides and recipes:\n" + explain_keys().replace("%", "%%"),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = tool_parser(__doc__, "keys for overrides and recipes:\n" + explain_keys())
     parser.add_argument(
         "--deepspeed",
         type=Path,
@@ -84,14 +77,28 @@ def choose_recipe(given: Path | None, flags: dict[str, Any], overrides: list[str
     return Path(str(files("lift_ds") / "assets" / "reasoning.yaml"))
 
 
-def resolve(arguments: argparse.Namespace, launch: Launch) -> tuple[RunConfig, dict[str, Any]]:
-    """Reads and checks both configurations.
+@dataclass(frozen=True)
+class Checked:
+    """What a run is started with, found good.
 
-    Returns:
-        The run config, with its run folder settled, and the DeepSpeed JSON as read.
+    Args:
+        run: The run config, with its run folder settled.
+        ds_json: The DeepSpeed JSON, but for what model and device decide.
+        model: The model's folder, whose weights may not be there yet.
+        sources: The data's files.
+    """
+
+    run: RunConfig
+    ds_json: dict[str, Any]
+    model: ModelFolder
+    sources: RunSources
+
+
+def check(arguments: argparse.Namespace, launch: Launch) -> Checked:
+    """Reads both configurations, and finds what they name.
 
     Raises:
-        ConfigError: Everything that is wrong with either.
+        ConfigError: Everything that is wrong with them, or is not there.
     """
     flags = read_flags(arguments)
     recipe = choose_recipe(arguments.config, flags, arguments.overrides)
@@ -99,15 +106,30 @@ def resolve(arguments: argparse.Namespace, launch: Launch) -> tuple[RunConfig, d
     loaded, json_problems = read_ds_json(arguments.deepspeed)
     problems += json_problems
     run = run.model_copy(update={"output": settle_output(run)})
-    problems += find_missing(run)
+    model = attempt(partial(open_model, run.model.path, with_weights=False), problems)
+    sources = attempt(partial(list_sources, run), problems)
+    problems += find_other_run(run)
     if run.model.compile and run.data.packing != "none":
         packing = f"data.packing={run.data.packing}"
         problems.append(f"model.compile=true with {packing}: every pack would be compiled anew; change one of them")
+    ds_json = loaded
     if not json_problems:
-        problems += resolve_ds_json(loaded, arguments.deepspeed, run, launch.world_size, 1, True)[1]
-    if problems:
+        ds_json, more = settle_ds_json(loaded, arguments.deepspeed, run, launch.world_size)
+        problems += more
+    if problems or model is None or sources is None:
         raise ConfigError(problems)
-    return run, loaded
+    return Checked(run, ds_json, model, sources)
+
+
+def attempt(action: Callable[[], Opened], problems: list[str]) -> Opened | None:
+    """What an action opens, or `None` where it cannot, which is added to the problems."""
+    try:
+        return action()
+    except SourcesError as error:
+        problems += error.problems
+    except ValueError as error:
+        problems.append(str(error))
+    return None
 
 
 def settle_output(run: RunConfig) -> str:
@@ -119,43 +141,31 @@ def settle_output(run: RunConfig) -> str:
     return str(RUNS / f"{last if run.checkpoint.resume == 'auto' and last else last + 1:03d}")
 
 
-def find_missing(run: RunConfig) -> list[str]:
-    """What the config names that is not there (model, data), or that is there and must not be (another run)."""
-    problems = []
-
-    def attempt(action: Callable[..., object], *arguments: object) -> None:
-        try:
-            action(*arguments)
-        except ValueError as error:
-            problems.append(str(error))
-
-    attempt(lambda: read_config(resolve_folder(run.model.path, with_weights=False)))
-    sources = [*run.data.source_list(), *([SourceConfig(path=run.eval.path)] if run.eval.path else [])]
-    for path in (path for source in sources for path in source.paths()):
-        attempt(open_groups, [SourceConfig(path=path)], 0, "train", 1)
+def find_other_run(run: RunConfig) -> list[str]:
+    """A problem where the run folder holds a run that is not to be resumed."""
     output = Path(run.output)
     if run.checkpoint.resume == "none" and (
         (output / "metrics.jsonl").exists() or list(output.glob("checkpoints/step-*"))
     ):
-        problems.append(f"output={output}: holds a run already; continue it with --resume auto, or name another folder")
-    return problems
+        return [f"output={output}: holds a run already; continue it with --resume auto, or name another folder"]
+    return []
 
 
 def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
     """Checks, then trains."""
     quieten(launch.is_main)
-    run, loaded = resolve(arguments, launch)
+    checked = check(arguments, launch)
     from lift_ds.training import engine
     from lift_ds.training.run import execute
 
-    prepared = prepare(run, with_weights=not arguments.dry_run)
-    hidden_size = prepared.config.hidden_size
-    ds_json, _ = resolve_ds_json(
-        loaded, arguments.deepspeed, run, launch.world_size, hidden_size, engine.has_accelerator()
-    )
-    checked = check_first_rows(prepared.data, run.data.check_rows)
+    run, model = checked.run, checked.model
+    if not (arguments.dry_run or run.model.from_scratch):
+        model = model.fetch_weights()
+    prepared = prepare(run, model, checked.sources)
+    ds_json = fill_ds_json(checked.ds_json, model.config.hidden_size, engine.has_accelerator())
+    first_rows = check_first_rows(prepared.data, run.data.check_rows)
     if launch.is_main:
-        print(describe(run, ds_json, launch, prepared.data, checked), flush=True)
+        print(describe(run, ds_json, launch, prepared.data, first_rows), flush=True)
     if arguments.dry_run:
         if launch.is_main:
             print(yaml.safe_dump({"run": run.model_dump(), "deepspeed": ds_json}, sort_keys=False))
@@ -165,7 +175,7 @@ def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
     execute(prepared, source, ds_json, launch.is_main)
 
 
-def describe(run: RunConfig, ds_json: dict[str, Any], launch: Launch, data: RunData, checked: FirstRows) -> str:
+def describe(run: RunConfig, ds_json: dict[str, Any], launch: Launch, data: RunData, first_rows: FirstRows) -> str:
     """The first lines of a run: where it runs and on what."""
     ranks = "1 rank" if launch.world_size == 1 else f"{launch.world_size} ranks"
     stage = ds_json["zero_optimization"]["stage"]
@@ -177,8 +187,8 @@ def describe(run: RunConfig, ds_json: dict[str, Any], launch: Launch, data: RunD
     return (
         f"{ranks}{hint}, ZeRO-{stage}, {precision}, global batch {run.optim.global_batch} = "
         f"{ds_json['gradient_accumulation_steps']} x {ds_json['train_micro_batch_size_per_gpu']} documents a rank\n"
-        f"model {run.model.path}, data {', '.join(group.name for group in groups)}: {data.num_rows} rows, {checked}; "
-        f"columns {', '.join(str(each.named()) for each in data.reader.columns)}, "
+        f"model {run.model.path}, data {', '.join(group.name for group in groups)}: {data.num_rows} rows, "
+        f"{first_rows}; columns {', '.join(str(columns.named()) for columns in data.reader.columns)}, "
         f"lanes: {data.stream.lanes.num_lanes}\n"
         f"{run.objective.method}, {run.optim.steps} steps -> {run.output}"
     )

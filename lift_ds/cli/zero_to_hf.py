@@ -1,9 +1,14 @@
-"""`tools/zero_to_hf.py`: a checkpoint as a Hugging Face folder."""
+"""Turns a ZeRO checkpoint into a Hugging Face folder.
+
+It gets config, tokenizer, safetensors, model card and, for the families of this package, one self-contained modelling
+file, so that transformers loads it with trust_remote_code=True. Any ZeRO-1, 2 or 3 checkpoint of any number of ranks is
+read, this package's or another's (Hugging Face's Trainer, Accelerate); memory does not grow with the model, and neither
+DeepSpeed nor a GPU is needed. Nothing in a checkpoint is executed.
+"""
 
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 from lift_ds.export.adapter_run import convert_adapters
@@ -11,19 +16,12 @@ from lift_ds.export.convert import Conversion, ConversionOptions, prepare_conver
 from lift_ds.export.folder import DTYPES
 from lift_ds.export.verify import verify_export
 
-from .tool import parse_size, progress, run_tool, show
+from .tool import parse_size, progress, run_tool, show, tool_parser
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags."""
-    parser = argparse.ArgumentParser(
-        prog="zero_to_hf.py",
-        description="Turns a ZeRO checkpoint into a Hugging Face folder: config, tokenizer, safetensors, model card "
-        "and, for the families of this package, one self-contained modelling file, so that transformers loads it with "
-        "trust_remote_code=True. Any ZeRO-1, 2 or 3 checkpoint of any number of ranks is read, this package's or "
-        "another's (Hugging Face's Trainer, Accelerate); memory does not grow with the model, and neither DeepSpeed "
-        "nor a GPU is needed. Nothing in a checkpoint is executed.",
-    )
+    parser = tool_parser(__doc__)
     parser.add_argument(
         "checkpoint",
         type=Path,
@@ -122,7 +120,7 @@ def convert(arguments: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point; exits with 2 where the checkpoint cannot be converted."""
-    run_tool(partial(convert, make_parser().parse_args(argv)))
+    run_tool(make_parser(), convert, argv)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ HIDDEN_SIZE_RULES = {
     "stage3_prefetch_bucket_size": lambda hidden: int(0.9 * hidden * hidden),
     "stage3_param_persistence_threshold": lambda hidden: 10 * hidden,
 }
+FILLED_LATER = {"bf16.enabled", *(f"zero_optimization.{key}" for key in HIDDEN_SIZE_RULES)}
 
 
 def read_ds_json(path: Path) -> tuple[dict[str, Any], list[str]]:
@@ -67,37 +68,56 @@ def read_ds_json(path: Path) -> tuple[dict[str, Any], list[str]]:
 def resolve_ds_json(
     loaded: dict[str, Any], path: Path, config: RunConfig, world_size: int, hidden_size: int, has_bf16: bool
 ) -> tuple[dict[str, Any], list[str]]:
-    """Fills "auto" and checks the numbers that both files hold.
+    """Fills "auto" and checks the numbers that both files hold: `settle_ds_json`, then `fill_ds_json`."""
+    settled, problems = settle_ds_json(loaded, path, config, world_size)
+    return fill_ds_json(settled, hidden_size, has_bf16), problems
+
+
+def settle_ds_json(
+    loaded: dict[str, Any], path: Path, config: RunConfig, world_size: int
+) -> tuple[dict[str, Any], list[str]]:
+    """Fills what the run config decides, and checks the numbers that both files hold.
 
     Args:
         loaded: The JSON as read.
         path: Where it was read from, for messages.
         config: The run config.
         world_size: Number of ranks.
-        hidden_size: Model width, for bucket sizes that are "auto".
-        has_bf16: What "auto" means for bf16: true on accelerators, false on CPU.
 
     Returns:
-        The JSON that DeepSpeed gets, without optimizer and scheduler (built from the run config), and problems.
+        The JSON for `fill_ds_json`, without optimizer and scheduler (built from the run config), and problems.
     """
-    resolved = json.loads(json.dumps(loaded))
-    problems = settle_batch(resolved, path, config.optim, world_size)
-    problems += settle_optimizer(resolved.pop("optimizer", {}), path, config.optim)
-    bf16 = resolved.setdefault("bf16", resolved.pop("bfloat16", {}))
-    if bf16.get("enabled", "auto") == "auto":
-        bf16["enabled"] = has_bf16
-    if resolved.pop("scheduler", None) is not None:
+    settled = json.loads(json.dumps(loaded))
+    problems = settle_batch(settled, path, config.optim, world_size)
+    problems += settle_optimizer(settled.pop("optimizer", {}), path, config.optim)
+    settled.setdefault("bf16", settled.pop("bfloat16", {})).setdefault("enabled", "auto")
+    if settled.pop("scheduler", None) is not None:
         problems.append(f"{path}: scheduler: the schedule is part of what is learned; remove it and set optim.schedule")
-    zero = resolved["zero_optimization"]
-    for key, rule in HIDDEN_SIZE_RULES.items():
-        if zero.get(key) == "auto":
-            zero[key] = rule(hidden_size)
     for section, reason in NO_NVME.items():
-        if zero.get(section, {}).get("device") == "nvme":
+        if settled["zero_optimization"].get(section, {}).get("device") == "nvme":
             key = f"zero_optimization.{section}.device"
             problems.append(f"{path}: {key}=nvme: {reason}; allowed: none, cpu")
-    problems += [f'{path}: {key}="auto" has no counterpart in the run config; write a value' for key in autos(resolved)]
-    return resolved, problems
+    problems += [
+        f'{path}: {key}="auto" has no counterpart in the run config; write a value'
+        for key in autos(settled)
+        if key not in FILLED_LATER
+    ]
+    return settled, problems
+
+
+def fill_ds_json(settled: dict[str, Any], hidden_size: int, has_bf16: bool) -> dict[str, Any]:
+    """The JSON that DeepSpeed gets: what model and device decide is filled, too.
+
+    Args:
+        settled: From `settle_ds_json`.
+        hidden_size: Model width, for bucket sizes that are "auto".
+        has_bf16: What "auto" means for bf16: true on accelerators, false on CPU.
+    """
+    bf16, zero = dict(settled["bf16"]), dict(settled["zero_optimization"])
+    if bf16["enabled"] == "auto":
+        bf16["enabled"] = has_bf16
+    zero |= {key: rule(hidden_size) for key, rule in HIDDEN_SIZE_RULES.items() if zero.get(key) == "auto"}
+    return settled | {"bf16": bf16, "zero_optimization": zero}
 
 
 def settle(section: dict[str, Any], key: str, value: Any, where: str, ours: str) -> list[str]:
@@ -158,10 +178,10 @@ def settle_optimizer(optimizer: dict[str, Any], path: Path, optim: OptimConfig) 
 
 def autos(section: dict[str, Any], prefix: str = "") -> list[str]:
     """Dotted keys that are still "auto"."""
-    found = []
+    keys = []
     for key, value in section.items():
         if isinstance(value, dict):
-            found += autos(value, f"{prefix}{key}.")
+            keys += autos(value, f"{prefix}{key}.")
         elif value == "auto":
-            found.append(prefix + key)
-    return found
+            keys.append(prefix + key)
+    return keys

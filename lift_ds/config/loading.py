@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,9 @@ from pydantic_core import ErrorDetails
 from lift_ds.objectives import DEFAULT_METHOD, OBJECTIVES, all_options, methods_with
 from lift_ds.objectives.settings import ObjectiveSettings
 from lift_ds.section import Section
+from lift_ds.yaml_numbers import load_yaml
 
 from .run import RunConfig
-
-EXPONENT_NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+")
 
 
 class ConfigError(ValueError):
@@ -53,8 +51,8 @@ def load_run_config(
     for key, value in (flags or {}).items():
         problems += set_dotted(values, key, value)
     for override in overrides:
-        key, found, text = override.partition("=")
-        if not found or not key:
+        key, sign, text = override.partition("=")
+        if not sign or not key:
             problems.append(f"{override!r}: an override has the form section.key=value, for example optim.steps=300")
             continue
         problems += set_dotted(values, key, parse_scalar(text))
@@ -75,10 +73,10 @@ def load_run_config(
                 return RunConfig(), problems
 
 
-def remove(values: dict[str, Any], place: tuple[int | str, ...]) -> None:
-    """Removes the innermost key of nested dictionaries that `place` leads to."""
-    owner, key = values, place[0]
-    for part in place[1:]:
+def remove(values: dict[str, Any], location: tuple[int | str, ...]) -> None:
+    """Removes the innermost key of nested dictionaries that `location` leads to."""
+    owner, key = values, location[0]
+    for part in location[1:]:
         inner = owner.get(str(key))
         if not isinstance(inner, dict) or part not in inner:
             break
@@ -91,7 +89,7 @@ def read_recipe(recipe: Path | None) -> tuple[dict[str, Any], list[str]]:
     if recipe is None:
         return {}, []
     try:
-        loaded = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+        loaded = load_yaml(recipe.read_text(encoding="utf-8"))
     except OSError as error:
         return {}, [f"--config {recipe}: cannot be read: {error.strerror}"]
     except yaml.YAMLError as error:
@@ -100,22 +98,15 @@ def read_recipe(recipe: Path | None) -> tuple[dict[str, Any], list[str]]:
         return {}, [f"--config {recipe}: is empty"]
     if not isinstance(loaded, dict):
         return {}, [f"--config {recipe}: holds a {type(loaded).__name__}; sections like 'optim:' are expected"]
-    return float_strings(loaded), []
+    return loaded, []
 
 
 def parse_scalar(text: str) -> Any:
-    """A command-line value: YAML, where 5e-6 is a number too."""
+    """A command-line value: YAML, or a text that is none."""
     try:
-        return float_strings(yaml.safe_load(text))
+        return load_yaml(text)
     except yaml.YAMLError:
         return text
-
-
-def float_strings(value: Any) -> Any:
-    """Reads 5e-6 as a number: YAML 1.1 takes it for a string unless it has a dot."""
-    if isinstance(value, dict):
-        return {key: float_strings(entry) for key, entry in value.items()}
-    return float(value) if isinstance(value, str) and EXPONENT_NUMBER.fullmatch(value) else value
 
 
 def set_dotted(values: dict[str, Any], key: str, value: Any) -> list[str]:
@@ -143,7 +134,10 @@ def describe(details: ErrorDetails, values: dict[str, Any]) -> list[str]:
         return [f"{key}: unknown key; {hint}"]
     if details["type"] == "value_error":
         return str(details["ctx"]["error"]).splitlines()
-    return [f"{key}={details['input']!r}: {details['msg'][0].lower()}{details['msg'][1:]} ({help_of(key)})"]
+    hint = ""
+    if details["type"] == "string_type" and isinstance(details["input"], int | float):
+        hint = """; a text that reads as a number needs quotes, on a command line '"1e5"'"""
+    return [f"{key}={details['input']!r}: {details['msg'][0].lower()}{details['msg'][1:]}{hint} ({help_of(key)})"]
 
 
 def walk_fields(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:

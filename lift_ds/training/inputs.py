@@ -14,16 +14,17 @@ from lift_ds.data.order.lanes import Lanes, choose_held_out
 from lift_ds.data.order.loader import StepLoader
 from lift_ds.data.order.stream import PackStream
 from lift_ds.data.reader import BadRowError, RowReader, Skipped
-from lift_ds.data.settings import DataConfig, SourceConfig
-from lift_ds.data.sources import BUILTIN_PREFIX, Manifest, Retry, open_groups
+from lift_ds.data.settings import DataConfig
+from lift_ds.data.sources import Manifest, SourceGroup
 from lift_ds.data.text.chat import ChatEncoder, TooLongError
 from lift_ds.data.text.templates import use_template
-from lift_ds.models.families import max_length_of, read_config, start_token_of
+from lift_ds.models.families import max_length_of, start_token_of
 from lift_ds.models.vocabulary import check_tokenizer, load_tokenizer
-from lift_ds.models.weights import NewWeights, WeightSource, resolve_folder
+from lift_ds.models.weights import NewWeights, WeightSource
 from lift_ds.storage.safetensors_folder import SafetensorsFolder
 
 from .draws import make_noise_rule
+from .run_files import ModelFolder, RunSources, list_sources, open_model
 
 INDEX_FOLDER = "index"
 
@@ -76,28 +77,20 @@ def make_encoder(data: DataConfig, tokenizer: PreTrainedTokenizerBase, config: P
 
 
 def open_reader(
-    data: DataConfig,
-    encoder: ChatEncoder,
-    sources: list[SourceConfig],
-    split: str,
-    builtin_rows: int,
-    cache_dir: Path | None = None,
+    data: DataConfig, encoder: ChatEncoder, groups: list[SourceGroup], cache_dir: Path | None = None
 ) -> RowReader:
     """The rows of some sources.
 
     Args:
         data: How they are read.
         encoder: Conversations to tokens.
-        sources: What is read.
-        split: Split of built-in tasks.
-        builtin_rows: How many rows a built-in source has.
+        groups: What is read.
         cache_dir: Where indexes may be kept.
 
     Raises:
-        ValueError: A file is missing, empty or malformed, or its first row does not fit the columns.
+        ValueError: A file is malformed, or its first row does not fit the columns.
         ConnectionError: A server did not answer.
     """
-    groups = open_groups(sources, data.builtin_seed, split, builtin_rows, Retry())
     return RowReader(
         Manifest(groups, cache_dir),
         encoder,
@@ -141,8 +134,16 @@ def fitting_lanes(wanted: int, num_rows: int, is_packed: bool) -> int:
     return wanted
 
 
-def open_data(run: RunConfig, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> RunData:
-    """Opens the files, sets held-out rows apart and reads those.
+def open_data(
+    run: RunConfig, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, sources: RunSources | None = None
+) -> RunData:
+    """Scans the files, sets held-out rows apart and reads those.
+
+    Args:
+        run: The run config.
+        tokenizer: The model's.
+        config: The model's.
+        sources: From `list_sources`, where they are listed already.
 
     Raises:
         ValueError: A file is missing, empty or malformed, or a row does not fit the columns.
@@ -150,21 +151,15 @@ def open_data(run: RunConfig, tokenizer: PreTrainedTokenizerBase, config: Pretra
     """
     data = run.data
     encoder = make_encoder(data, tokenizer, config)
-    sources = data.source_list()
+    sources = sources or list_sources(run)
     cache_dir = Path(run.output) / INDEX_FOLDER
-
-    def reader(sources: list[SourceConfig], split: str, num_rows: int) -> RowReader:
-        return open_reader(data, encoder, sources, split, num_rows, cache_dir)
-
-    training = reader(sources, "train", data.builtin_rows)
+    training = open_reader(data, encoder, sources.training, cache_dir)
     manifests = [training.manifest]
     held_out_ids: set[int] = set()
     held_out: list[Document] = []
     if run.eval.rows:
-        is_builtin = all(path.startswith(BUILTIN_PREFIX) for source in sources for path in source.paths())
-        if run.eval.path is not None or is_builtin:
-            named = [SourceConfig(path=run.eval.path)] if run.eval.path is not None else sources
-            apart = reader(named, "test", run.eval.rows)
+        if sources.held_out is not None:
+            apart = open_reader(data, encoder, sources.held_out, cache_dir)
             manifests.append(apart.manifest)
             held_out = list(apart.by_sample_id(range(min(run.eval.rows, apart.manifest.num_rows))))
         else:
@@ -258,23 +253,24 @@ class Prepared:
     data: RunData
 
 
-def prepare(run: RunConfig, with_weights: bool = True) -> Prepared:
+def prepare(run: RunConfig, model: ModelFolder | None = None, sources: RunSources | None = None) -> Prepared:
     """Opens model folder and data, and checks both.
 
     Args:
         run: The run config.
-        with_weights: Fetch the weights of a hub name too.
+        model: From `open_model`, where it is open already.
+        sources: From `list_sources`, where they are listed already.
 
     Raises:
         ValueError: Something is missing or does not fit; see the functions that it calls.
     """
-    folder = resolve_folder(run.model.path, with_weights and not run.model.from_scratch)
-    config = read_config(folder)
+    model = model or open_model(run.model.path, not run.model.from_scratch)
+    folder, config = model.folder, model.config
     tokenizer = load_tokenizer(folder)
     if tokenizer is None:
         raise ValueError(f"{folder}: no tokenizer; training needs one to read text.")
     check_tokenizer(config, tokenizer, folder)
-    return Prepared(run, folder, config, open_data(run, tokenizer, config))
+    return Prepared(run, folder, config, open_data(run, tokenizer, config, sources))
 
 
 def open_weights(prepared: Prepared) -> WeightSource:

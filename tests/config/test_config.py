@@ -7,6 +7,7 @@ import yaml
 from lift_ds.config.deepspeed import read_ds_json, resolve_ds_json
 from lift_ds.config.loading import ConfigError, explain_keys, known_keys, load_run_config
 from lift_ds.config.run import RunConfig
+from lift_ds.yaml_numbers import load_yaml
 from tests.conftest import REPOSITORY
 
 RECIPES = [REPOSITORY / "lift_ds/assets/reasoning.yaml", *sorted((REPOSITORY / "launchers/recipes").glob("*.yaml"))]
@@ -23,6 +24,35 @@ def test_overrides_win_over_the_recipe(tmp_path):
     assert not problems
     assert (config.optim.lr, config.optim.steps, config.objective.method) == (5e-6, 300, "lift2")
     assert config.data.path == ["a.jsonl", "b.jsonl"]
+
+
+def test_exponents_are_numbers_wherever_they_stand(tmp_path):
+    """YAML 1.1, which PyYAML reads, takes all of these for strings."""
+    for text, number in {"5e-6": 5e-6, "1.5e3": 1500.0, "-2E+1": -20.0, ".5e1": 5.0, "2.e0": 2.0}.items():
+        assert load_yaml(f"[{text}]") == [number] and load_yaml(f"a: {{b: [{text}]}}") == {"a": {"b": [number]}}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("data:\n  sources: [{path: a.jsonl, weight: 5e-1}, {path: b.jsonl, weight: 1e0}]\n")
+    overrides = ["data.sources=[{path: a.jsonl, weight: 5e-1}, {path: b.jsonl, weight: 1e0}]"]
+    for config, problems in (load_run_config(recipe, []), load_run_config(None, overrides)):
+        assert not problems
+        assert [source.weight for source in config.data.sources] == [0.5, 1.0]
+
+
+def test_what_is_no_number_stays_a_string():
+    for text in ('"5e-6"', "'5e-6'"):
+        assert load_yaml(text) == "5e-6"
+    for text in ("1e5x", "e5", "5e", "5e-", "1e5/rows.jsonl", "v1e5", "1-e5"):
+        assert load_yaml(text) == text
+    assert "optim.lr='5e-6': input should be a valid number" in load_run_config(None, ["optim.lr='5e-6'"])[1][0]
+
+
+def test_a_text_that_reads_as_a_number_needs_quotes():
+    """As YAML has it; flags such as `--output 1e5` are taken as they are."""
+    _, (problem,) = load_run_config(None, ["output=1e5"])
+    assert "output=100000.0: input should be a valid string" in problem and "needs quotes" in problem
+    config, problems = load_run_config(None, ["output='1e5'", 'data.path="1e5"'])
+    assert not problems and (config.output, config.data.path) == ("1e5", "1e5")
+    assert load_run_config(None, [], {"output": "1e5"})[0].output == "1e5"
 
 
 def test_all_problems_at_once():

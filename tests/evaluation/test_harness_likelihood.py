@@ -69,9 +69,9 @@ def test_drawn_masks_cover_all_levels_evenly():
     assert sorted(masks.masked.sum(1)) == sorted([*range(1, 9)] * 2)
     assert masks.weights == pytest.approx(8 / (16 * masks.masked.sum(1)))
     again, other = make_masks(8, 16, seed=3, key=9), make_masks(8, 16, seed=3, key=10)
-    assert (again.places == masks.masked).all()
-    assert (other.places != masks.masked).any()
-    counts = sum(make_masks(8, 16, seed, 0).places.sum(0) for seed in range(300))  # 300 * 72 tokens over 8 places
+    assert (again.masked == masks.masked).all()
+    assert (other.masked != masks.masked).any()
+    counts = sum(make_masks(8, 16, seed, 0).masked.sum(0) for seed in range(300))  # 300 * 72 tokens over 8 places
     assert counts == pytest.approx(np.full(8, 2700), rel=0.06)
 
 
@@ -136,9 +136,9 @@ def test_results_do_not_depend_on_batches_or_order(model):
 
 def test_answers_to_one_question_get_the_same_masks():
     first, second = Pair((5, 6), tuple(range(20, 30))), Pair((5, 6), tuple(range(30, 40)))
-    assert (first.masks(16, 0).places == second.masks(16, 0).places).all()
+    assert (first.masks(16, 0).masked == second.masks(16, 0).masked).all()
     other = Pair((5, 7), first.target)
-    assert (first.masks(16, 0).places != other.masks(16, 0).places).any()
+    assert (first.masks(16, 0).masked != other.masks(16, 0).masked).any()
 
 
 def test_greedy_continuations_are_found(model):

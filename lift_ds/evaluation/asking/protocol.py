@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from lift_ds.evaluation.judging import Problem
 from lift_ds.evaluation.tasks import EVAL_TASKS
 from lift_ds.section import Section
+from lift_ds.yaml_numbers import load_yaml
 
 FOLDER = Path(str(files("lift_ds") / "assets" / "protocols"))
 DOCSTRING = re.compile(r'("""|\'\'\')(.*?)\1', re.DOTALL)
@@ -127,6 +128,6 @@ def load_protocol(name: str) -> Protocol:
     if not path.is_file():
         raise ValueError(f"protocol {name!r}: allowed are {', '.join(known)}, or a YAML file.")
     try:
-        return Protocol.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return Protocol.model_validate(load_yaml(path.read_text(encoding="utf-8")))
     except (ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: is no protocol: {error}") from error

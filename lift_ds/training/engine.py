@@ -71,7 +71,7 @@ def build_model(config: PretrainedConfig, source: WeightSource, ds_json: dict[st
     """
     dtype = torch.bfloat16 if ds_json["bf16"]["enabled"] else torch.float32
     if ds_json["zero_optimization"]["stage"] == 3:
-        zero_init = CutWithoutData(config_dict_or_path=ds_json, dtype=dtype)
+        zero_init = CutWithoutData(config_dict_or_path=ds_json)  # its dtype= means bf16 on CPUs without fp16
         with zero_init, WithoutInitialValues(), default_dtype(dtype):
             model = family_of(config).model_class(config)
         torch.nn.Module.to(model, dtype=dtype)

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import torch
 from deepspeed import zero
+from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from deepspeed.utils import safe_get_full_grad
 from deepspeed.utils.z3_leaf_module import z3_leaf_module
@@ -294,6 +295,17 @@ def bad_steps(rank: int) -> dict:
     except RuntimeError as error:
         state["error"] = str(error)
     return state | {"errors": engine.gather_objects(state["error"])}
+
+
+def precisions(rank: int) -> dict:
+    """Type of the weights with bf16 off and on under ZeRO-3, on a processor that has no float16."""
+    get_accelerator().is_fp16_supported = lambda: False
+    found = {}
+    for is_bf16 in (False, True):
+        ds_json = {"train_batch_size": 1, "bf16": {"enabled": is_bf16}, "zero_optimization": {"stage": 3}}
+        model = build_model(read_config(VECTORS), SafetensorsFolder(VECTORS), ds_json, "weights")
+        found[str(is_bf16)] = sorted({str(each.ds_tensor.dtype) for each in model.parameters()})
+    return found
 
 
 def main() -> None:

@@ -49,6 +49,12 @@ def test_wildly_different_ranks_agree_with_zero_0(tmp_path):
         assert results[name]["invalidations_when_the_pattern_changes"] > 0
 
 
+def test_float32_is_float32_on_every_processor(tmp_path):
+    """DeepSpeed's `zero.Init(dtype=torch.float32)` makes bf16 weights where the processor has no float16."""
+    found = launch_job("precisions", tmp_path / "out.json", num_ranks=1)
+    assert found == {"False": ["torch.float32"], "True": ["torch.bfloat16"]}
+
+
 @pytest.fixture(scope="module")
 def plain_gradient():
     """Loss and gradient of the four documents in one batch, by plain autograd."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lift_ds.models.safetensors_folder import SafetensorsFolder
 
@@ -18,6 +18,7 @@ from .base import base_tensors, read_base, stored_tensor
 from .flat_layout import FlatTensor, storages_of, whole
 from .manifest import require_whole
 from .names import official_names
+from .run_record import read_run
 from .stored_tensor import find_damage
 from .zero_checkpoint import open_zero_checkpoint
 from .zero_files import find_shard_folder, own_checkpoint
@@ -27,11 +28,6 @@ if TYPE_CHECKING:
 
 ADAPTER_CONFIG = "adapter_config.json"
 ROOT_PREFIX = "model."  # of the module that the trainer hands to DeepSpeed
-
-
-def read_run(own: Path) -> dict[str, Any]:
-    """The run that wrote a checkpoint of ours."""
-    return dict(json.loads((own / "run.json").read_text(encoding="utf-8")))
 
 
 def own_base(own: Path, given: Path | None) -> dict[str, FlatTensor]:

@@ -19,12 +19,13 @@ from lift_ds.models.export import (
 )
 from lift_ds.models.shards import plan_shards
 
-from .adapter_run import adapter_settings, own_base, read_run, strangers_base, with_base
+from .adapter_run import adapter_settings, own_base, strangers_base, with_base
 from .adapters import DOWN, AdapterSettings, MergedMatrix, merge
 from .card import model_card
 from .flat_layout import FlatTensor, storages_of
 from .manifest import require_whole
 from .names import official_names
+from .run_record import read_run
 from .stored_tensor import Storage, find_damage
 from .zero_checkpoint import ZeroCheckpoint, open_zero_checkpoint
 from .zero_files import find_shard_folder, own_checkpoint

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from lift_ds.checkpoint.run_record import refuse_newer_run
 from lift_ds.config import ConfigError, RunConfig, SourceConfig, explain_keys, load_run_config
 from lift_ds.data.sources import open_groups
 from lift_ds.models.families import read_config
@@ -133,6 +134,7 @@ def find_missing(run: RunConfig) -> list[str]:
     for path in (path for source in sources for path in source.paths()):
         attempt(open_groups, [SourceConfig(path=path)], 0, "train", 1)
     output = Path(run.output)
+    attempt(refuse_newer_run, output)  # before this run's own record replaces that one
     if run.checkpoint.resume == "none" and (
         (output / "metrics.jsonl").exists() or list(output.glob("checkpoints/step-*"))
     ):

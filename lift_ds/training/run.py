@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gc
-import json
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
 
+from lift_ds.checkpoint.run_record import write_run
 from lift_ds.metrics import MetricsFile
 from lift_ds.models.families import family_of
 from lift_ds.models.head import MaskedDiffusionModel
@@ -76,7 +76,7 @@ def execute(prepared: Prepared, source: WeightSource, ds_json: dict[str, Any], i
     buffers = make_buffers(prepared, engine)
     trainer = Trainer(prepared, ds_json, engine, progress, metrics, stop, buffers)
     if is_main:
-        (output / "run.json").write_text(json.dumps(trainer.resolved, indent=2) + "\n")
+        write_run(output, trainer.resolved)
     try:
         gc.freeze()  # modules and model stay: without this, every full collection walks through them for 0.1 s
         with stop.listening():

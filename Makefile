@@ -19,7 +19,8 @@ lint: $(INSTALLED)  ## only the static checks
 	pytest tests/test_style.py
 
 test-elastic: $(INSTALLED)  ## data of every pair of 1, 2, 3, 4, 5, 7 and 8 real ranks; whole runs on 2, 1, 3 and 2
-	pytest -m slow tests/distributed/test_elastic.py tests/training/test_run.py tests/training/test_prepare.py
+	pytest -m slow tests/distributed/test_elastic.py tests/training/test_run.py tests/training/test_prepare.py \
+	  tests/training/test_old_runs.py
 
 test-scoring: $(INSTALLED)  ## the strict scorer on 500 published MATH generations
 	pytest -m slow tests/evaluation/test_scorers.py

@@ -7,13 +7,13 @@ occur and how much is masked. A run folder is compared with the model it began f
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 from lift_ds.config.loading import ConfigError, load_run_config
 from lift_ds.config.run import RunConfig
+from lift_ds.storage.run_record import RUN_FILE, read_run
 
 from .tool import run_tool, tool_parser
 
@@ -54,8 +54,8 @@ def resolve(arguments: argparse.Namespace) -> tuple[RunConfig, dict[str, str], P
     flags: dict[str, Any] = {}
     models = {arguments.compare: arguments.compare} if arguments.compare else {}
     recorded: dict[str, Any] = {}
-    if (folder / "run.json").is_file():
-        recorded = json.loads((folder / "run.json").read_text(encoding="utf-8"))["run"]
+    if (folder / RUN_FILE).is_file():
+        recorded = read_run(folder)["run"]
         if not (folder / "export").is_dir():
             raise ConfigError([f"{folder}: no export; make one with tools/zero_to_hf.py and name its folder"])
         if not models and not recorded["model"]["from_scratch"]:
@@ -110,8 +110,9 @@ def report_buffers(arguments: argparse.Namespace) -> None:
         ConfigError: It is no run, or other arguments say what to measure.
     """
     folder = Path(arguments.model)
-    if not (folder / "run.json").is_file():
-        raise ConfigError([f"{folder}: --buffers needs a run folder; run.json is not there"])
+    if not (folder / RUN_FILE).is_file():
+        raise ConfigError([f"{folder}: --buffers needs a run folder; {RUN_FILE} is not there"])
+    recorded = read_run(folder)["run"]
     if arguments.data or arguments.compare or arguments.rows or arguments.overrides:
         raise ConfigError(["--buffers measures no model: remove --data, --compare, --rows and overrides"])
     write_report = load_writer()
@@ -128,7 +129,6 @@ def report_buffers(arguments: argparse.Namespace) -> None:
     for checkpoint in dict.fromkeys((checkpoints[0], checkpoints[-1])):
         table = read_table(checkpoint)
         measured[f"step {read_manifest(checkpoint).step}"] = from_difficulty(table.sums, table.counts)
-    recorded = json.loads((folder / "run.json").read_text(encoding="utf-8"))["run"]
     tokenizer = load_tokenizer(resolve_folder(recorded["model"]["path"], with_weights=False))
     output = arguments.output or folder / "learnability"
     write_report(output, measured, tokenizer)

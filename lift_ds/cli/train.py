@@ -25,6 +25,7 @@ from lift_ds.config.loading import ConfigError, explain_keys, load_run_config
 from lift_ds.config.run import RunConfig
 from lift_ds.ranks.launch import Launch
 from lift_ds.ranks.running import run_on_ranks
+from lift_ds.storage.run_record import refuse_newer_run
 from lift_ds.training.inputs import FirstRows, RunData, check_first_rows, open_weights, prepare
 from lift_ds.training.run_files import ModelFolder, RunSources, SourcesError, list_sources, open_model
 
@@ -109,6 +110,7 @@ def check(arguments: argparse.Namespace, launch: Launch) -> Checked:
     model = attempt(partial(open_model, run.model.path, with_weights=False), problems)
     sources = attempt(partial(list_sources, run), problems)
     problems += find_other_run(run)
+    attempt(partial(refuse_newer_run, Path(run.output)), problems)  # before this run's own record replaces that one
     if run.model.compile and run.data.packing != "none":
         packing = f"data.packing={run.data.packing}"
         problems.append(f"model.compile=true with {packing}: every pack would be compiled anew; change one of them")

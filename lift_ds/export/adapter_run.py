@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lift_ds.storage.flat_groups import FlatTensor, storages_of, whole
 from lift_ds.storage.frozen_base import base_tensors, read_base, stored_tensor
 from lift_ds.storage.manifest import require_whole
+from lift_ds.storage.run_record import read_run
 from lift_ds.storage.safetensors_folder import SafetensorsFolder
 from lift_ds.storage.stored_tensor import find_damage
 from lift_ds.storage.zero_checkpoint import open_zero_checkpoint
@@ -27,11 +28,6 @@ if TYPE_CHECKING:
 
 ADAPTER_CONFIG = "adapter_config.json"
 ROOT_PREFIX = "model."  # of the module that the trainer hands to DeepSpeed
-
-
-def read_run(own: Path) -> dict[str, Any]:
-    """The run that wrote a checkpoint of ours."""
-    return dict(json.loads((own / "run.json").read_text(encoding="utf-8")))
 
 
 def own_base(own: Path, given: Path | None) -> dict[str, FlatTensor]:

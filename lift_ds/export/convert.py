@@ -10,12 +10,13 @@ from typing import Any
 
 from lift_ds.storage.flat_groups import FlatTensor, storages_of
 from lift_ds.storage.manifest import require_whole
+from lift_ds.storage.run_record import read_run
 from lift_ds.storage.safetensors_writer import plan_shards
 from lift_ds.storage.stored_tensor import Storage, find_damage
 from lift_ds.storage.zero_checkpoint import ZeroCheckpoint, open_zero_checkpoint
 from lift_ds.storage.zero_files import find_shard_folder, own_checkpoint
 
-from .adapter_run import adapter_settings, own_base, read_run, strangers_base, with_base
+from .adapter_run import adapter_settings, own_base, strangers_base, with_base
 from .adapters import DOWN, AdapterSettings, MergedMatrix, merge
 from .card import model_card
 from .folder import DTYPES, MAX_SHARD_BYTES, Chunked, ExportOptions, export_tensors, official_shapes, written_spec

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lift_ds.storage.flat_groups import FlatTensor
 from lift_ds.storage.manifest import find_faults, read_manifest
+from lift_ds.storage.run_record import read_run
 from lift_ds.storage.stored_tensor import find_damage
 from lift_ds.storage.zero_checkpoint import MOMENTS, ZeroCheckpoint, open_zero_checkpoint, optimizer_step
 from lift_ds.storage.zero_files import find_shard_folder, own_checkpoint
@@ -86,7 +87,7 @@ def describe(zero: ZeroCheckpoint, own: Path | None) -> dict[str, Any]:
 
 def describe_own(own: Path) -> dict[str, Any]:
     """What a checkpoint of this package says of its run and of its data's position."""
-    run = json.loads((own / "run.json").read_text(encoding="utf-8"))["run"]
+    run = read_run(own)["run"]
     data = json.loads((own / "lanes.json").read_text(encoding="utf-8"))
     return {
         "base": run["model"]["path"],

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .run_record import FORMAT, FORMAT_KEY, NewerFormatError, format_of
+
 MANIFEST = "manifest.json"
 LATEST, BEST = "latest", "best"
 TEMPORARY_PREFIX = ".writing-"
@@ -38,6 +40,7 @@ class Manifest:
         zero_stage: ZeRO stage of its shards.
         model: Fingerprint of the model's parameter names and shapes.
         files: Every file but the manifest, by path inside the checkpoint.
+        format: See `run_record`.
     """
 
     step: int
@@ -45,6 +48,7 @@ class Manifest:
     zero_stage: int
     model: str
     files: dict[str, FileRecord]
+    format: int = FORMAT
 
 
 def model_fingerprint(shapes: dict[str, Any]) -> str:
@@ -146,16 +150,22 @@ def remove_old(folder: Path, newest: int, keep: int) -> None:
 
 
 def read_manifest(checkpoint: Path) -> Manifest:
-    """The manifest of a checkpoint.
+    """The manifest of a checkpoint, as this version writes it.
 
     Raises:
+        NewerFormatError: A later version wrote it.
         ValueError: There is none, or it cannot be read.
     """
+    path = checkpoint / MANIFEST
     try:
-        loaded = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+        format_of(loaded, path)
+        loaded[FORMAT_KEY] = FORMAT  # formats 1 and 2 differ by the number alone
         files = {name: FileRecord(**record) for name, record in loaded.pop("files").items()}
         return Manifest(files=files, **loaded)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except NewerFormatError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{checkpoint}: no readable {MANIFEST}: {error}; this is no whole checkpoint.") from error
 
 
@@ -192,6 +202,7 @@ def find_checkpoint(folder: Path, resume: str) -> tuple[Path | None, list[str]]:
         resume: `none`, `auto` (newest whole one, if any), a checkpoint's folder, or a pointer to one.
 
     Raises:
+        NewerFormatError: A later version wrote the named or the newest checkpoint.
         ValueError: A named checkpoint is not whole, or `auto` finds only broken ones.
     """
     if resume == "none":
@@ -207,6 +218,8 @@ def find_checkpoint(folder: Path, resume: str) -> tuple[Path | None, list[str]]:
     for path in found:
         try:
             faults = find_faults(path, read_manifest(path))
+        except NewerFormatError:  # it may well be whole: an older one in its place would lose steps unseen
+            raise
         except ValueError as error:
             faults = [str(error)]
         if not faults:

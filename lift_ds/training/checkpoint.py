@@ -7,8 +7,8 @@
         difficulty/             the difficulty table, a file a rank
         lanes.json              data position
         base.json               of a run with adapters: the files of the frozen weights, which the shards leave out
-        run.json                resolved run config and DeepSpeed JSON
-        manifest.json           step, world size, model fingerprint, size and SHA-256 of every other file
+        run.json                resolved run config and DeepSpeed JSON, see `lift_ds.storage.run_record`
+        manifest.json           format, step, world size, model fingerprint, size and SHA-256 of every other file
     checkpoints/latest          name of the newest whole checkpoint
     checkpoints/best            name of the best one, and by what; see `lift_ds.storage.best`
 
@@ -38,6 +38,7 @@ from lift_ds.storage.manifest import (
     sync_and_hash,
     write_synced,
 )
+from lift_ds.storage.run_record import write_run
 from lift_ds.storage.zero_checkpoint import open_zero_checkpoint
 from lift_ds.storage.zero_files import ZERO_TAG
 
@@ -96,7 +97,7 @@ def save_checkpoint(
         if engine.rank != 0:
             return
         (temporary / "lanes.json").write_text(json.dumps(lanes))
-        (temporary / "run.json").write_text(json.dumps(run, indent=2))
+        write_run(temporary, run)
         copy_hf_files(hf_folder, temporary / "hf")
         if base is not None:
             base.write(temporary)

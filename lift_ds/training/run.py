@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +14,7 @@ from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.lora import add_adapters
 from lift_ds.models.weights import WeightSource, whole_shape
 from lift_ds.objectives import Objective, make_objective
+from lift_ds.storage.run_record import write_run
 
 from .buffers import DifficultyBuffers
 from .engine import Engine, build_model
@@ -79,7 +79,7 @@ def execute(prepared: Prepared, source: WeightSource, ds_json: dict[str, Any], i
     buffers = make_buffers(prepared, engine)
     trainer = Trainer(prepared, ds_json, objective, engine, progress, metrics, stop, buffers)
     if is_main:
-        (output / "run.json").write_text(json.dumps(trainer.resolved, indent=2) + "\n")
+        write_run(output, trainer.resolved)
     try:
         gc.freeze()  # modules and model stay: without this, every full collection walks through them for 0.1 s
         with stop.listening():

@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 import pytest
 
+from lift_ds.checkpoint.run_record import FORMAT, NewerFormatError
 from lift_ds.storage.manifest import (
     Manifest,
     find_checkpoint,
@@ -14,6 +15,7 @@ from lift_ds.storage.manifest import (
     publish,
     read_manifest,
     remove_old,
+    require_whole,
 )
 
 
@@ -72,6 +74,43 @@ def test_nothing_there(tmp_path):
     assert find_checkpoint(tmp_path / "checkpoints", "auto") == (None, [])
     with pytest.raises(ValueError, match="no readable manifest"):
         find_checkpoint(tmp_path, str(tmp_path / "nowhere"))
+
+
+def set_format(checkpoint, number):
+    """Writes the manifest anew as of that format; `None` leaves the number out, as format 1 did."""
+    path = checkpoint / "manifest.json"
+    loaded = json.loads(path.read_text()) | {"format": number}
+    path.write_text(json.dumps({key: value for key, value in loaded.items() if value is not None}))
+
+
+@pytest.mark.parametrize("number", [None, 1, 2])
+def test_older_formats_are_read(folder, number):
+    set_format(folder / "step-000030", number)
+    assert find_checkpoint(folder, "auto") == (folder / "step-000030", [])
+    assert read_manifest(folder / "step-000030").format == FORMAT == 2
+
+
+def test_a_newer_format_is_refused_not_passed_over(folder):
+    """Also where an older checkpoint is whole, and where the newer one is asked for by name."""
+    newer = folder / "step-000030"
+    set_format(newer, FORMAT + 1)
+    message = rf"^{newer}/manifest.json: its format is 3, and the newest that this version .* reads is 2"
+    for read in (
+        lambda: find_checkpoint(folder, "auto"),
+        lambda: find_checkpoint(folder, str(newer)),
+        lambda: require_whole(newer),
+    ):
+        with pytest.raises(NewerFormatError, match=message):
+            read()
+    assert find_checkpoint(folder, str(folder / "step-000020"))[0] == folder / "step-000020"
+
+
+@pytest.mark.parametrize("number", [0, -1, True, "2", 1.0])
+def test_a_format_that_is_none(folder, number):
+    set_format(folder / "step-000030", number)
+    chosen, passed_over = find_checkpoint(folder, "auto")
+    assert chosen == folder / "step-000020"
+    assert "is no whole number from 1; this is no whole checkpoint" in passed_over[0]
 
 
 def test_retention(folder):

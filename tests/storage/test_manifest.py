@@ -5,7 +5,6 @@ from dataclasses import asdict
 
 import pytest
 
-from lift_ds.checkpoint.run_record import FORMAT, NewerFormatError
 from lift_ds.storage.manifest import (
     Manifest,
     find_checkpoint,
@@ -17,6 +16,7 @@ from lift_ds.storage.manifest import (
     remove_old,
     require_whole,
 )
+from lift_ds.storage.run_record import FORMAT, NewerFormatError
 
 
 def make_checkpoint(folder, step):

@@ -60,9 +60,10 @@ def plain(
         for step in range(steps_per_block):
             masked = ids == mask_id
             logits = model.head(model.encode(ids, visible, positions))
+            probability = logits.double().softmax(-1)
             logits[..., mask_id] = -torch.inf
             predicted = logits.argmax(-1)
-            confidence = logits.double().softmax(-1).gather(-1, predicted[..., None])[..., 0]
+            confidence = probability.gather(-1, predicted[..., None])[..., 0]
             confidence = confidence.masked_fill(~masked, -torch.inf)
             confidence[:, start + block :] = -torch.inf
             count = -(-int(masked[0, start : start + block].sum()) // (steps_per_block - step))

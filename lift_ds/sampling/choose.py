@@ -1,6 +1,11 @@
 """One denoising step's choices: what each masked token becomes, how sure that is, and which are revealed now.
 
 Shapes: B sequences, N positions of a block, V vocabulary rows.
+
+Source: LLaDA's `generate` and Dream's `sample_tokens`. Both take confidences and top-p from the whole softmax, the mask
+token included; LLaDA's `logits_eos_inf`, here `eos="never"`, takes the end token out of it.
+Differs: the mask token is never predicted, as a position would stay masked for ever. Where it is not the likeliest,
+greedy predictions and their confidences are theirs.
 """
 
 from __future__ import annotations
@@ -27,7 +32,8 @@ class Rule:
     Args:
         remasking: What ranks the predictions. `low_confidence`: p of the prediction under the model (LLaDA); `random`;
             and under the distribution that is drawn from, after temperature and top-p (Dream): `maskgit_plus`, p of the
-            prediction; `margin`, p of the first less p of the second; `entropy`, the least entropy first.
+            prediction; `margin`, p of the first less the highest p of another, which may be the mask token's;
+            `entropy`, the least entropy first.
         temperature: 0 is greedy; else Gumbel noise in float64.
         top_p: Draw from the fewest tokens that have this probability together; 1 keeps all.
         threshold: Reveal every prediction whose confidence is at least this, instead of a fixed number (Fast-dLLM).
@@ -77,35 +83,57 @@ def predict(
     Args:
         logits: (B, N, V).
         rule: See `Rule`.
-        mask_id: The mask token, which is never predicted: a position would stay masked for ever.
+        mask_id: The mask token, which is never predicted but has its share of the probability.
         end_id: The end token of `Rule.eos`.
         generator: Source of the randomness of `temperature` and `random`.
 
     Returns:
         int64 and float64, both (B, N).
     """
-    forbidden = [mask_id, end_id] if rule.eos == "never" else [mask_id]
-    logits = logits.index_fill(-1, torch.tensor(forbidden, device=logits.device), -torch.inf)
-    drawn_from = logits if rule.top_p == 1 else keep_top_p(logits, rule.top_p, rule.temperature)
-    predicted = perturb(drawn_from, rule.temperature, generator).argmax(-1)
-    confidence = confidence_of(predicted, logits, drawn_from, rule, generator)
+    if rule.eos == "never":
+        logits = without(logits, end_id)
+    likeliest = without(logits, mask_id).argmax(-1, keepdim=True)
+    drawn_from = logits
+    if rule.top_p < 1:  # the mask token may be all that top-p keeps
+        kept = keep_top_p(logits, rule.top_p, rule.temperature)
+        drawn_from = kept.scatter(-1, likeliest, logits.gather(-1, likeliest))
+    predicted = likeliest[..., 0]
+    if rule.temperature > 0:
+        predicted = perturb(without(drawn_from, mask_id), rule.temperature, generator).argmax(-1)
+    if rule.remasking == "random":
+        confidence = uniforms(predicted, generator)
+    elif rule.remasking == "low_confidence":
+        confidence = logits.double().softmax(-1).gather(-1, predicted[..., None])[..., 0]
+    else:
+        probability = (drawn_from.double() / (rule.temperature or 1.0)).softmax(-1)
+        confidence = dreams_confidence(probability, predicted, likeliest, rule.remasking)
     if rule.eos == "last":
         confidence = confidence.masked_fill(predicted == end_id, torch.finfo(confidence.dtype).min)
     return predicted, confidence
 
 
-def confidence_of(predicted: Tensor, logits: Tensor, drawn_from: Tensor, rule: Rule, generator: Randomness) -> Tensor:
-    """What ranks the predictions (B, N), float64; see `Rule.remasking`."""
-    if rule.remasking == "random":
-        return uniforms(predicted, generator)
-    if rule.remasking == "low_confidence":
-        return logits.double().softmax(-1).gather(-1, predicted[..., None])[..., 0]
-    probability = (drawn_from.double() / (rule.temperature or 1.0)).softmax(-1)
-    if rule.remasking == "entropy":
+def without(logits: Tensor, token_id: int) -> Tensor:
+    """Logits (B, N, V) with one token at -inf."""
+    return logits.index_fill(-1, torch.tensor([token_id], device=logits.device), -torch.inf)
+
+
+def dreams_confidence(probability: Tensor, predicted: Tensor, likeliest: Tensor, remasking: Remasking) -> Tensor:
+    """What ranks the predictions by Dream's rules; see `Rule.remasking`.
+
+    Args:
+        probability: float64 (B, N, V), that of every token, the mask token included.
+        predicted: int64 (B, N).
+        likeliest: int64 (B, N, 1), the likeliest token but for the mask token.
+        remasking: One of Dream's rules.
+
+    Returns:
+        float64 (B, N).
+    """
+    if remasking == "entropy":
         return torch.special.xlogy(probability, probability).sum(-1)
-    if rule.remasking == "margin":
-        first, second = probability.topk(2, dim=-1).values.unbind(-1)
-        return first - second
+    if remasking == "margin":
+        others = probability.scatter(-1, likeliest, 0.0).amax(-1)
+        return probability.gather(-1, likeliest)[..., 0] - others
     return probability.gather(-1, predicted[..., None])[..., 0]
 
 
@@ -118,9 +146,7 @@ def keep_top_p(logits: Tensor, top_p: float, temperature: float) -> Tensor:
 
 
 def perturb(logits: Tensor, temperature: float, generator: Randomness) -> Tensor:
-    """Gumbel-max noise in float64; the logits themselves at temperature 0."""
-    if temperature == 0:
-        return logits
+    """Gumbel-max noise in float64, at a temperature above 0."""
     return logits.double().exp() / (-uniforms(logits, generator).log()) ** temperature
 
 

@@ -10,8 +10,8 @@ ALL = torch.ones(1, 3, dtype=torch.bool)
 
 
 def with_specials(logits):
-    """With a mask token (3) that would be the likeliest, and an end token (4) that is impossible."""
-    specials = torch.tensor([9.0, -torch.inf]).expand(*logits.shape[:-1], 2)
+    """With a mask token (3) as likely as all others together, and an end token (4) that is impossible."""
+    specials = torch.tensor([0.0, -torch.inf]).expand(*logits.shape[:-1], 2)
     return torch.cat([logits, specials], dim=-1)
 
 
@@ -20,20 +20,53 @@ def confidence(remasking, **options):
 
 
 def test_confidence():
-    assert confidence("low_confidence") == pytest.approx([0.5, 0.9, 0.4])
-    assert confidence("maskgit_plus") == pytest.approx([0.5, 0.9, 0.4])
-    assert confidence("margin") == pytest.approx([0.2, 0.84, 0.0])
-    first = 0.5 * math.log(0.5) + 0.3 * math.log(0.3) + 0.2 * math.log(0.2)
-    assert confidence("entropy")[0] == pytest.approx(first)
+    """The mask token has half of the probability: the others' are half of P, and each margin is to the mask's 0.5."""
+    assert confidence("low_confidence") == pytest.approx([0.25, 0.45, 0.2])
+    assert confidence("maskgit_plus") == pytest.approx([0.25, 0.45, 0.2])
+    assert confidence("margin") == pytest.approx([0.25 - 0.5, 0.45 - 0.5, 0.2 - 0.5])
+    assert confidence("entropy")[0] == pytest.approx(sum(p * math.log(p) for p in (0.25, 0.15, 0.1, 0.5)))
 
 
 def test_dreams_confidence_is_of_what_is_drawn_from():
-    """At temperature 0.5 probabilities are squared: .25 / (.25 + .09 + .04); top-p .75 then drops the last token."""
-    torch.manual_seed(0)
-    tempered = confidence("margin", temperature=0.5)
-    assert tempered[0] == pytest.approx((0.25 - 0.09) / 0.38)
-    assert confidence("margin", top_p=0.75)[0] == pytest.approx((0.5 - 0.3) / 0.8)
-    assert confidence("low_confidence", top_p=0.75)[0] == pytest.approx(0.5)
+    """At temperature 0.5 probabilities are squared: .25 .09 .04 and the mask token's 1; top-p .7 keeps .5 and .25."""
+    assert confidence("margin", temperature=0.5)[0] == pytest.approx((0.25 - 1) / 1.38)
+    assert confidence("margin", top_p=0.7)[0] == pytest.approx((0.25 - 0.5) / 0.75)
+    assert confidence("low_confidence", top_p=0.7)[0] == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("remasking", ["low_confidence", "maskgit_plus", "margin", "entropy"])
+def test_the_mask_tokens_probability_counts(remasking):
+    """Position 0: .5 .3 and .2 of the mask token; position 1: .61 .39 and none.
+
+    Position 1 is surer: p .61 to .50, margin .22 to .20, entropy .67 to 1.03. Without the mask token position 0 is .625
+    .375, and would be surer: p .625 to .61, margin .25 to .22, entropy .66 to .67.
+    """
+    p = torch.tensor([[[0.5, 0.3, 0.2], [0.61, 0.39, 0.0]]])
+    predicted, sure = predict(p.log(), Rule(remasking), mask_id=2, end_id=1)
+    assert predicted.tolist() == [[0, 0]]
+    expected = {"margin": [0.2, 0.22], "entropy": [-1.0297, -0.6687]}.get(remasking, [0.5, 0.61])
+    assert sure[0].tolist() == pytest.approx(expected, abs=1e-4)
+    assert choose(sure, torch.ones(1, 2, dtype=torch.bool), Rule(), torch.tensor([1])).tolist() == [[False, True]]
+    _, without = predict(p.log().index_fill(-1, torch.tensor([2]), -torch.inf), Rule(remasking), mask_id=2, end_id=1)
+    assert without[0, 0] > without[0, 1]
+
+
+def test_the_likeliest_token_is_drawn_where_top_p_keeps_the_mask_token_alone():
+    """Of .5 (mask) .25 .15 .1, top-p .4 keeps the mask token alone, and .6 the first of the others."""
+    generator = torch.Generator().manual_seed(0)
+    logits = with_specials(P[:, :1].log().expand(1, 1000, 3))
+    for top_p in (0.4, 0.6):
+        predicted, _ = predict(logits, Rule(temperature=1.0, top_p=top_p), 3, 4, generator)
+        assert (predicted == 0).all()
+    drawn, _ = predict(logits, Rule(temperature=1.0, top_p=0.8), 3, 4, generator)
+    assert set(drawn[0].tolist()) == {0, 1}
+
+
+def test_an_end_token_that_is_never_predicted_has_no_probability():
+    """As LLaDA's `logits_eos_inf`: of .4 .2 .3 (mask) .1 (end), .4 / .9 is left."""
+    logits = torch.tensor([[[0.4, 0.2, 0.3, 0.1]]]).log()
+    assert float(predict(logits, Rule(eos="never"), 2, 3)[1]) == pytest.approx(0.4 / 0.9)
+    assert float(predict(logits, Rule(), 2, 3)[1]) == pytest.approx(0.4)
 
 
 def test_top_p_keeps_the_fewest_tokens():

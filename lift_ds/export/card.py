@@ -48,7 +48,7 @@ def facts_of_run(run: dict[str, Any]) -> dict[str, str]:
     return {
         "base": str(config["model"]["path"]),
         "data": ", ".join(str(source["path"]) for source in sources),
-        "objective": f"{objective['method']}, scoring {objective['scoring']}",
+        "objective": objective["method"] + (f", scoring {objective['scoring']}" if "scoring" in objective else ""),
         "optimizer": f"AdamW, lr {optim['lr']:g}, {optim['schedule']}, {optim['steps']} steps of "
         f"{optim['global_batch']} documents",
         "seed": str(config["seed"]),

@@ -1,111 +1,86 @@
 """One denoising step's choices: what each masked token becomes, how sure that is, and which are revealed now.
 
 Shapes: B sequences, N positions of a block, V vocabulary rows.
+
+Source: LLaDA's `generate` and Dream's `sample_tokens`. Both take confidences and top-p from the whole softmax, the mask
+token included; LLaDA's `logits_eos_inf`, here `eos="never"`, takes the end token out of it.
+Differs: the mask token is never predicted, as a position would stay masked for ever. Where it is not the likeliest,
+greedy predictions and their confidences are theirs.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-Remasking = Literal["low_confidence", "random", "entropy", "margin", "maskgit_plus"]
-EosPolicy = Literal["allow", "last", "never"]
+from .settings import Remasking, SamplingSettings
+
 TIME_END = 1e-3  # where the reverse time of Dream's sampler ends
 Randomness = torch.Generator | Sequence[torch.Generator] | None
 """One generator for a batch, or one for each of its rows: then a row's draws do not depend on the others."""
 
 
-@dataclass(frozen=True)
-class Rule:
-    """How tokens are drawn and which of them a step keeps.
-
-    Args:
-        remasking: What ranks the predictions. `low_confidence`: p of the prediction under the model (LLaDA); `random`;
-            and under the distribution that is drawn from, after temperature and top-p (Dream): `maskgit_plus`, p of the
-            prediction; `margin`, p of the first less p of the second; `entropy`, the least entropy first.
-        temperature: 0 is greedy; else Gumbel noise in float64.
-        top_p: Draw from the fewest tokens that have this probability together; 1 keeps all.
-        threshold: Reveal every prediction whose confidence is at least this, instead of a fixed number (Fast-dLLM).
-        factor: Reveal the n surest predictions, for the largest n with (n + 1) (1 - confidence of the n-th) < factor.
-        eos: Whether the end token may be predicted; `last` reveals it after all others.
-
-    Raises:
-        ValueError: A value is out of range; the message names it.
-    """
-
-    remasking: Remasking = "low_confidence"
-    temperature: float = 0.0
-    top_p: float = 1.0
-    threshold: float | None = None
-    factor: float | None = None
-    eos: EosPolicy = "allow"
-
-    def __post_init__(self) -> None:
-        """Checks the values."""
-        for name, allowed in (("remasking", get_args(Remasking)), ("eos", get_args(EosPolicy))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r}: allowed are {', '.join(allowed)}.")
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature={self.temperature}: 0 (greedy) or more.")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p}: above 0, at most 1.")
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold={self.threshold}: a probability, 0 to 1.")
-        if self.factor is not None and not self.factor > 0:
-            raise ValueError(f"factor={self.factor}: above 0.")
-        if self.threshold is not None and self.factor is not None:
-            raise ValueError(f"threshold={self.threshold} and factor={self.factor}: only one of them decides.")
-        if self.is_adaptive and self.remasking in ("random", "entropy"):
-            raise ValueError(f"remasking={self.remasking!r} gives no probabilities to hold against them.")
-
-    @property
-    def is_adaptive(self) -> bool:
-        """Whether confidence decides how many tokens a step reveals."""
-        return self.threshold is not None or self.factor is not None
-
-
 def predict(
-    logits: Tensor, rule: Rule, mask_id: int, end_id: int, generator: Randomness = None
+    logits: Tensor, settings: SamplingSettings, mask_id: int, end_id: int, generator: Randomness = None
 ) -> tuple[Tensor, Tensor]:
     """The token that each position would become, and how sure that is; higher is surer.
 
     Args:
         logits: (B, N, V).
-        rule: See `Rule`.
-        mask_id: The mask token, which is never predicted: a position would stay masked for ever.
-        end_id: The end token of `Rule.eos`.
+        settings: How tokens are drawn and ranked.
+        mask_id: The mask token, which is never predicted but has its share of the probability.
+        end_id: The end token of `settings.eos`.
         generator: Source of the randomness of `temperature` and `random`.
 
     Returns:
         int64 and float64, both (B, N).
     """
-    forbidden = [mask_id, end_id] if rule.eos == "never" else [mask_id]
-    logits = logits.index_fill(-1, torch.tensor(forbidden, device=logits.device), -torch.inf)
-    drawn_from = logits if rule.top_p == 1 else keep_top_p(logits, rule.top_p, rule.temperature)
-    predicted = perturb(drawn_from, rule.temperature, generator).argmax(-1)
-    confidence = confidence_of(predicted, logits, drawn_from, rule, generator)
-    if rule.eos == "last":
+    if settings.eos == "never":
+        logits = without(logits, end_id)
+    likeliest = without(logits, mask_id).argmax(-1, keepdim=True)
+    drawn_from = logits
+    if settings.top_p < 1:  # the mask token may be all that top-p keeps
+        kept = keep_top_p(logits, settings.top_p, settings.temperature)
+        drawn_from = kept.scatter(-1, likeliest, logits.gather(-1, likeliest))
+    predicted = likeliest[..., 0]
+    if settings.temperature > 0:
+        predicted = perturb(without(drawn_from, mask_id), settings.temperature, generator).argmax(-1)
+    if settings.remasking == "random":
+        confidence = uniforms(predicted, generator)
+    elif settings.remasking == "low_confidence":
+        confidence = logits.double().softmax(-1).gather(-1, predicted[..., None])[..., 0]
+    else:
+        probability = (drawn_from.double() / (settings.temperature or 1.0)).softmax(-1)
+        confidence = dreams_confidence(probability, predicted, likeliest, settings.remasking)
+    if settings.eos == "last":
         confidence = confidence.masked_fill(predicted == end_id, torch.finfo(confidence.dtype).min)
     return predicted, confidence
 
 
-def confidence_of(predicted: Tensor, logits: Tensor, drawn_from: Tensor, rule: Rule, generator: Randomness) -> Tensor:
-    """What ranks the predictions (B, N), float64; see `Rule.remasking`."""
-    if rule.remasking == "random":
-        return uniforms(predicted, generator)
-    if rule.remasking == "low_confidence":
-        return logits.double().softmax(-1).gather(-1, predicted[..., None])[..., 0]
-    probability = (drawn_from.double() / (rule.temperature or 1.0)).softmax(-1)
-    if rule.remasking == "entropy":
+def without(logits: Tensor, token_id: int) -> Tensor:
+    """Logits (B, N, V) with one token at -inf."""
+    return logits.index_fill(-1, torch.tensor([token_id], device=logits.device), -torch.inf)
+
+
+def dreams_confidence(probability: Tensor, predicted: Tensor, likeliest: Tensor, remasking: Remasking) -> Tensor:
+    """What ranks the predictions by Dream's rules; see `Unmasking.remasking`.
+
+    Args:
+        probability: float64 (B, N, V), that of every token, the mask token included.
+        predicted: int64 (B, N).
+        likeliest: int64 (B, N, 1), the likeliest token but for the mask token.
+        remasking: One of Dream's rules.
+
+    Returns:
+        float64 (B, N).
+    """
+    if remasking == "entropy":
         return torch.special.xlogy(probability, probability).sum(-1)
-    if rule.remasking == "margin":
-        first, second = probability.topk(2, dim=-1).values.unbind(-1)
-        return first - second
+    if remasking == "margin":
+        others = probability.scatter(-1, likeliest, 0.0).amax(-1)
+        return probability.gather(-1, likeliest)[..., 0] - others
     return probability.gather(-1, predicted[..., None])[..., 0]
 
 
@@ -118,9 +93,7 @@ def keep_top_p(logits: Tensor, top_p: float, temperature: float) -> Tensor:
 
 
 def perturb(logits: Tensor, temperature: float, generator: Randomness) -> Tensor:
-    """Gumbel-max noise in float64; the logits themselves at temperature 0."""
-    if temperature == 0:
-        return logits
+    """Gumbel-max noise in float64, at a temperature above 0."""
     return logits.double().exp() / (-uniforms(logits, generator).log()) ** temperature
 
 
@@ -152,21 +125,21 @@ def quota(num_masked: Tensor, step: int, steps: int, remasking: Remasking) -> Te
     return (num_masked * float(1 - times[step + 1] / times[step])).long()
 
 
-def choose(confidence: Tensor, masked: Tensor, rule: Rule, fixed: Tensor | None) -> Tensor:
+def choose(confidence: Tensor, masked: Tensor, settings: SamplingSettings, step: int) -> Tensor:
     """Which positions are revealed: bool (B, N), some masked ones.
 
     Args:
         confidence: (B, N), of every prediction.
         masked: bool (B, N), positions that are still masked.
-        rule: See `Rule`.
-        fixed: int64 (B,), how many; `None` where the confidence decides: at least one in each row that has any.
+        settings: What decides how many: the steps, or the confidence; then at least one in each row that has any.
+        step: This step of the block, from 0.
     """
     ordered, order = confidence.masked_fill(~masked, -torch.inf).sort(dim=-1, descending=True, stable=True)
     rank = order.argsort(-1)
-    if fixed is not None:
-        return masked & (rank < fixed[:, None])
-    if rule.threshold is not None:
-        return masked & ((confidence >= rule.threshold) | (rank == 0))
+    if settings.steps_per_block is not None:
+        return masked & (rank < quota(masked.sum(-1), step, settings.steps_per_block, settings.remasking)[:, None])
+    if settings.threshold is not None:
+        return masked & ((confidence >= settings.threshold) | (rank == 0))
     number = torch.arange(1, confidence.shape[-1] + 1, device=confidence.device)
-    fits = (number + 1) * (1 - ordered) < float(rule.factor or 0)
+    fits = (number + 1) * (1 - ordered) < float(settings.factor or 0)
     return masked & (rank < fits.long().cumprod(-1).sum(-1).clamp(min=1)[:, None])

@@ -17,20 +17,13 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from lift_ds.evaluation.judging import Problem
 from lift_ds.evaluation.tasks import EVAL_TASKS
+from lift_ds.sampling.settings import Lengths
 from lift_ds.section import Section
 from lift_ds.yaml_numbers import load_yaml
 
 FOLDER = Path(str(files("lift_ds") / "assets" / "protocols"))
 DOCSTRING = re.compile(r'("""|\'\'\')(.*?)\1', re.DOTALL)
 FIELDS = {"question", "tests"}
-
-
-class Decoding(Section):
-    """Tokens of an answer, of a block, and denoising steps in all."""
-
-    gen_length: int = Field(ge=1)
-    block_length: int = Field(ge=1)
-    steps: int = Field(ge=1)
 
 
 class TaskProtocol(Section):
@@ -45,7 +38,7 @@ class TaskProtocol(Section):
 
     prompt: str
     question: Literal["docstring"] | None = None
-    decoding: Decoding | None = None
+    decoding: Lengths | None = None
     items: int | None = Field(None, ge=1)
 
     @field_validator("prompt")
@@ -87,7 +80,7 @@ class Protocol(Section):
     stop_early: bool
     answer_prefix: str
     scorers: list[Literal["reference", "strict"]] = Field(min_length=1)
-    decoding: Decoding
+    decoding: Lengths
     tasks: dict[str, TaskProtocol]
 
     @model_validator(mode="after")

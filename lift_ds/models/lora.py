@@ -56,11 +56,11 @@ def add_adapters(model: nn.Module, rank: int, alpha: float, dropout: float, targ
     inject_adapter_in_model(peft_config(rank, alpha, dropout, targets), model)
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     if dropout:
-        for place, layer in enumerate(layers):
-            layer.lora_dropout["default"] = KeyedDropout(dropout, place)
-    for place, (name, parameter) in enumerate(model.named_parameters()):
+        for index, layer in enumerate(layers):
+            layer.lora_dropout["default"] = KeyedDropout(dropout, index)
+    for index, (name, parameter) in enumerate(model.named_parameters()):
         if name.endswith(DOWN):
-            generator = keyed_generator(seed, 1, place, Stream.INITIAL_WEIGHTS)
+            generator = keyed_generator(seed, 1, index, Stream.INITIAL_WEIGHTS)
             bound = 1.0 / math.sqrt(parameter.shape[1])
             drawn = generator.uniform(-bound, bound, tuple(parameter.shape)).astype("float32")
             parameter.data.copy_(torch.from_numpy(drawn))

@@ -19,13 +19,13 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from lift_ds.models.layout import read_raw_config
+from lift_ds.models.registry import adapted_families
 from lift_ds.models.vocabulary import load_tokenizer
 from lift_ds.models.weights import resolve_folder
 from lift_ds.storage.safetensors_folder import SafetensorsFolder
 
 from .folder import DTYPES, export_folder
 
-MODEL_TYPES = {"llama": "a2d-llama", "qwen2": "a2d-qwen2", "qwen3": "a2d-qwen3"}
 MASK_TOKEN = "<|mask|>"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 ROTARY_TABLE = ".rotary_emb.inv_freq"
@@ -134,10 +134,10 @@ def check_model_type(config: dict[str, Any], where: str) -> None:
         ValueError: It is not.
     """
     model_type = config.get("model_type")
-    if model_type not in MODEL_TYPES:
+    if model_type not in adapted_families():
         raise ValueError(
             f"{where}: model_type={model_type!r} cannot be made into a masked diffusion model; supported: "
-            f"{', '.join(MODEL_TYPES)}."
+            f"{', '.join(adapted_families())}."
         )
     if config.get("quantization_config"):
         raise ValueError(f"{where}: its weights are quantized; a folder with plain safetensors, or GGUF, is needed.")
@@ -208,7 +208,7 @@ def adapted_config(model: CausalModel, mask: MaskToken) -> dict[str, Any]:
         kept
         | ids
         | {
-            "model_type": MODEL_TYPES[model.config["model_type"]],
+            "model_type": adapted_families()[model.config["model_type"]].model_type,
             "right_shift_logits": True,
             "mask_token_id": mask.token_id,
             "vocab_size": mask.rows_after,

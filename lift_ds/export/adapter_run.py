@@ -96,8 +96,8 @@ def with_base(adapters: Mapping[str, FlatTensor], base: Path, prefix: str | None
         ValueError: The base has no safetensors, or a name does not have the given prefix.
     """
     renamed = official_names(list(adapters), prefix, None)
-    found = {name: whole(stored_tensor(place)) for name, place in SafetensorsFolder(base).places.items()}
-    return found | {renamed[name]: tensor for name, tensor in adapters.items()}
+    base_weights = {name: whole(stored_tensor(entry)) for name, entry in SafetensorsFolder(base).entries.items()}
+    return base_weights | {renamed[name]: tensor for name, tensor in adapters.items()}
 
 
 def adapter_settings(own: Path | None, folders: list[Path]) -> AdapterSettings | None:
@@ -133,7 +133,8 @@ def convert_adapters(path: Path, output: Path) -> Path:
     own = own_checkpoint(shards)
     if own is not None:
         require_whole(own)
-    parts = {name: each for name, each in open_zero_checkpoint(shards).weights().items() if PART.fullmatch(name)}
+    weights = open_zero_checkpoint(shards).weights()
+    parts = {name: tensor for name, tensor in weights.items() if PART.fullmatch(name)}
     damage = find_damage(storages_of(parts)) if own is None else []
     if damage:
         raise ValueError(f"{shards} is not whole: {'; '.join(damage)}.")

@@ -133,7 +133,7 @@ def merge(tensors: dict[str, FlatTensor], settings: AdapterSettings | None) -> d
             continue
         merged[plain] = tensor
         if kind == "weight" and owner in adapters:
-            down, up = (tensors.get(each) for each in (adapters[owner], adapters[owner].replace(*UP_OF)))
+            down, up = (tensors.get(part) for part in (adapters[owner], adapters[owner].replace(*UP_OF)))
             merged[plain] = join(name, tensor, down, up, settings)
     orphans = sorted(stem for stem in adapters if f"{stem}.weight" not in merged)
     if orphans:
@@ -149,7 +149,7 @@ def join(
     Raises:
         ValueError: Their shapes do not fit.
     """
-    shapes = [None if each is None else tuple(each.shape) for each in (down, up)]
+    shapes = [None if part is None else tuple(part.shape) for part in (down, up)]
     expected = [(settings.rank, base.shape[1]), (base.shape[0], settings.rank)]
     if down is None or up is None or shapes != expected:
         raise ValueError(f"{name}: adapter shapes {shapes} where rank {settings.rank} has {expected}.")

@@ -59,9 +59,11 @@ def prepare_average(paths: Sequence[Path], options: ConversionOptions) -> Conver
     conversions = [prepare_conversion(path, options) for path in paths]
     first = conversions[0]
     expected = {name: tensor.shape for name, tensor in first.tensors.items()}
-    for path, each in zip(paths, conversions, strict=True):
-        if {name: tensor.shape for name, tensor in each.tensors.items()} != expected:
+    for path, conversion in zip(paths, conversions, strict=True):
+        if {name: tensor.shape for name, tensor in conversion.tensors.items()} != expected:
             raise ValueError(f"{path}: its tensors are not those of {paths[0]}; only one model can be averaged.")
-    tensors = {name: Mean(tuple(each.tensors[name] for each in conversions)) for name in expected}
-    checked = tuple(storage for each in conversions for storage in each.checked)
-    return replace(first, tensors=tensors, checked=checked, averaged=tuple(each.zero.step for each in conversions))
+    tensors = {name: Mean(tuple(conversion.tensors[name] for conversion in conversions)) for name in expected}
+    checked = tuple(storage for conversion in conversions for storage in conversion.checked)
+    return replace(
+        first, tensors=tensors, checked=checked, averaged=tuple(conversion.zero.step for conversion in conversions)
+    )

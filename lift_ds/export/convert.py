@@ -193,7 +193,7 @@ def name_tensors(
     named: dict[str, Chunked] = {names[name]: tensor for name, tensor in tensors.items()}
     if expected is not None:
         for alias, name in aliases.items():
-            unwanted = [each for each in (alias, name) if each not in expected]
-            for each in unwanted[:1]:
-                named.pop(each, None)
+            unexpected = [tied_name for tied_name in (alias, name) if tied_name not in expected]
+            for tied_name in unexpected[:1]:
+                named.pop(tied_name, None)
     return named

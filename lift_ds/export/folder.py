@@ -7,12 +7,10 @@ chunk at a time.
 
 from __future__ import annotations
 
-import ast
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +21,8 @@ from lift_ds.models.layout import read_raw_config
 from lift_ds.storage.safetensors_header import TensorSpec
 from lift_ds.storage.safetensors_writer import READABLE, ShardWriter
 from lift_ds.storage.staging import SPARE_BYTES, check_space, staged_folder
+
+from .modeling_file import joined_source
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_SHARD_BYTES = 5 * 10**9
@@ -145,9 +145,9 @@ def is_supported(hf_folder: Path) -> bool:
     Raises:
         ValueError: There is no config, or it is no JSON.
     """
-    from lift_ds.models.families import MODEL_TYPES
+    from lift_ds.models.registry import model_types
 
-    return read_raw_config(hf_folder).get("model_type") in MODEL_TYPES
+    return read_raw_config(hf_folder).get("model_type") in model_types()
 
 
 def official_shapes(hf_folder: Path) -> dict[str, torch.Size] | None:
@@ -205,10 +205,10 @@ def write_modeling_file(hf_folder: Path, folder: Path, values: dict[str, Any]) -
 
     config = read_config(hf_folder)
     family = family_of(config)
-    target = f"modeling_{family.modeling_file}"
-    module = target.removesuffix(".py")
+    source_module = family.model_class.__module__
+    module = f"modeling_{source_module.rpartition('.')[2]}"
     model_name = f"{module}.{family.model_class.__name__}"
-    (folder / target).write_text(joined_source(family.modeling_file), encoding="utf-8")
+    (folder / f"{module}.py").write_text(joined_source(source_module), encoding="utf-8")
     if (hf_folder / TOKENIZER_CONFIG).is_file():
         portable = portable_tokenizer_config(hf_folder)
         (folder / TOKENIZER_CONFIG).write_text(json.dumps(portable, indent=2) + "\n", encoding="utf-8")
@@ -220,24 +220,3 @@ def write_modeling_file(hf_folder: Path, folder: Path, values: dict[str, Any]) -
         },
         "architectures": [family.model_class.__name__],
     }
-
-
-def joined_source(file_name: str) -> str:
-    """The source of a modelling file as one file: in front of it, once each, the neighbours that it imports from."""
-    pieces: dict[str, str] = {}
-
-    def add(name: str) -> None:
-        source = (files("lift_ds.models") / name).read_text(encoding="utf-8")
-        lines = source.splitlines(keepends=True)
-        for node in ast.parse(source).body:
-            if not isinstance(node, ast.ImportFrom) or not (node.level or node.module == "__future__"):
-                continue
-            if node.level and f"{node.module}.py" not in pieces:
-                add(f"{node.module}.py")
-            for place in range(node.lineno - 1, node.end_lineno or node.lineno):
-                lines[place] = ""
-        pieces[name] = "".join(lines)
-
-    add(file_name)
-    header = f'"""The modelling code of this folder, joined from {", ".join(pieces)} of lift_ds."""'
-    return "\n\n".join([header, "from __future__ import annotations", *pieces.values()])

@@ -73,8 +73,8 @@ def describe(zero: ZeroCheckpoint, own: Path | None) -> dict[str, Any]:
         "zero_stage": zero.stage,
         "world_size": zero.world_size,
         "deepspeed_version": zero.model_state.get("ds_version"),
-        "num_trained": sum(each.num_elements for each in trained.values()),
-        "num_frozen": sum(each.num_elements for each in frozen.values()),
+        "num_trained": sum(tensor.num_elements for tensor in trained.values()),
+        "num_frozen": sum(tensor.num_elements for tensor in frozen.values()),
         "num_trained_tensors": len(trained),
         "num_frozen_tensors": len(frozen),
         "num_buffers": len(zero.buffers),
@@ -109,10 +109,10 @@ def find_problems(zero: ZeroCheckpoint, own: Path | None) -> list[str]:
 
 def named_tensors(zero: ZeroCheckpoint, with_moments: bool) -> dict[str, FlatTensor]:
     """Weights by name, and the optimizer's moments as `NAME (exp_avg)`."""
-    found = zero.weights()
+    tensors = zero.weights()
     for key in MOMENTS if with_moments else ():
-        found |= {f"{name} ({key})": tensor for name, tensor in zero.trained(key).items()}
-    return found
+        tensors |= {f"{name} ({key})": tensor for name, tensor in zero.trained(key).items()}
+    return tensors
 
 
 def measure_chunk(chunk: Tensor) -> Statistics:
@@ -130,20 +130,20 @@ def scan(tensors: dict[str, FlatTensor], advance: Advance) -> dict[str, Statisti
         tensors: By name.
         advance: Called with the number of elements of each chunk.
     """
-    found = {}
+    statistics = {}
     for name, tensor in tensors.items():
         total = Statistics()
         for _, chunk in tensor.chunks(CHUNK_ELEMENTS):
             total += measure_chunk(chunk)
             advance(chunk.numel())
-        found[name] = total
-    return found
+        statistics[name] = total
+    return statistics
 
 
-def summarise(found: dict[str, Statistics]) -> dict[str, Any]:
+def summarise(statistics: dict[str, Statistics]) -> dict[str, Any]:
     """Statistics of all tensors together, and the names of those with NaN or infinities."""
-    total = sum(found.values(), Statistics())
-    bad = [name for name, each in found.items() if each.num_not_finite]
+    total = sum(statistics.values(), Statistics())
+    bad = [name for name, of_tensor in statistics.items() if of_tensor.num_not_finite]
     return {
         "norm": total.norm,
         "largest": total.largest,

@@ -72,7 +72,7 @@ def plan_merge(base: Path, adapters: Path, dtype: torch.dtype | None) -> Merge:
     wrong = [f"{name} {tuple(made)} for {tuple(has)}" for name, (made, has) in pairs.items() if made != has]
     if wrong:
         raise ValueError(f"{adapters} is of another base: shapes differ from {base}'s: {shorten(wrong)}.")
-    quantised = [name for name in adapter_folder.targets if source.places[name].spec.dtype not in WEIGHT_TYPES]
+    quantised = [name for name in adapter_folder.targets if source.entries[name].spec.dtype not in WEIGHT_TYPES]
     if quantised:
         raise ValueError(f"{base}: {shorten(quantised)}: adapters can be merged into unquantised weights only.")
     specs = {
@@ -149,7 +149,7 @@ def write_tensor(
     merge: Merge, writer: ShardWriter, name: str, spec: TensorSpec, advance: Callable[[int], None]
 ) -> None:
     """Writes one tensor, in pieces; with its adapter added, in float32 or wider, where it has one."""
-    stored = merge.base.places[name].spec.dtype
+    stored = merge.base.entries[name].spec.dtype
     merged = None
     if name in merge.adapters.targets:
         merged = merge.base.tensor(name, torch.promote_types(stored, torch.float32))

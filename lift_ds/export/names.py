@@ -28,7 +28,7 @@ def official_names(names: Collection[str], prefix: str | None, expected: Collect
     """
     renamed = {name: name.replace(COMPILED, "") for name in names}
     if prefix is None:
-        while wrapper := next((each for each in WRAPPERS if all_begin(renamed.values(), each)), None):
+        while wrapper := next((known for known in WRAPPERS if all_begin(renamed.values(), known)), None):
             renamed = {name: new.removeprefix(wrapper) for name, new in renamed.items()}
         prefix = find_prefix(list(renamed.values()), expected)
     without = sorted(new for new in renamed.values() if not new.startswith(prefix))
@@ -52,5 +52,5 @@ def find_prefix(names: list[str], expected: Collection[str] | None) -> str:
         return ""
     first = min(expected)
     candidates = sorted({name.removesuffix(first) for name in names if name.endswith("." + first)}, key=len)
-    fitting = (each for each in candidates if {each + name for name in expected} <= set(names))
+    fitting = (prefix for prefix in candidates if {prefix + name for name in expected} <= set(names))
     return next(fitting, "")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lift_ds.storage.flat_groups import FlatTensor, Range, share, zero2_partition, zero2_ranges, zero3_ranges
-from lift_ds.storage.manifest import LATEST, MANIFEST, Manifest, read_manifest, sync_and_hash, write_synced
+from lift_ds.storage.manifest import LATEST, MANIFEST, CheckpointManifest, read_manifest, sync_and_hash, write_synced
 from lift_ds.storage.safe_pickle import ALLOWED
 from lift_ds.storage.staging import SPARE_BYTES, check_space, staged_folder
 from lift_ds.storage.stored_tensor import StoredTensor
@@ -42,8 +42,8 @@ class Recutter:
         self.sources = {key: zero.trained(key) for key in (MASTER, *MOMENTS)}
         self.param_groups = zero.base_state(0)["param_groups"]
         shapes = zero.groups
-        joined = [{n: s for place in group["params"] for n, s in shapes[place].items()} for group in self.param_groups]
-        self.sub_groups = [self.split(each) if zero.stage == FULL_STAGE else [each] for each in joined]
+        joined = [{n: s for index in group["params"] for n, s in shapes[index].items()} for group in self.param_groups]
+        self.sub_groups = [self.split(group) if zero.stage == FULL_STAGE else [group] for group in joined]
         self.groups: list[Shapes] = [group for groups in self.sub_groups for group in groups]
 
     def split(self, group: Shapes) -> list[Shapes]:
@@ -51,105 +51,105 @@ class Recutter:
         config = (self.zero.optimizer_files[0].root.get("ds_config") or {}).get("zero_optimization") or {}
         limit = config.get("sub_group_size", SUB_GROUP_SIZE)
         limit = SUB_GROUP_SIZE if limit == "auto" else int(limit)
-        found: list[Shapes] = [{}]
+        sub_groups: list[Shapes] = [{}]
         held = 0
         for name, shape in group.items():
             if held >= limit:
-                found.append({})
+                sub_groups.append({})
                 held = 0
-            found[-1][name] = shape
+            sub_groups[-1][name] = shape
             held += share(math.prod(shape), self.world_size)
-        return found
+        return sub_groups
 
-    def ranges(self, place: int, rank: int) -> tuple[list[Range], int]:
+    def ranges(self, index: int, rank: int) -> tuple[list[Range], int]:
         """What a rank holds of a group, and the length of its part, filling included."""
-        group = self.groups[place]
+        group = self.groups[index]
         if self.zero.stage == FULL_STAGE:
             length = sum(share(math.prod(shape), self.world_size) for shape in group.values())
             return list(zero3_ranges(group, self.world_size, rank)), length
-        paddings = self.zero.paddings[place]
+        paddings = self.zero.paddings[index]
         length = zero2_partition(sum(map(math.prod, group.values())) + sum(paddings), self.world_size)
         return list(zero2_ranges(group, paddings, self.world_size, rank)), length
 
-    def flat(self, place: int, rank: int, key: str, is_lean: bool = False) -> PlannedTensor:
+    def flat(self, index: int, rank: int, key: str, is_lean: bool = False) -> PlannedTensor:
         """A rank's part of a group; without the filling at its end where it is lean."""
-        ranges, length = self.ranges(place, rank)
-        length -= self.filling(place, rank) if is_lean else 0
+        ranges, length = self.ranges(index, rank)
+        length -= self.filling(index, rank) if is_lean else 0
         return planned(ranges, length, self.sources[key])
 
-    def filling(self, place: int, rank: int) -> int:
+    def filling(self, index: int, rank: int) -> int:
         """Elements at the end of a rank's part that belong to no parameter, under ZeRO-1 and 2."""
-        length = self.ranges(place, rank)[1]
-        used = sum(map(math.prod, self.groups[place].values())) + sum(self.zero.paddings[place])
+        length = self.ranges(index, rank)[1]
+        used = sum(map(math.prod, self.groups[index].values())) + sum(self.zero.paddings[index])
         return min(length, max(0, (rank + 1) * length - used))
 
     def optimizer_root(self, rank: int) -> dict[str, Any]:
         """What a rank's `optim_states` file holds."""
-        places = range(len(self.groups))
+        indices = range(len(self.groups))
         steps = self.steps()
-        moments = [{key: self.flat(place, rank, key) for key in MOMENTS} for place in places]
-        state = {place: {"step": steps[place], **moments[place]} for place in places}
+        moments = [{key: self.flat(index, rank, key) for key in MOMENTS} for index in indices]
+        state = {index: {"step": steps[index], **moments[index]} for index in indices}
         base = {"state": state, "param_groups": self.renumbered()}
-        found = self.zero.optimizer_state(0)
+        saved = self.zero.optimizer_state(0)
         if self.zero.stage == FULL_STAGE:
-            masters = [self.flat(place, rank, MASTER) for place in places]
-            found |= {"partition_count": self.world_size, "fp32_flat_groups": masters, "optimizer_state_dict": base}
+            masters = [self.flat(index, rank, MASTER) for index in indices]
+            saved |= {"partition_count": self.world_size, "fp32_flat_groups": masters, "optimizer_state_dict": base}
         else:
-            found |= {
+            saved |= {
                 "partition_count": [self.world_size] * len(self.groups),
-                "single_partition_of_fp32_groups": [self.flat(place, rank, MASTER, is_lean=True) for place in places],
-                "group_paddings": [self.filling(place, rank) for place in places],
+                "single_partition_of_fp32_groups": [self.flat(index, rank, MASTER, is_lean=True) for index in indices],
+                "group_paddings": [self.filling(index, rank) for index in indices],
                 "base_optimizer_state": base,
-                "param_slice_mappings": [fragments(self.ranges(place, rank)[0]) for place in places],
+                "param_slice_mappings": [fragments(self.ranges(index, rank)[0]) for index in indices],
             }
-        return {**self.zero.optimizer_files[0].root, "optimizer_state_dict": found}
+        return {**self.zero.optimizer_files[0].root, "optimizer_state_dict": saved}
 
     def steps(self) -> list[Any]:
         """Steps of each group's optimizer, a tensor of its own for each: optimizers count up in place."""
         saved = self.zero.base_state(0)["state"]
-        found = []
+        steps = []
         for group, parts in zip(self.param_groups, self.sub_groups, strict=True):
             step = saved[group["params"][0]]["step"]
-            found += [copied(step) if isinstance(step, StoredTensor) else step for _ in parts]
-        return found
+            steps += [copied(step) if isinstance(step, StoredTensor) else step for _ in parts]
+        return steps
 
     def renumbered(self) -> list[dict[str, Any]]:
         """The optimizer's groups with the numbers of their new sub-groups."""
-        groups, place = [], 0
+        groups, first = [], 0
         for group, parts in zip(self.param_groups, self.sub_groups, strict=True):
-            groups.append({**group, "params": list(range(place, place + len(parts)))})
-            place += len(parts)
+            groups.append({**group, "params": list(range(first, first + len(parts)))})
+            first += len(parts)
         return groups
 
     def model_root(self, rank: int) -> dict[str, Any]:
         """What a rank's `model_states` file holds; rank 0's where it held more than the others'."""
-        found = {**self.zero.model_state, "dp_world_size": self.world_size, "param_shapes": self.groups}
+        root = {**self.zero.model_state, "dp_world_size": self.world_size, "param_shapes": self.groups}
         if self.zero.stage == FULL_STAGE and self.zero.frozen:
             frozen = self.zero.frozen
             ranges = {name: list(zero3_ranges({name: frozen[name].shape}, self.world_size, rank)) for name in frozen}
             lengths = {name: share(frozen[name].num_elements, self.world_size) for name in frozen}
-            found["frozen_param_fragments"] = {n: planned(each, lengths[n], frozen) for n, each in ranges.items()}
-        return found
+            root["frozen_param_fragments"] = {n: planned(held, lengths[n], frozen) for n, held in ranges.items()}
+        return root
 
 
 def planned(ranges: Sequence[Range], length: int, sources: dict[str, FlatTensor]) -> PlannedTensor:
-    """Ranges of parameters at their places in a flat tensor, zeros between and behind them."""
+    """Ranges of parameters at their offsets in a flat tensor, zeros between and behind them."""
     parts: list[Any] = []
-    place = 0
-    for each in ranges:
-        parts += [each.offset - place, (sources[each.name], each.start, each.stop)]
-        place = each.offset + each.stop - each.start
+    position = 0
+    for held in ranges:
+        parts += [held.offset - position, (sources[held.name], held.start, held.stop)]
+        position = held.offset + held.stop - held.start
     dtype = next(iter(sources.values())).dtype if not ranges else sources[ranges[0].name].dtype
-    return PlannedTensor((length,), dtype, (*parts, length - place))
+    return PlannedTensor((length,), dtype, (*parts, length - position))
 
 
 def fragments(ranges: Sequence[Range]) -> dict[str, Any]:
     """Where each parameter is in a rank's part, as DeepSpeed notes it."""
-    found = {}
-    for each in ranges:
-        found[each.name] = FRAGMENT()
-        vars(found[each.name]).update(numel=each.stop - each.start, start=each.offset)
-    return found
+    addresses = {}
+    for held in ranges:
+        addresses[held.name] = FRAGMENT()
+        vars(addresses[held.name]).update(numel=held.stop - held.start, start=held.offset)
+    return addresses
 
 
 def reshard(path: Path, world_size: int, output: Path, after_file: Callable[[int], object]) -> dict[str, Any]:
@@ -223,8 +223,8 @@ def files_beside(shards: Path, own: Path | None) -> list[Path]:
             Of a stranger's only the files beside the shards do, and only where `latest` says what the folder is.
     """
     if own is not None:
-        found = [path for path in own.rglob("*") if path.is_file() and shards not in path.parents]
-        return sorted(path for path in found if path.name != MANIFEST)
+        files = [path for path in own.rglob("*") if path.is_file() and shards not in path.parents]
+        return sorted(path for path in files if path.name != MANIFEST)
     folder = shards.parent
     if not (folder / LATEST).is_file():
         return []
@@ -235,5 +235,5 @@ def write_manifest(own: Path, folder: Path, world_size: int) -> None:
     """The manifest of a checkpoint of ours, for its new files."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {str(path.relative_to(folder)): sync_and_hash(path) for path in paths}
-    manifest: Manifest = replace(read_manifest(own), world_size=world_size, files=files)
+    manifest: CheckpointManifest = replace(read_manifest(own), world_size=world_size, files=files)
     write_synced(folder / MANIFEST, json.dumps(asdict(manifest), indent=1))

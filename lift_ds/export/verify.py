@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lift_ds.storage.safetensors_header import TensorPlace, read_header
+from lift_ds.storage.safetensors_header import TensorEntry, read_header
 from lift_ds.storage.stored_tensor import storage_at
 
 from .convert import Conversion
@@ -27,22 +27,24 @@ def verify_export(conversion: Conversion, folder: Path) -> dict[str, Any]:
     Raises:
         RuntimeError: Something differs.
     """
-    places = {name: place for path in sorted(folder.glob("*.safetensors")) for name, place in read_header(path).items()}
-    if places.keys() != conversion.tensors.keys():
+    entries = {
+        name: entry for path in sorted(folder.glob("*.safetensors")) for name, entry in read_header(path).items()
+    }
+    if entries.keys() != conversion.tensors.keys():
         raise RuntimeError(f"{folder}: its tensors are not those of the checkpoint.")
     for name, tensor in conversion.tensors.items():
-        if not equals_file(tensor, places[name]):
+        if not equals_file(tensor, entries[name]):
             raise RuntimeError(f"{folder}: {name} is not what the checkpoint holds; convert again.")
-    found: dict[str, Any] = {"num_verified_tensors": len(places)}
+    results: dict[str, Any] = {"num_verified_tensors": len(entries)}
     if conversion.hf_folder is not None and is_supported(conversion.hf_folder):
-        found["max_logit_difference"] = compare_logits(conversion.tensors, DTYPES[conversion.dtype], folder)
-    return found
+        results["max_logit_difference"] = compare_logits(conversion.tensors, DTYPES[conversion.dtype], folder)
+    return results
 
 
-def equals_file(tensor: Chunked, place: TensorPlace) -> bool:
+def equals_file(tensor: Chunked, entry: TensorEntry) -> bool:
     """Whether a tensor is in a file bit for bit, rounded to the file's type."""
-    stored = storage_at(place)
-    return tensor.shape == place.spec.shape and all(
+    stored = storage_at(entry)
+    return tensor.shape == entry.spec.shape and all(
         torch.equal(chunk.flatten().to(stored.dtype), stored.read(start, start + chunk.numel()))
         for start, chunk in tensor.chunks(CHUNK_ELEMENTS)
     )

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .llama import LlamaLayoutConfig, LlamaLayoutLM
+from .family import Family
+from .llama import LlamaLayer, LlamaLayoutConfig, LlamaLayoutLM
 
 
 class A2DConfig(LlamaLayoutConfig):
@@ -76,3 +77,10 @@ class A2DQwen3ModelLM(LlamaLayoutLM):
     """An adapted Qwen3 with its language-model head."""
 
     config_class = A2DQwen3Config
+
+
+FAMILIES = (
+    Family("a2d-llama", A2DLlamaConfig, A2DLlamaModelLM, LlamaLayer, adapted_from="llama"),
+    Family("a2d-qwen2", A2DQwen2Config, A2DQwen2ModelLM, LlamaLayer, adapted_from="qwen2"),
+    Family("a2d-qwen3", A2DQwen3Config, A2DQwen3ModelLM, LlamaLayer, adapted_from="qwen3"),
+)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from .family import ControlIds, Family
 from .layers import refuse_values
-from .llama import LlamaLayoutConfig, LlamaLayoutLM
+from .llama import LlamaLayer, LlamaLayoutConfig, LlamaLayoutLM
 
 
 class DreamConfig(LlamaLayoutConfig):
@@ -33,3 +34,15 @@ class DreamModel(LlamaLayoutLM):
     """Dream with its language-model head."""
 
     config_class = DreamConfig
+
+
+FAMILY = Family(
+    name="Dream",
+    config_class=DreamConfig,
+    model_class=DreamModel,
+    layer_class=LlamaLayer,
+    published_ids={
+        152064: ControlIds(mask_token_id=151666, eos_token_id=151643, pad_token_id=151643, bos_token_id=151665)
+    },
+    tokenizer_classes={"DreamTokenizer": "Qwen2Tokenizer"},  # with another start token, which the folder names
+)

@@ -16,7 +16,7 @@ from .segments import Segments
 
 
 class MaskedDiffusionModel(Protocol):
-    """What the trainer asks of a model; every family of `models.families` provides it."""
+    """What the trainer asks of a model; the class of every family provides it."""
 
     config: Any
 

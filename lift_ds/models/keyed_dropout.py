@@ -53,7 +53,7 @@ def document_seeds(seed: int, step: int, sample_ids: list[int], num_views: int, 
         keyed_generator(seed, step, sample_id + 1, Stream.DROPOUT).integers(LARGEST_SEED, size=(num_views, num_places))
         for sample_id in sample_ids
     ]
-    return [each[view].tolist() for view in range(num_views) for each in drawn]
+    return [seeds[view].tolist() for view in range(num_views) for seeds in drawn]
 
 
 class KeyedDropout(nn.Module):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,38 @@ from lift_ds.storage.safetensors_folder import read_index
 from lift_ds.storage.safetensors_header import read_header
 from lift_ds.storage.safetensors_writer import SINGLE_FILE
 
-LLADA_NAMES = "model.transformer.blocks."
-LLAMA_NAMES = "model.layers."
-VISION_NAMES = ("vision_tower", "mm_projector")
+from .family import MIXTURE_MARKS, VISION_MARKS, Family, has_mark
+
 MIXTURE = "its layers are mixtures of experts, which are not implemented"
 BLOCKWISE = "it denoises block after block with its own attention, which is not implemented"
 AUTOREGRESSIVE = "it is autoregressive; tools/make_diffusion_model.py makes a masked diffusion model of it"
-REFUSED = {
-    "llada_moe": f"LLaDA-MoE: {MIXTURE}",
-    "llada2_moe": f"LLaDA2: {MIXTURE}, and {BLOCKWISE}",
-    "sdar": f"SDAR: {BLOCKWISE}",
-    "sdar_moe": f"SDAR-MoE: {MIXTURE}, and {BLOCKWISE}",
-    "llava_llada": "LLaDA-V with its vision tower: only the language model is implemented",
-    "llama": f"Llama: {AUTOREGRESSIVE}",
-    "qwen2": f"Qwen2: {AUTOREGRESSIVE}",
-    "qwen3": f"Qwen3: {AUTOREGRESSIVE}",
-}
+VISION = "LLaDA-V with its vision tower: only the language model is implemented"
+
+
+@dataclass(frozen=True)
+class Relative:
+    """Models that no family here computes; a family that is registered for a folder comes before them.
+
+    Args:
+        model_type: Their `model_type`; any where it is `*`.
+        reason: What they are, and why they are refused.
+        marks: Config fields or patterns of weights' names, one of which they have; empty where the type says it.
+    """
+
+    model_type: str
+    reason: str
+    marks: tuple[str, ...] = ()
+
+
+RELATIVES = (
+    Relative("*", VISION, VISION_MARKS),
+    Relative("llava_llada", VISION),
+    Relative("llada", f"LLaDA-MoE: {MIXTURE}", MIXTURE_MARKS),
+    Relative("llada_moe", f"LLaDA-MoE: {MIXTURE}"),
+    Relative("llada2_moe", f"LLaDA2: {MIXTURE}, and {BLOCKWISE}"),
+    Relative("sdar", f"SDAR: {BLOCKWISE}"),
+    Relative("sdar_moe", f"SDAR-MoE: {MIXTURE}, and {BLOCKWISE}"),
+)
 
 
 def read_raw_config(folder: Path) -> dict[str, Any]:
@@ -60,47 +77,38 @@ def stored_names(folder: Path) -> set[str]:
     return set(read_header(single)) if single.is_file() else set()
 
 
-def detect_family(raw: dict[str, Any], names: Collection[str], supported: Collection[str], path: Path) -> str:
-    """The row of `families.FAMILIES` that a folder belongs to.
+def detect_family(raw: Mapping[str, Any], names: Collection[str], families: Collection[Family], path: Path) -> Family:
+    """The family that a folder belongs to: the first of its `model_type` whose layout fits.
 
     Args:
         raw: Fields of its config.
         names: Names of its weights; empty where they are not known, and the config alone decides.
-        supported: Every `model_type` that has a row.
+        families: The families in use.
         path: The config, for messages.
 
     Raises:
         ValueError: It is a known relative or unknown; the message says what is supported.
     """
     model_type = raw.get("model_type")
-    reason = REFUSED.get(str(model_type))
-    if model_type == "llada" and ("num_experts" in raw or any(".experts." in name for name in names)):
-        reason = REFUSED["llada_moe"]
-    if any(part in name for name in names for part in VISION_NAMES):
-        reason = REFUSED["llava_llada"]
+    of_type = [family for family in families if family.model_type == model_type]
+    for family in of_type:
+        if family.layout is None or family.layout.fits(raw, names):
+            return family
+    supported = ", ".join(dict.fromkeys(family.model_type for family in families))
+    reason = refusal(raw, names, families)
     if reason is not None:
-        raise ValueError(f"{path}: {reason}. Supported: {', '.join(supported)}.")
-    if model_type not in supported:
-        raise ValueError(f"{path}: model_type={model_type!r} is not supported; supported: {', '.join(supported)}.")
-    return llada_layout(raw, names, path) if model_type == "llada" else str(model_type)
+        raise ValueError(f"{path}: {reason}. Supported: {supported}.")
+    if not of_type:
+        raise ValueError(f"{path}: model_type={model_type!r} is not supported; supported: {supported}.")
+    expected = " or ".join(str(family.layout) for family in of_type)
+    raise ValueError(f"{path}: model_type={model_type!r}, but the layout is unknown: {expected} are expected.")
 
 
-def llada_layout(raw: dict[str, Any], names: Collection[str], path: Path) -> str:
-    """`llada`, or `llada-llama` where the weights have Llama's names.
-
-    Raises:
-        ValueError: Neither the weights' names nor the config's fields are those of a known layout.
-    """
-    found = {
-        "llada": any(name.startswith(LLADA_NAMES) for name in names),
-        "llada-llama": any(name.startswith(LLAMA_NAMES) for name in names),
-    }
-    if not names:
-        found = {"llada": "d_model" in raw, "llada-llama": "d_model" not in raw and "hidden_size" in raw}
-    layouts = [layout for layout, is_found in found.items() if is_found]
-    if len(layouts) != 1:
-        raise ValueError(
-            f"{path}: model_type='llada', but the layout is unknown: weights named {LLADA_NAMES}N... (LLaDA-8B, with "
-            f"d_model in the config) or {LLAMA_NAMES}N... (LLaDA-V's language model, with hidden_size) are expected."
-        )
-    return layouts[0]
+def refusal(raw: Mapping[str, Any], names: Collection[str], families: Collection[Family]) -> str | None:
+    """Which known relative a folder is, and why it is refused; `None` where it is none."""
+    model_type = str(raw.get("model_type"))
+    for relative in RELATIVES:
+        if relative.model_type in ("*", model_type) and (not relative.marks or has_mark(relative.marks, raw, names)):
+            return relative.reason
+    is_adapted = any(family.adapted_from == model_type for family in families)
+    return f"{model_type.capitalize()}: {AUTOREGRESSIVE}" if is_adapted else None

@@ -14,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from .family import MIXTURE_MARKS, VISION_MARKS, ControlIds, Family, Layout
 from .layers import (
     DecoderLayers,
     HeadFunction,
@@ -242,3 +243,17 @@ class LLaDAModelLM(MaskedDiffusionLM):
     def head(self, hidden: Tensor, through: HeadFunction = F.linear) -> Any:
         """See `MaskedDiffusionLM.head`."""
         return self.model.head(hidden, through)
+
+
+FAMILY = Family(
+    name="llada",
+    config_class=LLaDAConfig,
+    model_class=LLaDAModelLM,
+    layer_class=LLaDABlock,
+    layout=Layout("LLaDA-8B", "model.transformer.blocks.*", "d_model", without=MIXTURE_MARKS + VISION_MARKS),
+    max_length_field="max_sequence_length",
+    head="transformer.ff_out",
+    published_ids={
+        126464: ControlIds(mask_token_id=126336, eos_token_id=126081, pad_token_id=126081, bos_token_id=126080)
+    },
+)

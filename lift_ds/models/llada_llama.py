@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from .family import MIXTURE_MARKS, VISION_MARKS, Family, Layout
 from .layers import refuse_values
-from .llama import LlamaLayoutConfig, LlamaLayoutLM
+from .llama import LlamaLayer, LlamaLayoutConfig, LlamaLayoutLM
 
 LLAMA_NAMES = {
     "d_model": "hidden_size",
@@ -45,3 +46,12 @@ class LLaDALlamaModelLM(LlamaLayoutLM):
     """LLaDA in Llama's layout with its language-model head."""
 
     config_class = LLaDALlamaConfig
+
+
+FAMILY = Family(
+    name="llada-llama",
+    config_class=LLaDALlamaConfig,
+    model_class=LLaDALlamaModelLM,
+    layer_class=LlamaLayer,
+    layout=Layout("LLaDA-V's language model", "model.layers.*", "hidden_size", without=MIXTURE_MARKS + VISION_MARKS),
+)

@@ -22,6 +22,7 @@ from lift_ds.storage.safetensors_writer import READABLE
 from lift_ds.storage.staging import staged_folder
 
 from .keyed_dropout import KeyedDropout
+from .registry import head_names
 
 BASE_LAYER = ".base_layer."
 BASE = ".base_layer.weight"
@@ -30,8 +31,6 @@ UP = ".lora_B.default.weight"
 PEFT_PREFIX = "base_model.model."
 PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
-HEAD = r"(.*transformer\.ff_out|.*lm_head)"
-HEAD_NAMES = {"ff_out", "lm_head"}
 
 
 def add_adapters(model: nn.Module, rank: int, alpha: float, dropout: float, targets: list[str], seed: int) -> None:
@@ -49,7 +48,7 @@ def add_adapters(model: nn.Module, rank: int, alpha: float, dropout: float, targ
         ValueError: A target is no matrix of the model.
     """
     matrices = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    heads = [name for name in matrices if re.fullmatch(HEAD, name)]
+    heads = [name for name in matrices if re.fullmatch(head_pattern(), name)]
     names = {name.rsplit(".", 1)[-1] for name in set(matrices) - set(heads)}
     unknown = sorted(set(targets) - names)
     if unknown:
@@ -57,24 +56,30 @@ def add_adapters(model: nn.Module, rank: int, alpha: float, dropout: float, targ
     inject_adapter_in_model(peft_config(rank, alpha, dropout, targets), model)
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     if dropout:
-        for place, layer in enumerate(layers):
-            layer.lora_dropout["default"] = KeyedDropout(dropout, place)
-    for place, (name, parameter) in enumerate(model.named_parameters()):
+        for index, layer in enumerate(layers):
+            layer.lora_dropout["default"] = KeyedDropout(dropout, index)
+    for index, (name, parameter) in enumerate(model.named_parameters()):
         if name.endswith(DOWN):
-            generator = keyed_generator(seed, 1, place, Stream.INITIAL_WEIGHTS)
+            generator = keyed_generator(seed, 1, index, Stream.INITIAL_WEIGHTS)
             bound = 1.0 / math.sqrt(parameter.shape[1])
             drawn = generator.uniform(-bound, bound, tuple(parameter.shape)).astype("float32")
             parameter.data.copy_(torch.from_numpy(drawn))
 
 
+def head_pattern() -> str:
+    """Regular expression of the heads' names in every family."""
+    return f"({'|'.join('.*' + re.escape(name) for name in head_names())})"
+
+
 def peft_config(rank: int, alpha: float, dropout: float, targets: list[str]) -> LoraConfig:
     """What peft is told about the adapters, in a run and in their folder; see `add_adapters`."""
+    last_parts = {name.rsplit(".", 1)[-1] for name in head_names()}
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]
         lora_dropout=dropout,
         target_modules=targets,
-        exclude_modules=HEAD if HEAD_NAMES & set(targets) else None,
+        exclude_modules=head_pattern() if last_parts & set(targets) else None,
     )
 
 

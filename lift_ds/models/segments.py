@@ -33,10 +33,10 @@ class Segments:
         if query.is_cuda and query.dtype != torch.float32 and not dropout:
             from torch.nn.attention.varlen import varlen_attn
 
-            query, key, value = (each[0].transpose(0, 1).contiguous() for each in (query, key, value))
+            query, key, value = (heads[0].transpose(0, 1).contiguous() for heads in (query, key, value))
             bounds, longest = self.bounds, max(self.lengths)
-            found = varlen_attn(query, key, value, bounds, bounds, longest, longest, enable_gqa=grouped)
-            return cast(Tensor, found).transpose(0, 1)[None]
-        parts = zip(*(each.split(self.lengths, dim=2) for each in (query, key, value)), strict=True)
+            packed = varlen_attn(query, key, value, bounds, bounds, longest, longest, enable_gqa=grouped)
+            return cast(Tensor, packed).transpose(0, 1)[None]
+        parts = zip(*(heads.split(self.lengths, dim=2) for heads in (query, key, value)), strict=True)
         attended = [F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, enable_gqa=grouped) for q, k, v in parts]
         return torch.cat(attended, dim=2)

@@ -1,25 +1,19 @@
-"""A model folder's tokenizer, and the ids of its control tokens: from the config, then the tokenizer, then a table."""
+"""A folder's tokenizer, and the ids of its control tokens: from the config, the tokenizer, or the family's row."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, Qwen2Tokenizer
+import transformers
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
+from .registry import family_of, published_ids, standard_tokenizer
 from .sentencepiece_tokenizer import load_sentencepiece
 
-MASK_STRINGS = ("<|mdm_mask|>", "<|mask|>", "[MASK]", "<mask>")
 TOKENIZER_CONFIG = "tokenizer_config.json"
 NEEDED_IDS = ("mask_token_id", "eos_token_id", "pad_token_id")
-# Published ids by model_type and rows of the embedding; another vocabulary has other ids.
-PUBLISHED_IDS = {
-    ("llada", 126464): dict(zip((*NEEDED_IDS, "bos_token_id"), (126336, 126081, 126081, 126080), strict=True)),
-    ("Dream", 152064): dict(zip((*NEEDED_IDS, "bos_token_id"), (151666, 151643, 151643, 151665), strict=True)),
-}
-# Dream's own tokenizer class is Qwen2's with another start token, which the folder names.
-SAME_AS_QWEN2 = ("DreamTokenizer",)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
@@ -31,9 +25,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     if not any((folder / name).is_file() for name in ("tokenizer.json", TOKENIZER_CONFIG)):
         return load_sentencepiece(folder) if (folder / "tokenizer.model").is_file() else None
     try:
-        if read_tokenizer_config(folder).get("tokenizer_class") in SAME_AS_QWEN2:
-            return Qwen2Tokenizer.from_pretrained(folder)
-        return AutoTokenizer.from_pretrained(folder)
+        standard = standard_tokenizer(read_tokenizer_config(folder).get("tokenizer_class"))
+        tokenizer_class = AutoTokenizer if standard is None else getattr(transformers, standard)
+        return cast(PreTrainedTokenizerBase, tokenizer_class.from_pretrained(folder))
     except Exception as error:
         raise ValueError(
             f"{folder}: the tokenizer cannot be read: {type(error).__name__}: {str(error).splitlines()[0]} Are all of "
@@ -50,14 +44,15 @@ def read_tokenizer_config(folder: Path) -> dict[str, Any]:
 def portable_tokenizer_config(folder: Path) -> dict[str, Any]:
     """`tokenizer_config.json` without classes of remote code whose files no export carries."""
     values = read_tokenizer_config(folder)
-    if values.get("tokenizer_class") in SAME_AS_QWEN2:
-        values["tokenizer_class"] = "Qwen2Tokenizer"
+    standard = standard_tokenizer(values.get("tokenizer_class"))
+    if standard is not None:
+        values["tokenizer_class"] = standard
         values.pop("auto_map", None)
     return values
 
 
 def resolve_token_ids(config: PretrainedConfig, folder: Path) -> None:
-    """Fills ids that the config does not give, in place, from the tokenizer or the published table.
+    """Fills ids that the config does not give, in place, from the tokenizer or the published ones.
 
     A start token is looked for only where outputs are shifted; see `families.start_token_of`.
 
@@ -68,10 +63,10 @@ def resolve_token_ids(config: PretrainedConfig, folder: Path) -> None:
     rows = int(config.embedding_size)
     if any(name in NEEDED_IDS or config.right_shift_logits for name in missing):
         tokenizer = load_tokenizer(folder)
-        published = PUBLISHED_IDS.get((config.model_type, rows), {})
+        published = published_ids(config.model_type, rows)
         for name in missing:
             value = getattr(tokenizer, name, None)
-            setattr(config, name, published.get(name) if value is None else value)
+            setattr(config, name, getattr(published, name, None) if value is None else value)
     for name in NEEDED_IDS:
         value = getattr(config, name)
         if not isinstance(value, int) or not 0 <= value < rows:
@@ -95,9 +90,9 @@ def check_tokenizer(config: PretrainedConfig, tokenizer: Any, folder: Path) -> N
             f"{folder}: eos_token_id={config.eos_token_id} in config.json, {tokenizer.eos_token_id} in the tokenizer; "
             "they must be the same token."
         )
-    text = tokenizer.convert_ids_to_tokens(config.mask_token_id)
-    if text is None or (text not in MASK_STRINGS and text != tokenizer.mask_token):
+    text, mask_tokens = tokenizer.convert_ids_to_tokens(config.mask_token_id), family_of(config).mask_tokens
+    if text is None or (text not in mask_tokens and text != tokenizer.mask_token):
         raise ValueError(
             f"{folder}: mask_token_id={config.mask_token_id} decodes to {text!r}, which is no mask token "
-            f"({', '.join(MASK_STRINGS)}); config.json and the tokenizer do not belong together."
+            f"({', '.join(mask_tokens)}); config.json and the tokenizer do not belong together."
         )

@@ -36,14 +36,14 @@ class WeightSource(Protocol):
 
 
 class NewWeights:
-    """Fresh weights, keyed by (seed, place in the model): matrices Normal(0, init_std), norms ones, biases zeros."""
+    """Fresh weights, keyed by (seed, index of parameter): matrices Normal(0, init_std), norms ones, biases zeros."""
 
     def __init__(self, config: PretrainedConfig, seed: int) -> None:
         """Lists the names from a model without data."""
         with torch.device("meta"):
             model = family_of(config).model_class(config)
         self.named = {name: parameter.shape for name, parameter in model.named_parameters()}
-        self.place = {name: place for place, name in enumerate(self.named)}
+        self.index = {name: index for index, name in enumerate(self.named)}
         self.seed, self.std = seed, float(config.init_std)
 
     def shapes(self) -> dict[str, torch.Size]:
@@ -55,7 +55,7 @@ class NewWeights:
         shape = self.named[name]
         if len(shape) == 1:
             return torch.zeros(shape) if name.endswith(".bias") else torch.ones(shape)
-        generator = keyed_generator(self.seed, 0, self.place[name], Stream.INITIAL_WEIGHTS)
+        generator = keyed_generator(self.seed, 0, self.index[name], Stream.INITIAL_WEIGHTS)
         return torch.from_numpy(generator.standard_normal(tuple(shape), dtype="float32")) * self.std
 
     def read(self, name: str, into: Tensor, start: int = 0) -> None:
@@ -87,15 +87,15 @@ def resolve_folder(path: str, with_weights: bool = True) -> Path:
         ) from error
 
 
-def check_names(wanted: dict[str, torch.Size], found: dict[str, torch.Size], label: str) -> None:
+def check_names(wanted: dict[str, torch.Size], stored: dict[str, torch.Size], label: str) -> None:
     """Compares names and shapes.
 
     Raises:
         ValueError: Keys are missing, unexpected or of another shape; the message lists them.
     """
-    problems = [("missing", sorted(set(wanted) - set(found))), ("unexpected", sorted(set(found) - set(wanted)))]
-    mismatched = [key for key in wanted if key in found and wanted[key] != found[key]]
-    problems.append(("shape differs", [f"{key} {tuple(found[key])} for {tuple(wanted[key])}" for key in mismatched]))
+    problems = [("missing", sorted(set(wanted) - set(stored))), ("unexpected", sorted(set(stored) - set(wanted)))]
+    mismatched = [key for key in wanted if key in stored and wanted[key] != stored[key]]
+    problems.append(("shape differs", [f"{key} {tuple(stored[key])} for {tuple(wanted[key])}" for key in mismatched]))
     lines = [f"{kind} ({len(keys)}): {shorten(keys)}" for kind, keys in problems if keys]
     if lines:
         raise ValueError(f"{label}: the weights do not fit the model's config.\n  " + "\n  ".join(lines))

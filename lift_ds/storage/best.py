@@ -89,9 +89,9 @@ def offer(folder: Path, checkpoint: Path, measured: Measured) -> str | None:
         if problem is None and (best.name == checkpoint.name or not is_better):
             return None
         reason = f" (before: {problem or f'{best.measured.value:.4f} at {best.name}'})"
-    found = BestCheckpoint(checkpoint.name, measured, hash_file(checkpoint / MANIFEST).sha256)
-    point(folder / BEST, found.name, json.dumps({"measured": asdict(measured), "manifest": found.manifest}) + "\n")
-    return f"{found.name} is the best checkpoint, {measured.metric} {measured.value:.4f}{reason}"
+    chosen = BestCheckpoint(checkpoint.name, measured, hash_file(checkpoint / MANIFEST).sha256)
+    point(folder / BEST, chosen.name, json.dumps({"measured": asdict(measured), "manifest": chosen.manifest}) + "\n")
+    return f"{chosen.name} is the best checkpoint, {measured.metric} {measured.value:.4f}{reason}"
 
 
 def why_not_comparable(folder: Path, best: BestCheckpoint, measured: Measured) -> str | None:

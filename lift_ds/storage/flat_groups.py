@@ -22,7 +22,7 @@ ZERO2_ALIGNMENT = 2
 
 
 @dataclass(frozen=True)
-class Piece:
+class Fragment:
     """A range of a stored tensor's flattened elements."""
 
     tensor: StoredTensor
@@ -32,17 +32,17 @@ class Piece:
 
 @dataclass(frozen=True)
 class FlatTensor:
-    """A tensor whose flattened elements lie in pieces, in order.
+    """A tensor whose flattened elements lie in fragments, in order.
 
     Args:
         shape: Its shape.
         dtype: Type of the stored elements.
-        pieces: Where they are.
+        fragments: Where they are.
     """
 
     shape: torch.Size
     dtype: torch.dtype
-    pieces: tuple[Piece, ...]
+    fragments: tuple[Fragment, ...]
 
     @property
     def num_elements(self) -> int:
@@ -51,51 +51,51 @@ class FlatTensor:
 
     def read(self, start: int, stop: int) -> Tensor:
         """Elements of the flattened tensor from `start` up to `stop`, as stored."""
-        found = torch.empty(stop - start, dtype=self.dtype)
-        place = 0
-        for piece in self.pieces:
-            end = place + piece.stop - piece.start
-            low, high = max(start, place), min(stop, end)
+        elements = torch.empty(stop - start, dtype=self.dtype)
+        position = 0
+        for fragment in self.fragments:
+            end = position + fragment.stop - fragment.start
+            low, high = max(start, position), min(stop, end)
             if low < high:
-                piece.tensor.read_into(piece.start + low - place, found[low - start : high - start])
-            place = end
-        return found
+                fragment.tensor.read_into(fragment.start + low - position, elements[low - start : high - start])
+            position = end
+        return elements
 
     def load(self) -> Tensor:
         """The whole tensor."""
         return self.read(0, self.num_elements).view(self.shape)
 
     def chunks(self, size: int) -> Iterator[tuple[int, Tensor]]:
-        """Its elements in order, at most `size` at a time, each chunk with its first element's place."""
+        """Its elements in order, at most `size` at a time, each chunk with the position of its first element."""
         for start in range(0, self.num_elements, size):
             yield start, self.read(start, min(start + size, self.num_elements))
 
 
 def whole(tensor: StoredTensor) -> FlatTensor:
-    """A stored tensor as one piece."""
-    return FlatTensor(torch.Size(tensor.shape), tensor.dtype, (Piece(tensor, 0, tensor.num_elements),))
+    """A stored tensor as one fragment."""
+    return FlatTensor(torch.Size(tensor.shape), tensor.dtype, (Fragment(tensor, 0, tensor.num_elements),))
 
 
 def storages_of(tensors: Mapping[str, FlatTensor]) -> tuple[Storage, ...]:
     """Every storage that some of these tensors lie in, once."""
-    return tuple({piece.tensor.storage: None for tensor in tensors.values() for piece in tensor.pieces})
+    return tuple({fragment.tensor.storage: None for tensor in tensors.values() for fragment in tensor.fragments})
 
 
-def cut(parts: Sequence[StoredTensor], start: int, stop: int) -> Iterator[Piece]:
-    """The pieces of elements `start` to `stop` of tensors that stand one behind the other.
+def cut(parts: Sequence[StoredTensor], start: int, stop: int) -> Iterator[Fragment]:
+    """The fragments of elements `start` to `stop` of tensors that stand one behind the other.
 
     Raises:
         ValueError: They have fewer elements.
     """
-    place = 0
+    position = 0
     for part in parts:
-        end = place + part.num_elements
-        low, high = max(start, place), min(stop, end)
+        end = position + part.num_elements
+        low, high = max(start, position), min(stop, end)
         if low < high:
-            yield Piece(part, low - place, high - place)
-        place = end
-    if stop > place:
-        raise ValueError(f"elements {start} to {stop} of {place} are needed")
+            yield Fragment(part, low - position, high - position)
+        position = end
+    if stop > position:
+        raise ValueError(f"elements {start} to {stop} of {position} are needed")
 
 
 def share(num_elements: int, world_size: int) -> int:
@@ -119,11 +119,11 @@ def zero3_tensors(
     for name, shape in shapes.items():
         num_elements = math.prod(shape)
         mine = share(num_elements, len(ranks))
-        pieces: list[Piece] = []
+        fragments: list[Fragment] = []
         for rank, groups in enumerate(ranks):
             filled = max(0, min(mine, num_elements - rank * mine))
-            pieces += cut(groups, offset, offset + filled)
-        tensors[name] = FlatTensor(torch.Size(shape), ranks[0][0].dtype, tuple(pieces))
+            fragments += cut(groups, offset, offset + filled)
+        tensors[name] = FlatTensor(torch.Size(shape), ranks[0][0].dtype, tuple(fragments))
         offset += mine
     return tensors, offset
 
@@ -144,8 +144,8 @@ def zero2_tensors(
     tensors, offset = {}, 0
     for (name, shape), padding in zip(shapes.items(), paddings, strict=True):
         num_elements = math.prod(shape)
-        pieces = tuple(cut(parts, offset, offset + num_elements))
-        tensors[name] = FlatTensor(torch.Size(shape), parts[0].dtype, pieces)
+        fragments = tuple(cut(parts, offset, offset + num_elements))
+        tensors[name] = FlatTensor(torch.Size(shape), parts[0].dtype, fragments)
         offset += num_elements + padding
     return tensors, offset
 
@@ -188,9 +188,9 @@ def zero2_ranges(shapes: dict[str, torch.Size], paddings: Sequence[int], world_s
     """A rank's ranges of a flat group under ZeRO-1 and 2, in order."""
     sizes = [math.prod(shape) for shape in shapes.values()]
     mine = zero2_partition(sum(sizes) + sum(paddings), world_size)
-    place = -rank * mine
+    begin = -rank * mine
     for name, size, padding in zip(shapes, sizes, paddings, strict=True):
-        low, high = max(0, place), min(mine, place + size)
+        low, high = max(0, begin), min(mine, begin + size)
         if low < high:
-            yield Range(name, low - place, high - place, low)
-        place += size + padding
+            yield Range(name, low - begin, high - begin, low)
+        begin += size + padding

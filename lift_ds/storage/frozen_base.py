@@ -11,7 +11,7 @@ import torch
 from .flat_groups import FlatTensor, whole
 from .manifest import FileRecord, hash_file
 from .safetensors_folder import SafetensorsFolder
-from .safetensors_header import TensorPlace
+from .safetensors_header import TensorEntry
 from .stored_tensor import StoredTensor, storage_at
 
 BASE_FILE = "base.json"
@@ -58,7 +58,7 @@ def read_base(checkpoint: Path) -> BaseRecord | None:
         return None
     try:
         loaded = json.loads(path.read_text(encoding="utf-8"))
-        return BaseRecord(loaded["path"], {name: FileRecord(**each) for name, each in loaded["files"].items()})
+        return BaseRecord(loaded["path"], {name: FileRecord(**record) for name, record in loaded["files"].items()})
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: no readable record of a base: {error}; copy the checkpoint again.") from error
 
@@ -69,7 +69,7 @@ def hash_base(folder: Path, rank: int = 0, world_size: int = 1) -> dict[str, Fil
     Raises:
         ValueError: There are no safetensors, or they cannot be read.
     """
-    paths = sorted({place.path for place in SafetensorsFolder(folder).places.values()})
+    paths = sorted({entry.path for entry in SafetensorsFolder(folder).entries.values()})
     return {path.name: hash_file(path) for path in paths[rank::world_size]}
 
 
@@ -85,10 +85,10 @@ def base_tensors(record: BaseRecord, folder: Path, where: str) -> dict[str, Flat
         ValueError: The files are not those that the adapters were trained on.
     """
     record.check(BaseRecord(str(folder), hash_base(folder)), where)
-    return {name: whole(stored_tensor(place)) for name, place in SafetensorsFolder(folder).places.items()}
+    return {name: whole(stored_tensor(entry)) for name, entry in SafetensorsFolder(folder).entries.items()}
 
 
-def stored_tensor(place: TensorPlace) -> StoredTensor:
+def stored_tensor(entry: TensorEntry) -> StoredTensor:
     """A tensor of a safetensors file, row by row."""
-    shape = place.spec.shape
-    return StoredTensor(storage_at(place), 0, tuple(shape), torch.empty(shape, device="meta").stride())
+    shape = entry.spec.shape
+    return StoredTensor(storage_at(entry), 0, tuple(shape), torch.empty(shape, device="meta").stride())

@@ -31,7 +31,7 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class CheckpointManifest:
     """What a checkpoint holds.
 
     Args:
@@ -149,7 +149,7 @@ def remove_old(folder: Path, newest: int, keep: int) -> None:
         shutil.rmtree(path)
 
 
-def read_manifest(checkpoint: Path) -> Manifest:
+def read_manifest(checkpoint: Path) -> CheckpointManifest:
     """The manifest of a checkpoint, as this version writes it.
 
     Raises:
@@ -162,14 +162,14 @@ def read_manifest(checkpoint: Path) -> Manifest:
         format_of(loaded, path)
         loaded[FORMAT_KEY] = FORMAT  # formats 1 and 2 differ by the number alone
         files = {name: FileRecord(**record) for name, record in loaded.pop("files").items()}
-        return Manifest(files=files, **loaded)
+        return CheckpointManifest(files=files, **loaded)
     except NewerFormatError:
         raise
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{checkpoint}: no readable {MANIFEST}: {error}; this is no whole checkpoint.") from error
 
 
-def find_faults(checkpoint: Path, manifest: Manifest) -> list[str]:
+def find_faults(checkpoint: Path, manifest: CheckpointManifest) -> list[str]:
     """What is wrong with a checkpoint's files: missing, of another size, or of another checksum."""
     faults = []
     for name, record in manifest.files.items():
@@ -214,8 +214,8 @@ def find_checkpoint(folder: Path, resume: str) -> tuple[Path | None, list[str]]:
             raise ValueError(f"checkpoint.resume={resume}: not whole: {'; '.join(faults)}.")
         return named, []
     passed_over = [f"{path.name}: an interrupted save" for path in folder.glob(f"{TEMPORARY_PREFIX}*")]
-    found = sorted(folder.glob("step-*"), key=step_of, reverse=True)
-    for path in found:
+    checkpoints = sorted(folder.glob("step-*"), key=step_of, reverse=True)
+    for path in checkpoints:
         try:
             faults = find_faults(path, read_manifest(path))
         except NewerFormatError:  # it may well be whole: an older one in its place would lose steps unseen
@@ -225,7 +225,7 @@ def find_checkpoint(folder: Path, resume: str) -> tuple[Path | None, list[str]]:
         if not faults:
             return path, passed_over
         passed_over.append(f"{path.name}: {'; '.join(faults)}")
-    if found:
+    if checkpoints:
         raise ValueError(
             f"checkpoint.resume=auto: no whole checkpoint in {folder}: {' | '.join(passed_over)}. "
             "Remove the broken ones to start anew."

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .safetensors_header import TensorPlace, TensorSpec, read_header
+from .safetensors_header import TensorEntry, TensorSpec, read_header
 from .safetensors_writer import INDEX_FILE, SINGLE_FILE, bytes_of
 
 PIECE_BYTES = 8 << 20
@@ -29,7 +29,7 @@ class SafetensorsFolder:
         only: Name of a single file to read instead.
 
     Attributes:
-        places: Where each tensor is, in the order of the files.
+        entries: Where each tensor is, in the order of the files.
     """
 
     def __init__(self, folder: Path, only: str | None = None) -> None:
@@ -46,10 +46,12 @@ class SafetensorsFolder:
         if missing:
             raise ValueError(f"{folder}: {shorten(missing)} missing; weights are read from safetensors only.")
         headers = {name: read_header(folder / name) for name in names}
-        self.places: dict[str, TensorPlace] = {key: place for each in headers.values() for key, place in each.items()}
+        self.entries: dict[str, TensorEntry] = {}
+        for header in headers.values():
+            self.entries |= header
         if index is not None:
-            found = {(key, name) for name, places in headers.items() for key in places}
-            wrong = sorted({key for key, _ in found ^ set(index.items())})
+            stored = {(key, name) for name, header in headers.items() for key in header}
+            wrong = sorted({key for key, _ in stored ^ set(index.items())})
             if wrong:
                 raise ValueError(
                     f"{folder / INDEX_FILE} and its files do not agree on {shorten(wrong)}. Fetch it again."
@@ -57,15 +59,15 @@ class SafetensorsFolder:
 
     def shapes(self) -> dict[str, torch.Size]:
         """Shapes, in the order of the files."""
-        return {key: place.spec.shape for key, place in self.places.items()}
+        return {key: entry.spec.shape for key, entry in self.entries.items()}
 
     def specs(self) -> dict[str, TensorSpec]:
         """Shapes and types, in the order of the files."""
-        return {key: place.spec for key, place in self.places.items()}
+        return {key: entry.spec for key, entry in self.entries.items()}
 
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """A whole tensor in memory of its own, as stored or rounded to `dtype`."""
-        spec = self.places[name].spec
+        spec = self.entries[name].spec
         whole = torch.empty(spec.shape, dtype=dtype or spec.dtype)
         self.read(name, whole.view(-1))
         return whole
@@ -77,20 +79,20 @@ class SafetensorsFolder:
             ValueError: Its stored type is not one of plain weights, and another one is wanted.
             RuntimeError: The file became shorter since its header was read.
         """
-        place = self.places[name]
-        stored = place.spec.dtype
+        entry = self.entries[name]
+        stored = entry.spec.dtype
         if into.dtype != stored and stored not in WEIGHT_TYPES:
-            allowed = ", ".join(str(each).removeprefix("torch.") for each in WEIGHT_TYPES)
+            allowed = ", ".join(str(known).removeprefix("torch.") for known in WEIGHT_TYPES)
             kind = str(stored).removeprefix("torch.")
-            raise ValueError(f"{place.path}: {name} is stored as {kind}; allowed: {allowed}. Use unquantised weights.")
-        offset = place.offset + start * stored.itemsize
-        with open(place.path, "rb", buffering=0) as file:
+            raise ValueError(f"{entry.path}: {name} is stored as {kind}; allowed: {allowed}. Use unquantised weights.")
+        offset = entry.offset + start * stored.itemsize
+        with open(entry.path, "rb", buffering=0) as file:
             if into.dtype == stored and into.device.type == "cpu":
-                read_whole(file.fileno(), bytes_of(into), offset, place.path)
+                read_whole(file.fileno(), bytes_of(into), offset, entry.path)
                 return
             piece = torch.empty(min(into.numel(), PIECE_BYTES // stored.itemsize), dtype=stored)
             for part in into.split(max(len(piece), 1)):
-                read_whole(file.fileno(), bytes_of(piece[: len(part)]), offset, place.path)
+                read_whole(file.fileno(), bytes_of(piece[: len(part)]), offset, entry.path)
                 part.copy_(piece[: len(part)])
                 offset += len(part) * stored.itemsize
 

@@ -1,4 +1,4 @@
-"""The header of a safetensors file: names, types, shapes and places of its tensors.
+"""The header of a safetensors file: names, types, shapes and offsets of its tensors.
 
     8 bytes      length n of the header, little-endian
     n bytes      JSON: {"name": {"dtype": "BF16", "shape": [3, 4], "data_offsets": [begin, end]}, "__metadata__": {...}}
@@ -62,7 +62,7 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
-class TensorPlace:
+class TensorEntry:
     """A tensor in a file.
 
     Args:
@@ -93,14 +93,14 @@ def make_header(specs: dict[str, TensorSpec]) -> tuple[bytes, dict[str, int]]:
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % ALIGNMENT)
     head = len(text).to_bytes(LENGTH_BYTES, "little") + text
-    return head, {name: len(head) + each for name, each in begins.items()}
+    return head, {name: len(head) + offset for name, offset in begins.items()}
 
 
-def read_header(path: Path) -> dict[str, TensorPlace]:
-    """The tensors of a file, by name, in the order of their places.
+def read_header(path: Path) -> dict[str, TensorEntry]:
+    """The tensors of a file, by name, in the order of their data.
 
     Raises:
-        ValueError: It is no whole safetensors file: too short, no JSON, an unknown type, or places that do not fit the
+        ValueError: It is no whole safetensors file: too short, no JSON, an unknown type, or offsets that do not fit the
             shapes, each other or the file's size.
     """
     size = path.stat().st_size
@@ -110,35 +110,35 @@ def read_header(path: Path) -> dict[str, TensorPlace]:
             raise broken(path, f"{size} bytes cannot hold a header of {length}")
         text = file.read(length)
     try:
-        entries = json.loads(text)
-        entries.pop(METADATA, None)
-        places = {name: read_entry(path, entry, LENGTH_BYTES + length) for name, entry in entries.items()}
+        header = json.loads(text)
+        header.pop(METADATA, None)
+        entries = {name: read_entry(path, fields, LENGTH_BYTES + length) for name, fields in header.items()}
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise broken(path, f"its header cannot be read ({type(error).__name__}: {error})") from error
-    ordered = dict(sorted(places.items(), key=lambda item: (item[1].offset, item[1].spec.num_bytes)))
+    ordered = dict(sorted(entries.items(), key=lambda item: (item[1].offset, item[1].spec.num_bytes)))
     expected = LENGTH_BYTES + length
-    for name, place in ordered.items():
-        if place.offset != expected:
-            raise broken(path, f"{name} begins at byte {place.offset}, not at {expected}")
-        expected += place.spec.num_bytes
+    for name, entry in ordered.items():
+        if entry.offset != expected:
+            raise broken(path, f"{name} begins at byte {entry.offset}, not at {expected}")
+        expected += entry.spec.num_bytes
     if expected != size:
         raise broken(path, f"{size} bytes, where its header describes {expected}")
     return ordered
 
 
-def read_entry(path: Path, entry: dict[str, Any], data_begin: int) -> TensorPlace:
+def read_entry(path: Path, fields: dict[str, Any], data_begin: int) -> TensorEntry:
     """One entry of a header.
 
     Raises:
         ValueError: Its type is unknown, or its offsets do not fit its shape.
     """
-    if entry["dtype"] not in DTYPE_OF_NAME:
-        raise ValueError(f"dtype {entry['dtype']!r}; known: {', '.join(DTYPE_OF_NAME)}")
-    spec = TensorSpec(torch.Size(entry["shape"]), DTYPE_OF_NAME[entry["dtype"]])
-    begin, end = entry["data_offsets"]
+    if fields["dtype"] not in DTYPE_OF_NAME:
+        raise ValueError(f"dtype {fields['dtype']!r}; known: {', '.join(DTYPE_OF_NAME)}")
+    spec = TensorSpec(torch.Size(fields["shape"]), DTYPE_OF_NAME[fields["dtype"]])
+    begin, end = fields["data_offsets"]
     if end - begin != spec.num_bytes or begin < 0 or min(spec.shape, default=0) < 0:
-        raise ValueError(f"shape {entry['shape']} of {entry['dtype']} at bytes {begin} to {end}")
-    return TensorPlace(path, spec, data_begin + begin)
+        raise ValueError(f"shape {fields['shape']} of {fields['dtype']} at bytes {begin} to {end}")
+    return TensorEntry(path, spec, data_begin + begin)
 
 
 def broken(path: Path, reason: str) -> ValueError:

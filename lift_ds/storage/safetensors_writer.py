@@ -47,7 +47,7 @@ def plan_shards(specs: dict[str, TensorSpec], max_shard_bytes: int) -> dict[str,
     ordered = [dict(sorted(shard.items(), key=lambda item: -item[1].dtype.itemsize)) for shard in shards]
     if len(ordered) == 1:
         return {SINGLE_FILE: ordered[0]}
-    return {SHARD_FILE.format(number=place + 1, total=len(ordered)): shard for place, shard in enumerate(ordered)}
+    return {SHARD_FILE.format(number=index + 1, total=len(ordered)): shard for index, shard in enumerate(ordered)}
 
 
 class ShardWriter:

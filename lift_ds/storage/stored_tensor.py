@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .safetensors_folder import read_at
-from .safetensors_header import TensorPlace
+from .safetensors_header import TensorEntry
 from .safetensors_writer import bytes_of
 
 CRC_BLOCK_BYTES = 1 << 20
@@ -43,9 +43,9 @@ class Storage:
 
     def read(self, start: int, stop: int) -> Tensor:
         """Elements from `start` up to `stop`."""
-        found = torch.empty(stop - start, dtype=self.dtype)
-        self.read_into(start, found)
-        return found
+        elements = torch.empty(stop - start, dtype=self.dtype)
+        self.read_into(start, elements)
+        return elements
 
     def read_into(self, start: int, target: Tensor) -> None:
         """Fills a contiguous tensor of the same type with the elements from `start` on.
@@ -115,9 +115,9 @@ class StoredTensor:
 
     def load(self) -> Tensor:
         """The whole tensor."""
-        found = torch.empty(self.num_elements, dtype=self.dtype)
-        self.read_into(0, found)
-        return found.view(self.shape)
+        elements = torch.empty(self.num_elements, dtype=self.dtype)
+        self.read_into(0, elements)
+        return elements.view(self.shape)
 
 
 def read_bytes(path: Path, offset: int, target: Tensor) -> None:
@@ -132,11 +132,11 @@ def read_bytes(path: Path, offset: int, target: Tensor) -> None:
         raise ValueError(f"{path}: ends {lacking} bytes before the data that it describes; it is truncated.")
 
 
-def storage_at(place: TensorPlace) -> Storage:
+def storage_at(entry: TensorEntry) -> Storage:
     """The data of a tensor in a safetensors file, which has no CRC."""
-    return Storage(place.path, place.offset, place.spec.num_elements, place.spec.dtype, crc=0)
+    return Storage(entry.path, entry.offset, entry.spec.num_elements, entry.spec.dtype, crc=0)
 
 
 def find_damage(storages: Iterable[Storage]) -> list[str]:
     """Which files hold storages that are not what was written."""
-    return sorted({f"{each.path} has changed (checksum)" for each in storages if not each.has_valid_crc()})
+    return sorted({f"{storage.path} has changed (checksum)" for storage in storages if not storage.has_valid_crc()})

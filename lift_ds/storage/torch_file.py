@@ -88,10 +88,10 @@ class Archive:
                 raise ValueError(f"storage {key} has {entry.file_size} bytes instead of {expected}, or is compressed")
             offset = self.find_data(entry)
             self.storages[key] = Storage(self.path, offset, num_elements, dtype, entry.CRC)
-        found = self.storages[key]
-        if (found.dtype, found.num_elements) != (dtype, num_elements):
-            raise ValueError(f"storage {key} is used as {dtype} and as {found.dtype}")
-        return found
+        storage = self.storages[key]
+        if (storage.dtype, storage.num_elements) != (dtype, num_elements):
+            raise ValueError(f"storage {key} is used as {dtype} and as {storage.dtype}")
+        return storage
 
     def find_data(self, entry: zipfile.ZipInfo) -> int:
         """Byte at which an entry's data begins, behind its own header.

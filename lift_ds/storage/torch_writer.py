@@ -59,9 +59,9 @@ def read(tensor: FlatTensor | StoredTensor, start: int, stop: int) -> Tensor:
     """A range of either kind of tensor."""
     if isinstance(tensor, FlatTensor):
         return tensor.read(start, stop)
-    found = torch.empty(stop - start, dtype=tensor.dtype)
-    tensor.read_into(start, found)
-    return found
+    elements = torch.empty(stop - start, dtype=tensor.dtype)
+    tensor.read_into(start, elements)
+    return elements
 
 
 def copied(tensor: StoredTensor) -> PlannedTensor:

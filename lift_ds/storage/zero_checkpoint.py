@@ -77,11 +77,11 @@ class ZeroCheckpoint:
             ValueError: It is of the elastic kind, which was given up, or is not there.
         """
         key = "optimizer_state_dict" if self.stage == FULL_STAGE else "base_optimizer_state"
-        found = self.optimizer_state(rank).get(key)
-        if not isinstance(found, dict):
+        state = self.optimizer_state(rank).get(key)
+        if not isinstance(state, dict):
             path = self.optimizer_files[rank].path
             raise ValueError(f"{path}: no optimizer state of the usual kind ({key}); weights can still be exported.")
-        return dict(found)
+        return dict(state)
 
     def flat_groups(self, rank: int, key: str) -> list[StoredTensor]:
         """A rank's flat groups: of the float32 weights (`master`), or of a moment of the optimizer.
@@ -94,7 +94,7 @@ class ZeroCheckpoint:
             return list(self.optimizer_state(rank)[name])
         states = self.base_state(rank)["state"]
         try:
-            return [states[place][key] for place in range(len(self.flat_groups(rank, MASTER)))]
+            return [states[index][key] for index in range(len(self.flat_groups(rank, MASTER)))]
         except KeyError as error:
             path = self.optimizer_files[rank].path
             raise ValueError(
@@ -124,13 +124,13 @@ class ZeroCheckpoint:
 
     def _zero2(self, ranks: list[list[StoredTensor]]) -> dict[str, FlatTensor]:
         tensors: dict[str, FlatTensor] = {}
-        for place, group in enumerate(self.groups):
-            parts = [groups[place] for groups in ranks]
-            found, used = zero2_tensors(group, parts, self.paddings[place])
+        for index, group in enumerate(self.groups):
+            parts = [groups[index] for groups in ranks]
+            parameters, used = zero2_tensors(group, parts, self.paddings[index])
             held = sum(part.num_elements for part in parts)
             if not used <= held <= zero2_partition(used, self.world_size) * self.world_size:
-                raise ValueError(f"group {place} holds {held} elements where {used} are described")
-            tensors |= found
+                raise ValueError(f"group {index} holds {held} elements where {used} are described")
+            tensors |= parameters
         return tensors
 
     @property
@@ -146,10 +146,10 @@ class ZeroCheckpoint:
         fragments = [dict(file.root.get("frozen_param_fragments") or {}) for file in self.model_files]
         if self.stage < FULL_STAGE:
             return {name: whole(fragments[0][name]) for name in shapes}
-        found: dict[str, FlatTensor] = {}
+        tensors: dict[str, FlatTensor] = {}
         for name, shape in shapes.items():
-            found |= zero3_tensors({name: shape}, [[fragment[name]] for fragment in fragments])[0]
-        return found
+            tensors |= zero3_tensors({name: shape}, [[fragment[name]] for fragment in fragments])[0]
+        return tensors
 
     @cached_property
     def buffers(self) -> dict[str, FlatTensor]:
@@ -189,13 +189,13 @@ def open_zero_checkpoint(folder: Path) -> ZeroCheckpoint:
     return ZeroCheckpoint(folder, stage, optimizer_files, model_files)
 
 
-def require_keys(file: TorchFile, found: Any, keys: list[str]) -> None:
+def require_keys(file: TorchFile, values: Any, keys: list[str]) -> None:
     """Checks that a dictionary of a shard has what DeepSpeed writes.
 
     Raises:
         ValueError: A key is missing.
     """
-    missing = [key for key in keys if not isinstance(found, dict) or key not in found]
+    missing = [key for key in keys if not isinstance(values, dict) or key not in values]
     if missing:
         raise ValueError(f"{file.path}: no shard of a ZeRO checkpoint: {', '.join(missing)} missing.")
 

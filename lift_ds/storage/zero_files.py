@@ -75,7 +75,7 @@ def list_rank_files(folder: Path) -> RankFiles:
     Raises:
         ValueError: A rank's file is missing, two files claim one rank, or there are several model-parallel ranks.
     """
-    found: dict[str, dict[int, Path]] = {"optim": {}, "model": {}}
+    shards: dict[str, dict[int, Path]] = {"optim": {}, "model": {}}
     for path in sorted(folder.iterdir()):
         if match := RANK_FILE.fullmatch(path.name):
             rank, slice_index, kind = int(match[1]), int(match[2]), match[3]
@@ -85,14 +85,16 @@ def list_rank_files(folder: Path) -> RankFiles:
             continue
         if slice_index:
             raise ValueError(f"{path}: a shard of tensor parallelism; only data parallelism (mp_rank_00) is read.")
-        if rank in found[kind]:
-            raise ValueError(f"{folder}: {path.name} and {found[kind][rank].name} are both of rank {rank}; remove one.")
-        found[kind][rank] = path
+        if rank in shards[kind]:
+            raise ValueError(
+                f"{folder}: {path.name} and {shards[kind][rank].name} are both of rank {rank}; remove one."
+            )
+        shards[kind][rank] = path
     if any(folder.glob("*expert_*_states.pt")):
         raise ValueError(f"{folder}: shards of expert parallelism (expert_*); only data parallelism is read.")
-    for kind, files in found.items():
+    for kind, files in shards.items():
         missing = sorted(set(range(max(files, default=0) + 1)) - set(files))
         if missing:
             listed = ", ".join(map(str, missing))
             raise ValueError(f"{folder}: {kind}_states of rank {listed} missing; copy the checkpoint again.")
-    return RankFiles(folder, *([files[rank] for rank in sorted(files)] for files in found.values()))
+    return RankFiles(folder, *([files[rank] for rank in sorted(files)] for files in shards.values()))

@@ -29,8 +29,8 @@ from lift_ds.storage.frozen_base import BaseRecord, hash_base, read_base
 from lift_ds.storage.manifest import (
     MANIFEST,
     TEMPORARY_PREFIX,
+    CheckpointManifest,
     FileRecord,
-    Manifest,
     checkpoint_name,
     publish,
     read_manifest,
@@ -108,7 +108,7 @@ def save_checkpoint(
                 files[name] = sync_and_hash(path)
         write_synced(
             temporary / MANIFEST,
-            json.dumps(asdict(Manifest(step, engine.world_size, engine.stage, fingerprint, files)), indent=1),
+            json.dumps(asdict(CheckpointManifest(step, engine.world_size, engine.stage, fingerprint, files)), indent=1),
         )
         publish(temporary, final)
         remove_old(folder, step, keep)

@@ -1,4 +1,5 @@
 import ast
+import importlib
 import json
 import shutil
 import subprocess
@@ -13,7 +14,8 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from lift_ds import generate, load_pretrained
 from lift_ds.export.folder import ExportOptions, InMemory, export_folder, export_tensors
-from lift_ds.models.families import family_of, read_config
+from lift_ds.export.modeling_file import joined_source
+from lift_ds.models.families import FAMILIES, family_of, read_config
 from lift_ds.models.weights import NewWeights
 from tests.conftest import run
 from tests.small_models import write_adapted
@@ -131,6 +133,18 @@ def test_a_folder_carries_one_modelling_file(exports):
         imported = {node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}
         packages = {module.split(".")[0] for module in imported}
         assert packages <= {"__future__", "collections", "typing", "torch", "transformers"}
+        assert "Family" not in path.read_text()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_modelling_file_is_the_familys_without_its_row(name):
+    """All classes and functions of its module and of the neighbours, and no row."""
+    module = importlib.import_module(FAMILIES[name].model_class.__module__)
+    joined = joined_source(module.__name__)
+    defined = {node.name for node in ast.parse(joined).body if isinstance(node, (ast.ClassDef, ast.FunctionDef))}
+    classes = {name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
+    assert {"RMSNorm", "MaskedDiffusionLM", "rotate"} | classes <= defined
+    assert "Family" not in joined and not joined.endswith("\n\n")
 
 
 def test_ids_that_only_the_tokenizer_knows_are_written(tiny_dir, tmp_path):
@@ -142,6 +156,15 @@ def test_ids_that_only_the_tokenizer_knows_are_written(tiny_dir, tmp_path):
     state = {name: source.tensor(name) for name in source.shapes()}
     export_folder(state, tmp_path / "base", tmp_path / "out", torch.float32)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["mask_token_id"] == expected
+
+
+@pytest.mark.parametrize("line", ["from lift_ds.models import layers", "import lift_ds.models.layers as layers"])
+def test_a_module_that_an_export_cannot_carry_is_refused(line, tmp_path, monkeypatch):
+    (tmp_path / "own_module.py").write_text(f"import torch\n{line}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_module", raising=False)
+    with pytest.raises(ValueError, match=r"own_module.py:2: \S*layers is imported as a module"):
+        joined_source("own_module")
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 
 from lift_ds.storage.manifest import (
-    Manifest,
+    CheckpointManifest,
     find_checkpoint,
     find_faults,
     hash_file,
@@ -25,7 +25,7 @@ def make_checkpoint(folder, step):
     for rank in range(2):
         (temporary / "zero" / f"shard{rank}.pt").write_bytes(bytes([step % 256, rank]) * 500)
     files = {str(path.relative_to(temporary)): hash_file(path) for path in temporary.rglob("*") if path.is_file()}
-    (temporary / "manifest.json").write_text(json.dumps(asdict(Manifest(step, 2, 3, "model", files))))
+    (temporary / "manifest.json").write_text(json.dumps(asdict(CheckpointManifest(step, 2, 3, "model", files))))
     publish(temporary, folder / f"step-{step:06d}")
     return folder / f"step-{step:06d}"
 

@@ -71,7 +71,8 @@ def build_model(config: PretrainedConfig, source: WeightSource, ds_json: dict[st
     """
     dtype = torch.bfloat16 if ds_json["bf16"]["enabled"] else torch.float32
     if ds_json["zero_optimization"]["stage"] == 3:
-        zero_init = CutWithoutData(config_dict_or_path=ds_json, dtype=dtype)
+        # Not `dtype=dtype`: on processors without arithmetic in fp16 DeepSpeed takes bf16 in its place, whatever it is.
+        zero_init = CutWithoutData(config_dict_or_path=ds_json)
         with zero_init, WithoutInitialValues(), default_dtype(dtype):
             model = family_of(config).model_class(config)
         torch.nn.Module.to(model, dtype=dtype)

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import torch
 from deepspeed import zero
+from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from deepspeed.utils import safe_get_full_grad
 from deepspeed.utils.z3_leaf_module import z3_leaf_module
@@ -161,6 +162,7 @@ def partitioned_loading(rank: int, model: str, ranks_within_node: str) -> dict:
     Sizes are odd, so that the second rank's ranges end in padding; half of the tensors are stored in bf16. The bytes
     are those of this process's read calls.
     """
+    get_accelerator().is_fp16_supported = lambda: False  # as on most CPUs, where DeepSpeed prefers bf16
     folder = Path(model)
     config = read_config(folder)
     source = SafetensorsFolder(folder)

@@ -35,8 +35,7 @@ from lift_ds import load_pretrained
 from lift_ds.data.batch import Document, MicroBatch, collate
 from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.llada import LLaDAConfig, LLaDAModelLM
-from lift_ds.objectives import make_objective
-from lift_ds.objectives.settings import ObjectiveConfig
+from lift_ds.objectives import make_objective, objective_settings
 from lift_ds.training.draws import make_noise_rule
 from lift_ds.training.normalizer import document_scale, step_counts
 from lift_ds.training.run import compile_layers
@@ -47,7 +46,7 @@ LONGEST = 512
 SEED = 3
 STRIDE = 37  # rows of one module are alike
 DOCSTRINGS = Path(__file__).resolve().parents[1] / "tools" / "make_docstring_rows.py"
-LIFT3 = ObjectiveConfig(method="lift3")
+LIFT3 = objective_settings(method="lift3")
 VARIANTS = ("eager", "compiled")
 
 

@@ -39,7 +39,7 @@ from lift_ds.data.sources import Manifest, open_sources
 from lift_ds.data.text.chat import ChatEncoder
 from lift_ds.data.text.records import Conversation
 from lift_ds.models.weights import BUILTIN_BASE, resolve_folder
-from lift_ds.objectives.settings import ObjectiveConfig
+from lift_ds.objectives import objective_settings
 from lift_ds.training.draws import make_noise_rule
 
 ROW_WORDS = {"short": (6, 22), "long": (110, 330)}
@@ -85,7 +85,7 @@ def make_steps(encoder: ChatEncoder, path: Path) -> StepLoader:
     reader = RowReader(manifest, encoder, None)
     for chunk_index in range(len(manifest.chunks)):
         reader.chunk(chunk_index)
-    noise_rule = make_noise_rule(ObjectiveConfig(), 0, STEP_ROWS)
+    noise_rule = make_noise_rule(objective_settings(), 0, STEP_ROWS)
     return StepLoader(PackStream(lanes, reader, None), noise_rule, STEP_ROWS, 16, 0, 1, pad_token_id=0)
 
 

@@ -20,7 +20,7 @@ from lift_ds.data.order.stream import PackStream
 from lift_ds.data.reader import RowReader
 from lift_ds.data.sources import Manifest, open_sources
 from lift_ds.data.text.chat import ChatEncoder
-from lift_ds.objectives.settings import ObjectiveConfig
+from lift_ds.objectives import objective_settings
 from lift_ds.training.draws import make_noise_rule
 
 STEP_ROWS = 128
@@ -53,7 +53,7 @@ def open_steps(
     manifest.save_indexes()
     lanes = Lanes(manifest, set(), NUM_LANES, window_chunks=4, seed=0)
     stream = PackStream(lanes, RowReader(manifest, encoder, None), capacity)
-    return StepLoader(stream, make_noise_rule(ObjectiveConfig(), 0, rows), rows, 16, 0, 1, pad_token_id=0)
+    return StepLoader(stream, make_noise_rule(objective_settings(), 0, rows), rows, 16, 0, 1, pad_token_id=0)
 
 
 def steps_of(loader: StepLoader) -> Iterator[Any]:

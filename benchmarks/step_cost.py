@@ -29,8 +29,8 @@ from lift_ds.data.order.loader import StepBatch
 from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.llada import LLaDAConfig
 from lift_ds.models.weights import NewWeights
-from lift_ds.objectives import make_objective
-from lift_ds.objectives.settings import ObjectiveConfig
+from lift_ds.objectives import make_objective, objective_settings
+from lift_ds.objectives.settings import ObjectiveSettings
 from lift_ds.ranks.collectives import leave
 from lift_ds.ranks.launch import read_launch
 from lift_ds.training.buffers import DifficultyBuffers
@@ -43,10 +43,10 @@ from lift_ds.training.step import DiffusionStep
 DS_JSON = Path(__file__).resolve().parents[1] / "ds_configs" / "zero3.json"
 REFRESH_SHARE = 0.125
 OBJECTIVES = {
-    "vanilla": ObjectiveConfig(method="vanilla"),
-    "exact": ObjectiveConfig(method="lift3"),
-    "buffer": ObjectiveConfig(method="lift3", scoring="buffer", refresh_share=REFRESH_SHARE, warm_start_steps=0),
-    "buffer, no refresh": ObjectiveConfig(method="lift3", scoring="buffer", refresh_share=0.0, warm_start_steps=0),
+    "vanilla": objective_settings(method="vanilla"),
+    "exact": objective_settings(method="lift3"),
+    "buffer": objective_settings(method="lift3", scoring="buffer", refresh_share=REFRESH_SHARE, warm_start_steps=0),
+    "buffer, no refresh": objective_settings(method="lift3", scoring="buffer", refresh_share=0.0, warm_start_steps=0),
 }
 PROMPT = 64
 MICRO_BATCH = 4
@@ -56,7 +56,7 @@ SEED = 3
 class Variant:
     """An engine with its objective, and the seconds of its steps."""
 
-    def __init__(self, objective: ObjectiveConfig, config: LLaDAConfig, world_size: int) -> None:
+    def __init__(self, objective: ObjectiveSettings, config: LLaDAConfig, world_size: int) -> None:
         """Builds the engine."""
         optim = OptimConfig(lr=1e-4, global_batch=MICRO_BATCH * world_size)
         self.run = RunConfig(objective=objective, optim=optim)
@@ -65,10 +65,11 @@ class Variant:
         model = build_model(config, NewWeights(config, SEED), ds_json, "new weights")
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         is_lift = objective.method != "vanilla"
-        root = DiffusionStep(cast(MaskedDiffusionModel, model), make_objective(objective), keeps_observations=is_lift)
+        self.objective = make_objective(objective)
+        root = DiffusionStep(cast(MaskedDiffusionModel, model), self.objective, keeps_observations=is_lift)
         self.engine = Engine(root, ds_json, optim)
         self.buffers = None
-        if root.keeps_observations:
+        if is_lift:
             self.buffers = DifficultyBuffers(config.vocab_size, self.engine, decay=0.999, sync_every=20)
         self.noise_rule = make_noise_rule(objective, SEED, optim.global_batch)
         self.seconds: list[float] = []
@@ -81,14 +82,15 @@ class Variant:
         batch = StepBatch([collate(documents, noises, 1)], sum(len(each.ids) for each in documents), 0, 0, {})
         self.engine.barrier()
         began = time.perf_counter()
-        totals = self.engine.all_reduce(step_counts(batch.micro_batches, self.engine.root.objective))
-        shown = compute_step(self.engine, self.run, StepPlan(batch, totals, False, None), number, self.buffers)
+        totals = self.engine.all_reduce(step_counts(batch.micro_batches, self.objective))
+        plan = StepPlan(batch, totals, False, None)
+        computed = compute_step(self.engine, self.run, self.objective, plan, number, self.buffers)
         self.engine.update()
         if self.buffers is not None:
-            self.buffers.observe(self.engine.root.pop_observations(), number + 1)
+            self.buffers.observe(computed.observations(), number + 1)
         self.engine.barrier()
         self.seconds.append(time.perf_counter() - began)
-        self.scoring_seconds.append(shown.record(time_scaling=True)["scoring_seconds"])
+        self.scoring_seconds.append(computed.totals.record(time_scaling=True)["scoring_seconds"])
 
 
 def draw_documents(rank: int, step: int, length: int, vocabulary: int) -> list[Document]:

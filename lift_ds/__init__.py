@@ -3,6 +3,7 @@
 The stable API:
 
     model, tokenizer = lift_ds.load_pretrained("builtin:base")
+    loss = lift_ds.lift_loss(model, clean_ids, response_mask)
     kept = lift_ds.select_kept(gold_logprob, superset, t, rho, "hard")
     loss = lift_ds.sft_loss(model, clean_ids, kept, t, num_targets=response_mask.sum())
     ids = lift_ds.generate(model, prompt_ids, steps=48, gen_length=48, block_length=48)
@@ -19,19 +20,20 @@ if TYPE_CHECKING:
     from lift_ds.method.selection import select_kept
     from lift_ds.method.weights import cart_weights
     from lift_ds.models.weights import load_pretrained
-    from lift_ds.objectives.functional import gift_loss, sft_loss
     from lift_ds.sampling.reverse import generate
+    from lift_ds.training.functional import gift_loss, lift_loss, sft_loss
 
 HOMES = {
     "cart_weights": "lift_ds.method.weights",
     "generate": "lift_ds.sampling.reverse",
-    "gift_loss": "lift_ds.objectives.functional",
+    "gift_loss": "lift_ds.training.functional",
+    "lift_loss": "lift_ds.training.functional",
     "load_pretrained": "lift_ds.models.weights",
     "select_kept": "lift_ds.method.selection",
-    "sft_loss": "lift_ds.objectives.functional",
+    "sft_loss": "lift_ds.training.functional",
 }
 
-__all__ = ["cart_weights", "generate", "gift_loss", "load_pretrained", "select_kept", "sft_loss"]
+__all__ = ["cart_weights", "generate", "gift_loss", "lift_loss", "load_pretrained", "select_kept", "sft_loss"]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,7 +18,6 @@ from lift_ds.data.settings import SourceConfig
 from lift_ds.data.sources import open_groups
 from lift_ds.models.families import read_config
 from lift_ds.models.weights import resolve_folder
-from lift_ds.objectives import find_objective_problems
 from lift_ds.ranks.launch import Launch
 from lift_ds.ranks.running import run_on_ranks
 from lift_ds.training.inputs import FirstRows, RunData, check_first_rows, open_weights, prepare
@@ -100,7 +99,7 @@ def resolve(arguments: argparse.Namespace, launch: Launch) -> tuple[RunConfig, d
     loaded, json_problems = read_ds_json(arguments.deepspeed)
     problems += json_problems
     run = run.model_copy(update={"output": settle_output(run)})
-    problems += find_objective_problems(run.objective, run.difficulty.enabled) + find_missing(run)
+    problems += find_missing(run)
     if run.model.compile and run.data.packing != "none":
         packing = f"data.packing={run.data.packing}"
         problems.append(f"model.compile=true with {packing}: every pack would be compiled anew; change one of them")

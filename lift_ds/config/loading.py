@@ -16,6 +16,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from lift_ds.objectives import DEFAULT_METHOD, OBJECTIVES, all_options, methods_with
+from lift_ds.objectives.settings import ObjectiveSettings
 from lift_ds.section import Section
 
 from .run import RunConfig
@@ -60,7 +62,7 @@ def load_run_config(
         try:
             return RunConfig.model_validate(values), problems
         except ValidationError as error:
-            problems += [line for details in error.errors() for line in describe(details)]
+            problems += [line for details in error.errors() for line in describe(details, values)]
             before = copy.deepcopy(values)
             for details in error.errors():
                 is_check = details["type"] == "value_error"
@@ -127,21 +129,26 @@ def set_dotted(values: dict[str, Any], key: str, value: Any) -> list[str]:
     return []
 
 
-def describe(details: ErrorDetails) -> list[str]:
-    """One problem of pydantic's as lines: key, value, allowed, remedy."""
+def describe(details: ErrorDetails, values: dict[str, Any]) -> list[str]:
+    """One problem of pydantic's as lines: key, value, allowed, remedy; `values` is all that was given."""
     key = ".".join(str(part) for part in details["loc"] if part not in ("str", "list[str]"))
     if details["type"] == "extra_forbidden":
+        section, _, option = key.partition(".")
+        methods = methods_with(option) if section == "objective" else []
+        if methods:
+            method = values["objective"].get("method", DEFAULT_METHOD)
+            return [f"{key}={details['input']}: {method} has no such option; remove it, or use {', '.join(methods)}"]
         close = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}?" if close else "see --help for all keys"
         return [f"{key}: unknown key; {hint}"]
     if details["type"] == "value_error":
-        return [str(details["ctx"]["error"])]
+        return str(details["ctx"]["error"]).splitlines()
     return [f"{key}={details['input']!r}: {details['msg'][0].lower()}{details['msg'][1:]} ({help_of(key)})"]
 
 
 def walk_fields(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every leaf key with its pydantic field, in order."""
-    for name, field in section.model_fields.items():
+    """Every leaf key with its pydantic field, in order; of the objective, those of all methods."""
+    for name, field in (all_options() if section is ObjectiveSettings else section.model_fields).items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             yield from walk_fields(field.annotation, f"{prefix}{name}.")
         else:
@@ -164,5 +171,7 @@ def explain_keys() -> str:
     for key, field in walk_fields(RunConfig):
         annotation = str(field.annotation if not isinstance(field.annotation, type) else field.annotation.__name__)
         kind = annotation.removeprefix("typing.").replace("Literal", "one of ")
-        lines.append(f"  {key}  ({kind}; default {field.default!r})\n      {field.description}")
+        methods = methods_with(key.removeprefix("objective.")) if key.startswith("objective.") else []
+        only = f" ({', '.join(methods)})" if 0 < len(methods) < len(OBJECTIVES) else ""
+        lines.append(f"  {key}  ({kind}; default {field.default!r})\n      {field.description}{only}")
     return "\n".join(lines)

@@ -6,12 +6,15 @@ in one of the two.
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from typing import Any
+
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from lift_ds.data.settings import DataConfig
 from lift_ds.evaluation.settings import EvalConfig
 from lift_ds.models.settings import LoraConfig, ModelConfig
-from lift_ds.objectives.settings import ObjectiveConfig
+from lift_ds.objectives import make_objective, objective_settings, read_settings
+from lift_ds.objectives.settings import ObjectiveSettings
 from lift_ds.section import Section
 
 from .training import CheckpointConfig, DifficultyConfig, OptimConfig
@@ -23,7 +26,7 @@ class RunConfig(Section):
     model: ModelConfig = Field(ModelConfig(), description="")
     lora: LoraConfig = Field(LoraConfig(), description="")
     data: DataConfig = Field(DataConfig(), description="")
-    objective: ObjectiveConfig = Field(ObjectiveConfig(), description="")
+    objective: SerializeAsAny[ObjectiveSettings] = Field(objective_settings(), description="")
     difficulty: DifficultyConfig = Field(DifficultyConfig(), description="")
     optim: OptimConfig = Field(OptimConfig(), description="")
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="")
@@ -31,6 +34,12 @@ class RunConfig(Section):
     seed: int = Field(42, ge=0, description="seed of noise, order and new weights")
     output: str = Field("auto", description="run folder; auto: the next free number below runs/")
     log_every: int = Field(1, ge=1, description="steps between lines in metrics.jsonl and the display")
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def by_method(cls, values: Any) -> Any:
+        """The settings of the method that is named."""
+        return read_settings(values) if isinstance(values, dict | ObjectiveSettings) else values
 
     @model_validator(mode="after")
     def check_numbers_fit(self) -> RunConfig:
@@ -45,4 +54,7 @@ class RunConfig(Section):
                 "checkpoint.best_by=heldout_loss: needs held-out rows, and eval.rows=0 turns them off; set eval.rows, "
                 "or checkpoint.best_by=solve_rate or none"
             )
+        if not self.difficulty.enabled and make_objective(self.objective).reads_difficulty:
+            scoring = getattr(self.objective, "scoring", "")
+            raise ValueError(f"objective.scoring={scoring} needs difficulty.enabled=true")
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import html
+import math
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -71,15 +72,25 @@ def draw_curves(axis: Any, cells: dict[int, list[Cell]], levels: tuple[float, ..
     classes = list(cells)
     for each in sorted({classes[0], classes[len(classes) // 2], classes[-1]}):
         gold = [cell.gold for cell in cells[each]]
-        (line,) = axis.plot(levels, gold, marker="o", label=f"{class_label(each)} times")
+        (line,) = axis.plot(
+            levels, gold, marker="o", label="once" if class_label(each) == "1" else f"{class_label(each)} times"
+        )
         low = [cell.gold - cell.interval for cell in cells[each]]
         high = [cell.gold + cell.interval for cell in cells[each]]
         axis.fill_between(levels, low, high, alpha=0.2, color=line.get_color())
         axis.plot(levels, [cell.confidence for cell in cells[each]], linestyle="--", color=line.get_color())
     axis.set_xlabel("share masked, t")
     axis.set_ylim(0, 1.02)
-    axis.set_title("p(gold) (band: 95 %), confidence dashed")
+    axis.set_title(curves_title(cells))
     axis.legend(title="tokens that occur", loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
+
+
+def curves_title(cells: dict[int, list[Cell]]) -> str:
+    """What the curves are, by what is known: a difficulty table has neither intervals nor confidences."""
+    known = [cell for row in cells.values() for cell in row]
+    interval = " with 95 % interval" if any(math.isfinite(cell.interval) for cell in known) else ""
+    confidence = ", confidence dashed" if any(math.isfinite(cell.confidence) for cell in known) else ""
+    return f"p(gold){interval}{confidence}"
 
 
 def gained(before: Learnability, after: Learnability, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, ...]]:

@@ -68,9 +68,9 @@ class Observations:
 
     def merged(self) -> Observations:
         """Each pair once."""
-        keys, place = self.keys.unique(return_inverse=True)
+        keys, inverse = self.keys.unique(return_inverse=True)
         zeros = torch.zeros(len(keys), dtype=torch.float64)
-        return Observations(keys, zeros.index_add(0, place, self.sums), zeros.index_add(0, place, self.counts))
+        return Observations(keys, zeros.index_add(0, inverse, self.sums), zeros.index_add(0, inverse, self.counts))
 
     def joined(self, other: Observations) -> Observations:
         """Both, each pair once."""
@@ -146,9 +146,9 @@ class DifficultyTable:
         self.counts *= factor
         self.step = step
         for part in received:
-            place = part.keys - self.first * NUM_BINS
-            self.sums.view(-1).index_add_(0, place, part.sums.float())
-            self.counts.view(-1).index_add_(0, place, part.counts.float())
+            index = part.keys - self.first * NUM_BINS
+            self.sums.view(-1).index_add_(0, index, part.sums.float())
+            self.counts.view(-1).index_add_(0, index, part.counts.float())
         groups = torch.zeros_like(self.groups)
         frequency = self.frequency(torch.arange(len(self.sums)))
         groups[0].index_add_(0, frequency, self.sums.double())
@@ -205,10 +205,10 @@ class DifficultyTable:
             ValueError: They are of another vocabulary, or do not cover it.
         """
         for state in states:
-            found = int(state["numbers"][0])
-            if found != self.vocab_size:
+            vocab_size = int(state["numbers"][0])
+            if vocab_size != self.vocab_size:
                 raise ValueError(
-                    f"difficulty buffers of a vocabulary of {found} tokens; the model has {self.vocab_size}."
+                    f"difficulty buffers of a vocabulary of {vocab_size} tokens; the model has {self.vocab_size}."
                 )
         whole_sums, whole_counts = (torch.cat([state[name] for state in states]) for name in ("sums", "counts"))
         if len(whole_sums) != self.vocab_size:

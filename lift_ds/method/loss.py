@@ -9,6 +9,8 @@ Rows go through the matrix in chunks. The softmax of a chunk gives its loss and,
 Where nll_r is not finite both gradients are NaN, so that no such step is ever applied.
 Nothing is recomputed in backward, which only scales, in place, what was kept: (R, D) and, where W is trained, (V, D).
 
+Models that only give logits are served too: without a matrix, the rows are their own logits, and D is V.
+
 Shapes: R rows, D width, V vocabulary. Memory beyond that: a chunk's `CHUNK_LOGITS` logits in float32 (and once more in
 the matrix's type, where that is another one). Differs: the public code holds the logits of all positions.
 """
@@ -26,54 +28,54 @@ from .weights import Curve
 CHUNK_LOGITS = 1 << 25
 
 
-def chunked_gold_logprob(hidden: Tensor, weight: Tensor, gold_ids: Tensor) -> Tensor:
+def chunked_gold_logprob(hidden: Tensor, weight: Tensor | None, gold_ids: Tensor) -> Tensor:
     """Log p(gold) of rows, without gradient.
 
     Args:
         hidden: (R, D) hidden states.
-        weight: (V, D) vocabulary matrix.
+        weight: (V, D) vocabulary matrix; without it `hidden` holds logits.
         gold_ids: int64 (R,) true ids.
 
     Returns:
         float32 (R,), at most 0.
     """
-    found = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
+    gold_logprob = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
     with torch.no_grad():
-        for rows in chunks(hidden.shape[0], weight.shape[0]):
-            logits = (hidden[rows] @ weight.T).float()
-            found[rows] = logits.gather(-1, gold_ids[rows, None])[:, 0] - logits.logsumexp(-1)
-    return found
+        for rows in chunks(hidden, weight):
+            logits = logits_of(hidden[rows], weight)
+            gold_logprob[rows] = logits.gather(-1, gold_ids[rows, None])[:, 0] - logits.logsumexp(-1)
+    return gold_logprob
 
 
-def chunked_confidence(hidden: Tensor, weight: Tensor, gold_ids: Tensor) -> Tensor:
+def chunked_confidence(hidden: Tensor, weight: Tensor | None, gold_ids: Tensor) -> Tensor:
     """Largest probability and p(gold) of each row, without gradient: float32 (R, 2); arguments as above."""
-    found = hidden.new_empty((hidden.shape[0], 2), dtype=torch.float32)
+    confidence = hidden.new_empty((hidden.shape[0], 2), dtype=torch.float32)
     with torch.no_grad():
-        for rows in chunks(hidden.shape[0], weight.shape[0]):
-            probability = (hidden[rows] @ weight.T).float().softmax(-1)
-            found[rows, 0] = probability.amax(-1)
-            found[rows, 1] = probability.gather(-1, gold_ids[rows, None])[:, 0]
-    return found
+        for rows in chunks(hidden, weight):
+            probability = logits_of(hidden[rows], weight).softmax(-1)
+            confidence[rows, 0] = probability.amax(-1)
+            confidence[rows, 1] = probability.gather(-1, gold_ids[rows, None])[:, 0]
+    return confidence
 
 
-def chunked_entropy(hidden: Tensor, weight: Tensor) -> Tensor:
+def chunked_entropy(hidden: Tensor, weight: Tensor | None) -> Tensor:
     """Entropy in nats of the predicted distributions, without gradient: float32 (R,); arguments as above."""
-    found = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
+    entropy = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
     with torch.no_grad():
-        for rows in chunks(hidden.shape[0], weight.shape[0]):
-            logprob = (hidden[rows] @ weight.T).float().log_softmax(-1)
-            found[rows] = -(logprob.exp() * logprob).sum(-1)
-    return found.clamp(min=0.0)
+        for rows in chunks(hidden, weight):
+            logprob = logits_of(hidden[rows], weight).log_softmax(-1)
+            entropy[rows] = -(logprob.exp() * logprob).sum(-1)
+    return entropy.clamp(min=0.0)
 
 
 def chunked_weighted_nll(
-    hidden: Tensor, weight: Tensor, gold_ids: Tensor, row_weights: Tensor, curve: Curve | None = None
+    hidden: Tensor, weight: Tensor | None, gold_ids: Tensor, row_weights: Tensor, curve: Curve | None = None
 ) -> tuple[Tensor, Tensor]:
     """The weighted loss of rows, differentiable in `hidden` and `weight`.
 
     Args:
         hidden: (R, D) hidden states.
-        weight: (V, D) vocabulary matrix, of the same type.
+        weight: (V, D) vocabulary matrix, of the same type; without it `hidden` holds logits.
         gold_ids: int64 (R,) true ids.
         row_weights: (R,) factor of each row's loss; a constant.
         curve: nll (R,) -> what is weighted and summed, and its derivative by nll; nll itself where not given.
@@ -89,14 +91,16 @@ def chunked_weighted_nll(
 class _ChunkedWeightedNLL(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, gold_ids: Tensor, row_weights: Tensor, curve: Curve | None
+        ctx: Any, hidden: Tensor, weight: Tensor | None, gold_ids: Tensor, row_weights: Tensor, curve: Curve | None
     ) -> tuple[Tensor, Tensor]:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         nll = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
         hidden_gradient = torch.empty_like(hidden) if wants_hidden else None
-        weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
-        for rows in chunks(hidden.shape[0], weight.shape[0]):
-            wide = (hidden[rows] @ weight.T).float()
+        weight_gradient = None
+        if weight is not None and wants_weight:
+            weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
+        for rows in chunks(hidden, weight):
+            wide = logits_of(hidden[rows], weight)
             gold = gold_ids[rows, None]
             gold_logits = wide.gather(-1, gold)
             largest = wide.amax(-1, keepdim=True)
@@ -108,6 +112,10 @@ class _ChunkedWeightedNLL(torch.autograd.Function):
             factor = (row_weights[rows].float() * slope).masked_fill(~nll[rows].isfinite(), torch.nan)[:, None]
             wide.mul_(factor / total)
             wide.scatter_add_(-1, gold, -factor)
+            if weight is None:
+                assert hidden_gradient is not None
+                hidden_gradient[rows] = wide
+                continue
             narrow = wide.to(weight.dtype)
             if hidden_gradient is not None:
                 torch.mm(narrow, weight, out=hidden_gradient[rows])
@@ -115,7 +123,9 @@ class _ChunkedWeightedNLL(torch.autograd.Function):
                 weight_gradient.addmm_(narrow.T, hidden[rows])
             elif weight_gradient is not None:
                 weight_gradient += narrow.T @ hidden[rows]
-        ctx.gradients = (hidden_gradient, None if weight_gradient is None else weight_gradient.to(weight.dtype))
+        if weight is not None and weight_gradient is not None:
+            weight_gradient = weight_gradient.to(weight.dtype)
+        ctx.gradients = (hidden_gradient, weight_gradient)
         ctx.mark_non_differentiable(nll)
         shaped = nll if curve is None else curve(nll)[0]
         return (shaped * row_weights).sum(), nll
@@ -129,7 +139,13 @@ class _ChunkedWeightedNLL(torch.autograd.Function):
         return hidden_gradient, weight_gradient, None, None, None
 
 
-def chunks(num_rows: int, vocabulary: int) -> Iterator[slice]:
+def logits_of(hidden: Tensor, weight: Tensor | None) -> Tensor:
+    """Logits (R, V) of rows in float32, of which the caller may make what it likes."""
+    return hidden.to(torch.float32, copy=True) if weight is None else (hidden @ weight.T).float()
+
+
+def chunks(hidden: Tensor, weight: Tensor | None) -> Iterator[slice]:
     """Ranges of rows whose logits make one chunk."""
+    vocabulary = hidden.shape[1] if weight is None else weight.shape[0]
     step = max(1, CHUNK_LOGITS // vocabulary)
-    return (slice(start, start + step) for start in range(0, num_rows, step))
+    return (slice(start, start + step) for start in range(0, hidden.shape[0], step))

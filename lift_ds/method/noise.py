@@ -36,16 +36,16 @@ def level_from_uniform(u: Tensor, t_min: float = 1e-3) -> Tensor:
     return t_min + (1 - t_min) * u
 
 
-def stratify(u_step: float, slot: int, num_slots: int, place: int = 0) -> float:
-    """Uniform of one document when u is spread evenly over a batch: (u_step + slot / num_slots + place g) mod 1.
+def stratify(u_step: float, slot: int, num_slots: int, index: int = 0) -> float:
+    """Uniform of one document when u is spread evenly over a batch: (u_step + slot / num_slots + index g) mod 1.
 
     Args:
         u_step: Uniform of the step.
         slot: Slot of the batch.
         num_slots: Slots of the batch.
-        place: Place in the slot's pack; multiples of the golden ratio g = 0.618... spread the documents of one pack.
+        index: Place in the slot's pack; multiples of the golden ratio g = 0.618... spread the documents of one pack.
     """
-    return (u_step + slot / num_slots + place * GOLDEN_RATIO) % 1.0
+    return (u_step + slot / num_slots + index * GOLDEN_RATIO) % 1.0
 
 
 def extra_level(u: Tensor, t: Tensor, v: Tensor, rule: RhoRule = "code") -> Tensor:

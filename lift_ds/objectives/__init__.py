@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from lift_ds.data.batch import collate, stand_in
+
 from .gift import Gift
 from .lift import Easy, Hard, Lift2, Lift3, RandomKept
 from .objective import Objective
-from .settings import ObjectiveConfig
+from .settings import ObjectiveSettings
 from .vanilla import Vanilla
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -17,45 +24,57 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "random": RandomKept,
     "gift": Gift,
 }
-
-READ_WITH = {
-    "cart_p": ("token_weight", ("cart",)),
-    "mgdm_alpha": ("token_weight", ("mgdm",)),
-    "mgdm_gamma": ("token_weight", ("mgdm",)),
-    "refresh_share": ("scoring", ("buffer", "hybrid")),
-    "warm_start_steps": ("scoring", ("buffer", "hybrid")),
-    "scoring_precision": ("scoring", ("exact", "buffer", "hybrid")),
-}
+DEFAULT_METHOD = "lift3"
 
 
-def make_objective(settings: ObjectiveConfig) -> Objective:
-    """The objective that the config names."""
+def objective_settings(method: str = DEFAULT_METHOD, **options: Any) -> ObjectiveSettings:
+    """Checked settings of a method: a union told apart by `method`.
+
+    Args:
+        method: A row of `OBJECTIVES`.
+        options: Keys of the config's `objective` section.
+
+    Raises:
+        ValueError: The method is unknown, or has no such option or value.
+    """
+    if method not in OBJECTIVES:
+        raise ValueError(f"objective.method={method!r}: unknown; allowed: {', '.join(OBJECTIVES)}")
+    return OBJECTIVES[method].settings_type.model_validate({"method": method, **options})
+
+
+def read_settings(values: Mapping[str, Any] | ObjectiveSettings) -> ObjectiveSettings:
+    """The `objective` section of a config.
+
+    Raises:
+        ValueError: As `objective_settings`; or the normaliser counts what the objective does not know beforehand.
+    """
+    settings = values if isinstance(values, ObjectiveSettings) else objective_settings(**values)
+    if settings.normalizer == "masked_tokens" and not knows_num_targets(make_objective(settings)):
+        raise ValueError(
+            f"objective.normalizer=masked_tokens: {settings.method} has no mask before its forward; use another"
+        )
+    return settings
+
+
+def make_objective(settings: ObjectiveSettings) -> Objective:
+    """The objective that the settings name."""
     return OBJECTIVES[settings.method](settings)
 
 
-def find_objective_problems(settings: ObjectiveConfig, has_buffers: bool = True) -> list[str]:
-    """Options that the method does not have, and combinations that mean nothing; one line each."""
-    kind = OBJECTIVES.get(settings.method)
-    if kind is None:
-        return [f"objective.method={settings.method!r}: unknown; allowed: {', '.join(OBJECTIVES)}"]
-    optional = sorted(frozenset().union(*(each.options for each in OBJECTIVES.values())))
-    changed = {name for name, field in ObjectiveConfig.model_fields.items() if getattr(settings, name) != field.default}
-    problems = [
-        f"objective.{name}={getattr(settings, name)}: {settings.method} has no such option; remove it, or use "
-        + ", ".join(method for method, each in OBJECTIVES.items() if name in each.options)
-        for name in optional
-        if name in changed and name not in kind.options
-    ]
-    if settings.complementary and settings.scoring == "approximate":
-        problems.append("objective.complementary: scoring=approximate has no mask before its forward; use exact")
-    if settings.method == "gift" and settings.normalizer == "masked_tokens":
-        problems.append("objective.normalizer=masked_tokens: gift has no mask before its forward; use another")
-    problems += [
-        f"objective.{name}={getattr(settings, name)}: only read with objective.{key}={' or '.join(values)}"
-        for name, (key, values) in READ_WITH.items()
-        if getattr(settings, name) != ObjectiveConfig.model_fields[name].default
-        and getattr(settings, key) not in values
-    ]
-    if kind(settings).reads_difficulty and not has_buffers:
-        problems.append(f"objective.scoring={settings.scoring} needs difficulty.enabled=true")
-    return problems
+def knows_num_targets(objective: Objective) -> bool:
+    """Whether an objective can tell, before any forward, how many tokens it will learn."""
+    document, noise = stand_in(pad_token_id=0)
+    return objective.num_targets(collate([document], [noise], pad_token_id=0)) is not None
+
+
+def all_options() -> dict[str, FieldInfo]:
+    """The options of all methods."""
+    options = dict(ObjectiveSettings.model_fields)
+    for kind in OBJECTIVES.values():
+        options |= {name: field for name, field in kind.settings_type.model_fields.items() if name not in options}
+    return options
+
+
+def methods_with(option: str) -> list[str]:
+    """Methods that have an option."""
+    return [method for method, kind in OBJECTIVES.items() if option in kind.settings_type.model_fields]

@@ -11,12 +11,15 @@ that how a step is cut changes its masks (`gift_loss` can do the same), and retu
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from lift_ds.data.batch import MicroBatch
 
-from .objective import SMALLEST_LEVEL, Objective, Scorer, View
+from .objective import SMALLEST_LEVEL, Candidates, Choice, Objective, ScoringPass
+from .settings import ScoredSettings
 
 
 def gift_levels(entropy: Tensor, response_mask: Tensor, t: Tensor, over_batch: bool = False) -> Tensor:
@@ -38,21 +41,37 @@ def gift_levels(entropy: Tensor, response_mask: Tensor, t: Tensor, over_batch: b
     return (1 - (1 - t[:, None]) ** exponent).clamp(min=SMALLEST_LEVEL, max=1.0)
 
 
+class GiftSettings(ScoredSettings):
+    """No option of its own."""
+
+    method: Literal["gift"] = "gift"
+
+
 class Gift(Objective):
     """Masks drawn by entropy; their number is known only after the pass that measures it."""
 
-    options = frozenset({"scoring_precision"})
+    settings_type = GiftSettings
+
+    @property
+    def scoring_pass(self) -> ScoringPass:
+        """The entropies."""
+        return "entropy"
 
     @property
     def observes_targets(self) -> bool:
         """Its masks follow the model's entropy."""
         return False
 
-    def view(self, batch: MicroBatch, scorer: Scorer) -> View:
+    def noise(self, batch: MicroBatch) -> Candidates:
+        """The whole response of every document."""
+        nothing = torch.zeros_like(batch.response_mask)
+        return Candidates(batch.response_mask, nothing, torch.ones_like(batch.t, dtype=torch.bool))
+
+    def choose(self, batch: MicroBatch, candidates: Candidates, scores: Tensor | None) -> Choice:
         """The tokens whose uniform lies below their own level."""
-        entropy = scorer.entropy(batch, batch.response_mask)
-        levels = gift_levels(entropy, batch.response_mask, batch.t)
-        return self.single_view(batch, batch.response_mask & (batch.mask_uniform < levels), scorer, levels)
+        assert scores is not None
+        levels = gift_levels(scores, batch.response_mask, batch.t)
+        return Choice(batch.response_mask & (batch.mask_uniform < levels), levels)
 
     def num_targets(self, batch: MicroBatch) -> None:
         """Not known before the pass."""

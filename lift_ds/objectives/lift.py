@@ -6,77 +6,137 @@
     hybrid        as buffer, and exact scores are shrunk towards the table by how much it has seen
 
 Source: LIFT (arXiv 2605.22939) and its public code. Differs: the component is each document's own; see
-`lift.selection`.
+`method.selection`.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from lift_ds.data.batch import MicroBatch
 from lift_ds.method.components import Component, lift2_component, lift3_component, random_component
+from lift_ds.method.noise import extra_level
 from lift_ds.method.selection import num_kept, select_kept
 
-from .objective import Objective, Scorer, View, candidates
+from .complementary import Complementary
+from .objective import Candidates, Choice, ScoringPass, candidates
+from .settings import ComplementarySettings, ScoredSettings
 
 TIE_NATS = 1e-4  # repeats of a token have the same expected score: the keyed uniform decides
 TRUSTED_COUNT = 8.0
 
 
-class Lift(Objective):
-    """What the LIFT objectives share: all but which component a level has."""
+class SupersetSettings(ComplementarySettings):
+    """How far a superset goes beyond level t."""
 
-    draws_superset = True
-    options = frozenset({"complementary", "rho", "scoring", "scoring_precision", "refresh_share", "warm_start_steps"})
+    rho: Literal["code", "paper"] = Field("code", description="rule of LIFT's extra level rho")
 
-    def view(self, batch: MicroBatch, scorer: Scorer) -> View:
-        """The kept tokens, masked in an input that shows the rest."""
-        superset, filler = candidates(batch)
-        masked = superset | filler
-        if self.settings.scoring == "approximate":
-            view = self.single_view(batch, masked, scorer, batch.t)
-            return replace(view, narrow=lambda scores: filler | self.select(batch, superset, scores))
-        scores, agreement = self.scores(batch, superset, masked, scorer)
-        view = self.single_view(batch, filler | self.select(batch, superset, scores), scorer, batch.t)
-        view = self.with_complement(batch, view, scorer) if self.settings.complementary else view
-        return replace(view, agreement=agreement)
 
-    def scores(
-        self, batch: MicroBatch, superset: Tensor, masked: Tensor, scorer: Scorer
-    ) -> tuple[Tensor, Tensor | None]:
-        """Log p(gold), exact or expected, float32 (B, L), and how far the two agree where both are known."""
-        needed = batch.component != Component.RANDOM
-        if self.settings.scoring == "exact":
-            return scorer.gold_logprob(batch, masked, needed), None
-        assert batch.difficulty is not None and batch.difficulty_count is not None
-        expected = -batch.difficulty + TIE_NATS * batch.tie_uniform
-        if not (self.settings.refresh_share or self.settings.warm_start_steps):  # a constant of the run, of all ranks
-            return expected, None
-        refreshed = needed & batch.is_refreshed
-        exact = scorer.gold_logprob(batch, masked, refreshed)
-        by_exact, by_table = (self.select(batch, superset, scores)[refreshed] for scores in (exact, expected))
-        agreement = count_agreement(by_exact, by_table, superset[refreshed])
-        if self.settings.scoring == "hybrid":
-            seen = batch.difficulty_count / (batch.difficulty_count + TRUSTED_COUNT)
-            exact = (exact + seen * expected) / (1 + seen)
-        return torch.where(refreshed[:, None], exact, expected), agreement
+class LiftSettings(SupersetSettings, ScoredSettings):
+    """Where scores come from."""
 
-    def select(self, batch: MicroBatch, superset: Tensor, scores: Tensor) -> Tensor:
-        """The kept tokens of each document's component."""
-        return select_kept(
-            scores, superset, batch.t, batch.rho, batch.component, scores=batch.tie_uniform, v=batch.count_uniform
-        )
+    scoring: Literal["exact", "approximate", "buffer", "hybrid"] = Field(
+        "exact", description="LIFT's scores: a pass of their own, the training pass, the buffers, or both together"
+    )
+    refresh_share: float = Field(
+        0.125, ge=0, le=1, description="share of documents that buffer and hybrid scoring still score exactly"
+    )
+    warm_start_steps: int = Field(50, ge=0, description="first steps in which they score every document exactly")
+
+    def problems(self) -> list[str]:
+        """As before, and options that this way of scoring does not read."""
+        problems = super().problems()
+        problems += self.unread("scoring", ("buffer", "hybrid"), "refresh_share", "warm_start_steps")
+        problems += self.unread("scoring", ("exact", "buffer", "hybrid"), "scoring_precision")
+        if self.complementary and self.scoring == "approximate":
+            problems.append("objective.complementary: scoring=approximate has no mask before its forward; use exact")
+        return problems
+
+
+class SupersetObjective(Complementary):
+    """What all that choose from a superset share."""
+
+    settings: SupersetSettings
+
+    def extra_level(self, u: Tensor, t: Tensor, v: Tensor) -> Tensor:
+        """By the rule that the settings name."""
+        return extra_level(u, t, v, self.settings.rho)
+
+    def kept(self, batch: MicroBatch, candidates: Candidates, scores: Tensor) -> Tensor:
+        """The kept tokens (B, L) of each document's component, by log p(gold), exact or expected."""
+        superset, ties, v = candidates.superset, batch.tie_uniform, batch.count_uniform
+        return select_kept(scores, superset, batch.t, batch.rho, batch.component, scores=ties, v=v)
 
     def num_targets(self, batch: MicroBatch) -> Tensor:
         """Known from the masks: how many are kept does not depend on the scores."""
         if self.settings.complementary:
-            return batch.response_mask.sum(-1) / 2
-        superset, filler = candidates(batch)
-        return num_kept(superset.sum(-1), batch.t, batch.rho, v=batch.count_uniform) + filler.sum(-1)
+            return self.half_of_response(batch)
+        masks = candidates(batch)
+        kept = num_kept(masks.superset.sum(-1), batch.t, batch.rho, v=batch.count_uniform)
+        return kept + masks.fillers.sum(-1)
+
+
+class Lift(SupersetObjective):
+    """What the LIFT objectives share: all but which component a level has."""
+
+    settings: LiftSettings
+
+    def is_refreshed(self, u: Tensor, step: int) -> Tensor:
+        """A fixed share of the documents, and all of the first steps."""
+        always = not self.reads_difficulty or step < self.settings.warm_start_steps
+        return (u < self.settings.refresh_share) | always
+
+    @property
+    def reads_difficulty(self) -> bool:
+        """Whether the difficulty table chooses."""
+        return self.settings.scoring in ("buffer", "hybrid")
+
+    @property
+    def chooses_in_training(self) -> bool:
+        """Where scores are approximate."""
+        return self.settings.scoring == "approximate"
+
+    @property
+    def scoring_pass(self) -> ScoringPass:
+        """Log p(gold), unless no document is ever scored by a pass of its own."""
+        never_refreshed = not (self.settings.refresh_share or self.settings.warm_start_steps)
+        return "none" if self.chooses_in_training or (self.reads_difficulty and never_refreshed) else "gold_logprob"
+
+    def noise(self, batch: MicroBatch) -> Candidates:
+        """The superset; scores are wanted where the component asks for them, and the table does not answer."""
+        needed = batch.component != Component.RANDOM
+        return replace(candidates(batch), scored=needed & batch.is_refreshed if self.reads_difficulty else needed)
+
+    def choose(self, batch: MicroBatch, candidates: Candidates, scores: Tensor | None) -> Choice:
+        """The kept tokens; all of the superset where the training pass is still to choose from it."""
+        if self.chooses_in_training and scores is None:
+            return Choice(candidates.masked, batch.t)
+        agreement = None
+        if self.reads_difficulty:
+            scores, agreement = self.expected_scores(batch, candidates, scores)
+        assert scores is not None
+        return Choice(candidates.fillers | self.kept(batch, candidates, scores), batch.t, agreement)
+
+    def expected_scores(
+        self, batch: MicroBatch, candidates: Candidates, exact: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log p(gold) (B, L) by the table, by the pass where it ran, and how far their choices agree where both are."""
+        assert batch.difficulty is not None and batch.difficulty_count is not None
+        expected = -batch.difficulty + TIE_NATS * batch.tie_uniform
+        if exact is None:
+            return expected, None
+        rows = candidates.scored
+        by_exact, by_table = (self.kept(batch, candidates, scores)[rows] for scores in (exact, expected))
+        agreement = count_agreement(by_exact, by_table, candidates.superset[rows])
+        if self.settings.scoring == "hybrid":
+            seen = batch.difficulty_count / (batch.difficulty_count + TRUSTED_COUNT)
+            exact = (exact + seen * expected) / (1 + seen)
+        return torch.where(rows[:, None], exact, expected), agreement
 
 
 def count_agreement(exact: Tensor, expected: Tensor, superset: Tensor) -> Tensor:
@@ -88,10 +148,23 @@ def count_agreement(exact: Tensor, expected: Tensor, superset: Tensor) -> Tensor
     return torch.stack([(exact & expected).sum().float(), k.sum(), (k * k / size.clamp(min=1)).sum()])
 
 
+class PolicySettings(LiftSettings):
+    """When which component is learned."""
+
+    policy: Literal["time", "random"] = Field("time", description="LIFT's component by level, or drawn uniformly")
+
+
+class Lift2Settings(PolicySettings):
+    """Two components."""
+
+    method: Literal["lift2"] = "lift2"
+
+
 class Lift2(Lift):
     """Hard below t = 1/2, easy above."""
 
-    options = Lift.options | {"policy"}
+    settings: Lift2Settings
+    settings_type = Lift2Settings
 
     def component(self, t: Tensor, u: Tensor) -> Tensor:
         """By level, or drawn."""
@@ -100,10 +173,18 @@ class Lift2(Lift):
         return lift2_component(t)
 
 
+class Lift3Settings(PolicySettings):
+    """Three components."""
+
+    method: Literal["lift3"] = "lift3"
+    random_weight: float = Field(3.0, gt=0, description="c of LIFT-3: how wide the random middle is")
+
+
 class Lift3(Lift):
     """Hard, random and easy by thirds of t (c = 3)."""
 
-    options = Lift.options | {"policy", "random_weight"}
+    settings: Lift3Settings
+    settings_type = Lift3Settings
 
     def component(self, t: Tensor, u: Tensor) -> Tensor:
         """By level, or drawn."""
@@ -112,36 +193,50 @@ class Lift3(Lift):
         return lift3_component(t, self.settings.random_weight)
 
 
-class Single(Lift):
-    """One component at every level: the ablations "what without when"."""
+class EasySettings(LiftSettings):
+    """No option of its own."""
 
-    kept_component: ClassVar[Component]
+    method: Literal["easy"] = "easy"
+
+
+class Easy(Lift):
+    """The tokens that are predicted best, at every level: an ablation, "what without when"."""
+
+    settings_type = EasySettings
 
     def component(self, t: Tensor, u: Tensor) -> Tensor:
         """Always the same."""
-        return torch.full_like(t, int(self.kept_component), dtype=torch.int64)
+        return torch.full_like(t, int(Component.EASY), dtype=torch.int64)
 
 
-class Easy(Single):
-    """The tokens that are predicted best."""
+class HardSettings(LiftSettings):
+    """No option of its own."""
 
-    kept_component = Component.EASY
-
-
-class Hard(Single):
-    """The tokens that are predicted worst."""
-
-    kept_component = Component.HARD
+    method: Literal["hard"] = "hard"
 
 
-class RandomKept(Single):
-    """Random tokens of the superset: vanilla SFT with another way of drawing the mask."""
+class Hard(Lift):
+    """The tokens that are predicted worst, at every level."""
 
-    kept_component = Component.RANDOM
-    options = frozenset({"complementary", "rho"})
+    settings_type = HardSettings
 
-    def scores(
-        self, batch: MicroBatch, superset: Tensor, masked: Tensor, scorer: Scorer
-    ) -> tuple[Tensor, Tensor | None]:
-        """None are needed, at any level."""
-        return torch.zeros_like(batch.tie_uniform), None
+    def component(self, t: Tensor, u: Tensor) -> Tensor:
+        """Always the same."""
+        return torch.full_like(t, int(Component.HARD), dtype=torch.int64)
+
+
+class RandomSettings(SupersetSettings):
+    """No option of its own."""
+
+    method: Literal["random"] = "random"
+
+
+class RandomKept(SupersetObjective):
+    """Random tokens of the superset, at every level: vanilla SFT with another way of drawing the mask."""
+
+    settings_type = RandomSettings
+
+    def choose(self, batch: MicroBatch, candidates: Candidates, scores: Tensor | None) -> Choice:
+        """By the keyed uniforms; no scores are needed."""
+        kept = self.kept(batch, candidates, torch.zeros_like(batch.tie_uniform))
+        return Choice(candidates.fillers | kept, batch.t)

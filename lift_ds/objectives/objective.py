@@ -1,4 +1,9 @@
-"""What an objective decides: what the model sees, which tokens it learns there, and what each of them weighs.
+"""What an objective decides, in the order in which a step asks it.
+
+    noise     which tokens are masked before anything is known of them        Candidates
+    score     what the model thinks of them: a pass that the objective declares, the same one on every rank
+    choose    which of them are learned                                       Choice
+    view      what the training pass sees, and what each learned token weighs  View
 
 Shapes: B documents of a micro-batch, D documents of a view (B, or 2 B where each document is seen twice), L tokens.
 """
@@ -6,9 +11,8 @@ Shapes: B documents of a micro-batch, D documents of a view (B, or 2 B where eac
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -18,64 +22,113 @@ from lift_ds.method.components import Component
 from lift_ds.method.noise import superset_mask
 from lift_ds.method.weights import Curve, cart_weights, mgdm_curve
 
-from .settings import ObjectiveConfig
+from .settings import ObjectiveSettings, ScoredSettings
 
 SMALLEST_LEVEL = 1e-3
+ScoringPass = Literal["none", "gold_logprob", "entropy"]
 
 
 @dataclass(frozen=True)
-class View:
-    """The input of one training forward.
+class Candidates:
+    """What the forward process masks.
 
     Args:
-        noised_ids: int64 (D, L).
-        targets: bool (D, L), the tokens that are learned.
-        weights: float32 (D, L), factor of each target's loss, before the normaliser.
-        attention_mask: bool (D, L).
-        clean_ids: int64 (D, L).
-        document: int64 (D,), row of the micro-batch that each document of the view is.
-        narrow: From log p(gold) (D, L) of the targets in this very forward to the ones that are learned.
+        superset: bool (B, L), the tokens that are chosen from.
+        fillers: bool (B, L), masked end tokens that only fill up a response: learned, never scored or chosen from, as
+            they would be the most confident tokens of any superset. Disjoint from `superset`.
+        scored: bool (B,), documents of which scores are wanted.
+    """
+
+    superset: Tensor
+    fillers: Tensor
+    scored: Tensor
+
+    @property
+    def masked(self) -> Tensor:
+        """All that the scoring pass does not see: bool (B, L)."""
+        return self.superset | self.fillers
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is learned.
+
+    Args:
+        targets: bool (B, L), the tokens that stay masked and are learned; all others are revealed.
+        levels: float32 (B,) or (B, L), the level that each is learned at: its loss is divided by it.
         agreement: float32 (3,), where both exact and expected scores are known: tokens that both choose, tokens that
             each chooses, and how many of them chance would have in common.
     """
 
-    noised_ids: Tensor
     targets: Tensor
-    weights: Tensor
-    attention_mask: Tensor
-    clean_ids: Tensor
-    document: Tensor
-    narrow: Callable[[Tensor], Tensor] | None = None
+    levels: Tensor
     agreement: Tensor | None = None
 
 
-class Scorer(Protocol):
-    """Passes without gradient; every rank runs each exactly once, whatever its data."""
+@dataclass(frozen=True)
+class View:
+    """The input of one training forward: `clean_ids` with the targets masked.
 
-    def mask(self, clean_ids: Tensor, masked: Tensor) -> Tensor:
-        """The ids with the mask token on masked positions."""
+    Args:
+        clean_ids: int64 (D, L).
+        targets: bool (D, L), the tokens that are masked and learned.
+        weights: float32 (D, L), factor of each target's loss, before the normaliser.
+        attention_mask: bool (D, L).
+        document: int64 (D,), row of the micro-batch that each document of the view is.
+    """
 
-    def gold_logprob(self, batch: MicroBatch, masked: Tensor, wanted: Tensor) -> Tensor:
-        """Log p(clean) float32 (B, L) of masked positions of wanted (B,) documents; 0 elsewhere."""
-
-    def entropy(self, batch: MicroBatch, masked: Tensor) -> Tensor:
-        """Entropy float32 (B, L) of masked positions; 0 elsewhere."""
+    clean_ids: Tensor
+    targets: Tensor
+    weights: Tensor
+    attention_mask: Tensor
+    document: Tensor
 
 
 class Objective(ABC):
     """One row of the table; see `CONTRIBUTING.md` for how to add one.
 
+    Args:
+        settings: Its options.
+
     Attributes:
-        draws_superset: Whether an extra level rho is drawn.
-        options: Keys of `ObjectiveConfig` that only some objectives have and this one does.
+        settings_type: The class of its options.
     """
 
-    draws_superset: ClassVar[bool] = False
-    options: ClassVar[frozenset[str]] = frozenset()
+    settings_type: ClassVar[type[ObjectiveSettings]] = ObjectiveSettings
 
-    def __init__(self, settings: ObjectiveConfig) -> None:
-        """Stores the settings."""
+    def __init__(self, settings: ObjectiveSettings) -> None:
         self.settings = settings
+
+    # what is drawn for each document, before anything is computed
+
+    def component(self, t: Tensor, u: Tensor) -> Tensor:
+        """Components (B,) of levels (B,); `u` (B,) are uniforms for policies that draw."""
+        return torch.full_like(t, int(Component.RANDOM), dtype=torch.int64)
+
+    def extra_level(self, u: Tensor, t: Tensor, v: Tensor) -> Tensor:
+        """Extra levels rho (B,) of a superset, from the uniforms `u` that gave `t`, and fresh ones `v`; 0 without."""
+        return torch.zeros_like(t)
+
+    def is_refreshed(self, u: Tensor, step: int) -> Tensor:
+        """Bool (B,): documents that are scored exactly in step `step` where others are not; `u` (B,) are uniforms."""
+        return torch.ones_like(u, dtype=torch.bool)
+
+    # constants of a run, alike on all ranks
+
+    @property
+    def scoring_pass(self) -> ScoringPass:
+        """The pass without gradient before the choice; it is collective under ZeRO-3, so never a matter of data."""
+        return "none"
+
+    @property
+    def scores_in_bf16(self) -> bool:
+        """Whether that pass multiplies in bf16."""
+        return isinstance(self.settings, ScoredSettings) and self.settings.scoring_precision == "bf16"
+
+    @property
+    def chooses_in_training(self) -> bool:
+        """Whether the training pass sees all candidates, and its own log p(gold) chooses which of them are learned."""
+        return False
 
     @property
     def observes_targets(self) -> bool:
@@ -83,47 +136,50 @@ class Objective(ABC):
 
         The difficulty table may learn from them then.
         """
-        return not self.settings.complementary and self.settings.scoring != "approximate"
+        return not self.chooses_in_training
 
     @property
     def reads_difficulty(self) -> bool:
         """Whether micro-batches must carry the difficulties of their supersets."""
-        return self.settings.scoring in ("buffer", "hybrid")
+        return False
 
-    def component(self, t: Tensor, u: Tensor) -> Tensor:
-        """Components (B,) of levels (B,); `u` (B,) are uniforms for policies that draw."""
-        return torch.full_like(t, int(Component.RANDOM), dtype=torch.int64)
+    # a step
+
+    def noise(self, batch: MicroBatch) -> Candidates:
+        """What is masked first: at level t, and up to t + rho where the objective draws an extra level."""
+        return candidates(batch)
 
     @abstractmethod
-    def view(self, batch: MicroBatch, scorer: Scorer) -> View:
-        """What is trained on; the same passes on every rank."""
+    def choose(self, batch: MicroBatch, candidates: Candidates, scores: Tensor | None) -> Choice:
+        """What is learned.
+
+        Args:
+            batch: The documents.
+            candidates: What `noise` gave.
+            scores: float32 (B, L) of `scoring_pass`, 0 where nothing was scored; `None` where there is no pass.
+        """
+
+    def view(self, batch: MicroBatch, choice: Choice) -> View:
+        """What the training pass sees: each document once, with the chosen tokens masked."""
+        return View(
+            clean_ids=batch.clean_ids,
+            targets=choice.targets,
+            weights=self.token_weights(batch, choice),
+            attention_mask=batch.attention_mask,
+            document=torch.arange(len(batch.t), device=batch.t.device),
+        )
 
     @abstractmethod
     def num_targets(self, batch: MicroBatch) -> Tensor | None:
         """How many tokens (B,) each document will learn; `None` where that is not known before a forward."""
 
-    def single_view(self, batch: MicroBatch, masked: Tensor, scorer: Scorer, t: Tensor) -> View:
-        """Each document once, with `masked` (B, L) masked and learned at levels `t`, (B,) or (B, L)."""
-        return View(
-            noised_ids=scorer.mask(batch.clean_ids, masked),
-            targets=masked,
-            weights=self.token_weights(batch, masked, t),
-            attention_mask=batch.attention_mask,
-            clean_ids=batch.clean_ids,
-            document=torch.arange(len(batch.t), device=batch.t.device),
-        )
-
-    def with_complement(self, batch: MicroBatch, view: View, scorer: Scorer) -> View:
-        """The view, and in the same forward the response tokens that it leaves out, masked at level 1 - t."""
-        rest = batch.response_mask & ~view.targets
-        return concatenate(view, self.single_view(batch, rest, scorer, (1 - batch.t).clamp(min=SMALLEST_LEVEL)))
-
-    def token_weights(self, batch: MicroBatch, masked: Tensor, t: Tensor) -> Tensor:
+    def token_weights(self, batch: MicroBatch, choice: Choice) -> Tensor:
         """1 / t (with `time_scaling`), times CART's weights where they are asked for: float32 (B, L)."""
-        level = t[:, None] if t.dim() == 1 else t
-        weights = (1.0 / level if self.settings.time_scaling else torch.ones_like(level)).expand(masked.shape)
+        targets = choice.targets
+        level = choice.levels[:, None] if choice.levels.dim() == 1 else choice.levels
+        weights = (1.0 / level if self.settings.time_scaling else torch.ones_like(level)).expand(targets.shape)
         if self.settings.token_weight == "cart":
-            weights = weights * cart_weights(masked, self.settings.cart_p, batch.attention_mask)
+            weights = weights * cart_weights(targets, self.settings.cart_p, batch.attention_mask)
         return weights
 
     def curve(self) -> Curve | None:
@@ -133,31 +189,11 @@ class Objective(ABC):
         return mgdm_curve(self.settings.mgdm_alpha, self.settings.mgdm_gamma)
 
 
-def concatenate(first: View, second: View) -> View:
-    """Both views in one forward, at half weight each."""
-
-    def both(name: str) -> Tensor:
-        return torch.cat([getattr(first, name), getattr(second, name)])
-
-    return View(
-        noised_ids=both("noised_ids"),
-        targets=both("targets"),
-        weights=0.5 * both("weights"),
-        attention_mask=both("attention_mask"),
-        clean_ids=both("clean_ids"),
-        document=both("document"),
-    )
-
-
-def candidates(batch: MicroBatch) -> tuple[Tensor, Tensor]:
-    """The superset that components choose from, and the masked fillers: bool (B, L) each, disjoint.
-
-    End tokens that only fill up a response are masked at level t and never scored or chosen: they would be the most
-    confident tokens of any superset.
-    """
+def candidates(batch: MicroBatch) -> Candidates:
+    """Response tokens whose uniform lies below t + rho, and fillers whose uniform lies below t; nothing is scored."""
     superset = superset_mask(batch.mask_uniform, batch.response_mask & ~batch.filler_mask, batch.t, batch.rho)
-    filler = superset_mask(batch.mask_uniform, batch.filler_mask, batch.t, torch.zeros_like(batch.rho))
-    return superset, filler
+    fillers = superset_mask(batch.mask_uniform, batch.filler_mask, batch.t, torch.zeros_like(batch.rho))
+    return Candidates(superset, fillers, torch.zeros_like(batch.t, dtype=torch.bool))
 
 
 def superset_level(batch: MicroBatch) -> Tensor:

@@ -1,30 +1,20 @@
-"""What the loss is."""
+"""What every objective has: weights, levels, the normaliser. Each objective's file adds its own options."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lift_ds.section import Section
 
 
-class ObjectiveConfig(Section):
+class ObjectiveSettings(Section):
     """What the loss is."""
 
     method: str = Field(
         "lift3", description="vanilla, lift2, lift3, easy, hard, random (one component at every level) or gift"
     )
-    policy: Literal["time", "random"] = Field("time", description="LIFT's component by level, or drawn uniformly")
-    scoring: Literal["exact", "approximate", "buffer", "hybrid"] = Field(
-        "exact", description="LIFT's scores: a pass of their own, the training pass, the buffers, or both together"
-    )
-    refresh_share: float = Field(
-        0.125, ge=0, le=1, description="share of documents that buffer and hybrid scoring still score exactly"
-    )
-    warm_start_steps: int = Field(50, ge=0, description="first steps in which they score every document exactly")
-    scoring_precision: Literal["model", "bf16"] = Field("model", description="type of the scoring pass's products")
-    complementary: bool = Field(False, description="also learn, in the same forward, what the mask left out, at 1 - t")
     token_weight: Literal["none", "cart", "mgdm"] = Field(
         "none", description="further weight of a token: CART's context weight, or MGDM's reweighting by its loss"
     )
@@ -36,8 +26,41 @@ class ObjectiveConfig(Section):
     t_sampling: Literal["iid", "stratified"] = Field(
         "stratified", description="independent levels, or spread evenly over the global batch"
     )
-    rho: Literal["code", "paper"] = Field("code", description="rule of LIFT's extra level rho")
-    random_weight: float = Field(3.0, gt=0, description="c of LIFT-3: how wide the random middle is")
     normalizer: Literal["response_tokens", "masked_tokens", "per_example", "reference"] = Field(
         "response_tokens", description="what the step's summed loss is divided by, over all ranks and micro-batches"
     )
+
+    def problems(self) -> list[str]:
+        """Options that are set and not read, and combinations that mean nothing; one line each."""
+        return [
+            *self.unread("token_weight", ("cart",), "cart_p"),
+            *self.unread("token_weight", ("mgdm",), "mgdm_alpha", "mgdm_gamma"),
+        ]
+
+    def unread(self, key: str, values: tuple[str, ...], *options: str) -> list[str]:
+        """A problem for each of `options` that is set although `key`, which has none of `values`, leaves it unread."""
+        if getattr(self, key) in values:
+            return []
+        changed = [name for name in options if getattr(self, name) != type(self).model_fields[name].default]
+        needed = f"objective.{key}={' or '.join(values)}"
+        return [f"objective.{name}={getattr(self, name)}: only read with {needed}" for name in changed]
+
+    @model_validator(mode="after")
+    def check_options(self) -> ObjectiveSettings:
+        """Reports all problems at once."""
+        problems = self.problems()
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+class ScoredSettings(ObjectiveSettings):
+    """Options of objectives that ask the model before they choose."""
+
+    scoring_precision: Literal["model", "bf16"] = Field("model", description="type of the scoring pass's products")
+
+
+class ComplementarySettings(ObjectiveSettings):
+    """Options of objectives whose masks have a complement."""
+
+    complementary: bool = Field(False, description="also learn, in the same forward, what the mask left out, at 1 - t")

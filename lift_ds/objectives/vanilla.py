@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
 from lift_ds.data.batch import MicroBatch
 
-from .objective import Objective, Scorer, View, candidates
+from .complementary import Complementary
+from .objective import Candidates, Choice
+from .settings import ComplementarySettings
 
 
-class Vanilla(Objective):
+class VanillaSettings(ComplementarySettings):
+    """No option of its own."""
+
+    method: Literal["vanilla"] = "vanilla"
+
+
+class Vanilla(Complementary):
     """One pass over the plain forward process."""
 
-    options = frozenset({"complementary"})
+    settings_type = VanillaSettings
 
-    def view(self, batch: MicroBatch, scorer: Scorer) -> View:
-        """All masked tokens are learned."""
-        superset, filler = candidates(batch)
-        view = self.single_view(batch, superset | filler, scorer, batch.t)
-        return self.with_complement(batch, view, scorer) if self.settings.complementary else view
+    def choose(self, batch: MicroBatch, candidates: Candidates, scores: Tensor | None) -> Choice:
+        """All that is masked."""
+        return Choice(candidates.masked, batch.t)
 
     def num_targets(self, batch: MicroBatch) -> Tensor:
         """Known from the masks."""
-        superset, filler = candidates(batch)
-        return batch.response_mask.sum(-1) / 2 if self.settings.complementary else (superset | filler).sum(-1)
+        return self.half_of_response(batch) if self.settings.complementary else self.noise(batch).masked.sum(-1)

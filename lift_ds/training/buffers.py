@@ -49,8 +49,8 @@ class DifficultyBuffers:
 
     def observe(self, observations: list[Observations], step: int) -> None:
         """Notes what this rank observed in optimizer step `step` (from 1), and syncs where it is time."""
-        for each in observations:
-            self.table.observe(each, step)
+        for observed in observations:
+            self.table.observe(observed, step)
         if step % self.sync_every == 0:
             self.sync(step)
 
@@ -76,24 +76,24 @@ class DifficultyBuffers:
         Returns:
             float32 (R,) expected -log p in nats, and (R,) decayed counts that it rests on.
         """
-        keys, place = (tokens * NUM_BINS + level_bin(levels)).unique(return_inverse=True)
+        keys, inverse = (tokens * NUM_BINS + level_bin(levels)).unique(return_inverse=True)
         edges = torch.searchsorted(keys, self.table.bounds).tolist()
         asked = self.exchange(list(keys.tensor_split(edges)))
         answers = self.exchange([torch.stack(self.table.look_up(part), 1).flatten() for part in asked])
-        found = torch.cat(answers).view(-1, 2)[place]
-        return found[:, 0], found[:, 1]
+        difficulties = torch.cat(answers).view(-1, 2)[inverse]
+        return difficulties[:, 0], difficulties[:, 1]
 
     def fill(self, batches: list[MicroBatch]) -> list[MicroBatch]:
         """The micro-batches of a step with the difficulties of their supersets, from one look-up."""
-        wanted = [candidates(batch)[0] & (batch.component != Component.RANDOM)[:, None] for batch in batches]
+        wanted = [candidates(batch).superset & (batch.component != Component.RANDOM)[:, None] for batch in batches]
         pairs = list(zip(batches, wanted, strict=True))
         tokens = torch.cat([batch.clean_ids[rows] for batch, rows in pairs])
-        found = self.look_up(tokens, torch.cat([superset_level(batch)[rows] for batch, rows in pairs]))
+        difficulties = self.look_up(tokens, torch.cat([superset_level(batch)[rows] for batch, rows in pairs]))
         filled, start = [], 0
         for batch, rows in pairs:
             end = start + int(rows.sum())
             difficulty, count = (torch.zeros_like(batch.mask_uniform) for _ in range(2))
-            difficulty[rows], count[rows] = found[0][start:end], found[1][start:end]
+            difficulty[rows], count[rows] = difficulties[0][start:end], difficulties[1][start:end]
             filled.append(replace(batch, difficulty=difficulty, difficulty_count=count))
             start = end
         return filled

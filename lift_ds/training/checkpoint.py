@@ -127,7 +127,7 @@ def agree(engine: Engine, action: Any, final: Path) -> Any:
         result = action()
     except (OSError, RuntimeError, ValueError) as error:
         problem = f"rank {engine.rank}: {error}"
-    problems = [found for found in engine.gather_objects(problem) if found]
+    problems = [problem_of_rank for problem_of_rank in engine.gather_objects(problem) if problem_of_rank]
     if problems:
         raise RuntimeError(describe_failure(final, "; ".join(problems)))
     return result

@@ -13,11 +13,12 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.adam import DeepSpeedCPUAdam
 from deepspeed.utils import set_z3_leaf_modules
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lift_ds.config.training import OptimConfig
+from lift_ds.data.batch import MicroBatch
 from lift_ds.models.families import family_of
 from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.weights import WeightSource, fill_parameters, whole_shape
@@ -25,7 +26,7 @@ from lift_ds.ranks.collectives import Collectives
 from lift_ds.ranks.launch import Launch, share_cores
 
 from .learning_rate import learning_rate
-from .step import DiffusionStep
+from .step import DiffusionStep, DropoutKey, StepResult
 
 
 def has_accelerator() -> bool:
@@ -174,7 +175,8 @@ class Engine(Collectives):
     def num_parameters(self, only_trained: bool = False) -> int:
         """Parameters of the whole model, or only those that are trained."""
         parameters = self.root.parameters()
-        return sum(whole_shape(each).numel() for each in parameters if each.requires_grad or not only_trained)
+        counted = [parameter for parameter in parameters if parameter.requires_grad or not only_trained]
+        return sum(whole_shape(parameter).numel() for parameter in counted)
 
     def set_learning_rate(self, step: int) -> float:
         """Sets and returns the rate of optimizer step `step`."""
@@ -182,6 +184,26 @@ class Engine(Collectives):
         for group in self.ds.optimizer.param_groups:
             group["lr"] = rate
         return rate
+
+    def forward_backward(self, batch: MicroBatch, document_scale: Tensor, dropout_key: DropoutKey) -> StepResult:
+        """One micro-batch's forward and backward; gradients add up until `update`.
+
+        Args:
+            batch: On the CPU.
+            document_scale: float32 (B,), normalised over the whole step, all ranks and micro-batches.
+            dropout_key: See `DiffusionStep.forward`.
+
+        Returns:
+            What it shows; its loss adds up over micro-batches and ranks.
+        """
+        scale = (document_scale * self.loss_factor).to(self.device)
+        loss, result = self.ds(batch.to(self.device), scale, dropout_key)
+        self.ds.backward(loss)
+        return result
+
+    def end_micro_batch(self) -> None:
+        """Ends a micro-batch that another one of the same step follows."""
+        self.ds.step()
 
     def update(self) -> float:
         """The optimizer step; returns the global gradient norm before clipping."""

@@ -94,5 +94,5 @@ def weight_hashes(path: str, adapters: str | None, ranks: Ranks) -> dict[str, st
     if adapters is not None:
         small |= {name: Path(adapters) / name for name in (PEFT_WEIGHTS, PEFT_CONFIG)}
     shares = ranks.gather_objects(hash_base(folder, ranks.rank, ranks.world_size))
-    shares.append(ranks.on_main(lambda: {name: hash_file(each) for name, each in small.items()}))
+    shares.append(ranks.on_main(lambda: {name: hash_file(path) for name, path in small.items()}))
     return dict(sorted((name, record.sha256) for share in shares for name, record in share.items()))

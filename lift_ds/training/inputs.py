@@ -214,7 +214,7 @@ def check_first_rows(data: RunData, count: int) -> FirstRows:
     totals: Counter[Skipped | None] = Counter()
     for group in groups:
         refs = list(data.reader.first_rows(group, -(-count // len(groups))))
-        counts = Counter(each if isinstance(each, Skipped) else None for each in data.reader.read(refs))
+        counts = Counter(document if isinstance(document, Skipped) else None for document in data.reader.read(refs))
         if refs and not counts[None]:
             try:
                 data.reader.document(refs[0])

@@ -13,12 +13,16 @@ from typing import Any
 import torch
 
 from lift_ds.config.run import RunConfig
+from lift_ds.data.batch import MicroBatch
 from lift_ds.data.order.loader import StepBatch, StepLoader
+from lift_ds.method.difficulty import Observations
+from lift_ds.objectives import Objective
 
 from .buffers import DifficultyBuffers
 from .engine import Engine
 from .metrics import StepTotals
 from .normalizer import document_scale, step_counts
+from .step import Observed, StepResult
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -77,7 +81,24 @@ class Outcome:
     problem: Exception | None
 
 
-def plan_step(engine: Engine, loader: StepLoader, stop: StopRequest) -> StepPlan:
+@dataclass(frozen=True)
+class ComputedStep:
+    """Gradients of one step, not applied yet.
+
+    Args:
+        totals: Over all ranks; sample ids of micro-batches whose loss is not finite are this rank's.
+        observed: What this rank's passes showed of tokens' difficulty, in the order of the passes.
+    """
+
+    totals: StepTotals
+    observed: list[Observed]
+
+    def observations(self) -> list[Observations]:
+        """For the difficulty table; fetched from the device."""
+        return [Observations.of(*shown) for shown in self.observed]
+
+
+def plan_step(engine: Engine, objective: Objective, loader: StepLoader, stop: StopRequest) -> StepPlan:
     """Fetches the next step and agrees on its totals, and on stopping, in one collective."""
     batch, problem = None, None
     try:
@@ -86,53 +107,58 @@ def plan_step(engine: Engine, loader: StepLoader, stop: StopRequest) -> StepPlan
         problem = error
     counts = torch.zeros(3, dtype=torch.float64)
     if batch is not None:
-        counts = step_counts(batch.micro_batches, engine.root.objective)
+        counts = step_counts(batch.micro_batches, objective)
     wants_stop = float(stop.signal_name is not None or problem is not None)
     agreed = engine.all_reduce(torch.cat([counts, torch.tensor([wants_stop], dtype=torch.float64)]))
     return StepPlan(batch, agreed[:3], bool(agreed[3]), problem)
 
 
 def compute_step(
-    engine: Engine, run: RunConfig, plan: StepPlan, step: int, buffers: DifficultyBuffers | None
-) -> StepTotals:
-    """Forwards and backwards of one step; gradients are accumulated, nothing is updated yet.
-
-    Sample ids of micro-batches whose loss is not finite are noted in the totals.
-    """
+    engine: Engine, run: RunConfig, objective: Objective, plan: StepPlan, step: int, buffers: DifficultyBuffers | None
+) -> ComputedStep:
+    """Forwards and backwards of one step; gradients are accumulated, nothing is updated yet."""
     assert plan.batch is not None
     micro_batches = plan.batch.micro_batches
-    if engine.root.objective.reads_difficulty:
+    if objective.reads_difficulty:
         assert buffers is not None
         micro_batches = buffers.fill(micro_batches)
-    engine.root.dropout_key = (run.seed, step)
     totals = StepTotals()
+    observed: list[Observed] = []
     totals.add(num_tokens=plan.batch.num_tokens, num_skipped=plan.batch.num_skipped)
     totals.add(num_bad_rows=plan.batch.num_bad_rows)
     num_micro_batches = engine.num_micro_batches * engine.world_size
-    for place, on_cpu in enumerate(micro_batches):
-        scale = document_scale(on_cpu, run.objective.normalizer, plan.totals, num_micro_batches)
-        batch = on_cpu.to(engine.device)
-        loss, stats = engine.ds(batch, (scale * engine.loss_factor).to(engine.device))
-        engine.ds.backward(loss)
-        gradient_norm = engine.root.pop_gradient_norms(len(scale)) / engine.world_size
-        totals.add(loss=float(loss.detach()) / engine.loss_factor)
-        if not math.isfinite(totals.loss) and not totals.bad_sample_ids:
-            totals.bad_sample_ids = on_cpu.sample_ids.tolist()
-        is_real = on_cpu.sample_ids >= 0
-        in_common, compared, by_chance = stats.agreement.tolist()
-        totals.add(num_in_common=in_common, num_compared=compared, num_by_chance=by_chance)
-        totals.add(scoring_seconds=engine.root.scoring_time.pop() / engine.world_size)
-        shown = (stats.nll_sum.cpu(), stats.num_kept.cpu(), gradient_norm.cpu())
-        totals.add_documents(on_cpu.t[is_real], on_cpu.component[is_real], *(each[is_real] for each in shown))
-        if place + 1 < len(micro_batches):
-            engine.ds.step()
+    for index, batch in enumerate(micro_batches):
+        scale = document_scale(batch, run.objective.normalizer, plan.totals, num_micro_batches)
+        result = engine.forward_backward(batch, scale, (run.seed, step))
+        add_result(totals, batch, result, engine)
+        observed += result.observed
+        if index + 1 < len(micro_batches):
+            engine.end_micro_batch()
     totals.replace(engine.all_reduce(totals.summed()), engine.all_reduce(totals.max_weight, "max"))
-    return totals
+    return ComputedStep(totals, observed)
+
+
+def add_result(totals: StepTotals, batch: MicroBatch, result: StepResult, engine: Engine) -> None:
+    """Adds what a micro-batch shows to this rank's totals, which the ranks will sum up."""
+    in_common, compared, by_chance = result.agreement.tolist()
+    totals.add(
+        loss=float(result.loss) / engine.loss_factor,
+        num_in_common=in_common,
+        num_compared=compared,
+        num_by_chance=by_chance,
+        scoring_seconds=result.scoring_time.seconds / engine.world_size,
+    )
+    if not math.isfinite(totals.loss) and not totals.bad_sample_ids:
+        totals.bad_sample_ids = batch.sample_ids.tolist()
+    is_real = batch.sample_ids >= 0
+    by_document = (result.nll_sum, result.num_kept, result.gradient_norms / engine.world_size)
+    totals.add_documents(batch.t[is_real], batch.component[is_real], *(values.cpu()[is_real] for values in by_document))
 
 
 def train_steps(
     engine: Engine,
     run: RunConfig,
+    objective: Objective,
     loader: StepLoader,
     first_step: int,
     stop: StopRequest,
@@ -144,6 +170,7 @@ def train_steps(
     Args:
         engine: The training engine.
         run: The run config.
+        objective: What is seen and learned.
         loader: Steps from `first_step` on.
         first_step: Steps already taken.
         stop: Whether this process was asked to stop.
@@ -160,17 +187,17 @@ def train_steps(
     for step in range(first_step, run.optim.steps):
         began = time.perf_counter()
         position = loader.state
-        plan = plan_step(engine, loader, stop)
+        plan = plan_step(engine, objective, loader, stop)
         if plan.must_stop:
             loader.state = position  # the step was fetched, but is not taken
             return Outcome(step, plan.problem)
-        totals = compute_step(engine, run, plan, step, buffers)
+        computed = compute_step(engine, run, objective, plan, step, buffers)
+        totals = computed.totals
         rate = engine.set_learning_rate(step)
         grad_norm = engine.update()  # DeepSpeed leaves the step out on every rank where the norm is not finite
         is_bad = not (math.isfinite(totals.loss) and math.isfinite(grad_norm))
-        observations = engine.root.pop_observations()
         if buffers is not None:
-            buffers.observe([] if is_bad else observations, step + 1)
+            buffers.observe([] if is_bad else computed.observations(), step + 1)
         record = totals.record(run.objective.time_scaling)
         if is_bad:
             num_bad += 1
@@ -199,4 +226,4 @@ def train_steps(
 
 def gather_bad_samples(engine: Engine, totals: StepTotals) -> list[int]:
     """Sample ids, over all ranks, of the micro-batches that first had a loss that is not finite."""
-    return sorted({sample for found in engine.gather_objects(totals.bad_sample_ids) for sample in found})
+    return sorted({sample for of_rank in engine.gather_objects(totals.bad_sample_ids) for sample in of_rank})

@@ -113,18 +113,18 @@ class Measurements:
 
     def digest(self, metric: str) -> str:
         """Hash of what a value depends on besides the model: values compare where it is the same."""
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         if metric == "heldout_loss":
-            found.update(repr((LEVELS, self.prepared.run.seed)).encode())
+            digest.update(repr((LEVELS, self.prepared.run.seed)).encode())
             for document in self.prepared.data.held_out:
-                found.update(repr((document.sample_id, len(document.ids))).encode())
+                digest.update(repr((document.sample_id, len(document.ids))).encode())
                 for part in (document.ids, document.response_mask, document.filler_mask):
-                    found.update(part.tobytes())
+                    digest.update(part.tobytes())
         else:
-            found.update(repr(self.process).encode())
+            digest.update(repr(self.process).encode())
             for question in self.subset:
-                found.update(repr((question.task, question.text)).encode())
-        return found.hexdigest()
+                digest.update(repr((question.task, question.text)).encode())
+        return digest.hexdigest()
 
 
 def heldout_record(loss: HeldoutLoss) -> dict[str, Any]:

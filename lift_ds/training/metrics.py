@@ -51,11 +51,11 @@ class StepTotals:
         self, t: Tensor, component: Tensor, nll_sum: Tensor, num_kept: Tensor, gradient_norm: Tensor
     ) -> None:
         """Adds documents: all arguments (B,), on the CPU."""
-        place = (t * NUM_BINS).long().clamp(max=NUM_BINS - 1)
+        bins = (t * NUM_BINS).long().clamp(max=NUM_BINS - 1)
         values = torch.stack([torch.ones_like(t), nll_sum, num_kept, gradient_norm]).double()
-        self.binned.index_add_(1, place, values)
+        self.binned.index_add_(1, bins, values)
         self.components.index_add_(0, component, torch.ones_like(t).double())
-        self.max_weight.scatter_reduce_(0, place, 1.0 / t.double(), "amax")
+        self.max_weight.scatter_reduce_(0, bins, 1.0 / t.double(), "amax")
 
     def summed(self) -> Tensor:
         """The part that adds up, as one vector."""

@@ -31,7 +31,7 @@ def print_summary(metrics_path: Path, files: dict[str, Path]) -> None:
         )
     steps = list(read_metrics(metrics_path, "step"))
     if steps:
-        speed = sum(each["num_tokens"] for each in steps) / sum(each["seconds"] for each in steps)
+        speed = sum(step["num_tokens"] for step in steps) / sum(step["seconds"] for step in steps)
         console.print(f"training       {len(steps)} steps, {speed:,.0f} tokens/s", highlight=False)
     for label, path in files.items():
         console.print(f"{label:<14} {path}", highlight=False, soft_wrap=True)

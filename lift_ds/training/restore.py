@@ -64,21 +64,21 @@ def fill_groups(engine: Engine, state: dict[str, Any], zero: ZeroCheckpoint) -> 
     step = saved_step(zero)
     counts_in_tensors = isinstance(engine.ds.optimizer.optimizer, torch.optim.AdamW)
     groups = engine.ds._get_zero_param_shapes()
-    for place, (shapes, master) in enumerate(zip(groups, masters, strict=True)):
+    for number, (shapes, master) in enumerate(zip(groups, masters, strict=True)):
         check_group(shapes, sources[MASTER])
         counter = torch.tensor(step) if counts_in_tensors else int(step)
         # under ZeRO-1 and 2 the saved weights of the last rank may lack the filling that its moments have
         own = getattr(engine.ds.optimizer, "single_partition_of_fp32_groups", masters)
-        whole = master if is_full else own[place]
-        moments[place] = {"step": counter, **{key: torch.zeros_like(whole.data) for key in MOMENTS}}
+        whole = master if is_full else own[number]
+        moments[number] = {"step": counter, **{key: torch.zeros_like(whole.data) for key in MOMENTS}}
         if is_full:
             ranges = list(zero3_ranges(shapes, engine.world_size, engine.rank))
         else:
-            paddings = state.get("param_alignment_paddings", {place: [0] * len(shapes)})[place]
+            paddings = state.get("param_alignment_paddings", {number: [0] * len(shapes)})[number]
             ranges = list(zero2_ranges(shapes, paddings, engine.world_size, engine.rank))
         fill(master, ranges, sources[MASTER])
         for key in MOMENTS:
-            fill(moments[place][key], ranges, sources[key])
+            fill(moments[number][key], ranges, sources[key])
 
 
 def saved_step(zero: ZeroCheckpoint) -> float:
@@ -95,24 +95,24 @@ def saved_step(zero: ZeroCheckpoint) -> float:
     return steps.pop()
 
 
-def check_group(shapes: dict[str, torch.Size], found: dict[str, FlatTensor]) -> None:
+def check_group(shapes: dict[str, torch.Size], tensors: dict[str, FlatTensor]) -> None:
     """Checks that the checkpoint has all parameters of a group.
 
     Raises:
         ValueError: One is missing or has another shape.
     """
     for name, shape in shapes.items():
-        if name not in found or found[name].shape != torch.Size(shape):
-            saved = tuple(found[name].shape) if name in found else "not trained"
+        if name not in tensors or tensors[name].shape != torch.Size(shape):
+            saved = tuple(tensors[name].shape) if name in tensors else "not trained"
             raise ValueError(f"{name} is {tuple(shape)} in this run and {saved} in the checkpoint.")
 
 
 def fill(target: Tensor, ranges: list[Range], sources: dict[str, FlatTensor]) -> None:
     """Copies a rank's ranges of parameters into its flat group."""
-    for each in ranges:
-        for start, stop in blocks(each.start, each.stop):
-            offset = each.offset + start - each.start
-            target.data[offset : offset + stop - start].copy_(sources[each.name].read(start, stop))
+    for part in ranges:
+        for start, stop in blocks(part.start, part.stop):
+            offset = part.offset + start - part.start
+            target.data[offset : offset + stop - start].copy_(sources[part.name].read(start, stop))
 
 
 def blocks(start: int, stop: int) -> Iterator[tuple[int, int]]:

@@ -14,7 +14,7 @@ from lift_ds.models.families import family_of
 from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.lora import add_adapters
 from lift_ds.models.weights import WeightSource, whole_shape
-from lift_ds.objectives import make_objective
+from lift_ds.objectives import Objective, make_objective
 
 from .buffers import DifficultyBuffers
 from .engine import Engine, build_model
@@ -26,7 +26,9 @@ from .step import DiffusionStep
 from .trainer import Trainer
 
 
-def build_root(prepared: Prepared, source: WeightSource, ds_json: dict[str, Any]) -> DiffusionStep:
+def build_root(
+    prepared: Prepared, source: WeightSource, ds_json: dict[str, Any], objective: Objective
+) -> DiffusionStep:
     """The root module that the config describes: weights loaded, adapters and checkpointing in place."""
     run = prepared.run
     model = build_model(prepared.config, source, ds_json, str(prepared.folder))
@@ -39,7 +41,7 @@ def build_root(prepared: Prepared, source: WeightSource, ds_json: dict[str, Any]
         compile_layers(model)
     return DiffusionStep(
         cast(MaskedDiffusionModel, model),
-        make_objective(run.objective),
+        objective,
         keeps_observations=run.difficulty.enabled,
         is_packed=run.data.packing != "none",
     )
@@ -64,7 +66,8 @@ def make_buffers(prepared: Prepared, engine: Engine) -> DifficultyBuffers | None
 def execute(prepared: Prepared, source: WeightSource, ds_json: dict[str, Any], is_main: bool) -> None:
     """Runs a prepared config on this rank, from engine to export."""
     run = prepared.run
-    engine = Engine(build_root(prepared, source, ds_json), ds_json, run.optim)
+    objective = make_objective(run.objective)
+    engine = Engine(build_root(prepared, source, ds_json, objective), ds_json, run.optim)
     output = Path(run.output)
     metrics = None
     if is_main:
@@ -74,7 +77,7 @@ def execute(prepared: Prepared, source: WeightSource, ds_json: dict[str, Any], i
     progress = make_progress(is_main, run.optim.steps, f"lift_ds  {run.objective.method}  {output}", output / "log.txt")
     stop = StopRequest()
     buffers = make_buffers(prepared, engine)
-    trainer = Trainer(prepared, ds_json, engine, progress, metrics, stop, buffers)
+    trainer = Trainer(prepared, ds_json, objective, engine, progress, metrics, stop, buffers)
     if is_main:
         (output / "run.json").write_text(json.dumps(trainer.resolved, indent=2) + "\n")
     try:

@@ -1,46 +1,90 @@
-"""One training forward: score, choose, train, inside one root module.
+"""One training forward in four verbs: noise, score, choose, train, inside one root module.
 
 Both passes sit in one forward, because ZeRO-3 records which parameters a root module uses in which order and prefetches
 them: two calls per step would invalidate that record every time. Every rank runs the same forwards whatever its data:
 choices are tensors, and a rank that has nothing masked goes through the same graph with no rows.
 
-Shapes: B documents, L tokens, R learned tokens.
+Shapes: B documents, D documents of the training view, L tokens, R masked tokens of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lift_ds.data.batch import MicroBatch
 from lift_ds.method.components import Component
-from lift_ds.method.difficulty import Observations
 from lift_ds.method.loss import chunked_entropy, chunked_gold_logprob, chunked_weighted_nll
 from lift_ds.models.head import MaskedDiffusionModel, encode_rows
 from lift_ds.models.keyed_dropout import DocumentRows, KeyedDropout, document_seeds
 from lift_ds.objectives import Objective
-from lift_ds.objectives.objective import View, superset_level
+from lift_ds.objectives.objective import Candidates, View, superset_level
 
 from .stopwatch import Stopwatch
 
+DropoutKey = tuple[int, int]
+"""The run's seed and the step, of which a forward's dropout is a function."""
+
+
+class Observed(NamedTuple):
+    """What a pass showed of tokens' difficulty, all (R,): their ids, the level of the input, and -log p(gold)."""
+
+    token_ids: Tensor
+    levels: Tensor
+    nll: Tensor
+
 
 @dataclass(frozen=True)
-class StepStats:
-    """What one micro-batch shows.
+class StepResult:
+    """All that one micro-batch shows.
 
     Args:
+        loss: float32 scalar, detached.
         nll_sum: float32 (B,), summed -log p of learned tokens.
         num_kept: int64 (B,), learned tokens.
-        agreement: float32 (3,), see `objectives.base.View`.
+        agreement: float32 (3,), see `objectives.objective.Choice`; 0 where nothing was compared.
+        observed: What the difficulty table may learn, without bias by the choice.
+        scoring_time: What the pass without gradient took.
+        gradient_probe: float32 (B,), a leaf whose gradient is `gradient_norms`.
     """
 
+    loss: Tensor
     nll_sum: Tensor
     num_kept: Tensor
     agreement: Tensor
+    observed: tuple[Observed, ...]
+    scoring_time: Stopwatch
+    gradient_probe: Tensor
+
+    @property
+    def gradient_norms(self) -> Tensor:
+        """Norm (B,) of the loss's gradient at each document's final hidden states, once its backward is done."""
+        assert self.gradient_probe.grad is not None, "no backward yet"
+        return self.gradient_probe.grad
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the training pass gives of its learned tokens, R' of them in row-major order.
+
+    Args:
+        loss: The differentiable scalar.
+        token_nll: float32 (R',), -log p.
+        token_ids: int64 (R',), their true ids.
+        document: int64 (R',), row of the micro-batch that each belongs to.
+        is_filler: bool (R',), whether they only fill up a response.
+    """
+
+    loss: Tensor
+    token_nll: Tensor
+    token_ids: Tensor
+    document: Tensor
+    is_filler: Tensor
 
 
 class DiffusionStep(nn.Module):
@@ -49,14 +93,12 @@ class DiffusionStep(nn.Module):
     Args:
         model: A masked diffusion model with `encode`, `head` and `config.mask_token_id`.
         objective: What is seen and learned.
-        keeps_observations: Keep what the passes show of tokens' difficulty, for `pop_observations`.
+        keeps_observations: Report what the passes show of tokens' difficulty.
         is_packed: Run documents one after the other, without padding, each seeing only itself.
 
     Attributes:
         keyed_dropouts: Dropouts of the adapters, seeded by document.
         has_own_dropout: Whether the model itself draws random numbers while it trains; seeded by micro-batch.
-        dropout_key: The run's seed and the step, of which the next forward's dropout is a function.
-        scoring_time: What passes without gradient take.
     """
 
     def __init__(
@@ -66,119 +108,136 @@ class DiffusionStep(nn.Module):
         keeps_observations: bool = False,
         is_packed: bool = False,
     ) -> None:
-        """Stores the model as `model`, the prefix that exports strip."""
         super().__init__()
-        self.model: MaskedDiffusionModel = model
+        self.model: MaskedDiffusionModel = model  # the prefix that exports strip
         self.objective = objective
         self.keeps_observations = keeps_observations
         self.is_packed = is_packed
         self.keyed_dropouts = [module for module in self.modules() if isinstance(module, KeyedDropout)]
         self.has_own_dropout = has_own_dropout(self)
-        self.dropout_key = (0, 0)
-        self.scoring_time = Stopwatch()
-        self._row_gradients: list[tuple[Tensor, Tensor]] = []
-        self._observed: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def forward(self, batch: MicroBatch, document_scale: Tensor) -> tuple[Tensor, StepStats]:
+    def forward(
+        self, batch: MicroBatch, document_scale: Tensor, dropout_key: DropoutKey = (0, 0)
+    ) -> tuple[Tensor, StepResult]:
         """Loss of one micro-batch.
 
         Args:
             batch: The documents and their noise.
             document_scale: float32 (B,), what each document's loss is multiplied by (the normaliser, see `normalizer`).
+            dropout_key: What dropout is a function of, besides the documents.
 
         Returns:
-            sum_b document_scale_b sum_{i learned} w_bi c(-log p_bi), and the statistics; w and c are the objective's.
+            sum_b document_scale_b sum_{i learned} w_bi c(-log p_bi), w and c being the objective's, and the rest.
         """
-        view = self.objective.view(batch, self)
-        with self.seeded_dropout(batch, view):
-            rows = encode_rows(self.model, view.noised_ids, view.targets, view.attention_mask, self.is_packed)
-        document = view.document[view.targets.nonzero()[:, 0]]
-        self.watch_gradient(rows, document)
-        gold_ids = view.clean_ids[view.targets]
-        weights = view.weights[view.targets] * document_scale[document]
-        learned = torch.ones_like(gold_ids, dtype=torch.bool)
+        scoring_time, probe = Stopwatch(), torch.zeros_like(batch.t, requires_grad=True)
+        candidates = self.objective.noise(batch)
+        with scoring_time:
+            scores = self.score(batch, candidates)
+        choice = self.objective.choose(batch, candidates, scores)
+        view = self.objective.view(batch, choice)  # twice as many documents where the complement is learned, too
+        trained = self.train_on(view, batch, candidates, document_scale, dropout_key, probe)
 
-        def loss_of(hidden: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
-            if view.narrow is not None:
-                scores = torch.zeros_like(view.weights)
-                scores[view.targets] = chunked_gold_logprob(hidden.detach(), matrix, gold_ids)
-                learned.copy_(view.narrow(scores)[view.targets])
-            return chunked_weighted_nll(
-                hidden[learned], matrix, gold_ids[learned], weights[learned], self.objective.curve()
-            )
-
-        loss, token_nll = self.model.head(rows, loss_of)
-        is_filler = batch.filler_mask[view.document][view.targets]
-        self.note(batch, document[learned], gold_ids[learned], token_nll, is_filler[learned])
         zeros = torch.zeros_like(batch.t)
-        nll_sum = zeros.index_add(0, document[learned], token_nll)
-        num_kept = zeros.index_add(0, document, learned.float()).long()
-        return loss, StepStats(nll_sum, num_kept, zeros.new_zeros(3) if view.agreement is None else view.agreement)
+        nll_sum = zeros.index_add(0, trained.document, trained.token_nll)
+        num_kept = zeros.index_add(0, trained.document, torch.ones_like(trained.token_nll)).long()
+        agreement = zeros.new_zeros(3) if choice.agreement is None else choice.agreement
+        observed = self.observe(batch, candidates, scores, trained)
+        loss = trained.loss.detach()
+        return trained.loss, StepResult(loss, nll_sum, num_kept, agreement, observed, scoring_time, probe)
 
-    def gold_logprob(self, batch: MicroBatch, masked: Tensor, wanted: Tensor) -> Tensor:
-        """Log p(clean) float32 (B, L) of masked positions of wanted (B,) documents; 0 elsewhere."""
-        scores = self.score(batch, masked, wanted, chunked_gold_logprob)
-        if self.keeps_observations:
-            rows = masked & wanted[:, None] & ~batch.filler_mask
-            self._observed.append((batch.clean_ids[rows], superset_level(batch)[rows], -scores[rows]))
-        return scores
+    def score(self, batch: MicroBatch, candidates: Candidates) -> Tensor | None:
+        """The pass that the objective declares, without dropout or gradient.
 
-    def note(self, batch: MicroBatch, document: Tensor, gold_ids: Tensor, token_nll: Tensor, is_filler: Tensor) -> None:
-        """Keeps what the training pass shows of tokens that were not selected by their scores."""
-        if self.keeps_observations and self.objective.observes_targets:
-            rows = (batch.component[document] == Component.RANDOM) & ~is_filler
-            self._observed.append((gold_ids[rows], batch.t[document[rows]], token_nll[rows]))
+        A rank that wants no document scored runs one token of its first one, and ignores it: the pass is collective
+        under ZeRO-3.
 
-    def pop_observations(self) -> list[Observations]:
-        """What the micro-batches since the last call showed of tokens' difficulty, without bias by the selection."""
-        found = [Observations.of(*each) for each in self._observed]
-        self._observed.clear()
-        return found
-
-    def entropy(self, batch: MicroBatch, masked: Tensor) -> Tensor:
-        """Entropy float32 (B, L) of masked positions; 0 elsewhere."""
-        wanted = torch.ones_like(batch.t, dtype=torch.bool)
-        return self.score(batch, masked, wanted, lambda hidden, matrix, _: chunked_entropy(hidden, matrix))
-
-    @torch.no_grad()
-    def score(
-        self, batch: MicroBatch, masked: Tensor, wanted: Tensor, of_rows: Callable[[Tensor, Tensor, Tensor], Tensor]
-    ) -> Tensor:
-        """One number (B, L) for each masked position of wanted documents, from a pass without dropout or gradient.
-
-        A rank that wants no document runs one token of its first one, and ignores it: the pass is collective under
-        ZeRO-3.
+        Returns:
+            float32 (B, L) at the masked positions of `candidates.scored` documents, 0 elsewhere; `None` without a pass.
         """
+        if self.objective.scoring_pass == "none":
+            return None
+        masked, wanted = candidates.masked, candidates.scored
         index = wanted.nonzero()[:, 0]
         length = batch.clean_ids.shape[1]
         if len(index) == 0:
             index, length = torch.zeros_like(batch.sample_ids[:1]), 1
         clean_ids, seen = batch.clean_ids[index, :length], masked[index, :length]
         rows = seen & wanted[index, None]
-        narrow = self.objective.settings.scoring_precision == "bf16"
-        self.eval()
+        gold_ids, visible = clean_ids[rows], batch.attention_mask[index, :length]
+
+        def score_rows(hidden: Tensor, matrix: Tensor) -> Tensor:
+            if self.objective.scoring_pass == "entropy":
+                return chunked_entropy(hidden, matrix)
+            return chunked_gold_logprob(hidden, matrix, gold_ids)
+
         # no cache: it would keep a copy of every weight, also after ZeRO-3 let go of the weight
+        narrow = self.objective.scores_in_bf16
         autocast = torch.autocast(clean_ids.device.type, torch.bfloat16, enabled=narrow, cache_enabled=False)
-        with autocast, self.scoring_time:
-            visible = batch.attention_mask[index, :length]
+        with without_dropout(self), torch.no_grad(), autocast:
             hidden = encode_rows(self.model, self.mask(clean_ids, seen), rows, visible, self.is_packed)
-            found = self.model.head(hidden, lambda chosen, matrix: of_rows(chosen, matrix, clean_ids[rows]))
-        self.train()
+            row_scores = self.model.head(hidden, score_rows)
         scores = torch.zeros_like(batch.mask_uniform)
-        scores[masked & wanted[:, None]] = found
+        scores[masked & wanted[:, None]] = row_scores
         return scores
 
+    def train_on(
+        self,
+        view: View,
+        batch: MicroBatch,
+        candidates: Candidates,
+        document_scale: Tensor,
+        dropout_key: DropoutKey,
+        probe: Tensor,
+    ) -> Trained:
+        """The pass with gradient; where the objective chooses in it, it learns only what its own scores choose."""
+        with self.seeded_dropout(batch, view, dropout_key):
+            noised_ids = self.mask(view.clean_ids, view.targets)
+            rows = encode_rows(self.model, noised_ids, view.targets, view.attention_mask, self.is_packed)
+        document = view.document[view.targets.nonzero()[:, 0]]
+        rows = _DocumentGradientNorms.apply(rows, document, probe)
+        gold_ids = view.clean_ids[view.targets]
+        weights = view.weights[view.targets] * document_scale[document]
+
+        def learn(hidden: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            learned = torch.ones_like(gold_ids, dtype=torch.bool)
+            if self.objective.chooses_in_training:
+                scores = torch.zeros_like(view.weights)
+                scores[view.targets] = chunked_gold_logprob(hidden.detach(), matrix, gold_ids)
+                learned = self.objective.choose(batch, candidates, scores).targets[view.targets]
+            kept = (hidden[learned], matrix, gold_ids[learned], weights[learned])
+            return *chunked_weighted_nll(*kept, self.objective.curve()), learned
+
+        loss, token_nll, learned = self.model.head(rows, learn)
+        is_filler = batch.filler_mask[view.document][view.targets]
+        return Trained(loss, token_nll, gold_ids[learned], document[learned], is_filler[learned])
+
+    def observe(
+        self, batch: MicroBatch, candidates: Candidates, scores: Tensor | None, trained: Trained
+    ) -> tuple[Observed, ...]:
+        """What the scoring pass shows of all it scored, and the training pass of tokens that no score selected."""
+        if not self.keeps_observations:
+            return ()
+        observed = []
+        if scores is not None and self.objective.scoring_pass == "gold_logprob":
+            rows = candidates.superset & candidates.scored[:, None]
+            observed.append(Observed(batch.clean_ids[rows], superset_level(batch)[rows], -scores[rows]))
+        if self.objective.observes_targets:
+            rows = (batch.component[trained.document] == Component.RANDOM) & ~trained.is_filler
+            levels = batch.t[trained.document[rows]]
+            observed.append(Observed(trained.token_ids[rows], levels, trained.token_nll[rows]))
+        return tuple(observed)
+
     @contextmanager
-    def seeded_dropout(self, batch: MicroBatch, view: View) -> Iterator[None]:
-        """Seeds the dropout of a training forward by `dropout_key` and the documents.
+    def seeded_dropout(self, batch: MicroBatch, view: View, key: DropoutKey) -> Iterator[None]:
+        """Seeds the dropout of a training forward by the key and the documents.
 
         Adapters' masks depend on each document alone. The model's own dropout (0 in published configs) has one seed a
         micro-batch, by its first document; the global generators are left as they were.
         """
         samples = batch.sample_ids.tolist() if self.keyed_dropouts or self.has_own_dropout else []
         if self.keyed_dropouts:
-            num_views = len(view.noised_ids) // len(samples)
-            seeds = document_seeds(*self.dropout_key, samples, num_views, len(self.keyed_dropouts))
+            num_views = len(view.clean_ids) // len(samples)
+            seeds = document_seeds(*key, samples, num_views, len(self.keyed_dropouts))
             rows = DocumentRows(view.attention_mask.sum(-1).tolist(), seeds, self.is_packed)
             for module in self.keyed_dropouts:
                 module.rows = rows
@@ -187,23 +246,41 @@ class DiffusionStep(nn.Module):
             return
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices):
-            torch.manual_seed(document_seeds(*self.dropout_key, samples[:1], 1, 1)[0][0])
+            torch.manual_seed(document_seeds(*key, samples[:1], 1, 1)[0][0])
             yield
 
     def mask(self, clean_ids: Tensor, masked: Tensor) -> Tensor:
         """The ids with the mask token on the masked positions."""
         return clean_ids.masked_fill(masked, self.model.config.mask_token_id)
 
-    def watch_gradient(self, rows: Tensor, document_of_row: Tensor) -> None:
-        """Keeps the loss's gradient at the final hidden states, for `pop_gradient_norms`."""
-        if rows.requires_grad:
-            rows.register_hook(lambda gradient: self._row_gradients.append((gradient, document_of_row)))
 
-    def pop_gradient_norms(self, num_documents: int) -> Tensor:
-        """Norm (B,) of the last micro-batch's gradient at each document's final hidden states, after its backward."""
-        gradient, document_of_row = self._row_gradients.pop()
+class _DocumentGradientNorms(torch.autograd.Function):
+    """The identity on rows (R, D), whose backward gives a probe (B,) the norm of each document's gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, document: Tensor, probe: Tensor) -> Tensor:
+        ctx.save_for_backward(document)
+        ctx.num_documents = len(probe)
+        return rows.view_as(rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor]:
+        (document,) = ctx.saved_tensors
         squares = gradient.float().pow(2).sum(-1)
-        return torch.zeros(num_documents, device=squares.device).index_add_(0, document_of_row, squares).sqrt()
+        zeros = squares.new_zeros(ctx.num_documents)
+        return gradient, None, zeros.index_add_(0, document, squares).sqrt()
+
+
+@contextmanager
+def without_dropout(root: nn.Module) -> Iterator[None]:
+    """All modules in eval mode for the while; each goes back to its own mode."""
+    training = [module for module in root.modules() if module.training]
+    root.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def has_own_dropout(root: nn.Module) -> bool:

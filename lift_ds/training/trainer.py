@@ -4,43 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lift_ds.config.run import RunConfig
-from lift_ds.data.batch import Document
 from lift_ds.data.order.stream import merge_states
-from lift_ds.export.adapter_run import convert_adapters
-from lift_ds.export.convert import ConversionOptions, prepare_conversion
-from lift_ds.export.verify import verify_export
-from lift_ds.models.weights import load_pretrained, whole_shape
+from lift_ds.models.weights import whole_shape
+from lift_ds.objectives import Objective
 from lift_ds.storage.best import offer, read_best
 from lift_ds.storage.frozen_base import BaseRecord
 from lift_ds.storage.manifest import (
     BEST,
-    LATEST,
     checkpoint_name,
     find_checkpoint,
     model_fingerprint,
-    pointed,
     remove_old,
 )
 
 from .buffers import DifficultyBuffers
 from .checkpoint import agree, check_space, hash_base_files, load_checkpoint, save_checkpoint
 from .engine import Engine
+from .final_export import FinalExport
 from .inputs import Prepared, make_loader
 from .loop import StopRequest, train_steps
 from .measure import Measurements
 from .metrics import MetricsFile
 from .progress import Progress
-from .report import print_summary
-
-FLOAT32_TOLERANCE = 1e-5
-BF16_TOLERANCE = 5e-2
 
 
 @dataclass
@@ -50,6 +39,7 @@ class Trainer:
     Args:
         prepared: What was opened.
         ds_json: Resolved DeepSpeed JSON.
+        objective: What is seen and learned.
         engine: The training engine.
         progress: The display.
         metrics: `metrics.jsonl`, on rank 0 only.
@@ -59,6 +49,7 @@ class Trainer:
 
     prepared: Prepared
     ds_json: dict[str, Any]
+    objective: Objective
     engine: Engine
     progress: Progress
     metrics: MetricsFile | None
@@ -209,7 +200,7 @@ class Trainer:
                     self.consider(checkpoint, step)
 
         try:
-            outcome = train_steps(engine, run, loader, first_step, self.stop, self.buffers, after_step)
+            outcome = train_steps(engine, run, self.objective, loader, first_step, self.stop, self.buffers, after_step)
         finally:
             loader.close()
         if outcome.step > saved_at:
@@ -223,90 +214,9 @@ class Trainer:
         self.measurements.heldout(step)
         self.measurements.solving(step, "after")
         self.consider(self.checkpoints / checkpoint_name(step), step)
-        probe = self.prepared.data.held_out[:1]
-        logits = self.probe_logits(probe[0]) if probe else None
+        export = FinalExport(self.prepared, self.engine, self.ds_json["bf16"]["enabled"], self.checkpoints)
+        logits = export.probe_logits()
         self.progress.close()
         self.engine.barrier()
-        if self.engine.rank != 0:
-            return
-        self.export(probe, logits)
-
-    def export(self, probe: list[Document], logits: torch.Tensor | None) -> None:
-        """Writes the last or the best checkpoint as a Hugging Face folder, reloads that and prints the summary.
-
-        Args:
-            probe: A document to compare the reloaded model by, or none.
-            logits: Those of the trained model, of that document.
-
-        Raises:
-            RuntimeError: There is no best checkpoint, or the export is not what was trained.
-        """
-        newest = pointed(self.checkpoints / LATEST)
-        best = self.best_checkpoint()
-        chosen = best if best is not None and self.run.checkpoint.export == "best" else newest
-        files = {"run folder": self.output, "checkpoint": newest} | ({} if best is None else {"best": best})
-        files["export"] = free_name(self.output / "export")
-        conversion = prepare_conversion(chosen, ConversionOptions())
-        conversion.write(files["export"])
-        if self.run.lora.rank:
-            files["adapters"] = free_name(self.output / "adapters")
-            convert_adapters(chosen, files["adapters"])
-        if chosen != newest:
-            verify_export(conversion, files["export"])
-            reloaded = f"every tensor and the logits of the export are those of {chosen.name}"
-        else:
-            found = "not compared" if logits is None else self.compare_export(files["export"], probe[0], logits)
-            reloaded = f"largest difference of the export's logits from the trained model's: {found}"
-        print_summary(self.output / "metrics.jsonl", files)
-        print(f"reloaded       {reloaded}")
-
-    def best_checkpoint(self) -> Path | None:
-        """The best checkpoint, where the run keeps one.
-
-        Raises:
-            RuntimeError: It is to be exported, and no checkpoint had a finite value.
-        """
-        settings, pointer = self.run.checkpoint, self.checkpoints / BEST
-        if settings.best_by == "none":
-            return None
-        if not pointer.is_file() and settings.export == "best":
-            raise RuntimeError(
-                f"no checkpoint is the best: none had a finite {settings.best_by}. "
-                f"tools/zero_to_hf.py {self.output} exports the last one."
-            )
-        return pointed(pointer) if pointer.is_file() else None
-
-    def probe_logits(self, document: Document) -> torch.Tensor:
-        """The trained model's logits of one fully masked response, float32 on the CPU."""
-        ids = self.probe_ids(document).to(self.engine.device)
-        with self.engine.evaluating() as model:
-            return model.head(model.encode(ids)).float().cpu()
-
-    def probe_ids(self, document: Document) -> torch.Tensor:
-        """Input (1, L) of the probe."""
-        ids = torch.from_numpy(document.ids)[None]
-        return ids.masked_fill(torch.from_numpy(document.response_mask)[None], self.prepared.config.mask_token_id)
-
-    def compare_export(self, export: Path, document: Document, logits: torch.Tensor) -> str:
-        """Largest difference of the reloaded export's logits from the trained model's, over the largest logit.
-
-        Raises:
-            RuntimeError: It is more than rounding explains.
-        """
-        model, _ = load_pretrained(export)
-        torch.nn.Module.to(model, device=self.engine.device)
-        with torch.no_grad():
-            reloaded = model(input_ids=self.probe_ids(document).to(self.engine.device)).logits.float().cpu()
-        difference = float((reloaded - logits).abs().max() / logits.abs().max())
-        tolerance = BF16_TOLERANCE if self.ds_json["bf16"]["enabled"] else FLOAT32_TOLERANCE
-        if difference > tolerance:
-            raise RuntimeError(
-                f"{export}: logits differ by {difference:.1e} of the largest; at most {tolerance} is expected."
-            )
-        return f"{difference:.1e}"
-
-
-def free_name(path: Path) -> Path:
-    """The path itself, or with the first number behind it that is not taken."""
-    candidates = chain([path], (path.with_name(f"{path.name}-{number}") for number in count(2)))
-    return next(candidate for candidate in candidates if not candidate.exists())
+        if self.engine.rank == 0:
+            export.write(logits)

@@ -15,7 +15,7 @@ from lift_ds.data.order.stream import PackStream, merge_states
 from lift_ds.data.reader import RowReader
 from lift_ds.data.sources import Group, Manifest, open_sources
 from lift_ds.data.text.chat import ChatEncoder
-from lift_ds.objectives.settings import ObjectiveConfig
+from lift_ds.objectives import objective_settings
 from lift_ds.training.draws import make_noise_rule
 from lift_ds.training.inputs import fitting_lanes
 
@@ -71,7 +71,7 @@ def make_loader(
     stream = PackStream(lanes, reader, capacity)
     if state is not None:
         stream.load_state(state)
-    rule = make_noise_rule(ObjectiveConfig(), 3, GLOBAL_BATCH)
+    rule = make_noise_rule(objective_settings(), 3, GLOBAL_BATCH)
     return StepLoader(stream, rule, GLOBAL_BATCH, micro_batch, rank, world, 1, first_step, num_workers)
 
 

@@ -25,7 +25,7 @@ from lift_ds.data.order.stream import PackStream, merge_states
 from lift_ds.data.reader import RowReader
 from lift_ds.data.sources import Manifest, open_sources
 from lift_ds.data.text.chat import ChatEncoder
-from lift_ds.objectives.settings import ObjectiveConfig
+from lift_ds.objectives import objective_settings
 from lift_ds.training.draws import make_noise_rule
 
 NUM_STEPS, GLOBAL_BATCH, CUTS = 9, 12, (1, 4, 8)
@@ -39,7 +39,7 @@ def make_loader(folder: Path, file: str, capacity: int | None, position: Path | 
     stream = PackStream(Lanes(manifest, {3, 5}, num_lanes=8, window_chunks=2, seed=3), reader, capacity)
     if position is not None:
         stream.load_state(json.loads((position / "lanes.json").read_text()))
-    rule, world = make_noise_rule(ObjectiveConfig(), 3, GLOBAL_BATCH), dist.get_world_size()
+    rule, world = make_noise_rule(objective_settings(), 3, GLOBAL_BATCH), dist.get_world_size()
     return StepLoader(stream, rule, GLOBAL_BATCH, 1 + world % 3, dist.get_rank(), world, 1, first_step)
 
 

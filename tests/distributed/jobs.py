@@ -25,8 +25,7 @@ from lift_ds.method.difficulty import NUM_BINS, DifficultyTable, Observations, l
 from lift_ds.models.families import family_of, read_config
 from lift_ds.models.lora import add_adapters
 from lift_ds.models.weights import NewWeights, fill_parameters
-from lift_ds.objectives import make_objective
-from lift_ds.objectives.settings import ObjectiveConfig
+from lift_ds.objectives import make_objective, objective_settings
 from lift_ds.ranks.collectives import leave
 from lift_ds.ranks.launch import read_launch
 from lift_ds.storage.safetensors_folder import SafetensorsFolder
@@ -40,7 +39,7 @@ VECTORS = Path(__file__).resolve().parents[1] / "data" / "llada_tiny"
 NUM_STEPS = 50
 THRESHOLDS = ("stage3_param_persistence_threshold", "stage3_max_reuse_distance", "stage3_max_live_parameters")
 
-LIFT3, VANILLA = (make_objective(ObjectiveConfig(method=method)) for method in ("lift3", "vanilla"))
+LIFT3, VANILLA = (make_objective(objective_settings(method=method)) for method in ("lift3", "vanilla"))
 
 
 def make_documents(seed: int, levels: list[float], nothing_masked: set[int]) -> tuple[list[Document], list[Noise]]:
@@ -82,12 +81,9 @@ def forward_backward(engine: Engine, batches: list[MicroBatch]) -> float:
     loss_sum = torch.zeros(1)
     for place, batch in enumerate(batches):
         scale = document_scale(batch, "response_tokens", totals, len(batches) * engine.world_size)
-        loss, _ = engine.ds(batch, scale * engine.loss_factor)
-        engine.ds.backward(loss)
-        engine.root.pop_gradient_norms(len(scale))
-        loss_sum += loss.detach() / engine.loss_factor
+        loss_sum += engine.forward_backward(batch, scale, (0, 0)).loss / engine.loss_factor
         if place + 1 < len(batches):
-            engine.ds.step()
+            engine.end_micro_batch()
     return float(engine.all_reduce(loss_sum))
 
 
@@ -294,7 +290,7 @@ def bad_steps(rank: int) -> dict:
 
     run = RunConfig(optim=OptimConfig(steps=5, global_batch=2, max_bad_steps=1), objective=LIFT3.settings)
     try:
-        train_steps(engine, run, Loader(), 0, StopRequest(), None, after_step)
+        train_steps(engine, run, LIFT3, Loader(), 0, StopRequest(), None, after_step)
     except RuntimeError as error:
         state["error"] = str(error)
     return state | {"errors": engine.gather_objects(state["error"])}

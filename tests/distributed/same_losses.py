@@ -100,6 +100,7 @@ def run_setting(overrides: list[str], stage: int, launch: Any) -> dict[str, Any]
     """Losses, gradient norms and the final weights' hash of one setting."""
     from lift_ds.config.deepspeed import resolve_ds_json
     from lift_ds.config.loading import load_run_config
+    from lift_ds.objectives import make_objective
     from lift_ds.training.engine import Engine
     from lift_ds.training.inputs import make_loader, open_weights, prepare
     from lift_ds.training.loop import StopRequest, train_steps
@@ -112,7 +113,8 @@ def run_setting(overrides: list[str], stage: int, launch: Any) -> dict[str, Any]
     loaded = json.loads(path.read_text()) | {"train_micro_batch_size_per_gpu": 2}
     ds_json, problems = resolve_ds_json(loaded, path, run, launch.world_size, prepared.config.hidden_size, False)
     assert not problems, problems
-    engine = Engine(build_root(prepared, open_weights(prepared), ds_json), ds_json, run.optim)
+    objective = make_objective(run.objective)
+    engine = Engine(build_root(prepared, open_weights(prepared), ds_json, objective), ds_json, run.optim)
     pad = prepared.config.pad_token_id
     loader = make_loader(run, prepared.data, 2, engine.rank, engine.world_size, pad, 0)
     steps: list[dict[str, Any]] = []
@@ -121,7 +123,7 @@ def run_setting(overrides: list[str], stage: int, launch: Any) -> dict[str, Any]
         steps.append({name: float(record[name]).hex() for name in ("loss", "grad_norm")})
 
     try:
-        train_steps(engine, run, loader, 0, StopRequest(), make_buffers(prepared, engine), after_step)
+        train_steps(engine, run, objective, loader, 0, StopRequest(), make_buffers(prepared, engine), after_step)
     finally:
         loader.close()
     found = {"steps": steps, "weights": hash_weights(engine.root)}

@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from lift_ds.cli.learnability import are_apart, main
 from lift_ds.evaluation.frequency import frequency_class
 from lift_ds.evaluation.heldout import fixed_noise
 from lift_ds.evaluation.learnability import LEVELS, Learnability, from_difficulty, measure
+from lift_ds.evaluation.learnability_page import curves_title
 from lift_ds.method.difficulty import Observations
 from lift_ds.method.noise import superset_mask
 from lift_ds.ranks.shares import Alone
@@ -109,6 +111,9 @@ def test_from_a_difficulty_table():
     assert (first.num_tokens, first.gold) == (4, pytest.approx(math.exp(-2)))
     assert math.isnan(first.confidence) and math.isnan(first.interval)
     assert second.num_tokens == 0
+    assert curves_title(learnability.cells()) == "p(gold)"  # nothing else is drawn
+    measured = {2: [replace(first, interval=0.1, confidence=0.5)]}
+    assert curves_title(measured) == "p(gold) with 95 % interval, confidence dashed"
 
 
 def test_the_report_of_a_runs_buffers(tmp_path, capsys):

@@ -3,19 +3,21 @@
 import math
 import re
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 
 from lift_ds import cart_weights, gift_loss, select_kept, sft_loss
+from lift_ds.config.loading import load_run_config
 from lift_ds.data.batch import Document, collate
 from lift_ds.method.components import Component, random_component
 from lift_ds.models.head import masked_gold_logprob
-from lift_ds.objectives import OBJECTIVES, find_objective_problems, make_objective
+from lift_ds.objectives import OBJECTIVES, make_objective, objective_settings
 from lift_ds.objectives.gift import gift_levels
 from lift_ds.objectives.objective import candidates
-from lift_ds.objectives.settings import ObjectiveConfig
+from lift_ds.objectives.settings import ObjectiveSettings
 from lift_ds.training.draws import make_noise_rule
 from lift_ds.training.step import DiffusionStep
 from tests.conftest import REPOSITORY
@@ -95,7 +97,7 @@ def test_components_by_level():
     t, u = torch.tensor([0.1, 0.5, 0.9]), torch.tensor([0.0, 0.4, 0.99])
 
     def names(method, **settings):
-        chosen = make_objective(ObjectiveConfig(method=method, **settings)).component(t, u)
+        chosen = make_objective(objective_settings(method=method, **settings)).component(t, u)
         return [Component(int(each)).name.lower() for each in chosen]
 
     assert names("lift3") == ["hard", "random", "easy"]
@@ -116,21 +118,31 @@ def test_random_policy_is_uniform():
 
 def test_the_trainer_keeps_what_makes_weights_sum_to_the_length():
     """From keyed draws to kept tokens, with weights 1 / t: the mean over documents is their length."""
-    settings = ObjectiveConfig(method="hard", t_sampling="iid")
+    settings = objective_settings(method="hard", t_sampling="iid")
     length, count = 48, 20_000
     ids, response = np.zeros(length, dtype=np.int64), np.ones(length, dtype=bool)
     documents = [Document(ids, response, ~response, sample, 0, "made") for sample in range(count)]
     noises = make_noise_rule(settings, 3, 8)(documents, 0, [(0, 0)] * count)
     batch = collate(documents, noises, 1)
     objective = make_objective(settings)
-    superset, _ = candidates(batch)
-    kept = objective.select(batch, superset, batch.tie_uniform)
+    kept = objective.kept(batch, objective.noise(batch), batch.tie_uniform)
     assert ((kept.sum(-1) / batch.t).mean() / length).item() == pytest.approx(1.0, abs=0.01)
     assert kept.sum(-1).tolist() == objective.num_targets(batch).tolist()
 
 
+def chosen(root, batch):
+    """What is learned of a batch."""
+    masks = root.objective.noise(batch)
+    return root.objective.choose(batch, masks, root.score(batch, masks))
+
+
+def scores_of(root, batch, wanted):
+    """Scores of the superset, of wanted documents."""
+    return root.score(batch, replace(candidates(batch), scored=torch.tensor(wanted)))
+
+
 def exact_kept(model, batch):
-    superset, _ = candidates(batch)
+    superset = candidates(batch).superset
     scores = torch.zeros(superset.shape)
     noised_ids = batch.clean_ids.masked_fill(superset, 100)
     scores[superset] = masked_gold_logprob(model, noised_ids, superset, batch.clean_ids)
@@ -162,8 +174,7 @@ def test_approximate_learns_the_kept_tokens_on_the_superset(llada, batch):
 @pytest.mark.parametrize("method", ["vanilla", "lift3", "hard"])
 def test_complementary_is_the_mean_of_both_views(llada, batch, method):
     """For every component, with both views divided by the same normaliser."""
-    alone = make_root(llada, method)
-    first = alone.objective.view(batch, alone).targets
+    first = chosen(make_root(llada, method), batch).targets
     second = batch.response_mask & ~first
     t = batch.t
     expected = 0.5 * (
@@ -177,7 +188,7 @@ def test_complementary_is_the_mean_of_both_views(llada, batch, method):
 
 @pytest.mark.parametrize("time_scaling", [True, False])
 def test_cart_multiplies_or_replaces_the_level(llada, batch, time_scaling):
-    superset, _ = candidates(batch)
+    superset = candidates(batch).superset
     weights = cart_weights(superset, 0.1)
     expected = sft_loss(llada, batch.clean_ids, superset, batch.t, 48, time_scaling=time_scaling, weights=weights)
     loss, _, _ = loss_of(llada, batch, "vanilla", token_weight="cart", time_scaling=time_scaling)
@@ -202,11 +213,10 @@ def test_only_documents_that_need_scores_are_scored(llada, batch):
 
 def test_scores_of_unwanted_documents_are_0(llada, batch):
     root = make_root(llada, "lift3")
-    superset, _ = candidates(batch)
-    nobody = torch.zeros(3, dtype=torch.bool)
-    assert not root.gold_logprob(batch, superset, nobody).any()
-    first = root.gold_logprob(batch, superset, torch.tensor([True, False, False]))
-    everyone = root.gold_logprob(batch, superset, ~nobody)
+    superset = candidates(batch).superset
+    assert not scores_of(root, batch, [False] * 3).any()
+    first = scores_of(root, batch, [True, False, False])
+    everyone = scores_of(root, batch, [True] * 3)
     torch.testing.assert_close(first[0], everyone[0])
     assert not first[1:].any() and (everyone[superset] < 0).all()
 
@@ -230,8 +240,8 @@ def test_buffer_scoring_ranks_by_the_table(llada, batch):
     _, stats = root.train()(filled, torch.ones(3))
     hook.remove()
     assert len(calls) == 1  # no second forward
-    kept = root.objective.view(filled, root).targets
-    superset, _ = candidates(batch)
+    kept = chosen(root, filled).targets
+    superset = candidates(batch).superset
     for row, best_first in ((0, -torch.arange(20)), (2, torch.arange(20))):
         places = superset[row].nonzero()[:, 0]
         expected = places[best_first[places].argsort()][: int(stats.num_kept[row])]
@@ -242,10 +252,10 @@ def test_agreement_of_buffer_and_exact_choices(llada, batch):
     """1 where the table knows the exact scores; refreshed documents only; k^2 / |S| by chance."""
     root = make_root(llada, "lift3", scoring="buffer")
     superset, kept = exact_kept(llada, batch)
-    scores = root.gold_logprob(batch, superset, torch.ones(3, dtype=torch.bool))
+    scores = scores_of(root, batch, [True] * 3)
 
     def agreement(difficulty):
-        return root.objective.view(buffered(batch, difficulty, [True, True, False]), root).agreement.tolist()
+        return chosen(root, buffered(batch, difficulty, [True, True, False])).agreement.tolist()
 
     k, size = int(kept[0].sum()), int(superset[0].sum())  # document 1 is random, document 2 is not refreshed
     assert agreement(-scores) == [k, k, pytest.approx(k * k / size)]
@@ -255,23 +265,23 @@ def test_agreement_of_buffer_and_exact_choices(llada, batch):
 
 def test_hybrid_scores_lie_between_exact_and_expected(llada, batch):
     """A well-known pair draws the exact score half-way to the table's, an unknown one not at all."""
-    superset, _ = candidates(batch)
+    superset = candidates(batch).superset
     difficulty = torch.full((20,), 2.0)
     found = {}
     for count in (0.0, 1e9):
         root = make_root(llada, "lift3", scoring="hybrid")
-        scores, _ = root.objective.scores(buffered(batch, difficulty, [True] * 3, count), superset, superset, root)
+        filled = buffered(batch, difficulty, [True] * 3, count)
+        masks = root.objective.noise(filled)
+        scores, _ = root.objective.expected_scores(filled, masks, root.score(filled, masks))
         found[count] = scores[0][superset[0]]
-    exact = root.gold_logprob(batch, superset, torch.ones(3, dtype=torch.bool))[0][superset[0]]
+    exact = scores_of(root, batch, [True] * 3)[0][superset[0]]
     torch.testing.assert_close(found[0.0], exact)
     torch.testing.assert_close(found[1e9], (exact - 2.0) / 2, rtol=1e-4, atol=1e-4)
 
 
 def test_scoring_in_bf16_ranks_nearly_the_same(llada, batch):
-    superset, _ = candidates(batch)
-    wanted = torch.ones(3, dtype=torch.bool)
-    full = make_root(llada, "lift3").gold_logprob(batch, superset, wanted)
-    narrow = make_root(llada, "lift3", scoring_precision="bf16").gold_logprob(batch, superset, wanted)
+    full = scores_of(make_root(llada, "lift3"), batch, [True] * 3)
+    narrow = scores_of(make_root(llada, "lift3", scoring_precision="bf16"), batch, [True] * 3)
     assert narrow.dtype == torch.float32 and not torch.equal(full, narrow)
     torch.testing.assert_close(full, narrow, rtol=0.05, atol=0.05)
 
@@ -286,7 +296,7 @@ def test_gift_conformance(llada, vectors, cases):
         root = make_root(llada, "gift")
         batch = make_batch(t.tolist(), [0.0] * len(t), [1] * len(t), response)
         object.__setattr__(batch, "clean_ids", clean_ids)
-        levels = gift_levels(root.entropy(batch, response), response, t, over_batch=True)
+        levels = gift_levels(root.score(batch, root.objective.noise(batch)), response, t, over_batch=True)
         torch.testing.assert_close(levels[response], expected[response].float(), rtol=1e-5, atol=1e-6)
 
 
@@ -340,13 +350,13 @@ def test_no_response_at_all(llada):
     ],
 )
 def test_options_that_a_method_does_not_have(settings, message):
-    problems = find_objective_problems(ObjectiveConfig(**settings))
+    _, problems = load_run_config(None, [], {f"objective.{name}": value for name, value in settings.items()})
     assert len(problems) == 1 and message in problems[0]
 
 
 def test_defaults_are_no_problem():
     for method in OBJECTIVES:
-        assert find_objective_problems(ObjectiveConfig(method=method)) == []
+        assert load_run_config(None, [f"objective.method={method}"])[1] == []
 
 
 def test_levels_are_checked(llada):
@@ -357,14 +367,40 @@ def test_levels_are_checked(llada):
 
 
 def test_an_objective_of_ones_own(llada, batch):
-    """The worked example of CONTRIBUTING.md."""
+    """The worked example of CONTRIBUTING.md, from the config to the loss, with an option of its own."""
     text = (REPOSITORY / "CONTRIBUTING.md").read_text()
-    names: dict = {}
-    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1), names)
-    objective = names["SecondHalf"](ObjectiveConfig(method="vanilla"))
+    try:
+        exec(re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1), {"__name__": "last_part"})
+        run, problems = load_run_config(None, ["objective.method=last_part", "objective.share=0.25"])
+        assert problems == [] and run.model_dump()["objective"]["share"] == 0.25
+        objective = make_objective(run.objective)
+        _, problems = load_run_config(None, ["objective.method=last_part", "objective.share=2.0", "objective.rho=code"])
+    finally:
+        del OBJECTIVES["last_part"]
+    assert "objective.share=2.0: input should be less than or equal to 1" in problems[0]
+    assert "last_part has no such option; remove it, or use lift2, lift3, easy, hard, random" in problems[1]
     loss, stats = DiffusionStep(llada, objective).train()(batch, torch.full((3,), 1 / 48))
     loss.backward()
-    superset, _ = candidates(batch)
-    late = superset & (torch.arange(20) >= 12)
+    late = candidates(batch).superset & (torch.arange(20) >= 16)  # 16 response tokens from 4 on: the last 4
     assert stats.num_kept.tolist() == late.sum(-1).tolist() == objective.num_targets(batch).tolist()
     assert loss.item() == pytest.approx(sft_loss(llada, batch.clean_ids, late, batch.t, 48).item(), rel=1e-5)
+    assert late.any()
+
+
+class UncountedSettings(ObjectiveSettings):
+    method: Literal["uncounted"] = "uncounted"
+
+
+class Uncounted(OBJECTIVES["vanilla"]):
+    settings_type = UncountedSettings
+
+    def num_targets(self, batch):
+        return None
+
+
+def test_a_normalizer_that_an_objective_cannot_count(monkeypatch):
+    """Whatever it is called: its loss would be NaN."""
+    monkeypatch.setitem(OBJECTIVES, "uncounted", Uncounted)
+    flags = {"objective.method": "uncounted", "objective.normalizer": "masked_tokens"}
+    _, problems = load_run_config(None, [], flags)
+    assert problems == ["objective.normalizer=masked_tokens: uncounted has no mask before its forward; use another"]

@@ -31,10 +31,11 @@ def train_on(model, buffers, refresh_share):
         drawn = torch.from_numpy(keyed_uniform(step, 0, 0, Stream.NOISE, 41))
         noise = {"mask_uniform": drawn[None, :20], "tie_uniform": drawn[None, 20:40]}
         (filled,) = buffers.fill([replace(batch, is_refreshed=drawn[40:] < refresh_share, **noise)])
-        num_kept += int(root.objective.view(filled, root).targets[0, PLACE])
-        root.pop_observations()
-        root(filled, torch.ones(1))
-        buffers.observe(root.pop_observations(), step)
+        candidates = root.objective.noise(filled)
+        choice = root.objective.choose(filled, candidates, root.score(filled, candidates))
+        num_kept += int(choice.targets[0, PLACE])
+        _, stats = root(filled, torch.ones(1))
+        buffers.observe([Observations.of(*shown) for shown in stats.observed], step)
     return num_kept
 
 

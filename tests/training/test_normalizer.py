@@ -3,13 +3,12 @@ import torch
 
 from lift_ds.config.training import OptimConfig
 from lift_ds.data.batch import collate, stand_in
-from lift_ds.objectives import make_objective
-from lift_ds.objectives.settings import ObjectiveConfig
+from lift_ds.objectives import make_objective, objective_settings
 from lift_ds.training.learning_rate import learning_rate
 from lift_ds.training.normalizer import document_scale, step_counts
 from tests.distributed.jobs import make_documents
 
-LIFT3 = make_objective(ObjectiveConfig(method="lift3"))
+LIFT3 = make_objective(objective_settings(method="lift3"))
 
 
 @pytest.fixture

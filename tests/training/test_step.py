@@ -9,9 +9,8 @@ from lift_ds.data.batch import MicroBatch
 from lift_ds.method.components import Component, lift3_component
 from lift_ds.method.noise import superset_mask
 from lift_ds.models.head import masked_gold_logprob
-from lift_ds.objectives import make_objective
+from lift_ds.objectives import make_objective, objective_settings
 from lift_ds.objectives.objective import candidates
-from lift_ds.objectives.settings import ObjectiveConfig
 from lift_ds.training.step import DiffusionStep
 
 CASES = [f"case{number:03d}" for number in range(24)]
@@ -97,7 +96,7 @@ def test_level_outside_its_range(llada, t):
 
 
 def make_root(model, method, **settings):
-    return DiffusionStep(model, make_objective(ObjectiveConfig(method=method, **settings)))
+    return DiffusionStep(model, make_objective(objective_settings(method=method, **settings)))
 
 
 def make_batch(t, rho, component, response_mask, filler_mask=None, seed=0):
@@ -125,7 +124,7 @@ def test_one_forward_equals_the_pure_functions(llada):
     batch = make_batch([0.2, 0.5, 0.8], [0.3, 0.2, 0.1], [Component.HARD, Component.RANDOM, Component.EASY], response)
     root = make_root(llada, "lift3").train()
     loss, stats = root(batch, torch.full((3,), 1 / 48))
-    superset, _ = candidates(batch)
+    superset = candidates(batch).superset
     expected = 0.0
     for row, name in enumerate(["hard", "random", "easy"]):
         one = slice(row, row + 1)
@@ -158,7 +157,8 @@ def test_fillers_are_masked_at_t_and_never_chosen(llada):
     response = torch.ones(1, 4000, dtype=torch.bool)
     filler = torch.arange(4000)[None] >= 2000
     batch = make_batch([0.3], [0.5], [Component.EASY], response, filler)
-    superset, masked_filler = candidates(batch)
+    masks = candidates(batch)
+    superset, masked_filler = masks.superset, masks.fillers
     assert not (superset & filler).any()
     assert superset.sum().item() == pytest.approx(0.8 * 2000, rel=0.05)
     assert masked_filler.sum().item() == pytest.approx(0.3 * 2000, rel=0.1)
@@ -191,10 +191,10 @@ def test_gradient_norms_by_document(llada):
     batch = make_batch([0.4, 0.9], [0.0, 0.0], [1, 1], torch.ones(2, 10, dtype=torch.bool))
     root = make_root(llada, "vanilla").train()
     scale = torch.tensor([0.1, 0.2])
-    loss, _ = root(batch, scale)
+    loss, stats = root(batch, scale)
     loss.backward()
-    norms = root.pop_gradient_norms(2)
-    kept, _ = candidates(batch)
+    norms = stats.gradient_norms
+    kept = candidates(batch).superset
     for row in range(2):
         ids = batch.clean_ids[row : row + 1].masked_fill(kept[row : row + 1], 100)
         hidden = llada.encode(ids).detach().requires_grad_()

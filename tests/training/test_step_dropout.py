@@ -7,8 +7,8 @@ from lift_ds import load_pretrained
 from lift_ds.data.batch import collate
 from lift_ds.models.keyed_dropout import KeyedDropout
 from lift_ds.models.lora import add_adapters
-from lift_ds.objectives import make_objective
-from lift_ds.objectives.settings import ObjectiveConfig
+from lift_ds.objectives import make_objective, objective_settings
+from lift_ds.objectives.objective import Candidates
 from lift_ds.training.step import DiffusionStep
 from tests.distributed.jobs import make_documents
 
@@ -25,9 +25,7 @@ def make_root(llada_dir, dropout=0.5, is_packed=False, checkpointing=False, **se
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    root = DiffusionStep(model, make_objective(ObjectiveConfig(**settings)), is_packed=is_packed).train()
-    root.dropout_key = (42, 7)
-    return root
+    return DiffusionStep(model, make_objective(objective_settings(**settings)), is_packed=is_packed).train()
 
 
 def losses_and_gradient(root, cut):
@@ -36,7 +34,7 @@ def losses_and_gradient(root, cut):
     total = 0.0
     for places in cut:
         batch = collate([documents[place] for place in places], [noises[place] for place in places], 99)
-        loss, _ = root(batch, torch.full((len(places),), 0.01))
+        loss, _ = root(batch, torch.full((len(places),), 0.01), (42, 7))
         loss.backward()
         total += loss.item()
     weight = root.model.model.blocks[0].q_proj.lora_A["default"].weight
@@ -68,12 +66,12 @@ def test_another_cut_has_the_same_dropout(llada_dir, cut, options, settings):
 def test_scores_are_those_without_dropout(llada_dir):
     documents, noises = make_documents(7, LEVELS, set())
     batch = collate(documents, noises, 99)
-    wanted = torch.ones(4, dtype=torch.bool)
+    everything = Candidates(batch.response_mask, batch.filler_mask & False, torch.ones(4, dtype=torch.bool))
     scores = []
     for dropout in (0.5, 0.0):
         root = make_root(llada_dir, dropout, method="lift3")
         assert sum(isinstance(module, KeyedDropout) for module in root.modules()) == (6 if dropout else 0)
         root(batch, torch.ones(4))  # the training pass draws, and must leave nothing behind
-        scores.append(root.gold_logprob(batch, batch.response_mask, wanted))
+        scores.append(root.score(batch, everything))
     assert torch.equal(*scores)
     assert scores[0].any()

@@ -23,11 +23,11 @@ STEPS_AHEAD = 2
 class NoiseRule(Protocol):
     """What gives documents their random numbers."""
 
-    def __call__(self, documents: Sequence[Document], step: int, places: Sequence[Place]) -> list[Noise]:
-        """Of a step's documents, each at its place."""
+    def __call__(self, documents: Sequence[Document], step: int, positions: Sequence[SlotPosition]) -> list[Noise]:
+        """Of a step's documents, each at its position."""
 
 
-Place = tuple[int, int]  # slot of the step, and place in the slot's pack
+SlotPosition = tuple[int, int]  # slot of the step, and index in its pack
 Pair = tuple[Document, Noise]
 
 
@@ -187,8 +187,8 @@ class StepLoader:
         if self.stream.capacity is None:
             packs.sort(key=lambda pack: (-len(pack[1][0].ids), pack[1][0].sample_id))
         documents = [document for _, pack in packs for document in pack]
-        places = [(slot, place) for slot, pack in packs for place in range(len(pack))]
-        pairs = iter(zip(documents, self.noise_rule(documents, step, places), strict=True))
+        positions = [(slot, index) for slot, pack in packs for index in range(len(pack))]
+        pairs = iter(zip(documents, self.noise_rule(documents, step, positions), strict=True))
         dealt = [[next(pairs) for _ in pack] for _, pack in packs]
         starts = range(0, self.num_micro_batches * self.micro_batch, self.micro_batch)
         micro_batches = [self.collate_packs(dealt[start : start + self.micro_batch]) for start in starts]

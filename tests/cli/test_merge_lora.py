@@ -74,8 +74,8 @@ def test_a_killed_merge_leaves_nothing_under_the_final_name(llada_dir, adapters,
     code = f"""
 import sys, time
 from lift_ds.cli import merge_lora
-from lift_ds.models import merging
-merging.finish_config = lambda *_: (print("stands", flush=True), time.sleep(600))
+from lift_ds.export import merge
+merge.finish_config = lambda *_: (print("stands", flush=True), time.sleep(600))
 merge_lora.main({[str(llada_dir), str(adapters), str(output)]!r})
 """
     process = subprocess.Popen(

@@ -1,6 +1,6 @@
 """HumanEval and MBPP: programs that must pass tests.
 
-They run in child processes of their own (`isolation.child`), which can read files but change nothing: no writing, no
+They run in child processes of their own (`sandbox.child`), which can read files but change nothing: no writing, no
 network, no other process. A right program that writes files is wrong here. A program could search its process for the
 token that proves that the tests came to their end; the scorers do not defend against that.
 """

@@ -23,10 +23,10 @@ test-elastic: $(INSTALLED)  ## data of every pair of 1, 2, 3, 4, 5, 7 and 8 real
 	  tests/training/test_old_runs.py
 
 test-scoring: $(INSTALLED)  ## the strict scorer on 500 published MATH generations
-	pytest -m slow tests/evaluation/test_scorers.py
+	pytest -m slow tests/evaluation/judging/test_scorers.py
 
 test-harness: $(INSTALLED)  ## lm-evaluation-harness under torchrun and deepspeed, two ranks each
-	pytest -m slow tests/evaluation/test_harness.py
+	pytest -m slow tests/evaluation/harness/test_harness.py
 
 test-benchmarks: $(INSTALLED)  ## the smoke test of every benchmark
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[test,bench]"

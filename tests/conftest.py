@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 from lift_ds.models.weights import load_pretrained
 from lift_ds.ranks.shares import Alone
+from tests.preloaded import Preloaded
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 VECTORS = Path(__file__).resolve().parent / "data"
@@ -153,17 +154,22 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+PRELOADED = Preloaded(clean_environment())
+
+
+def run_script(*command: str | Path, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    """`python SCRIPT ...` in the repository, without the time that imports take; see `Preloaded.run`."""
+    return PRELOADED.run([*map(str, command)], **kwargs)
+
+
 def launch_train(*arguments: str | Path, num_ranks: int = 2, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    """`deepspeed --num_gpus N launchers/train.py ...`."""
-    command = ["deepspeed", "--num_gpus", str(num_ranks), "--master_port", str(free_port()), "launchers/train.py"]
-    return run([*command, *map(str, arguments)], **kwargs)
+    """`launchers/train.py` on ranks as a launcher starts them."""
+    return run_script("launchers/train.py", *arguments, num_ranks=num_ranks, **kwargs)
 
 
 def launch_job(job: str, output: Path, *arguments: str, num_ranks: int = 2, **kwargs: Any) -> Any:
-    """Runs a job of `tests/distributed/jobs.py` with torchrun; returns what rank 0 wrote."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(num_ranks)]
-    command += ["--master_port", str(free_port()), "tests/distributed/jobs.py", job, str(output), *arguments]
-    run(command, **kwargs)
+    """Runs a job of `tests/distributed/jobs.py` on ranks; returns what rank 0 wrote."""
+    run_script("tests/distributed/jobs.py", job, output, *arguments, num_ranks=num_ranks, **kwargs)
     return json.loads(output.read_text())
 
 

@@ -12,7 +12,8 @@ import zipfile
 import pytest
 
 from lift_ds.cli import evaluate, generate
-from tests.conftest import REPOSITORY, launch_train, read_steps, run
+from tests.conftest import REPOSITORY, launch_train, read_steps, run, run_script
+from tests.file_map import PAGE, ROOMS, page
 
 README = (REPOSITORY / "README.md").read_text()
 
@@ -77,7 +78,7 @@ def test_dependencies_are_declared(wheel):
     ],
 )
 def test_help(script):
-    printed = run([sys.executable, script, "--help"]).stdout
+    printed = run_script(script, "--help").stdout
     assert "usage:" in printed
     if script.endswith("train.py"):
         for key in ("optim.steps", "optim.lr", "objective.method", "checkpoint.save_every", "eval.solve_items"):
@@ -91,6 +92,13 @@ def commands(section_word):
     return [line for line in lines if section_word in line and not line.startswith("#")]
 
 
+def run_readme(command):
+    """Runs a command of the page that begins with `python`."""
+    interpreter, *arguments = command.split()
+    assert interpreter == "python"
+    return run_script(*arguments)
+
+
 TRAINING_ON_DATA = [command for command in commands("launchers/train.py") if "--data" in command]
 
 
@@ -99,12 +107,15 @@ def test_readme_begins_with_the_two_commands():
     assert [line.split()[:2] for line in first_block.strip().splitlines()] == [["make", "train"], ["make", "test"]]
 
 
-def test_readme_names_every_file():
+def test_the_map_of_the_files_is_that_of_their_docstrings():
+    assert PAGE.read_text() == page(), "write it anew: python -m tests.file_map"
+
+
+def test_readme_names_every_room():
     listed = README.split("## Where things are")[1].split("\n## ")[0]
-    files = [*(REPOSITORY / "lift_ds").rglob("*.py")]
-    for folder in ("tools", "ds_configs", "launchers", "launchers/recipes"):
-        files += [path for path in (REPOSITORY / folder).glob("*") if path.is_file()]
-    assert not [path.name for path in files if path.name != "__init__.py" and path.name not in listed]
+    assert not [name for name in ROOMS if f"{name}/" not in listed]
+    for folder in ("ds_configs", "launchers", "launchers/recipes"):
+        assert not [path.name for path in (REPOSITORY / folder).glob("*.*") if path.name not in listed]
 
 
 @pytest.mark.distributed
@@ -159,12 +170,12 @@ def test_readme_python(tmp_path, tiny_dir):
     )  # fmt: skip
     export = [command for command in commands("tools/zero_to_hf.py") if "runs/001" in command]
     assert len(export) == 1
-    run(export[0].replace("runs/001", str(tmp_path / "run")).replace("export_folder", str(tmp_path / "model")).split())
+    run_readme(export[0].replace("runs/001", str(tmp_path / "run")).replace("export_folder", str(tmp_path / "model")))
     (inspect,) = commands("tools/inspect_checkpoint.py")
-    assert "step" in run(inspect.replace("runs/001", str(tmp_path / "run")).split()).stdout
+    assert "step" in run_readme(inspect.replace("runs/001", str(tmp_path / "run"))).stdout
     report = [command for command in commands("tools/learnability.py") if "runs/001" in command]
     assert len(report) == 1
-    run([*report[0].replace("runs/001", str(tmp_path / "run")).split(), "--rows", "4"])
+    run_readme(report[0].replace("runs/001", str(tmp_path / "run")) + " --rows 4")
     assert (tmp_path / "run" / "learnability" / "learnability.html").is_file()
     code = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
     code = code.replace("builtin:base", str(tmp_path / "model"))
@@ -178,10 +189,10 @@ def test_readme_look_at_data(tmp_path):
     (command,) = commands("tools/prepare_data.py")
     for name in ("rows.jsonl", "report.json", "tokens/"):
         command = command.replace(name, str(tmp_path / name))
-    assert "«" in run(command.split()).stdout
+    assert "«" in run_readme(command).stdout
     report = json.loads((tmp_path / "report.json").read_text())
-    again = [sys.executable, "tools/prepare_data.py", str(tmp_path / "tokens"), "--model", "builtin:base", "--json"]
-    run([*again, str(tmp_path / "again.json")])
+    again = ["tools/prepare_data.py", tmp_path / "tokens", "--model", "builtin:base", "--json"]
+    run_script(*again, tmp_path / "again.json")
     found = json.loads((tmp_path / "again.json").read_text())
     assert found["rows"] == report["rows"] and found["lengths"] == report["lengths"]
 
@@ -229,7 +240,7 @@ def test_readme_score(tmp_path):
     (command,) = commands("tools/score.py")
     for name in ("answers.jsonl", "score.json"):
         command = command.replace(name, str(tmp_path / name))
-    assert "100.0%" in run(command.split()).stdout
+    assert "100.0%" in run_readme(command).stdout
     assert json.loads((tmp_path / "score.json").read_text())["correct"] == 1
 
 
@@ -239,11 +250,11 @@ def test_dry_run_of_the_8b_recipe(tiny_dir, tmp_path):
     row = {"question": "q", "thinking_trajectories": ["because"], "attempt": "4"}
     data.write_text((json.dumps(row) + "\n") * 40)
     for stage in ("zero2", "zero3"):
-        done = run([
-            sys.executable, "launchers/train.py", "--deepspeed", f"ds_configs/{stage}.json", "--dry-run",
+        done = run_script(
+            "launchers/train.py", "--deepspeed", f"ds_configs/{stage}.json", "--dry-run",
             "--config", "launchers/recipes/llada_8b_lift3_lora.yaml",
-            "--model", str(tiny_dir), "--data", str(data), "model.from_scratch=true", "data.max_length=2048",
-        ])  # fmt: skip
+            "--model", tiny_dir, "--data", data, "model.from_scratch=true", "data.max_length=2048",
+        )  # fmt: skip
         assert "40 rows, 40 checked; columns {'prompt': 'question'" in done.stdout
         assert "rank: 128" in done.stdout
         assert not (REPOSITORY / "runs" / "llada_8b_lift3_lora").exists()
@@ -260,19 +271,19 @@ def test_multi_node_files_parse():
 def test_errors_come_before_training_and_all_at_once(tmp_path):
     bad = tmp_path / "zero.json"
     bad.write_text(json.dumps({"zero_optimization": {"stage": 3}, "train_batch_size": 7, "gradient_cliping": 1.0}))
-    command = [sys.executable, "launchers/train.py", "--deepspeed", str(bad), "optim.stepz=3", "optim.lr=fast"]
-    done = run(command, check=False)
+    command = ["launchers/train.py", "--deepspeed", bad, "optim.stepz=3", "optim.lr=fast"]
+    done = run_script(*command, check=False)
     assert done.returncode == 2
     assert "Traceback" not in done.stdout
     for part in ("3 problems", "did you mean optim.steps?", "optim.lr='fast'", "did you mean gradient_clipping?"):
         assert part in done.stdout
     bad.write_text(json.dumps({"zero_optimization": {"stage": 3}, "train_batch_size": 7}))
-    conflict = run(command[:4], check=False)
+    conflict = run_script(*command[:3], check=False)
     assert conflict.returncode == 2
     assert "train_batch_size=7 but optim.global_batch gives 96" in conflict.stdout
-    everything = [*command[:2], "--deepspeed", "ds_configs/zero3.json", "--model", "no/model"]
+    everything = ["launchers/train.py", "--deepspeed", "ds_configs/zero3.json", "--model", "no/model"]
     everything += ["--data", "a.jsonl", "--data", "b.txt", "data.columns.prompt=q"]
-    missing = run(everything, check=False)
+    missing = run_script(*everything, check=False)
     for part in (
         "4 problems",
         "model.path='no/model'",
@@ -305,9 +316,9 @@ def test_bad_input_is_one_clear_error(arguments, message, tiny_dir, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"q": "why", "r": "so"}\n' * 9)
     long = {"prompt": "a " * 99, "response": "b"}
     (tmp_path / "long.jsonl").write_text('{"prompt": "a", "response": "b"}\n' + json.dumps(long) + "\n")
-    command = [sys.executable, "launchers/train.py", "--deepspeed", "ds_configs/zero3.json", "--model", str(tiny_dir)]
+    command = ["launchers/train.py", "--deepspeed", "ds_configs/zero3.json", "--model", tiny_dir]
     command += ["model.from_scratch=true", "eval.rows=0", *(argument.format(tmp=tmp_path) for argument in arguments)]
-    done = run([*command, f"output={tmp_path / 'run'}"], check=False)
+    done = run_script(*command, f"output={tmp_path / 'run'}", check=False)
     assert done.returncode == 2
     assert message in done.stdout
     assert "Traceback" not in done.stdout

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lift_ds.data.order.loader import micro_batches_per_step
+from lift_ds.data.order.slots import micro_batches_per_step
 
 from .run import RunConfig
 from .training import OptimConfig

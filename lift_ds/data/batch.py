@@ -63,7 +63,7 @@ class MicroBatch:
         t: float32 (B,), levels.
         rho: float32 (B,), extra levels of the superset; 0 for vanilla SFT.
         count_uniform: float32 (B,), uniforms that round how many tokens are kept.
-        component: int64 (B,) of `lift.schedule.Component`.
+        component: int64 (B,) of `method.components.Component`.
         sample_ids: int64 (B,); -1 for a stand-in that only keeps the ranks together.
         is_refreshed: bool (B,), documents that are scored exactly, whatever `objective.scoring` says.
         difficulty: float32 (B, L), expected -log p of the superset's tokens from the buffers, where they are used.

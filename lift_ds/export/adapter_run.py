@@ -1,7 +1,7 @@
 """Checkpoints of runs with adapters: the base that they leave out, how much adapters count, and adapters alone.
 
-A checkpoint of this package names its base by its hash (`base.py`). One of Hugging Face's Trainer leaves the base out
-too and says in PEFT's `adapter_config.json`, beside the shards, only where it was; Accelerate's holds it.
+A checkpoint of this package names its base by its hash (`storage/frozen_base.py`). One of Hugging Face's Trainer leaves
+the base out too and says in PEFT's `adapter_config.json`, beside the shards, only where it was; Accelerate's holds it.
 """
 
 from __future__ import annotations

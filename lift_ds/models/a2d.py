@@ -1,7 +1,7 @@
 """Autoregressive models made into masked diffusion models (A2D): layers of Llama, Qwen2 or Qwen3, attending everywhere.
 
-`adapt.py` makes them. They have a `model_type` of their own: as `llama` a folder would load as a causal model, and give
-wrong logits without a word.
+`export/adapt.py` makes them. They have a `model_type` of their own: as `llama` a folder would load as a causal model,
+and give wrong logits without a word.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the modelling files share: norm, rotary positions, attention, vocabulary matrices, and the model's outer class.
 
-This file and the modelling files depend on torch and transformers alone: `export.py` joins them into the one file that
-every exported folder carries, which loads with `trust_remote_code=True` where lift_ds is not installed.
+This file and the modelling files depend on torch and transformers alone: `export/folder.py` joins them into the one
+file that every exported folder carries, which loads with `trust_remote_code=True` where lift_ds is not installed.
 
 Shapes: B sequences, L tokens, D model width, H heads, V vocabulary rows.
 """

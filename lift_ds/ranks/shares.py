@@ -12,7 +12,7 @@ Item = TypeVar("Item")
 
 
 class Ranks(Protocol):
-    """The ranks of a run; `training.collectives.Collectives` is one."""
+    """The ranks of a run; `ranks.collectives.Collectives` is one."""
 
     @property
     def rank(self) -> int:

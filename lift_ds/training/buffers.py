@@ -25,7 +25,7 @@ FOLDER = "difficulty"
 
 
 class Exchange(Ranks, Protocol):
-    """What moves data between ranks; `training.collectives.Collectives` is one."""
+    """What moves data between ranks; `ranks.collectives.Collectives` is one."""
 
     def exchange(self, parts: list[Tensor]) -> list[Tensor]:
         """Sends part r to rank r and returns what each rank sent here."""

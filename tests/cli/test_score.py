@@ -7,7 +7,7 @@ import pytest
 
 from lift_ds.cli.score import main
 from lift_ds.evaluation.score_file import check_names
-from tests.conftest import VECTORS, run
+from tests.conftest import VECTORS, run, run_script
 
 GOOD = {"question": "How many?", "generation": "\\boxed{1,200}", "ground_truth": 1200.0}
 
@@ -153,7 +153,7 @@ def test_it_starts_without_torch():
     heavy = {"torch", "transformers", "deepspeed", "sympy"}
     code = f"import sys, lift_ds.cli.score; print(sorted({heavy} & set(sys.modules)))"
     assert run([sys.executable, "-c", code]).stdout.strip() == "[]"
-    assert "--scorer" in run([sys.executable, "tools/score.py", "--help"]).stdout
+    assert "--scorer" in run_script("tools/score.py", "--help").stdout
 
 
 def test_the_api_is_loaded_on_demand():

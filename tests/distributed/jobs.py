@@ -158,6 +158,7 @@ def partitioned_loading(rank: int, model: str, ranks_within_node: str) -> dict:
     Sizes are odd, so that the second rank's ranges end in padding; half of the tensors are stored in bf16. The bytes
     are those of this process's read calls.
     """
+    get_accelerator().is_fp16_supported = lambda: False  # as on most CPUs, where DeepSpeed prefers bf16
     folder = Path(model)
     config = read_config(folder)
     source = SafetensorsFolder(folder)

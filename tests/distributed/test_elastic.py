@@ -2,22 +2,20 @@
 
 import json
 import shutil
-import sys
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import free_port, run
+from tests.conftest import run_script
 from tests.distributed.elastic import CUTS, NUM_STEPS, SETTINGS
 
 pytestmark = pytest.mark.distributed
 
 
 def launch(mode, folder, world):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(world)]
-    run([*command, "--master_port", str(free_port()), "tests/distributed/elastic.py", mode, str(folder)], timeout=600)
+    run_script("tests/distributed/elastic.py", mode, folder, num_ranks=world, timeout=600)
 
 
 def check(worlds, tiny_dir, folder):

@@ -1,7 +1,6 @@
 """Conversion of ZeRO checkpoints: bit-equal to DeepSpeed's script, whole or not at all, without DeepSpeed."""
 
 import json
-import resource
 import shutil
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from lift_ds.cli.zero_to_hf import main
 from lift_ds.export.convert import ConversionOptions, prepare_conversion
 from lift_ds.export.names import official_names
 from lift_ds.storage.staging import staged_folder
-from tests.conftest import REPOSITORY, clean_environment, run
+from tests.conftest import REPOSITORY, clean_environment, run, run_script
 from tests.export.shards import Content, odd_content, write_shards
 
 WEIGHTS_ONLY = ConversionOptions(dtype="float32", weights_only=True, max_shard_bytes=500)
@@ -202,15 +201,10 @@ def test_two_writers_of_one_folder(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["out"]
 
 
-def limit_file_size():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-
-
 def test_a_place_that_cannot_be_written(tmp_path, monkeypatch):
     write_shards(tmp_path / "run", odd_content(), 3, 2)
-    command = [sys.executable, "tools/zero_to_hf.py", str(tmp_path / "run"), str(tmp_path / "out"), "--weights-only"]
-    done = run(command, check=False, preexec_fn=limit_file_size)
+    command = ["tools/zero_to_hf.py", tmp_path / "run", tmp_path / "out", "--weights-only"]
+    done = run_script(*command, check=False, file_size=100)
     assert done.returncode == 2
     assert "out could not be written" in done.stdout
     assert not (tmp_path / "out").exists()

@@ -13,7 +13,7 @@ from lift_ds.cli import evaluate, inspect_checkpoint, learnability, zero_to_hf
 from lift_ds.ranks.shares import Alone
 from lift_ds.storage.run_record import FORMAT, RUN_FILE, read_run
 from lift_ds.training.buffers import DifficultyBuffers, read_states
-from tests.conftest import VECTORS, clean_environment, launch_train, losses_of, run
+from tests.conftest import VECTORS, clean_environment, free_port, losses_of, run
 
 pytestmark = pytest.mark.distributed
 
@@ -43,8 +43,9 @@ def resuming(folder):
 
 
 def resume(folder, **kwargs):
-    """Goes on on two ranks; `kwargs` are those of `launch_train`."""
-    return launch_train(*resuming(folder), env=clean_environment(**SAME_INSTRUCTIONS), **kwargs)
+    """Goes on on two ranks, with instructions that must be chosen before torch is imported."""
+    command = ["deepspeed", "--num_gpus", "2", "--master_port", str(free_port()), "launchers/train.py"]
+    return run([*command, *map(str, resuming(folder))], env=clean_environment(**SAME_INSTRUCTIONS), **kwargs)
 
 
 def computed(folder):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -22,6 +21,7 @@ from tests.conftest import (
     losses_of,
     read_steps,
     run,
+    run_script,
 )
 
 pytestmark = pytest.mark.distributed
@@ -31,7 +31,8 @@ pytestmark = pytest.mark.distributed
 def straight(tiny_dir, tmp_path_factory):
     """A run of six steps that nobody disturbs."""
     output = tmp_path_factory.mktemp("straight") / "run"
-    done = launch_train(*SMALL, "--model", tiny_dir, "--output", output)
+    command = ["deepspeed", "--num_gpus", "2", "--master_port", str(free_port()), "launchers/train.py", *SMALL]
+    done = run([*command, "--model", str(tiny_dir), "--output", str(output)])
     return output, done.stdout
 
 
@@ -160,7 +161,7 @@ def test_zero_to_hf_loads_without_this_package(straight, tmp_path):
     """The folder loads in a process that cannot import lift_ds, and gives the trained logits."""
     output, _ = straight
     folder = tmp_path / "model"
-    run(["python", "tools/zero_to_hf.py", str(output), str(folder)])
+    run_script("tools/zero_to_hf.py", output, folder)
     model, tokenizer = load_pretrained(folder)
     ids = torch.tensor([tokenizer("Solve this 4x4 Sudoku", add_special_tokens=False).input_ids])
     torch.save(ids, tmp_path / "ids.pt")
@@ -179,7 +180,7 @@ for auto in (AutoModel, AutoModelForCausalLM):
     run(["python", "-c", code], cwd=tmp_path, env=environment | {"HF_HOME": str(tmp_path / "hf")})
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), model(input_ids=ids).logits, atol=1e-6, rtol=1e-6)
     assert (folder / "config.json").stat().st_mode & 0o777 == 0o644
-    again = run(["python", "tools/zero_to_hf.py", str(output), str(folder)], check=False)
+    again = run_script("tools/zero_to_hf.py", output, folder, check=False)
     assert again.returncode == 2
     assert "exists and is not empty" in again.stdout
 
@@ -272,12 +273,8 @@ def test_a_checkpoint_of_another_model(straight, tiny_dir, tmp_path):
 def test_a_full_disk(straight, tiny_dir, tmp_path):
     """A file-size limit stops a save half-way: one clear error, nothing under the final name, the older one whole."""
     output = copy_of(straight, tmp_path)
-
-    def limit_file_size():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-
     command = [*SMALL, "--model", tiny_dir, "--output", output, "eval.solve_items=0", "eval.rows=0", "optim.steps=9"]
-    done = launch_train(*command, "--resume", "auto", check=False, preexec_fn=limit_file_size)
+    done = launch_train(*command, "--resume", "auto", check=False, file_size=200_000)
     assert done.returncode != 0
     assert "could not be written" in done.stdout
     assert "Older checkpoints are untouched" in done.stdout
@@ -338,6 +335,6 @@ def test_real_rows(bench, tiny_dir, tmp_path):
         ],
     }
     for (name, num_rows), columns in mappings.items():
-        command = ["python", "launchers/train.py", "--deepspeed", "ds_configs/zero3.json", "--dry-run"]
+        command = ["launchers/train.py", "--deepspeed", "ds_configs/zero3.json", "--dry-run"]
         command += ["--model", str(tiny_dir), "--data", str(bench / name), *columns, "eval.rows=8", "data.on_long=skip"]
-        assert f": {num_rows} rows, {num_rows} checked" in run(command).stdout
+        assert f": {num_rows} rows, {num_rows} checked" in run_script(*command).stdout

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lift_ds.data.batch import Document, MicroBatch, Noise, collate, stand_in
 
+from .slots import SlotPlan, micro_batches_per_step
 from .stream import LanePack, PackStream, take_or_pass
 from .workers import LanePackWorkers
 
@@ -50,36 +51,6 @@ class StepBatch:
     state: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """Which lane each slot of a step takes from, and which slots are this rank's.
-
-    Slot j of step s is number s G + j of all slots; it takes from lane (number mod V) and belongs to rank (number mod
-    N). Where N divides V, a lane belongs to one rank only.
-
-    Args:
-        global_batch: Slots G of a step, over all ranks.
-        num_lanes: V.
-        rank: This rank.
-        world_size: Number of ranks N.
-        follows_all: Whether this rank moves on the lanes of slots that are not its own.
-    """
-
-    global_batch: int
-    num_lanes: int
-    rank: int
-    world_size: int
-    follows_all: bool
-
-    def slots(self, step: int) -> Iterator[tuple[int, int, bool]]:
-        """(slot, lane, whether it is this rank's) of a step's slots that this rank takes or follows."""
-        for slot in range(self.global_batch):
-            number = step * self.global_batch + slot
-            is_own = number % self.world_size == self.rank
-            if is_own or self.follows_all:
-                yield slot, number % self.num_lanes, is_own
-
-
 class StepLoader:
     """Endless iterator of `StepBatch`es for one rank.
 
@@ -114,7 +85,7 @@ class StepLoader:
         follows_all = stream.capacity is None or not has_own_lanes
         if stream.capacity is None and not has_own_lanes:
             stream.read_ahead = 1
-        self.schedule = Schedule(global_batch, num_lanes, rank, world_size, follows_all)
+        self.slot_plan = SlotPlan(global_batch, num_lanes, rank, world_size, follows_all)
         self.micro_batch, self.pad_token_id = micro_batch, pad_token_id
         self.num_micro_batches = micro_batches_per_step(global_batch, micro_batch, world_size)
         self.step = first_step
@@ -133,7 +104,7 @@ class StepLoader:
         """The next step; what went wrong while it was prepared is raised here."""
         if self._thread is None:
             if self.num_workers:
-                self._workers = LanePackWorkers(self.stream, self.schedule, self.step, self.num_workers)
+                self._workers = LanePackWorkers(self.stream, self.slot_plan, self.step, self.num_workers)
             self._thread = threading.Thread(target=self._prepare, name="step-loader", daemon=True)
             self._thread.start()
         batch = self._ready.get()
@@ -176,7 +147,7 @@ class StepLoader:
         packs: list[tuple[int, list[Document]]] = []
         num_skipped, num_bad_rows = 0, 0
         lanes = dict(before["lanes"])
-        for slot, lane, is_own in self.schedule.slots(step):
+        for slot, lane, is_own in self.slot_plan.slots(step):
             pack, lanes[str(lane)] = self.take(lane, is_own)
             if pack is None:
                 continue
@@ -199,8 +170,3 @@ class StepLoader:
         """One micro-batch; of a stand-in where this rank is short of documents."""
         pairs = [pair for pairs in packs for pair in pairs] or [stand_in(self.pad_token_id)]
         return collate([document for document, _ in pairs], [noise for _, noise in pairs], self.pad_token_id)
-
-
-def micro_batches_per_step(global_batch: int, micro_batch: int, world_size: int) -> int:
-    """Forwards per step on every rank: the gradient accumulation that gives the global batch."""
-    return -(-global_batch // (micro_batch * world_size))

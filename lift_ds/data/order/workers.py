@@ -15,12 +15,10 @@ import signal
 import threading
 from itertools import count
 from multiprocessing.queues import Queue
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from .slots import SlotPlan
 from .stream import LanePack, PackStream, take_or_pass
-
-if TYPE_CHECKING:
-    from .loader import Schedule
 
 STEPS_AHEAD = 2
 POLL_SECONDS = 0.5
@@ -31,24 +29,24 @@ class LanePackWorkers:
 
     Args:
         stream: Packs of every lane, standing where `first_step` begins; a copy goes to each worker.
-        schedule: Which lane each slot takes from.
+        slot_plan: Which lane each slot takes from.
         first_step: Step of the first pack.
         num_workers: Processes.
     """
 
-    def __init__(self, stream: PackStream, schedule: Schedule, first_step: int, num_workers: int) -> None:
+    def __init__(self, stream: PackStream, slot_plan: SlotPlan, first_step: int, num_workers: int) -> None:
         """Starts the processes."""
         context = multiprocessing.get_context("spawn")
-        self.spacing = 1 if schedule.follows_all else schedule.world_size
-        self.num_workers = num_workers = min(num_workers, schedule.num_lanes // self.spacing)
-        depth = max(4, STEPS_AHEAD * schedule.global_batch // (num_workers * self.spacing))
+        self.spacing = 1 if slot_plan.follows_all else slot_plan.world_size
+        self.num_workers = num_workers = min(num_workers, slot_plan.num_lanes // self.spacing)
+        depth = max(4, STEPS_AHEAD * slot_plan.global_batch // (num_workers * self.spacing))
         self.queues: list[Queue[Any]] = [context.Queue(depth) for _ in range(num_workers)]
         # Not among the arguments: a process that dies before it has read large ones leaves `start` waiting for ever.
         self.inboxes: list[Queue[bytes]] = [context.Queue() for _ in range(num_workers)]
         self.processes = [
             context.Process(
                 target=run_worker,
-                args=(inbox, schedule, first_step, (worker, num_workers, self.spacing), packs, os.getpid()),
+                args=(inbox, slot_plan, first_step, (worker, num_workers, self.spacing), packs, os.getpid()),
                 name=f"data-worker-{worker}",
                 daemon=True,
             )
@@ -60,7 +58,7 @@ class LanePackWorkers:
             inbox.put(content)
 
     def take(self, lane: int, stopping: threading.Event) -> tuple[LanePack | None, dict[str, Any]]:
-        """The next pack of a lane and the lane's state after it; calls follow the schedule.
+        """The next pack of a lane and the lane's state after it; calls follow the slot plan.
 
         Raises:
             RuntimeError: The worker is gone, or `stopping` was set while waiting for it.
@@ -99,17 +97,17 @@ def worker_of(lane: int, num_workers: int, spacing: int) -> int:
 
 def run_worker(
     inbox: Queue[bytes],
-    schedule: Schedule,
+    slot_plan: SlotPlan,
     first_step: int,
     share: tuple[int, int, int],
     packs: Queue[Any],
     parent: int,
 ) -> None:
-    """Fills a queue with the packs of this worker's lanes, in the order of the schedule.
+    """Fills a queue with the packs of this worker's lanes, in the order of the slot plan.
 
     Args:
         inbox: Holds the stream, pickled, standing where `first_step` begins.
-        schedule: Which lane each slot takes from.
+        slot_plan: Which lane each slot takes from.
         first_step: Step of the first pack.
         share: This worker, their number, and the distance of a rank's lanes.
         packs: (pack or `None`, state of its lane) for each slot, or the exception that ended it.
@@ -127,7 +125,7 @@ def run_worker(
     for step in count(first_step):
         if os.getppid() != parent:
             return
-        for _, lane, is_own in schedule.slots(step):
+        for _, lane, is_own in slot_plan.slots(step):
             if worker_of(lane, num_workers, spacing) != worker:
                 continue
             try:

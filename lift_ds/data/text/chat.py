@@ -3,7 +3,7 @@
 What is learned comes from rendered prefixes: the text that the template adds when one more assistant turn is appended,
 between the header that invites it and the header of the next turn. Prompts and targets are tokenised apart, as they
 are when the model is used, so no token spans the border. What looks like a special token in a message stays text; see
-`text_ids.TextTokenizer`. Plain text without messages is taken as its author rendered it, special tokens included.
+`ids.TextTokenizer`. Plain text without messages is taken as its author rendered it, special tokens included.
 """
 
 from __future__ import annotations

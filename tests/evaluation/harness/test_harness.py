@@ -18,8 +18,8 @@ from lift_ds.evaluation.harness import run as harness
 from lift_ds.evaluation.harness.language_model import DiffusionLM
 from lift_ds.evaluation.harness.settings import HarnessSettings
 from lift_ds.ranks.shares import Alone
-from tests.conftest import REPOSITORY, free_port, run
-from tests.evaluation.harness_job import run_tasks
+from tests.conftest import REPOSITORY, free_port, run, run_script
+from tests.evaluation.harness.job import run_tasks
 
 LOCAL = """
 task: {name}
@@ -118,9 +118,7 @@ def test_tasks_give_results_and_errors(alone):
 
 def launch(task_dir, output, *arguments):
     """What two ranks find."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
-    command += [str(free_port()), "-m", "tests.evaluation.harness_job", str(task_dir), str(output), *arguments]
-    run(command)
+    run_script("-m", "tests.evaluation.harness.job", task_dir, output, *arguments, num_ranks=2)
     return json.loads(output.read_text())
 
 

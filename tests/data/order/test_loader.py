@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from lift_ds.data.order.lanes import Lanes, choose_held_out, chunks_per_window
-from lift_ds.data.order.loader import StepLoader, micro_batches_per_step
+from lift_ds.data.order.loader import StepLoader
+from lift_ds.data.order.slots import micro_batches_per_step
 from lift_ds.data.order.stream import PackStream, merge_states
 from lift_ds.data.reader import RowReader
 from lift_ds.data.sources import Group, Manifest, open_sources
@@ -164,7 +165,7 @@ def test_a_lane_of_packs_is_read_by_one_rank_only(path, tokenizer):
     """Where the number of ranks divides the lanes; elsewhere all ranks read all of them."""
     for world, follows_all in ((2, False), (4, False), (3, True)):
         loader = make_loader(path, tokenizer, 1, world, capacity=80)
-        lanes = {lane for step in range(3) for _, lane, _ in loader.schedule.slots(step)}
+        lanes = {lane for step in range(3) for _, lane, _ in loader.slot_plan.slots(step)}
         assert lanes == (set(range(8)) if follows_all else set(range(1, 8, world)))
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = REPOSITORY / "docs" / "files.md"
 ROOMS = (
-    "method", "objectives", "training", "data", "models", "storage", "export", "sampling", "evaluation", "config", "ranks",
-    "cli",
+    "method", "objectives", "training", "data", "models", "storage", "export", "sampling", "evaluation", "config",
+    "ranks", "cli",
 )  # fmt: skip
 HEAD = """# Every file
 
-Made by `python -m tests.file_map` from the first sentence of each module. README's list of rooms comes first; to read the
-method, begin with `lift_ds/training/step.py`.
+Made by `python -m tests.file_map` from the first sentence of each module. README's list of rooms comes first; to read
+the method, begin with `lift_ds/training/step.py`.
 """
 
 

@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-import sys
 
 import pytest
 import torch
@@ -13,13 +12,15 @@ from lift_ds.cli import evaluate, inspect_checkpoint, learnability, zero_to_hf
 from lift_ds.ranks.shares import Alone
 from lift_ds.storage.run_record import FORMAT, RUN_FILE, read_run
 from lift_ds.training.buffers import DifficultyBuffers, read_states
-from tests.conftest import VECTORS, clean_environment, free_port, losses_of, run
+from tests.conftest import VECTORS, clean_environment, losses_of
+from tests.preloaded import Preloaded
 
 pytestmark = pytest.mark.distributed
 
 OLD = VECTORS / "runs_857c343"
 # Those that the runs were written under: the same instructions on every x86 processor.
 SAME_INSTRUCTIONS = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+PINNED = Preloaded(clean_environment(**SAME_INSTRUCTIONS))  # they are chosen when torch is imported
 
 
 def copy_run(name, parent):
@@ -43,9 +44,8 @@ def resuming(folder):
 
 
 def resume(folder, **kwargs):
-    """Goes on on two ranks, with instructions that must be chosen before torch is imported."""
-    command = ["deepspeed", "--num_gpus", "2", "--master_port", str(free_port()), "launchers/train.py"]
-    return run([*command, *map(str, resuming(folder))], env=clean_environment(**SAME_INSTRUCTIONS), **kwargs)
+    """Goes on on two ranks; `kwargs` are those of `Preloaded.run`."""
+    return PINNED.run(["launchers/train.py", *map(str, resuming(folder))], **{"num_ranks": 2, **kwargs})
 
 
 def computed(folder):
@@ -78,8 +78,7 @@ def test_it_goes_on_bit_equal(name, tmp_path):
 def test_it_goes_on_on_one_rank(tmp_path):
     """The first step's sums differ in their last digit, 6e-8 of a loss; the high learning rate makes more of that."""
     folder = copy_run("full", tmp_path)
-    command = [sys.executable, "launchers/train.py", *map(str, resuming(folder))]
-    run(command, env=clean_environment(**SAME_INSTRUCTIONS))
+    resume(folder, num_ranks=None)
     (steps, heldout), (expected_steps, expected_heldout) = computed(folder), expected("full")
     for step, values in expected_steps.items():
         assert steps[step] == pytest.approx(values, rel=1e-7 if step == 4 else 1e-5)

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from lift_ds.data.sources import open_sources
+from lift_ds.data.sources.filesystem import is_remote
 from lift_ds.data.sources.hub import HUB_PREFIX
-from lift_ds.data.sources.storage import is_remote
 
 from .judging import Problem
 from .tasks import EVAL_TASKS, EvalTask, Values

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .filesystem import SCAN_BYTES, DataFile, Retry
 from .source import Chunk, Row, Source, SourceIndex, SourceSignature, locate_errors
-from .storage import SCAN_BYTES, DataFile, Retry
 
 PARQUET_TAIL = 8  # length of the footer as 4 bytes, then PAR1
 PARQUET_MAGIC = b"PAR1"

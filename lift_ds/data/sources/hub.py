@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
+from .filesystem import Retry
 from .source import locate_errors
-from .storage import Retry
 
 if TYPE_CHECKING:
     from datasets import DatasetBuilder

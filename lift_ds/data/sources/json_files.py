@@ -11,8 +11,8 @@ from typing import IO
 
 import pyarrow as pa
 
+from .filesystem import DataFile, Retry
 from .source import Chunk, Row, Source, SourceIndex, SourceSignature, locate_errors
-from .storage import DataFile, Retry
 
 JSONL_CHUNK_ROWS = 256
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}

@@ -11,11 +11,11 @@ from lift_ds.data.settings import SourceConfig
 
 from .builtin import BUILTIN_PREFIX, Builtin
 from .columnar import Arrow, Parquet
+from .filesystem import DataFile, Retry, is_remote, open_filesystem
 from .hub import HUB_PREFIX, resolve_hub
 from .json_files import COMPRESSIONS, JsonLines, JsonList
 from .manifest import SourceGroup
 from .source import Source
-from .storage import DataFile, Retry, is_remote, open_filesystem
 
 FILE_KINDS: dict[str, Callable[[str, Retry], Source]] = {
     ".jsonl": JsonLines,

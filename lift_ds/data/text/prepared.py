@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lift_ds.data.settings import ColumnsConfig
 from lift_ds.data.sources import Manifest, Retry
-from lift_ds.data.sources.storage import DataFile, is_remote
+from lift_ds.data.sources.filesystem import DataFile, is_remote
 
 from .chat import ChatEncoder
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lift_ds.data.sources import Manifest, Retry, open_sources
-from lift_ds.data.sources.storage import open_filesystem
+from lift_ds.data.sources.filesystem import open_filesystem
 
 FAST = Retry(tries=5, delay_seconds=0.001)
 ROWS = [{"prompt": f"question {number}", "response": f"answer {number}"} for number in range(600)]

@@ -20,13 +20,13 @@ from rich.text import Text
 
 from lift_ds.evaluation.asking.answering import Answer, Answerer, load_answerer
 from lift_ds.sampling.reverse import RowSeeds, check_length
-from lift_ds.sampling.settings import Lengths, SamplingSettings
+from lift_ds.sampling.settings import FixedSteps, SamplingSettings
 
 from .prompts import Messages, Prompt, given_prompts
 from .sampling_flags import add_sampling_flags, process_of
 from .tool import check_counts, check_writable, run_tool, tool_parser
 
-LENGTHS = Lengths(gen_length=128, block_length=32, steps=128)
+LENGTHS = FixedSteps(gen_length=128, block_length=32, steps=128)
 MASK_SIGN = "\u2591"
 
 
@@ -38,8 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--file", type=Path, help="jsonl whose rows have a prompt or question, answered in batches")
     parser.add_argument("--system", help="system text of every conversation")
     parser.add_argument("--json", type=Path, help="jsonl to write: question, generation, num_forwards")
-    lengths = {"gen_length": LENGTHS.gen_length, "block_length": LENGTHS.block_length}
-    add_sampling_flags(parser, **lengths, steps="a step a token")
+    add_sampling_flags(parser, **LENGTHS.model_dump() | {"steps": "a step a token"})
     return parser
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, Literal, get_args, get_origin
 
-from lift_ds.sampling.settings import Lengths, SamplingSettings, checked_settings
+from lift_ds.sampling.settings import FixedSteps, SamplingSettings, checked_settings
 
 FLAGS = {name: field for name, field in SamplingSettings.model_fields.items() if name != "stop_early"}
 
@@ -41,12 +41,12 @@ def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in FLAGS if getattr(arguments, name) is not None}
 
 
-def process_of(arguments: argparse.Namespace, decoding: Lengths, stop_early: bool) -> SamplingSettings:
+def process_of(arguments: argparse.Namespace, decoding: FixedSteps, stop_early: bool) -> SamplingSettings:
     """How answers are made.
 
     Args:
         arguments: With the flags above.
-        decoding: Lengths where the flags give none, and tokens a step where neither they nor a rule decide the steps.
+        decoding: Lengths where the flags give none; and tokens a step, where neither they nor confidence decide it.
         stop_early: End answers with the block in which their end token stands.
 
     Raises:
@@ -57,8 +57,7 @@ def process_of(arguments: argparse.Namespace, decoding: Lengths, stop_early: boo
         raise ValueError(
             f"--top-p={arguments.top_p} changes nothing at temperature 0; set --temperature, or remove it."
         )
-    values = {"gen_length": decoding.gen_length, "block_length": decoding.block_length, "stop_early": stop_early}
-    values |= given
+    values = decoding.model_dump(exclude={"steps"}) | {"stop_early": stop_early} | given
     if not {"steps", "threshold", "factor"} & given.keys():
         values["steps"] = values["gen_length"] * decoding.steps // decoding.gen_length
     return checked_settings(**values)

@@ -6,10 +6,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from lift_ds.sampling.settings import BlockLength, GenLength, Lengths, Steps
+from lift_ds.sampling.settings import BlockLength, FixedSteps, GenLength, Steps
 
 
-class EvalConfig(Lengths):
+class EvalConfig(FixedSteps):
     """What is measured on held-out data."""
 
     prefix: ClassVar[str] = "eval."

@@ -136,8 +136,9 @@ def choose(confidence: Tensor, masked: Tensor, settings: SamplingSettings, step:
     """
     ordered, order = confidence.masked_fill(~masked, -torch.inf).sort(dim=-1, descending=True, stable=True)
     rank = order.argsort(-1)
-    if settings.steps_per_block is not None:
-        return masked & (rank < quota(masked.sum(-1), step, settings.steps_per_block, settings.remasking)[:, None])
+    if settings.steps is not None:
+        steps = settings.steps // settings.num_blocks
+        return masked & (rank < quota(masked.sum(-1), step, steps, settings.remasking)[:, None])
     if settings.threshold is not None:
         return masked & ((confidence >= settings.threshold) | (rank == 0))
     number = torch.arange(1, confidence.shape[-1] + 1, device=confidence.device)

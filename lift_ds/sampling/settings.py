@@ -31,53 +31,59 @@ def within(is_allowed: Callable[[Any], bool], words: str) -> AfterValidator:
 
 
 Count = Annotated[int, within(lambda value: value >= 1, "at least 1")]
+Amount = Annotated[float, within(lambda value: 0 <= value < math.inf, "0 or more")]
 Probability = Annotated[float, within(lambda value: 0 <= value <= 1, "a probability, 0 to 1")]
 Factor = Annotated[float, within(lambda value: value > 0, "above 0")]
-Temperature = Annotated[float, within(lambda value: 0 <= value < math.inf, "0 (greedy) or more")]
 TopP = Annotated[float, within(lambda value: 0 < value <= 1, "above 0, at most 1")]
-Guidance = Annotated[float, within(lambda value: 0 <= value < math.inf, "0 (off) or more")]
 GenLength = Annotated[Count, Field(description="most tokens of an answer")]
 BlockLength = Annotated[Count, Field(description="tokens of a block, denoised before the next one begins")]
 Steps = Annotated[Count, Field(description="denoising steps of an answer")]
 
 
 class Lengths(Section):
-    """Where the number of steps is fixed."""
+    """How long answers are, and how many steps they take."""
 
-    prefix: ClassVar[str] = ""
-    """What stands before the keys in messages."""
-
+    prefix: ClassVar[str] = ""  # what stands before the keys in messages
     gen_length: GenLength
     block_length: BlockLength
-    steps: Steps
+    steps: Count | None = Field(None, description="denoising steps of an answer; none with threshold or factor")
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of an answer."""
+        return self.gen_length // self.block_length
 
     @model_validator(mode="after")
     def check_lengths(self) -> Self:
-        """Checks that lengths and steps divide."""
-        check_division(self.gen_length, self.block_length, self.steps, self.prefix)
+        """Checks that blocks divide the answer, and the number of blocks the steps."""
+        gen_length, block_length = f"gen_length={self.gen_length}", f"block_length={self.block_length}"
+        if self.gen_length % self.block_length:
+            raise ValueError(f"{self.prefix}{gen_length} must be a multiple of {self.prefix}{block_length}.")
+        if self.steps is not None and self.steps % self.num_blocks:
+            raise ValueError(
+                f"{self.prefix}steps={self.steps} must be a multiple of the number of blocks, {self.num_blocks}."
+            )
         return self
 
 
-class Unmasking(Section):
-    """What decides which predictions are revealed, whatever the lengths."""
+class FixedSteps(Lengths):
+    """Where no confidence decides the number of steps."""
 
-    threshold: Probability | None = Field(
-        None, description="reveal all predictions that are at least so sure, instead of a fixed number (Fast-dLLM)"
-    )
-    factor: Factor | None = Field(
-        None, description="reveal the n surest, for the largest n with (n + 1) (1 - confidence of the n-th) below this"
-    )
+    steps: Steps
+
+
+class Unmasking(Section):
+    """What decides which predictions a step reveals, whatever the lengths."""
+
+    threshold: Probability | None = Field(None, description="reveal all predictions that are at least so sure")
+    factor: Factor | None = Field(None, description="reveal the n surest while (n + 1) (1 - confidence) is below it")
     remasking: Remasking = Field(
         "low_confidence",
         description="what ranks predictions: low_confidence, their p under the model (LLaDA); random; and after "
         "temperature and top-p (Dream) maskgit_plus, their p; margin, the first p less the next; entropy, the least",
     )
-    cfg_scale: Guidance = Field(0.0, description="classifier-free guidance against the masked prompt; 0 is off")
-    cache: Cache = Field(
-        "none",
-        description="keys and values that later steps of a block take from its first: those of the prefix, or of all "
-        "but the block (dual); faster, and an approximation",
-    )
+    cfg_scale: Amount = Field(0.0, description="classifier-free guidance against the masked prompt; 0 is off")
+    cache: Cache = Field("none", description="keys and values kept within a block; faster, and an approximation")
     eos: EosPolicy = Field("allow", description="whether the end token may be predicted; last: after all others")
 
     @property
@@ -97,49 +103,22 @@ class Unmasking(Section):
         return self
 
 
-class SamplingSettings(Unmasking):
+class SamplingSettings(Unmasking, Lengths):
     """All that decides an answer but model, prompt and draws."""
 
-    gen_length: GenLength
-    block_length: BlockLength
-    steps: Count | None = Field(None, description="denoising steps in all; none with threshold or factor")
-    temperature: Temperature = Field(0.0, description="0 is greedy; else Gumbel noise in float64")
+    temperature: Amount = Field(0.0, description="0 is greedy; else Gumbel noise in float64")
     top_p: TopP = Field(1.0, description="draw from the fewest tokens that have this probability together; 1 keeps all")
     stop_early: bool = Field(False, description="end an answer with the block in which its first end token stands")
 
-    @property
-    def num_blocks(self) -> int:
-        """Blocks of an answer."""
-        return self.gen_length // self.block_length
-
-    @property
-    def steps_per_block(self) -> int | None:
-        """Denoising steps of a block; `None` where confidence decides."""
-        return None if self.steps is None else self.steps // self.num_blocks
-
     @model_validator(mode="after")
     def check_steps(self) -> Self:
-        """Checks that lengths and steps divide, and that one thing decides the number of steps."""
-        check_division(self.gen_length, self.block_length, self.steps)
+        """Checks that one thing decides the number of steps."""
         if (self.steps is None) != self.is_adaptive:
             raise ValueError(
                 f"steps={self.steps}, threshold={self.threshold}, factor={self.factor}: either the number of steps is "
                 "fixed, or confidence decides it; give one of the three."
             )
         return self
-
-
-def check_division(gen_length: int, block_length: int, steps: int | None, prefix: str = "") -> None:
-    """Checks that blocks divide the answer, and the number of blocks the steps.
-
-    Raises:
-        ValueError: One does not.
-    """
-    num_blocks, rest = divmod(gen_length, block_length)
-    if rest:
-        raise ValueError(f"{prefix}gen_length={gen_length} must be a multiple of {prefix}block_length={block_length}.")
-    if steps is not None and steps % num_blocks:
-        raise ValueError(f"{prefix}steps={steps} must be a multiple of the number of blocks, {num_blocks}.")
 
 
 def checked_settings(**values: Any) -> SamplingSettings:

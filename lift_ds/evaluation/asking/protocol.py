@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from lift_ds.evaluation.judging import Problem
 from lift_ds.evaluation.tasks import EVAL_TASKS
-from lift_ds.sampling.settings import Lengths
+from lift_ds.sampling.settings import FixedSteps
 from lift_ds.section import Section
 from lift_ds.yaml_numbers import load_yaml
 
@@ -38,7 +38,7 @@ class TaskProtocol(Section):
 
     prompt: str
     question: Literal["docstring"] | None = None
-    decoding: Lengths | None = None
+    decoding: FixedSteps | None = None
     items: int | None = Field(None, ge=1)
 
     @field_validator("prompt")
@@ -73,14 +73,14 @@ class Protocol(Section):
         stop_early: End an answer with the block in which its end token stands, and keep only what is before it.
         answer_prefix: What the answer is made to begin with.
         scorers: Which judge the answers.
-        decoding: Lengths and steps where a task has none of its own.
+        decoding: FixedSteps and steps where a task has none of its own.
         tasks: By name.
     """
 
     stop_early: bool
     answer_prefix: str
     scorers: list[Literal["reference", "strict"]] = Field(min_length=1)
-    decoding: Lengths
+    decoding: FixedSteps
     tasks: dict[str, TaskProtocol]
 
     @model_validator(mode="after")

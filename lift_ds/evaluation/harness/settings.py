@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from lift_ds.sampling.settings import Count, SamplingSettings, Temperature, TopP, Unmasking, checked_settings
+from lift_ds.sampling.settings import Amount, Count, SamplingSettings, TopP, Unmasking, checked_settings
 
 DEFAULT_BLOCK_LENGTH = 32
 
@@ -24,7 +24,7 @@ class HarnessSettings(Unmasking):
     gen_length: Count | None = Field(None, description="tokens of an answer; default: the task's max_gen_toks")
     block_length: Count | None = Field(None, description="tokens of a block; default: 32, or a shorter answer's")
     steps: Count | None = Field(None, description="denoising steps in all, with gen_length; default: one a token")
-    temperature: Temperature | None = Field(None, description="0 is greedy; default: the task's")
+    temperature: Amount | None = Field(None, description="0 is greedy; default: the task's")
     top_p: TopP | None = Field(None, description="draw from the fewest tokens of this probability; default: the task's")
     mc_num: int = Field(128, ge=2, description="masks of a likelihood estimate; fewer where all masks are fewer")
     check_greedy: bool = Field(True, description="whether is_greedy is found out; false reports false for all")
@@ -56,15 +56,10 @@ class HarnessSettings(Unmasking):
         """
         block_length = self.block_length or min(DEFAULT_BLOCK_LENGTH, self.gen_length or max_tokens)
         gen_length = self.gen_length or -(-max_tokens // block_length) * block_length
-        return checked_settings(
-            **{name: getattr(self, name) for name in Unmasking.model_fields},
-            gen_length=gen_length,
-            block_length=block_length,
-            steps=gen_length if self.steps is None and not self.is_adaptive else self.steps,
-            temperature=temperature if self.temperature is None else self.temperature,
-            top_p=top_p if self.top_p is None else self.top_p,
-            stop_early=True,
-        )
+        values = {"temperature": temperature, "top_p": top_p, "stop_early": True}
+        values |= self.model_dump(include=set(SamplingSettings.model_fields), exclude_none=True)
+        values |= {"gen_length": gen_length, "block_length": block_length}
+        return checked_settings(**({} if self.is_adaptive else {"steps": gen_length}) | values)
 
 
 class ModelArguments(HarnessSettings):

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
@@ -35,9 +35,8 @@ from lift_ds.data.text.chat import ChatEncoder
 from lift_ds.evaluation.asking.solve import held_out_items
 from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.llada import LLaDAConfig, LLaDAModelLM
-from lift_ds.sampling.choose import Remasking, Rule
-from lift_ds.sampling.predict import Cache
-from lift_ds.sampling.reverse import Generation, ReverseProcess, pad_left
+from lift_ds.sampling.reverse import Generation, denoise, pad_left
+from lift_ds.sampling.settings import Cache, Remasking, SamplingSettings
 
 GEN_LENGTH = 48
 BATCH_SIZE = 50
@@ -100,16 +99,17 @@ class Tally:
         )
 
 
-def of_rule(steps: int | None, rule: Rule, cache: Cache = "none") -> Sampler:
-    """Our reverse process with a rule; an answer is one block."""
-    return ReverseProcess(GEN_LENGTH, GEN_LENGTH, steps, rule, cache=cache).run
+def ours(gen_length: int = GEN_LENGTH, block_length: int = GEN_LENGTH, **options: Any) -> Sampler:
+    """Our reverse process; an answer is one block unless told otherwise."""
+    settings = SamplingSettings(gen_length=gen_length, block_length=block_length, **options)
+    return lambda model, prompts, attention: denoise(model, prompts, settings, attention)
 
 
 PLAIN: dict[str, Sampler] = {"plain": partial(plain, steps=GEN_LENGTH, gen_length=GEN_LENGTH, block=GEN_LENGTH)}
-BY_THRESHOLD = {f"threshold {each}": of_rule(None, Rule(threshold=each)) for each in THRESHOLDS}
+BY_THRESHOLD = {f"threshold {each}": ours(threshold=each) for each in THRESHOLDS}
 OTHERS = {
-    **{remasking: of_rule(GEN_LENGTH, Rule(remasking)) for remasking in get_args(Remasking)},
-    **{f"{steps} steps": of_rule(steps, Rule()) for steps in (GEN_LENGTH // 2, GEN_LENGTH // 4)},
+    **{remasking: ours(steps=GEN_LENGTH, remasking=remasking) for remasking in get_args(Remasking)},
+    **{f"{steps} steps": ours(steps=steps) for steps in (GEN_LENGTH // 2, GEN_LENGTH // 4)},
 }
 
 
@@ -181,8 +181,8 @@ def accuracy(path: str, num_validation: int, num_test: int, num_others: int) -> 
     show("test", others)
     if others["low_confidence"].solved != others["plain"].solved:
         raise RuntimeError("our low_confidence does not solve what the plain loop solves.")
-    cached = {f"{chosen}, {cache} cache": of_rule(None, Rule(threshold=chosen), cache) for cache in ("prefix", "dual")}
-    by_factor = {"factor 1": of_rule(None, Rule(factor=1.0))}
+    cached = {f"{chosen}, {cache} cache": ours(threshold=chosen, cache=cache) for cache in ("prefix", "dual")}
+    by_factor = {"factor 1": ours(factor=1.0)}
     tallies = measure(masked, encoder, test, PLAIN | BY_THRESHOLD | by_factor | cached)
     show("test", tallies)
     baseline = tallies["plain"]
@@ -210,7 +210,7 @@ def caches(rounds: int, is_quick: bool) -> dict[str, float]:
     prompts = torch.randint(1, 8000, (2, length))
     chosen: dict[str, Sampler] = {"plain": partial(plain, steps=length // 2, gen_length=length, block=32)}
     for cache in get_args(Cache):
-        chosen[f"{cache} cache"] = ReverseProcess(length, 32, length // 2, cache=cache).run
+        chosen[f"{cache} cache"] = ours(length, 32, steps=length // 2, cache=cache)
     seconds: dict[str, list[float]] = {name: [] for name in chosen}
     for _ in range(rounds):
         for name, sampler in chosen.items():

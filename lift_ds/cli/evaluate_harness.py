@@ -17,14 +17,11 @@ from lift_ds.ranks.launch import Launch
 from lift_ds.training.inference import weight_hashes
 
 from .evaluate_run import default_output, load_model
+from .sampling_flags import given_settings
 from .tool import writing
 
 RESULTS = "harness.json"
 PROGRESS = "progress"
-SAME_NAMES = (
-    "gen_length", "block_length", "steps", "threshold", "factor", "remasking", "temperature", "top_p", "cfg_scale",
-    "cache", "eos", "seed", "batch_size", "mc_num",
-)  # fmt: skip
 
 
 def harness_settings(arguments: argparse.Namespace, output: Path) -> HarnessSettings:
@@ -34,8 +31,13 @@ def harness_settings(arguments: argparse.Namespace, output: Path) -> HarnessSett
         ValueError: A flag is out of range.
     """
     try:
-        given = {name: getattr(arguments, name) for name in SAME_NAMES}
-        return HarnessSettings(**given, progress=str(output / PROGRESS))
+        return HarnessSettings(
+            **given_settings(arguments),
+            seed=arguments.seed,
+            batch_size=arguments.batch_size,
+            mc_num=arguments.mc_num,
+            progress=str(output / PROGRESS),
+        )
     except ValidationError as error:
         raise ValueError("; ".join(describe(details) for details in error.errors())) from error
 

@@ -24,7 +24,7 @@ from lift_ds.models.families import read_config
 from lift_ds.models.weights import resolve_folder
 from lift_ds.ranks.launch import Launch
 from lift_ds.ranks.shares import Ranks
-from lift_ds.sampling.reverse import ReverseProcess
+from lift_ds.sampling.settings import SamplingSettings
 from lift_ds.training.inference import load_cut, load_whole, weight_hashes
 
 from .evaluate_tables import LiveTable, print_results, wide_console
@@ -73,17 +73,13 @@ def data_files(flags: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def task_process(arguments: argparse.Namespace, protocol: Protocol, task: str) -> ReverseProcess:
+def task_process(arguments: argparse.Namespace, protocol: Protocol, task: str) -> SamplingSettings:
     """How a task's answers are made: by the protocol, but for what the flags say.
 
     Raises:
         ValueError: A flag is out of range.
     """
-    decoding = protocol.tasks[task].decoding or protocol.decoding
-    gen_length = decoding.gen_length if arguments.gen_length is None else arguments.gen_length
-    block_length = decoding.block_length if arguments.block_length is None else arguments.block_length
-    steps = gen_length * decoding.steps // decoding.gen_length
-    return process_of(arguments, gen_length, block_length, steps, protocol.stop_early)
+    return process_of(arguments, protocol.tasks[task].decoding or protocol.decoding, protocol.stop_early)
 
 
 def check_agreement(plans: Sequence[TaskPlan], ranks: Ranks) -> None:
@@ -145,7 +141,7 @@ def run_evaluation(arguments: argparse.Namespace, launch: Launch) -> None:
     """
     protocol = load_protocol(arguments.protocol)
     files = data_files(arguments.data, arguments.tasks)
-    found: dict[str, tuple[list[Problem], ReverseProcess, list[str]]] = {}
+    found: dict[str, tuple[list[Problem], SamplingSettings, list[str]]] = {}
     for task in arguments.tasks:
         problems = task_problems(task, protocol, files.get(task), arguments.limit)
         scorers = task_scorers(task, arguments.scorers or protocol.scorers)

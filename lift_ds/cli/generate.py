@@ -17,12 +17,14 @@ from rich.live import Live
 from rich.text import Text
 
 from lift_ds.evaluation.asking.answering import Answer, Answerer, load_answerer
-from lift_ds.sampling.reverse import ReverseProcess, RowSeeds
+from lift_ds.sampling.reverse import RowSeeds, check_length
+from lift_ds.sampling.settings import FixedSteps, SamplingSettings
 
 from .prompts import Messages, Prompt, given_prompts
 from .sampling_flags import add_sampling_flags, process_of
 from .tool import check_writable, run_tool
 
+LENGTHS = FixedSteps(gen_length=128, block_length=32, steps=128)
 MASK_SIGN = "\u2591"
 
 
@@ -38,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--file", type=Path, help="jsonl whose rows have a prompt or question, answered in batches")
     parser.add_argument("--system", help="system text of every conversation")
     parser.add_argument("--json", type=Path, help="jsonl to write: question, generation, num_forwards")
-    add_sampling_flags(parser, 128, 32, "a step a token")
+    add_sampling_flags(parser, **LENGTHS.model_dump() | {"steps": "a step a token"})
     return parser
 
 
@@ -53,7 +55,7 @@ class Session:
     """
 
     answerer: Answerer
-    process: ReverseProcess
+    process: SamplingSettings
     seed: int
 
     def encode(self, messages: Messages, where: str) -> list[int]:
@@ -64,7 +66,7 @@ class Session:
         """
         ids = self.answerer.encoder.prompt_ids(messages, where=where)
         try:
-            self.process.check_length(len(ids), self.answerer.model.config)
+            check_length(self.process, len(ids), self.answerer.model.config)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
         return ids
@@ -91,8 +93,7 @@ def load(arguments: argparse.Namespace) -> Session:
     """
     if arguments.batch_size < 1:
         raise ValueError(f"--batch-size={arguments.batch_size}: at least 1.")
-    gen_length = arguments.gen_length  # what is wrong with the flags is said before the model is read
-    process = process_of(arguments, gen_length, arguments.block_length, gen_length, stop_early=True)
+    process = process_of(arguments, LENGTHS, stop_early=True)  # errors of flags come before the model is read
     return Session(load_answerer(arguments.model), process, arguments.seed)
 
 

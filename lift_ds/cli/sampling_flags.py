@@ -1,71 +1,63 @@
-"""Flags that say how answers are sampled, for every tool that makes some."""
+"""Flags that say how answers are sampled, for every tool that makes some: one for each of the sampling settings."""
 
 from __future__ import annotations
 
 import argparse
-from typing import get_args
+from typing import Any, Literal, get_args, get_origin
 
-from lift_ds.sampling.choose import EosPolicy, Remasking, Rule
-from lift_ds.sampling.predict import Cache
-from lift_ds.sampling.reverse import ReverseProcess
+from lift_ds.sampling.settings import FixedSteps, SamplingSettings, checked_settings
+
+FLAGS = {name: field for name, field in SamplingSettings.model_fields.items() if name != "stop_early"}
 
 
-def add_sampling_flags(
-    parser: argparse.ArgumentParser, gen_length: int | None, block_length: int | None, steps: str
-) -> None:
-    """Adds them.
+def add_sampling_flags(parser: argparse.ArgumentParser, **unset: object) -> None:
+    """Adds them; none has a default, so that what is not given can be left to a protocol or a task.
 
     Args:
         parser: Where they go.
-        gen_length: Default, `None` where something else decides.
-        block_length: Default, as before.
-        steps: What happens where no steps are given, for the help.
+        unset: What holds where a flag is not given, for the help, if not the setting's default.
     """
-    parser.add_argument("--gen-length", type=int, default=gen_length, help="most tokens of an answer")
-    parser.add_argument("--block-length", type=int, default=block_length, help="tokens of a block")
-    parser.add_argument("--steps", type=int, help=f"denoising steps in all; default: {steps}")
-    parser.add_argument("--threshold", type=float, help="reveal all predictions that are at least so sure")
-    parser.add_argument("--factor", type=float, help="reveal the n surest while (n + 1) (1 - confidence) is below")
-    parser.add_argument("--remasking", choices=get_args(Remasking), default="low_confidence", help="what ranks them")
-    parser.add_argument("--temperature", type=float, help="0, the default, is greedy")
-    parser.add_argument("--top-p", type=float, help="draw from the fewest tokens of this probability")
-    parser.add_argument("--cfg-scale", type=float, default=0.0, help="classifier-free guidance; 0 is off")
-    parser.add_argument("--cache", choices=get_args(Cache), default="none", help="keys and values kept within a block")
-    parser.add_argument("--eos", choices=get_args(EosPolicy), default="allow", help="whether answers may end early")
+    for name, field in FLAGS.items():
+        is_choice = get_origin(field.annotation) is Literal
+        default = unset.get(name, field.default)
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=str if is_choice else plain_type(field.annotation),
+            choices=get_args(field.annotation) if is_choice else None,
+            help=f"{field.description}" + ("" if default is None else f"; default: {default}"),
+        )
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
     parser.add_argument("--batch-size", type=int, default=16, help="answers that are made at a time")
 
 
-def process_of(
-    arguments: argparse.Namespace, gen_length: int, block_length: int, steps: int, stop_early: bool
-) -> ReverseProcess:
+def plain_type(annotation: Any) -> Any:
+    """`int` of `Annotated[int, ...] | None`."""
+    arguments = get_args(annotation)
+    return plain_type(arguments[0]) if arguments else annotation
+
+
+def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the flags say, by the settings' names."""
+    return {name: getattr(arguments, name) for name in FLAGS if getattr(arguments, name) is not None}
+
+
+def process_of(arguments: argparse.Namespace, decoding: FixedSteps, stop_early: bool) -> SamplingSettings:
     """How answers are made.
 
     Args:
         arguments: With the flags above.
-        gen_length: Tokens of an answer.
-        block_length: Tokens of a block.
-        steps: Denoising steps where neither `--steps` nor a rule that decides them is given.
+        decoding: Lengths where the flags give none; and tokens a step, where neither they nor confidence decide it.
         stop_early: End answers with the block in which their end token stands.
 
     Raises:
         ValueError: A flag is out of range, or would change nothing.
     """
-    if (
-        arguments.top_p is not None
-        and not arguments.temperature
-        and arguments.remasking in ("low_confidence", "random")
-    ):
+    given = given_settings(arguments)
+    if "top_p" in given and not arguments.temperature and arguments.remasking in (None, "low_confidence", "random"):
         raise ValueError(
             f"--top-p={arguments.top_p} changes nothing at temperature 0; set --temperature, or remove it."
         )
-    rule = Rule(
-        arguments.remasking,
-        arguments.temperature or 0.0,
-        1.0 if arguments.top_p is None else arguments.top_p,
-        arguments.threshold,
-        arguments.factor,
-        arguments.eos,
-    )
-    chosen = arguments.steps if arguments.steps is not None or rule.is_adaptive else steps
-    return ReverseProcess(gen_length, block_length, chosen, rule, arguments.cfg_scale, stop_early, arguments.cache)
+    values = decoding.model_dump(exclude={"steps"}) | {"stop_early": stop_early} | given
+    if not {"steps", "threshold", "factor"} & given.keys():
+        values["steps"] = values["gen_length"] * decoding.steps // decoding.gen_length
+    return checked_settings(**values)

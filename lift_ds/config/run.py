@@ -35,11 +35,6 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def check_numbers_fit(self) -> RunConfig:
         """Checks that hold between keys."""
-        length, block, steps = self.eval.gen_length, self.eval.block_length, self.eval.steps
-        if length % block:
-            raise ValueError(f"eval.gen_length={length}: must be a multiple of eval.block_length={block}")
-        if steps % (length // block):
-            raise ValueError(f"eval.steps={steps}: must be a multiple of the number of blocks, {length // block}")
         if self.checkpoint.best_by == "heldout_loss" and not self.eval.rows:
             raise ValueError(
                 "checkpoint.best_by=heldout_loss: needs held-out rows, and eval.rows=0 turns them off; set eval.rows, "

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 
-from lift_ds.section import Section
+from lift_ds.sampling.settings import BlockLength, FixedSteps, GenLength, Steps
 
 
-class EvalConfig(Section):
+class EvalConfig(FixedSteps):
     """What is measured on held-out data."""
+
+    prefix: ClassVar[str] = "eval."
 
     every: int = Field(100, ge=0, description="steps between held-out losses; 0 measures before and after only")
     path: str | list[str] | None = Field(
@@ -18,6 +22,6 @@ class EvalConfig(Section):
     solve_items: int = Field(0, ge=0, description="items of the builtin tasks solved before and after; 0 turns it off")
     solve_every: int = Field(0, ge=0, description="steps between answers to eval.solve_subset while training; 0: none")
     solve_subset: int = Field(24, ge=1, description="items of the builtin tasks answered so: the first of solve_items")
-    steps: int = Field(64, ge=1, description="denoising steps of an answer")
-    gen_length: int = Field(64, ge=1, description="most tokens of an answer")
-    block_length: int = Field(64, ge=1, description="tokens of a block, denoised before the next one begins")
+    gen_length: GenLength = 64
+    block_length: BlockLength = 64
+    steps: Steps = 64

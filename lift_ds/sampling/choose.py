@@ -10,104 +10,51 @@ greedy predictions and their confidences are theirs.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-Remasking = Literal["low_confidence", "random", "entropy", "margin", "maskgit_plus"]
-EosPolicy = Literal["allow", "last", "never"]
+from .settings import Remasking, SamplingSettings
+
 TIME_END = 1e-3  # where the reverse time of Dream's sampler ends
 Randomness = torch.Generator | Sequence[torch.Generator] | None
 """One generator for a batch, or one for each of its rows: then a row's draws do not depend on the others."""
 
 
-@dataclass(frozen=True)
-class Rule:
-    """How tokens are drawn and which of them a step keeps.
-
-    Args:
-        remasking: What ranks the predictions. `low_confidence`: p of the prediction under the model (LLaDA); `random`;
-            and under the distribution that is drawn from, after temperature and top-p (Dream): `maskgit_plus`, p of the
-            prediction; `margin`, p of the first less the highest p of another, which may be the mask token's;
-            `entropy`, the least entropy first.
-        temperature: 0 is greedy; else Gumbel noise in float64.
-        top_p: Draw from the fewest tokens that have this probability together; 1 keeps all.
-        threshold: Reveal every prediction whose confidence is at least this, instead of a fixed number (Fast-dLLM).
-        factor: Reveal the n surest predictions, for the largest n with (n + 1) (1 - confidence of the n-th) < factor.
-        eos: Whether the end token may be predicted; `last` reveals it after all others.
-
-    Raises:
-        ValueError: A value is out of range; the message names it.
-    """
-
-    remasking: Remasking = "low_confidence"
-    temperature: float = 0.0
-    top_p: float = 1.0
-    threshold: float | None = None
-    factor: float | None = None
-    eos: EosPolicy = "allow"
-
-    def __post_init__(self) -> None:
-        """Checks the values."""
-        for name, allowed in (("remasking", get_args(Remasking)), ("eos", get_args(EosPolicy))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r}: allowed are {', '.join(allowed)}.")
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature={self.temperature}: 0 (greedy) or more.")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p}: above 0, at most 1.")
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold={self.threshold}: a probability, 0 to 1.")
-        if self.factor is not None and not self.factor > 0:
-            raise ValueError(f"factor={self.factor}: above 0.")
-        if self.threshold is not None and self.factor is not None:
-            raise ValueError(f"threshold={self.threshold} and factor={self.factor}: only one of them decides.")
-        if self.is_adaptive and self.remasking in ("random", "entropy"):
-            raise ValueError(f"remasking={self.remasking!r} gives no probabilities to hold against them.")
-
-    @property
-    def is_adaptive(self) -> bool:
-        """Whether confidence decides how many tokens a step reveals."""
-        return self.threshold is not None or self.factor is not None
-
-
 def predict(
-    logits: Tensor, rule: Rule, mask_id: int, end_id: int, generator: Randomness = None
+    logits: Tensor, settings: SamplingSettings, mask_id: int, end_id: int, generator: Randomness = None
 ) -> tuple[Tensor, Tensor]:
     """The token that each position would become, and how sure that is; higher is surer.
 
     Args:
         logits: (B, N, V).
-        rule: See `Rule`.
+        settings: How tokens are drawn and ranked.
         mask_id: The mask token, which is never predicted but has its share of the probability.
-        end_id: The end token of `Rule.eos`.
+        end_id: The end token of `settings.eos`.
         generator: Source of the randomness of `temperature` and `random`.
 
     Returns:
         int64 and float64, both (B, N).
     """
-    if rule.eos == "never":
+    if settings.eos == "never":
         logits = without(logits, end_id)
     likeliest = without(logits, mask_id).argmax(-1, keepdim=True)
     drawn_from = logits
-    if rule.top_p < 1:  # the mask token may be all that top-p keeps
-        kept = keep_top_p(logits, rule.top_p, rule.temperature)
+    if settings.top_p < 1:  # the mask token may be all that top-p keeps
+        kept = keep_top_p(logits, settings.top_p, settings.temperature)
         drawn_from = kept.scatter(-1, likeliest, logits.gather(-1, likeliest))
     predicted = likeliest[..., 0]
-    if rule.temperature > 0:
-        predicted = perturb(without(drawn_from, mask_id), rule.temperature, generator).argmax(-1)
-    if rule.remasking == "random":
+    if settings.temperature > 0:
+        predicted = perturb(without(drawn_from, mask_id), settings.temperature, generator).argmax(-1)
+    if settings.remasking == "random":
         confidence = uniforms(predicted, generator)
-    elif rule.remasking == "low_confidence":
+    elif settings.remasking == "low_confidence":
         confidence = logits.double().softmax(-1).gather(-1, predicted[..., None])[..., 0]
     else:
-        probability = (drawn_from.double() / (rule.temperature or 1.0)).softmax(-1)
-        confidence = dreams_confidence(probability, predicted, likeliest, rule.remasking)
-    if rule.eos == "last":
+        probability = (drawn_from.double() / (settings.temperature or 1.0)).softmax(-1)
+        confidence = dreams_confidence(probability, predicted, likeliest, settings.remasking)
+    if settings.eos == "last":
         confidence = confidence.masked_fill(predicted == end_id, torch.finfo(confidence.dtype).min)
     return predicted, confidence
 
@@ -118,7 +65,7 @@ def without(logits: Tensor, token_id: int) -> Tensor:
 
 
 def dreams_confidence(probability: Tensor, predicted: Tensor, likeliest: Tensor, remasking: Remasking) -> Tensor:
-    """What ranks the predictions by Dream's rules; see `Rule.remasking`.
+    """What ranks the predictions by Dream's rules; see `Unmasking.remasking`.
 
     Args:
         probability: float64 (B, N, V), that of every token, the mask token included.
@@ -178,21 +125,22 @@ def quota(num_masked: Tensor, step: int, steps: int, remasking: Remasking) -> Te
     return (num_masked * float(1 - times[step + 1] / times[step])).long()
 
 
-def choose(confidence: Tensor, masked: Tensor, rule: Rule, fixed: Tensor | None) -> Tensor:
+def choose(confidence: Tensor, masked: Tensor, settings: SamplingSettings, step: int) -> Tensor:
     """Which positions are revealed: bool (B, N), some masked ones.
 
     Args:
         confidence: (B, N), of every prediction.
         masked: bool (B, N), positions that are still masked.
-        rule: See `Rule`.
-        fixed: int64 (B,), how many; `None` where the confidence decides: at least one in each row that has any.
+        settings: What decides how many: the steps, or the confidence; then at least one in each row that has any.
+        step: This step of the block, from 0.
     """
     ordered, order = confidence.masked_fill(~masked, -torch.inf).sort(dim=-1, descending=True, stable=True)
     rank = order.argsort(-1)
-    if fixed is not None:
-        return masked & (rank < fixed[:, None])
-    if rule.threshold is not None:
-        return masked & ((confidence >= rule.threshold) | (rank == 0))
+    if settings.steps is not None:
+        steps = settings.steps // settings.num_blocks
+        return masked & (rank < quota(masked.sum(-1), step, steps, settings.remasking)[:, None])
+    if settings.threshold is not None:
+        return masked & ((confidence >= settings.threshold) | (rank == 0))
     number = torch.arange(1, confidence.shape[-1] + 1, device=confidence.device)
-    fits = (number + 1) * (1 - ordered) < float(rule.factor or 0)
+    fits = (number + 1) * (1 - ordered) < float(settings.factor or 0)
     return masked & (rank < fits.long().cumprod(-1).sum(-1).clamp(min=1)[:, None])

@@ -9,15 +9,13 @@ Shapes: B sequences, R of them in a forward, L tokens, N positions of the block,
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from lift_ds.models.head import MaskedDiffusionModel
 
-Cache = Literal["none", "prefix", "dual"]
+from .settings import Cache
 
 
 class Predictor:

@@ -11,19 +11,20 @@ block sit out the forwards that others still need.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, get_args
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from lift_ds.models.families import max_length_of
 from lift_ds.models.head import MaskedDiffusionModel
 
-from .choose import EosPolicy, Randomness, Remasking, Rule, choose, predict, quota
-from .predict import Cache, Predictor
+from .choose import Randomness, choose, predict
+from .predict import Predictor
+from .settings import Cache, EosPolicy, Remasking, SamplingSettings, checked_settings
 
 
 @dataclass(frozen=True)
@@ -87,16 +88,16 @@ def generate(
         block_length: Tokens of one block.
         temperature: 0 is greedy; else Gumbel noise in float64.
         cfg_scale: Classifier-free guidance against the masked prompt; 0 turns it off.
-        remasking: What ranks the predictions; see `sampling.choose.Rule`.
+        remasking: What ranks the predictions; see `sampling.settings`.
         attention_mask: bool (B, P), false on left padding of shorter prompts.
         generator: Source of the randomness of `temperature` and `random`.
-        top_p: See `Rule`, as the next three.
+        top_p: Draw from the fewest tokens that have this probability together.
         threshold: Reveal all predictions that are at least so sure.
         factor: Reveal as many as the product of number and doubt allows.
         eos: Whether the end token may be predicted, or is revealed last.
+        stop_early: End a row with the block in which its first end token stands; end tokens fill the rest.
         cache: Which keys and values later steps of a block take from its first: `none`, those of the `prefix`, or of
             all but the block (`dual`). Faster, and an approximation; see `sampling.predict`.
-        stop_early: End a row with the block in which its first end token stands; end tokens fill the rest.
 
     Returns:
         int64 (B, P + gen_length).
@@ -104,125 +105,83 @@ def generate(
     Raises:
         ValueError: The blocks do not divide `gen_length`, or the steps the blocks; or a value is out of range.
     """
-    rule = Rule(remasking, temperature, top_p, threshold, factor, eos)
-    process = ReverseProcess(gen_length, block_length, steps, rule, cfg_scale, stop_early, cache)
-    return process.run(model, prompt_ids, attention_mask, generator).ids
+    settings = checked_settings(
+        gen_length=gen_length, block_length=block_length, steps=steps, temperature=temperature, top_p=top_p,
+        remasking=remasking, threshold=threshold, factor=factor, eos=eos, stop_early=stop_early, cfg_scale=cfg_scale,
+        cache=cache,
+    )  # fmt: skip
+    return denoise(model, prompt_ids, settings, attention_mask, generator).ids
 
 
-@dataclass(frozen=True)
-class ReverseProcess:
-    """How answers are made; the arguments are those of `generate`.
+def check_length(settings: SamplingSettings, prompt_length: int, config: Any) -> None:
+    """Whether a prompt and its answer fit into a model.
 
     Raises:
-        ValueError: As `generate`.
+        ValueError: They are longer than the model allows.
     """
+    longest = max_length_of(config)
+    if prompt_length + settings.gen_length > longest:
+        raise ValueError(
+            f"a prompt of {prompt_length} tokens and gen_length={settings.gen_length} are longer than the {longest} "
+            "tokens that the model was made for; shorten one of them."
+        )
 
-    gen_length: int
-    block_length: int
-    steps: int | None = None
-    rule: Rule = field(default_factory=Rule)
-    cfg_scale: float = 0.0
-    stop_early: bool = False
-    cache: Cache = "none"
 
-    def __post_init__(self) -> None:
-        """Checks ranges, and that lengths and steps divide."""
-        if self.cache not in get_args(Cache):
-            raise ValueError(f"cache={self.cache!r}: allowed are {', '.join(get_args(Cache))}.")
-        for name in ("gen_length", "block_length", "steps"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: at least 1.")
-        if not 0 <= self.cfg_scale < math.inf:
-            raise ValueError(f"cfg_scale={self.cfg_scale}: 0 (off) or more.")
-        if self.cache != "none" and self.cfg_scale > 0:
-            raise ValueError(f"cache={self.cache!r} with cfg_scale={self.cfg_scale}: guidance keeps none; drop one.")
-        if self.gen_length % self.block_length:
-            raise ValueError(f"gen_length={self.gen_length} must be a multiple of block_length={self.block_length}.")
-        if (self.steps is None) != self.rule.is_adaptive:
-            raise ValueError(
-                f"steps={self.steps}, threshold={self.rule.threshold}, factor={self.rule.factor}: either the number of "
-                "steps is fixed, or confidence decides it; give one of the three."
-            )
-        if self.steps is not None and self.steps % (self.gen_length // self.block_length):
-            raise ValueError(
-                f"steps={self.steps} must be a multiple of the {self.gen_length // self.block_length} blocks."
-            )
+@torch.no_grad()
+def denoise(
+    model: MaskedDiffusionModel,
+    prompt_ids: Tensor,
+    settings: SamplingSettings,
+    attention_mask: Tensor | None = None,
+    generator: torch.Generator | RowSeeds | None = None,
+    any_rank: Callable[[bool], bool] = bool,
+    watch: Callable[[Tensor], None] | None = None,
+) -> Generation:
+    """Continues prompts.
 
-    def check_length(self, prompt_length: int, config: Any) -> None:
-        """Whether a prompt and its answer fit into a model.
+    Args:
+        model: In eval mode.
+        prompt_ids: int64 (B, P).
+        settings: How.
+        attention_mask: bool (B, P), false on left padding.
+        generator: Source of randomness, of the batch or of each row; what a row draws depends on the others where it is
+            the batch's.
+        any_rank: Whether something is so on any rank: loops end by agreement where each forward is a collective. A rank
+            that is done goes along with one row.
+        watch: Called with the ids after every step.
 
-        Raises:
-            ValueError: They are longer than the model allows.
-        """
-        longest = max_length_of(config)
-        if prompt_length + self.gen_length > longest:
-            raise ValueError(
-                f"a prompt of {prompt_length} tokens and gen_length={self.gen_length} are longer than the {longest} "
-                "tokens that the model was made for; shorten one of them."
-            )
-
-    @torch.no_grad()
-    def run(
-        self,
-        model: MaskedDiffusionModel,
-        prompt_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        generator: torch.Generator | RowSeeds | None = None,
-        any_rank: Callable[[bool], bool] = bool,
-        watch: Callable[[Tensor], None] | None = None,
-    ) -> Generation:
-        """Continues prompts.
-
-        Args:
-            model: In eval mode.
-            prompt_ids: int64 (B, P).
-            attention_mask: bool (B, P), false on left padding.
-            generator: Source of randomness, of the batch or of each row; what a row draws depends on the others where
-                it is the batch's.
-            any_rank: Whether something is so on any rank: loops end by agreement where each forward is a collective. A
-                rank that is done goes along with one row.
-            watch: Called with the ids after every step.
-
-        Raises:
-            ValueError: Prompt and answer together are longer than the model allows.
-        """
-        mask_id = int(model.config.mask_token_id)
-        end_id = int(model.config.eos_token_id)
-        batch, prompt_length = prompt_ids.shape
-        self.check_length(prompt_length, model.config)
-        tail = torch.full((batch, self.gen_length), mask_id, dtype=prompt_ids.dtype, device=prompt_ids.device)
-        ids = torch.cat([prompt_ids, tail], dim=1)
-        logits_of = Predictor(model, prompt_ids, attention_mask, self.gen_length, self.cfg_scale, self.cache)
-        steps_per_block = None if self.steps is None else self.steps * self.block_length // self.gen_length
-        num_forwards, row_forwards = 0, torch.zeros(batch, dtype=torch.int64, device=ids.device)
-        for start in range(prompt_length, prompt_length + self.gen_length, self.block_length):
-            block = slice(start, start + self.block_length)
-            number = (start - prompt_length) // self.block_length
-            source: Randomness = (
-                generator.generators(number, ids.device) if isinstance(generator, RowSeeds) else generator
-            )
-            rows, step = torch.arange(batch, device=ids.device), 0
-            while any_rank(bool((ids[:, block] == mask_id).any())):
-                is_open = (ids[rows, block] == mask_id).any(-1)
-                rows = rows[is_open] if is_open.any() else rows[:1]
-                masked = ids[rows, block] == mask_id
-                logits = logits_of(ids, block, rows, is_first=step == 0)
-                of_rows = [source[row] for row in rows.tolist()] if isinstance(source, list) else source
-                predicted, confidence = predict(logits, self.rule, mask_id, end_id, of_rows)
-                fixed = None
-                if steps_per_block is not None:
-                    fixed = quota(masked.sum(-1), step, steps_per_block, self.rule.remasking)
-                chosen = choose(confidence, masked, self.rule, fixed)
-                ids[rows, block] = torch.where(chosen, predicted, ids[rows, block])
-                step += 1
-                num_forwards += logits_of.forwards_per_step
-                row_forwards[rows] += masked.any(-1) * logits_of.forwards_per_step
-                if watch is not None:
-                    watch(ids)
-            if self.stop_early:
-                ended = (ids[:, prompt_length : block.stop] == end_id).any(-1)
-                ids[:, block.stop :] = torch.where(ended[:, None], end_id, ids[:, block.stop :])
-        return Generation(ids, num_forwards, row_forwards)
+    Raises:
+        ValueError: Prompt and answer together are longer than the model allows.
+    """
+    mask_id, end_id = int(model.config.mask_token_id), int(model.config.eos_token_id)
+    prompt_length = prompt_ids.shape[1]
+    check_length(settings, prompt_length, model.config)
+    ids = F.pad(prompt_ids, (0, settings.gen_length), value=mask_id)
+    logits_of = Predictor(model, prompt_ids, attention_mask, settings.gen_length, settings.cfg_scale, settings.cache)
+    num_forwards, row_forwards = 0, torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
+    for number in range(settings.num_blocks):
+        start = prompt_length + number * settings.block_length
+        block = slice(start, start + settings.block_length)
+        source = generator.generators(number, ids.device) if isinstance(generator, RowSeeds) else generator
+        rows, step = torch.arange(len(ids), device=ids.device), 0
+        while any_rank(bool((ids[:, block] == mask_id).any())):
+            is_open = (ids[rows, block] == mask_id).any(-1)
+            rows = rows[is_open] if is_open.any() else rows[:1]
+            masked = ids[rows, block] == mask_id
+            logits = logits_of(ids, block, rows, is_first=step == 0)
+            draws: Randomness = [source[row] for row in rows.tolist()] if isinstance(source, list) else source
+            predicted, confidence = predict(logits, settings, mask_id, end_id, draws)
+            chosen = choose(confidence, masked, settings, step)
+            ids[rows, block] = torch.where(chosen, predicted, ids[rows, block])
+            step += 1
+            num_forwards += logits_of.forwards_per_step
+            row_forwards[rows] += masked.any(-1) * logits_of.forwards_per_step
+            if watch is not None:
+                watch(ids)
+        if settings.stop_early:
+            ended = (ids[:, prompt_length : block.stop] == end_id).any(-1)
+            ids[:, block.stop :] = torch.where(ended[:, None], end_id, ids[:, block.stop :])
+    return Generation(ids, num_forwards, row_forwards)
 
 
 def pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

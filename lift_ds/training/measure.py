@@ -12,7 +12,7 @@ from typing import Any
 from lift_ds.evaluation.asking.solve import Question, SolveReport, builtin_questions, encode_questions, solve_questions
 from lift_ds.evaluation.frequency import class_label
 from lift_ds.evaluation.heldout import LEVELS, HeldoutLoss, heldout_loss
-from lift_ds.sampling.reverse import ReverseProcess
+from lift_ds.sampling.settings import SamplingSettings
 from lift_ds.storage.best import Measured
 
 from .engine import Engine
@@ -42,10 +42,12 @@ class Measurements:
     last: dict[str, tuple[int, float]] = field(default_factory=dict, init=False)
 
     @cached_property
-    def process(self) -> ReverseProcess:
+    def process(self) -> SamplingSettings:
         """How answers are made."""
         settings = self.prepared.run.eval
-        return ReverseProcess(settings.gen_length, settings.block_length, settings.steps)
+        return SamplingSettings(
+            gen_length=settings.gen_length, block_length=settings.block_length, steps=settings.steps
+        )
 
     @cached_property
     def subset(self) -> list[Question]:

@@ -17,7 +17,7 @@ from lift_ds.evaluation.asking import run as evaluation_run
 from lift_ds.evaluation.asking.answering import load_answerer
 from lift_ds.evaluation.asking.samples import SampleLog
 from lift_ds.ranks.shares import Alone
-from lift_ds.sampling.reverse import ReverseProcess
+from lift_ds.sampling.settings import SamplingSettings
 from tests.conftest import free_port, run
 
 PROBLEMS = [
@@ -80,9 +80,11 @@ def test_tokens_after_an_early_stop_do_not_count():
     answerer = load_answerer("builtin:base")
     ids = [answerer.encoder.tokenizer.encode("3", add_special_tokens=False)[0]] * 10
     ids += [answerer.encoder.end_token_id] * 22
-    found = [answerer.read(ids, 4, ReverseProcess(32, 8, 32, stop_early=stops), False) for stops in (True, False)]
+    settings = [SamplingSettings(gen_length=32, block_length=8, steps=32, stop_early=stops) for stops in (True, False)]
+    found = [answerer.read(ids, 4, each, False) for each in settings]
     assert [(each.num_tokens, each.num_denoised) for each in found] == [(10, 16), (10, 32)]
-    cut = answerer.read(ids[:8], 4, ReverseProcess(8, 8, 8, stop_early=True), False)
+    one_block = SamplingSettings(gen_length=8, block_length=8, steps=8, stop_early=True)
+    cut = answerer.read(ids[:8], 4, one_block, False)
     assert (cut.is_ended, cut.num_denoised) == (False, 8)
 
 
@@ -133,7 +135,7 @@ def test_a_cut_off_evaluation_goes_on(whole, flags, tmp_path, monkeypatch, capsy
     assert made == []
     with pytest.raises(SystemExit):
         evaluate.main([*flags, "--output", str(output), "--threshold", "0.9"])
-    assert "other settings: tasks.builtin:countdown.decoding.rule.threshold (0.8 there, 0.9 now)" in (
+    assert "other settings: tasks.builtin:countdown.decoding.threshold (0.8 there, 0.9 now)" in (
         capsys.readouterr().err
     )
 

@@ -10,8 +10,8 @@ from lift_ds.evaluation.harness.batches import Batches
 from lift_ds.evaluation.harness.likelihood import Likelihood, Pair, greedy_batches
 from lift_ds.evaluation.harness.masks import estimate, make_masks, num_masks
 from lift_ds.ranks.shares import Alone
-from lift_ds.sampling.choose import Rule
-from lift_ds.sampling.reverse import ReverseProcess
+from lift_ds.sampling.reverse import denoise
+from lift_ds.sampling.settings import SamplingSettings
 
 PAIR = Pair((5, 6, 7, 8), (11, 12, 13))
 
@@ -145,7 +145,8 @@ def test_greedy_continuations_are_found(model):
     """What the sampler decodes, one token a step in one block, is greedy; with its last or first token changed not."""
     pairs, expected = [], []
     for context, length in (((5, 6, 7), 6), ((9, 8, 7, 6, 5), 3), ((1, 2), 1), ((4, 4, 4, 4), 9)):
-        made = ReverseProcess(length, length, length, Rule()).run(model, torch.tensor([context])).ids[0].tolist()
+        settings = SamplingSettings(gen_length=length, block_length=length, steps=length)
+        made = denoise(model, torch.tensor([context]), settings).ids[0].tolist()
         target = tuple(made[len(context) :])
         changed = [(target[0] + 1) % 90, *target[1:]], [*target[:-1], (target[-1] + 1) % 90]
         pairs += [Pair(context, target), *(Pair(context, tuple(each)) for each in changed)]

@@ -119,7 +119,7 @@ def test_requests_and_settings_make_the_process(base, caplog):
         (job,) = answers_of(base).jobs([("x", {"max_gen_toks": 70, "temperature": 0.5, "do_sample": True})])
     assert not caplog.messages
     assert (job.process.gen_length, job.process.block_length, job.process.steps) == (96, 32, 96)
-    assert (job.process.rule.temperature, job.max_tokens) == (0.5, 70)
+    assert (job.process.temperature, job.max_tokens) == (0.5, 70)
     (job,) = answers_of(base).jobs([("x", {"max_gen_toks": 10})])
     assert (job.process.gen_length, job.process.block_length) == (10, 10)
     assert answers_of(base).jobs([("x", {})])[0].process.gen_length == 256
@@ -130,9 +130,7 @@ def test_settings_go_before_requests_with_one_warning(base, caplog):
     wish = {"max_gen_toks": 128, "temperature": 0.0, "top_k": 3}
     with caplog.at_level(logging.WARNING):
         jobs = answers.jobs([("x", wish), ("y", wish)])
-    assert [(job.process.gen_length, job.process.steps, job.process.rule.temperature) for job in jobs] == [
-        (64, 32, 0.2)
-    ] * 2
+    assert [(job.process.gen_length, job.process.steps, job.process.temperature) for job in jobs] == [(64, 32, 0.2)] * 2
     assert caplog.messages == [
         "the task asks for max_gen_toks=128; --model_args decides: 64.",
         "the task asks for temperature=0.0; --model_args decides: 0.2.",

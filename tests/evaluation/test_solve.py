@@ -10,8 +10,10 @@ from lift_ds.data.text.chat import ChatEncoder
 from lift_ds.evaluation.asking.solve import Question, builtin_questions, held_out_items, read_counts, solve_questions
 from lift_ds.models.families import max_length_of, read_config
 from lift_ds.ranks.shares import Alone
-from lift_ds.sampling.reverse import ReverseProcess
+from lift_ds.sampling.settings import SamplingSettings
 from tests.conftest import Share
+
+ONE_BLOCK = SamplingSettings(gen_length=48, block_length=48, steps=48)
 
 
 def as_questions(items):
@@ -59,7 +61,7 @@ def test_scores_are_counted_by_task(encoder, tiny_dir):
     others = [item for item in items if item.task == "arithmetic"]
     wrong = [replace(item, response="<answer>1</answer>") for item in others[:2]]
     model = Oracle(read_config(tiny_dir), encoder, known + wrong)
-    report = solve_questions(model, encoder, as_questions(items), ReverseProcess(48, 48, 48), Alone())
+    report = solve_questions(model, encoder, as_questions(items), ONE_BLOCK, Alone())
     assert list(report.scores) == list(TASKS)
     assert [report.scores[name].num_items for name in TASKS] == [3, 3, 3]
     assert report.scores["countdown"].solve_rate == 1.0
@@ -76,11 +78,10 @@ def test_ranks_change_nothing(encoder, tiny_dir):
     """Five questions over two ranks: three each, of which one is there twice and counted once."""
     items = held_out_items(5, seed=0)
     model = Oracle(read_config(tiny_dir), encoder, items[1:])
-    process = ReverseProcess(48, 48, 48)
-    expected = solve_questions(model, encoder, as_questions(items), process, Alone())
+    expected = solve_questions(model, encoder, as_questions(items), ONE_BLOCK, Alone())
     shares = [Share(rank, 2) for rank in range(2)]
     for share in shares:
-        solve_questions(model, encoder, as_questions(items), process, share)
+        solve_questions(model, encoder, as_questions(items), ONE_BLOCK, share)
     together = read_counts(torch.stack([share.sums for share in shares]).sum((0, 1)))
     assert together == expected.total
     assert (together.num_items, together.num_solved) == (5, 4)
@@ -97,7 +98,9 @@ def test_truncated_answers_and_their_forwards(encoder, tiny_dir):
         return Verdict.SOLVED if generation == "7" else Verdict.WRONG
 
     questions = [Question("sums", item.question, is_seven) for item in (fits, too_long, fits)]
-    report = solve_questions(model, encoder, questions, ReverseProcess(4, 4, 2), Alone())
+    report = solve_questions(
+        model, encoder, questions, SamplingSettings(gen_length=4, block_length=4, steps=2), Alone()
+    )
     assert report.scores == {"sums": report.total}
     assert (report.total.num_solved, report.total.num_truncated, report.total.num_forwards) == (2, 1, 6)
     assert report.total.truncation_rate == 1 / 3 and report.total.forwards_per_item == 2
@@ -113,7 +116,7 @@ def test_a_question_that_is_too_long_stops_every_rank(encoder, tiny_dir):
     texts = ["short", "3+4 " * max_length_of(config)]
     questions = [Question("made", text, lambda generation: Verdict.WRONG) for text in texts]
     with pytest.raises(ValueError, match="longer than the"):
-        solve_questions(Oracle(config, encoder, []), encoder, questions, ReverseProcess(48, 48, 48), First())
+        solve_questions(Oracle(config, encoder, []), encoder, questions, ONE_BLOCK, First())
 
 
 def test_items_are_held_out_and_the_same_every_time():

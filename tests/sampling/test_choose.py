@@ -3,10 +3,17 @@ import math
 import pytest
 import torch
 
-from lift_ds.sampling.choose import TIME_END, Rule, choose, keep_top_p, predict, quota
+from lift_ds.sampling.choose import TIME_END, choose, keep_top_p, predict, quota
+from lift_ds.sampling.settings import checked_settings
 
 P = torch.tensor([[[0.5, 0.3, 0.2], [0.9, 0.06, 0.04], [0.4, 0.4, 0.2]]])  # three positions, three tokens
 ALL = torch.ones(1, 3, dtype=torch.bool)
+
+
+def rule(num_tokens=3, **options):
+    """Settings of one block, of a token a step unless confidence decides."""
+    steps = None if {"threshold", "factor"} & options.keys() else num_tokens
+    return checked_settings(**{"gen_length": num_tokens, "block_length": num_tokens, "steps": steps} | options)
 
 
 def with_specials(logits):
@@ -16,7 +23,7 @@ def with_specials(logits):
 
 
 def confidence(remasking, **options):
-    return predict(with_specials(P.log()), Rule(remasking, **options), 3, 4)[1][0].tolist()
+    return predict(with_specials(P.log()), rule(remasking=remasking, **options), 3, 4)[1][0].tolist()
 
 
 def test_confidence():
@@ -42,12 +49,14 @@ def test_the_mask_tokens_probability_counts(remasking):
     .375, and would be surer: p .625 to .61, margin .25 to .22, entropy .66 to .67.
     """
     p = torch.tensor([[[0.5, 0.3, 0.2], [0.61, 0.39, 0.0]]])
-    predicted, sure = predict(p.log(), Rule(remasking), mask_id=2, end_id=1)
+    predicted, sure = predict(p.log(), rule(remasking=remasking), mask_id=2, end_id=1)
     assert predicted.tolist() == [[0, 0]]
     expected = {"margin": [0.2, 0.22], "entropy": [-1.0297, -0.6687]}.get(remasking, [0.5, 0.61])
     assert sure[0].tolist() == pytest.approx(expected, abs=1e-4)
-    assert choose(sure, torch.ones(1, 2, dtype=torch.bool), Rule(), torch.tensor([1])).tolist() == [[False, True]]
-    _, without = predict(p.log().index_fill(-1, torch.tensor([2]), -torch.inf), Rule(remasking), mask_id=2, end_id=1)
+    assert choose(sure, torch.ones(1, 2, dtype=torch.bool), rule(2), step=0).tolist() == [[False, True]]
+    _, without = predict(
+        p.log().index_fill(-1, torch.tensor([2]), -torch.inf), rule(remasking=remasking), mask_id=2, end_id=1
+    )
     assert without[0, 0] > without[0, 1]
 
 
@@ -56,17 +65,17 @@ def test_the_likeliest_token_is_drawn_where_top_p_keeps_the_mask_token_alone():
     generator = torch.Generator().manual_seed(0)
     logits = with_specials(P[:, :1].log().expand(1, 1000, 3))
     for top_p in (0.4, 0.6):
-        predicted, _ = predict(logits, Rule(temperature=1.0, top_p=top_p), 3, 4, generator)
+        predicted, _ = predict(logits, rule(temperature=1.0, top_p=top_p), 3, 4, generator)
         assert (predicted == 0).all()
-    drawn, _ = predict(logits, Rule(temperature=1.0, top_p=0.8), 3, 4, generator)
+    drawn, _ = predict(logits, rule(temperature=1.0, top_p=0.8), 3, 4, generator)
     assert set(drawn[0].tolist()) == {0, 1}
 
 
 def test_an_end_token_that_is_never_predicted_has_no_probability():
     """As LLaDA's `logits_eos_inf`: of .4 .2 .3 (mask) .1 (end), .4 / .9 is left."""
     logits = torch.tensor([[[0.4, 0.2, 0.3, 0.1]]]).log()
-    assert float(predict(logits, Rule(eos="never"), 2, 3)[1]) == pytest.approx(0.4 / 0.9)
-    assert float(predict(logits, Rule(), 2, 3)[1]) == pytest.approx(0.4)
+    assert float(predict(logits, rule(eos="never"), 2, 3)[1]) == pytest.approx(0.4 / 0.9)
+    assert float(predict(logits, rule(), 2, 3)[1]) == pytest.approx(0.4)
 
 
 def test_top_p_keeps_the_fewest_tokens():
@@ -77,14 +86,14 @@ def test_top_p_keeps_the_fewest_tokens():
 
 def test_gumbel_noise_draws_from_the_tempered_distribution():
     logits = P[:, :1].log().expand(1, 20_000, 3)
-    drawn, _ = predict(with_specials(logits), Rule(temperature=0.5), 3, 4, torch.Generator().manual_seed(0))
+    drawn, _ = predict(with_specials(logits), rule(temperature=0.5), 3, 4, torch.Generator().manual_seed(0))
     shares = torch.bincount(drawn[0], minlength=3) / 20_000
     assert shares.tolist() == pytest.approx([0.25 / 0.38, 0.09 / 0.38, 0.04 / 0.38], abs=0.015)
 
 
 def chosen(sure, **options):
     values = torch.tensor([sure], dtype=torch.float64)
-    return choose(values, torch.ones_like(values, dtype=torch.bool), Rule(**options), None)[0].tolist()
+    return choose(values, torch.ones_like(values, dtype=torch.bool), rule(**options), step=0)[0].tolist()
 
 
 def test_threshold_reveals_all_sure_ones_and_at_least_one():
@@ -100,9 +109,9 @@ def test_factor():
 
 def test_only_masked_positions_are_revealed():
     masked = torch.tensor([[True, False, True]])
-    fixed = choose(torch.tensor([[0.1, 0.9, 0.2]]), masked, Rule(), torch.tensor([1]))
+    fixed = choose(torch.tensor([[0.1, 0.9, 0.2]]), masked, rule(2), step=0)
     assert fixed[0].tolist() == [False, False, True]
-    nothing = choose(torch.tensor([[0.1, 0.9, 0.2]]), masked & False, Rule(threshold=0.0), None)
+    nothing = choose(torch.tensor([[0.1, 0.9, 0.2]]), masked & False, rule(threshold=0.0), step=0)
     assert not nothing.any()
 
 
@@ -143,4 +152,4 @@ def test_quotas():
 )
 def test_bad_rules(options, message):
     with pytest.raises(ValueError, match=message):
-        Rule(**options)
+        rule(**options)

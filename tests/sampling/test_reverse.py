@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from lift_ds import generate
-from lift_ds.sampling.choose import Rule, uniforms
-from lift_ds.sampling.reverse import ReverseProcess, RowSeeds
+from lift_ds.sampling.choose import uniforms
+from lift_ds.sampling.reverse import RowSeeds, denoise
+from lift_ds.sampling.settings import SamplingSettings, checked_settings
 
 
 def test_ids_equal_the_public_sampler(llada, llada_dir):
@@ -57,10 +58,10 @@ def test_an_answer_does_not_depend_on_its_batch(llada, options):
 def test_a_threshold_of_one_is_one_token_a_step(llada):
     """No prediction is certain, so that each step reveals the surest one: as many steps as tokens do the same."""
     prompt = torch.tensor([[5, 6, 7]])
-    found = ReverseProcess(8, 4, None, Rule(threshold=1.0)).run(llada, prompt)
+    found = denoise(llada, prompt, SamplingSettings(gen_length=8, block_length=4, threshold=1.0))
     assert found.num_forwards == 8
     assert torch.equal(found.ids, generate(llada, prompt, 8, 8, 4))
-    at_once = ReverseProcess(8, 4, None, Rule(threshold=0.0)).run(llada, prompt)
+    at_once = denoise(llada, prompt, SamplingSettings(gen_length=8, block_length=4, threshold=0.0))
     assert at_once.num_forwards == 2  # one for each block
 
 
@@ -71,7 +72,8 @@ def test_the_loop_goes_on_while_another_rank_needs_it(llada):
         calls.append(mine)
         return len(calls) < 6  # the other rank's block takes five steps
 
-    found = ReverseProcess(4, 4, None, Rule(threshold=0.0)).run(llada, torch.tensor([[5, 6]]), any_rank=any_rank)
+    settings = SamplingSettings(gen_length=4, block_length=4, threshold=0.0)
+    found = denoise(llada, torch.tensor([[5, 6]]), settings, any_rank=any_rank)
     assert calls == [True] + [False] * 5
     assert found.num_forwards == 5
     assert found.row_forwards.tolist() == [1]
@@ -84,11 +86,11 @@ def test_a_row_takes_what_it_would_take_alone(llada, monkeypatch, cache, is_padd
     """In a batch the loop waits for the slowest row; rows that are done sit it out, whatever is kept of them."""
     prompts = torch.tensor([[5, 6, 7], [9, 3, 12], [4, 4, 8], [99, 4, 8]])
     attention = torch.tensor([[True] * 3] * 3 + [[not is_padded, True, True]])
-    process = ReverseProcess(8, 8, None, Rule(threshold=0.06), cache=cache)
-    alone = [process.run(llada, prompts[[row]], attention[[row]]) for row in range(4)]
+    settings = SamplingSettings(gen_length=8, block_length=8, threshold=0.06, cache=cache)
+    alone = [denoise(llada, prompts[[row]], settings, attention[[row]]) for row in range(4)]
     seen, encode = [], llada.encode
     monkeypatch.setattr(llada, "encode", lambda ids, *rest: (seen.append(len(ids)), encode(ids, *rest))[1])
-    together = process.run(llada, prompts, attention)
+    together = denoise(llada, prompts, settings, attention)
     assert torch.equal(together.ids, torch.cat([each.ids for each in alone]))
     counts = [each.num_forwards for each in alone]
     assert together.row_forwards.tolist() == counts
@@ -98,9 +100,9 @@ def test_a_row_takes_what_it_would_take_alone(llada, monkeypatch, cache, is_padd
 
 def test_what_a_row_draws_does_not_depend_on_rows_that_are_done(llada):
     prompts = torch.tensor([[5, 6, 7], [9, 3, 12], [4, 4, 8]])
-    process = ReverseProcess(12, 4, None, Rule(temperature=0.4, threshold=0.06))
-    together = process.run(llada, prompts, generator=RowSeeds(("a", "b", "c")))
-    alone = [process.run(llada, prompts[[row]], generator=RowSeeds(("abc"[row],))) for row in range(3)]
+    settings = SamplingSettings(gen_length=12, block_length=4, temperature=0.4, threshold=0.06)
+    together = denoise(llada, prompts, settings, generator=RowSeeds(("a", "b", "c")))
+    alone = [denoise(llada, prompts[[row]], settings, generator=RowSeeds(("abc"[row],))) for row in range(3)]
     assert torch.equal(together.ids, torch.cat([each.ids for each in alone]))
     assert len(set(together.row_forwards.tolist())) > 1
 
@@ -114,7 +116,8 @@ def test_end_tokens_can_be_kept_out_or_to_the_last(llada):
     prompt = torch.tensor([[5, 6, 7]])
     assert (generate(always_end, prompt, 8, 8, 4)[:, 3:] == end).all()
     assert (generate(always_end, prompt, 8, 8, 4, eos="never")[:, 3:] != end).all()
-    stopped = ReverseProcess(8, 4, 8, Rule(), stop_early=True).run(always_end, prompt)
+    settings = SamplingSettings(gen_length=8, block_length=4, steps=8, stop_early=True)
+    stopped = denoise(always_end, prompt, settings)
     assert stopped.num_forwards == 4  # the second block is filled without a forward
     assert (stopped.ids[:, 3:] == end).all()
 
@@ -138,7 +141,7 @@ def test_lengths_beyond_the_model_are_refused(llada):
 )
 def test_values_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        ReverseProcess(**({"gen_length": 16, "block_length": 8, "steps": 4} | options))
+        checked_settings(**({"gen_length": 16, "block_length": 8, "steps": 4} | options))
 
 
 @pytest.mark.parametrize(("steps", "gen_length", "block_length"), [(8, 10, 4), (7, 8, 4)])

@@ -15,7 +15,8 @@ from lift_ds.export.peft_folder import AdapterFolder
 from lift_ds.models.families import max_length_of
 from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.weights import load_pretrained
-from lift_ds.sampling.reverse import ReverseProcess, RowSeeds, pad_left
+from lift_ds.sampling.reverse import RowSeeds, denoise, pad_left
+from lift_ds.sampling.settings import SamplingSettings
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Answerer:
     def answer(
         self,
         prompts: Sequence[Sequence[int]],
-        process: ReverseProcess,
+        process: SamplingSettings,
         generator: torch.Generator | RowSeeds | None = None,
         watch: Callable[[Tensor], None] | None = None,
         keeps_special: bool = False,
@@ -72,9 +73,10 @@ class Answerer:
         """
         ids, attention = pad_left(prompts, self.encoder.end_token_id)
         start, device = ids.shape[1], self.device or self.model.device
-        made = process.run(
+        made = denoise(
             self.model,
             ids.to(device),
+            process,
             attention.to(device),
             generator,
             self.any_rank,
@@ -83,7 +85,7 @@ class Answerer:
         rows = zip(made.ids[:, start:].tolist(), made.row_forwards.tolist(), strict=True)
         return [self.read(row, num_forwards, process, keeps_special) for row, num_forwards in rows]
 
-    def read(self, ids: list[int], num_forwards: int, process: ReverseProcess, keeps_special: bool) -> Answer:
+    def read(self, ids: list[int], num_forwards: int, process: SamplingSettings, keeps_special: bool) -> Answer:
         """The answer that generated ids are."""
         kept = self.encoder.answer_ids(ids)
         text = str(self.encoder.tokenizer.decode(ids if keeps_special else kept))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from lift_ds.data.text.chat import ChatEncoder
 from lift_ds.evaluation.judging import SCORER_VERSIONS, TASK_SCORERS
 from lift_ds.evaluation.tasks import Problem, read_problems
-from lift_ds.sampling.reverse import ReverseProcess
+from lift_ds.sampling.settings import SamplingSettings
 
 from .protocol import Protocol
 
@@ -34,7 +34,7 @@ class TaskPlan:
     name: str
     problems: list[Problem]
     prompts: list[list[int]]
-    process: ReverseProcess
+    process: SamplingSettings
     num_samples: int
     scorers: list[str]
     keeps_special: bool
@@ -49,12 +49,12 @@ class TaskPlan:
             "prompts_sha256": hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest(),  # tokenizer, chat template
             "protocol_sha256": self.protocol_hash,
             "num_samples": self.num_samples,
-            "decoding": asdict(self.process),
+            "decoding": self.process.model_dump(),
         }
 
 
 def plan_task(
-    name: str, problems: Sequence[Problem], protocol: Protocol, process: ReverseProcess, num_samples: int,
+    name: str, problems: Sequence[Problem], protocol: Protocol, process: SamplingSettings, num_samples: int,
     scorers: list[str], encoder: ChatEncoder,
 ) -> TaskPlan:  # fmt: skip
     """Puts a task's problems as a protocol says.
@@ -63,7 +63,7 @@ def plan_task(
         ValueError: A prompt and its answer are longer than the model allows, or samples of a problem would all be the
             same.
     """
-    if num_samples > 1 and process.rule.temperature == 0 and process.rule.remasking != "random":
+    if num_samples > 1 and process.temperature == 0 and process.remasking != "random":
         raise ValueError(f"{name}: {num_samples} samples at temperature 0 are all the same; set --temperature.")
     posed = [protocol.tasks[name].pose(problem) for problem in problems]
     turns = [protocol.tasks[name].turn(problem) for problem in posed]

@@ -18,20 +18,13 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from lift_ds.evaluation.judging import TASK_SCORERS
 from lift_ds.evaluation.judging.code import test_text
 from lift_ds.evaluation.tasks import Problem
+from lift_ds.sampling.settings import FixedSteps
 from lift_ds.section import Section
 
 FOLDER = Path(str(files("lift_ds") / "assets" / "protocols"))
 DOCSTRING = re.compile(r'("""|\'\'\')(.*?)\1', re.DOTALL)
 FIELDS = {"question", "tests"}
 TASKS_WITH_TESTS = ("humaneval", "mbpp")
-
-
-class Decoding(Section):
-    """Tokens of an answer, of a block, and denoising steps in all."""
-
-    gen_length: int = Field(ge=1)
-    block_length: int = Field(ge=1)
-    steps: int = Field(ge=1)
 
 
 class TaskProtocol(Section):
@@ -46,7 +39,7 @@ class TaskProtocol(Section):
 
     prompt: str
     question: Literal["docstring"] | None = None
-    decoding: Decoding | None = None
+    decoding: FixedSteps | None = None
     items: int | None = Field(None, ge=1)
 
     @field_validator("prompt")
@@ -88,7 +81,7 @@ class Protocol(Section):
     stop_early: bool
     answer_prefix: str
     scorers: list[Literal["reference", "strict"]] = Field(min_length=1)
-    decoding: Decoding
+    decoding: FixedSteps
     tasks: dict[str, TaskProtocol]
 
     @model_validator(mode="after")

@@ -14,7 +14,8 @@ from lift_ds.data.tasks import TASKS, Item, Verdict, draw_item
 from lift_ds.data.text.chat import ChatEncoder
 from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.ranks.shares import Ranks, agreement, equal_share
-from lift_ds.sampling.reverse import ReverseProcess
+from lift_ds.sampling.reverse import check_length
+from lift_ds.sampling.settings import SamplingSettings
 
 from .answering import Answerer
 
@@ -94,7 +95,7 @@ def solve_questions(
     model: MaskedDiffusionModel,
     encoder: ChatEncoder,
     questions: Sequence[Question],
-    process: ReverseProcess,
+    process: SamplingSettings,
     ranks: Ranks,
 ) -> SolveReport:
     """Answers questions greedily and counts the verdicts; every rank runs the same number of forwards.
@@ -141,7 +142,7 @@ def read_counts(row: torch.Tensor) -> TaskScore:
 
 
 def encode_questions(
-    encoder: ChatEncoder, questions: Sequence[Question], process: ReverseProcess, config: Any
+    encoder: ChatEncoder, questions: Sequence[Question], process: SamplingSettings, config: Any
 ) -> list[list[int]]:
     """Token ids of all questions as prompts, checked before a rank that has the long one would stop alone.
 
@@ -155,5 +156,5 @@ def encode_questions(
         ValueError: A question and its answer are longer than the model allows.
     """
     prompts = [encoder.prompt_ids([{"role": "user", "content": question.text}]) for question in questions]
-    process.check_length(max(map(len, prompts), default=0), config)
+    check_length(process, max(map(len, prompts), default=0), config)
     return prompts

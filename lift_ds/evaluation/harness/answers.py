@@ -9,7 +9,8 @@ from itertools import chain
 from typing import Any
 
 from lift_ds.evaluation.asking.answering import Answerer
-from lift_ds.sampling.reverse import ReverseProcess, RowSeeds, pad_left
+from lift_ds.sampling.reverse import RowSeeds, denoise, pad_left
+from lift_ds.sampling.settings import SamplingSettings
 
 from .batches import Bar, Batches, log
 from .masks import key_of
@@ -34,7 +35,7 @@ class Job:
     """
 
     prompt: tuple[int, ...]
-    process: ReverseProcess
+    process: SamplingSettings
     max_tokens: int
     until: tuple[str, ...]
     seed: str
@@ -95,7 +96,7 @@ class Answers:
         """What is to be done for (context, keyword arguments); equal requests are different draws.
 
         Raises:
-            ValueError: A request cannot be answered so; see `read_wish`, `ReverseProcess` and `Texts.prompt`.
+            ValueError: A request cannot be answered so; see `read_wish`, `checked_settings` and `Texts.prompt`.
         """
         seen: Counter[tuple[int, ...]] = Counter()
         found = []
@@ -110,13 +111,12 @@ class Answers:
             found.append(Job(prompt, process, max_tokens, wish.until, seed))
         return found
 
-    def say_differences(self, wish: Wish, process: ReverseProcess) -> None:
+    def say_differences(self, wish: Wish, process: SamplingSettings) -> None:
         """Warns, once each, of what a task asks for and does not get."""
-        rule = process.rule
         for name, asked, used in (
             ("max_gen_toks", wish.max_tokens, min(process.gen_length, wish.max_tokens or process.gen_length)),
-            ("temperature", wish.temperature, rule.temperature),
-            ("top_p", wish.top_p, rule.top_p),
+            ("temperature", wish.temperature, process.temperature),
+            ("top_p", wish.top_p, process.top_p),
         ):
             if asked is not None and asked != used:
                 self.say(f"the task asks for {name}={asked}; --model_args decides: {used}.")
@@ -150,9 +150,10 @@ class Answers:
         """Ids (B, gen_length) of jobs with the same process."""
         prompt_ids, attention_mask = pad_left([job.prompt for job in jobs], self.texts.encoder.end_token_id)
         model = self.answerer.model
-        made = jobs[0].process.run(
+        made = denoise(
             model,
             prompt_ids.to(model.device),
+            jobs[0].process,
             attention_mask.to(model.device),
             RowSeeds(tuple(job.seed for job in jobs)),
             self.answerer.any_rank,

@@ -16,11 +16,13 @@ from torch import Tensor
 
 from lift_ds.evaluation.asking.answering import Answerer
 from lift_ds.models.head import masked_gold_logprob
-from lift_ds.sampling.choose import Rule, predict
+from lift_ds.sampling.choose import predict
+from lift_ds.sampling.settings import SamplingSettings
 
 from .batches import Bar, Batches
 from .masks import Estimate, Masks, estimate, key_of, make_masks, num_masks
 
+GREEDY = SamplingSettings(gen_length=1, block_length=1, steps=1)
 MAX_GREEDY_TOKENS = 1024  # of one forward: all of their logits are held at once
 
 
@@ -135,7 +137,7 @@ class Likelihood:
             asked = masked if bool(masked.any()) else attention_mask  # every rank runs the same forwards
             hidden = model.encode(clean_ids.masked_fill(masked, config.mask_token_id), attention_mask)[asked]
             logits = model.head(hidden)[None]
-            predicted, confidence = predict(logits, Rule(), int(config.mask_token_id), int(config.eos_token_id))
+            predicted, confidence = predict(logits, GREEDY, int(config.mask_token_id), int(config.eos_token_id))
             surest = confidence.new_full(asked.shape, -1.0).masked_scatter(asked, confidence).argmax(-1)
             guess = torch.zeros_like(clean_ids).masked_scatter(asked, predicted)
             rows = torch.arange(len(pairs), device=device)

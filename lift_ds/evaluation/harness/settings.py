@@ -6,34 +6,26 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from lift_ds.sampling.choose import EosPolicy, Remasking, Rule
-from lift_ds.sampling.predict import Cache
-from lift_ds.sampling.reverse import ReverseProcess
+from lift_ds.sampling.settings import Amount, Count, SamplingSettings, TopP, Unmasking, checked_settings
 
 DEFAULT_BLOCK_LENGTH = 32
 
 
-class HarnessSettings(BaseModel):
-    """How a loaded model answers and scores; the names are those of `--model_args`.
+class HarnessSettings(Unmasking):
+    """How a loaded model answers and scores; the names are those of `--model_args`, whose values are texts.
 
     Lengths, `temperature` and `top_p` that are not set follow each request of a task.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=False)
 
-    gen_length: int | None = Field(None, ge=1, description="tokens of an answer; default: the task's max_gen_toks")
-    block_length: int | None = Field(None, ge=1, description="tokens of a block; default: 32, or a shorter answer's")
-    steps: int | None = Field(None, ge=1, description="denoising steps in all, with gen_length; default: one a token")
-    threshold: float | None = Field(None, description="reveal every prediction that is at least so sure")
-    factor: float | None = Field(None, description="reveal the n surest while (n + 1) (1 - confidence) is below it")
-    remasking: Remasking = Field("low_confidence", description="what ranks the predictions")
-    temperature: float | None = Field(None, ge=0, description="0 is greedy; default: the task's")
-    top_p: float | None = Field(None, gt=0, le=1, description="draw from the fewest tokens of this probability")
-    cfg_scale: float = Field(0.0, ge=0, description="classifier-free guidance; 0 is off")
-    cache: Cache = Field("none", description="keys and values kept within a block")
-    eos: EosPolicy = Field("allow", description="whether answers may end early")
+    gen_length: Count | None = Field(None, description="tokens of an answer; default: the task's max_gen_toks")
+    block_length: Count | None = Field(None, description="tokens of a block; default: 32, or a shorter answer's")
+    steps: Count | None = Field(None, description="denoising steps in all, with gen_length; default: one a token")
+    temperature: Amount | None = Field(None, description="0 is greedy; default: the task's")
+    top_p: TopP | None = Field(None, description="draw from the fewest tokens of this probability; default: the task's")
     mc_num: int = Field(128, ge=2, description="masks of a likelihood estimate; fewer where all masks are fewer")
     check_greedy: bool = Field(True, description="whether is_greedy is found out; false reports false for all")
     batch_size: int = Field(16, ge=1, description="rows of one forward")
@@ -51,7 +43,7 @@ class HarnessSettings(BaseModel):
         self.process(256, 0.0, 1.0)
         return self
 
-    def process(self, max_tokens: int, temperature: float, top_p: float) -> ReverseProcess:
+    def process(self, max_tokens: int, temperature: float, top_p: float) -> SamplingSettings:
         """How one request is answered.
 
         Args:
@@ -60,22 +52,14 @@ class HarnessSettings(BaseModel):
             top_p: The request's.
 
         Raises:
-            ValueError: See `ReverseProcess` and `Rule`.
+            ValueError: See `checked_settings`.
         """
-        rule = Rule(
-            self.remasking,
-            temperature if self.temperature is None else self.temperature,
-            top_p if self.top_p is None else self.top_p,
-            self.threshold,
-            self.factor,
-            self.eos,
-        )
         block_length = self.block_length or min(DEFAULT_BLOCK_LENGTH, self.gen_length or max_tokens)
         gen_length = self.gen_length or -(-max_tokens // block_length) * block_length
-        steps = self.steps
-        if steps is None and not rule.is_adaptive:
-            steps = gen_length
-        return ReverseProcess(gen_length, block_length, steps, rule, self.cfg_scale, True, self.cache)
+        values = {"temperature": temperature, "top_p": top_p, "stop_early": True}
+        values |= self.model_dump(include=set(SamplingSettings.model_fields), exclude_none=True)
+        values |= {"gen_length": gen_length, "block_length": block_length}
+        return checked_settings(**({} if self.is_adaptive else {"steps": gen_length}) | values)
 
 
 class ModelArguments(HarnessSettings):

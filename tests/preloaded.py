@@ -5,7 +5,8 @@ and its agent: more than most tests then have them do. What is started here runs
 processes of its own with the environment that a launcher sets; they only share the imports. Launchers themselves are
 tested by whoever starts one with `tests.conftest.run`.
 
-As a program this is the process that forks. It reads a request a line and answers with an exit status a line.
+As a program this is the process that forks: it imports the modules of its arguments, reads a request a line and answers
+with an exit status a line.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,11 @@ class Preloaded:
 
     Args:
         environment: Its variables, and so those of all that it starts.
+        imported: Modules that it has imported by then.
     """
 
-    def __init__(self, environment: dict[str, str]) -> None:
-        self.environment = environment
+    def __init__(self, environment: dict[str, str], imported: Sequence[str] = IMPORTED) -> None:
+        self.environment, self.imported = environment, imported
         self.process: subprocess.Popen[str] | None = None
 
     def run(
@@ -78,8 +80,8 @@ class Preloaded:
         """The exit status of what is asked for; `None` where it had to be killed."""
         if self.process is None:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.preloaded"], cwd=REPOSITORY, env=self.environment, text=True,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+                [sys.executable, "-m", "tests.preloaded", *self.imported], cwd=REPOSITORY, env=self.environment,
+                text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
             )  # fmt: skip
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(json.dumps(request) + "\n")
@@ -166,7 +168,7 @@ def signal_all(processes: set[int], number: int) -> None:
 
 
 if __name__ == "__main__":
-    for name in IMPORTED:
+    for name in sys.argv[1:]:
         importlib.import_module(name)
     gc.freeze()  # what was imported is not touched again, and so stays shared
     serve()

@@ -39,7 +39,7 @@ def test_wildly_different_ranks_agree_with_zero_0(tmp_path):
     results = launch_job("divergent", tmp_path / "out.json", *map(str, paths))
     expected = results["zero0"]["losses"]
     assert len(expected) == 50
-    assert expected[-1] != pytest.approx(expected[0], rel=0.05)  # it did train
+    assert sum(expected[-10:]) < 0.95 * sum(expected[:10])  # it did train
     for name in ("thresholds0", "shipped"):
         losses = results[name]["losses"]
         assert losses[0] == pytest.approx(expected[0], rel=1e-5)

@@ -12,7 +12,7 @@ import zipfile
 import pytest
 
 from lift_ds.cli import evaluate, generate
-from tests.conftest import REPOSITORY, launch_train, read_steps, run, run_script
+from tests.conftest import REPOSITORY, free_port, launch_train, read_steps, run, run_script
 from tests.file_map import PAGE, ROOMS, page
 
 README = (REPOSITORY / "README.md").read_text()
@@ -125,7 +125,9 @@ def test_the_default_command(tmp_path):
     assert command in commands("launchers/train.py")
     output = tmp_path / "run"
     reduced = ["optim.steps=3", "eval.solve_items=6", "eval.rows=6", f"output={output}"]
-    done = run([*command.split(), *reduced], timeout=600)
+    launcher, *arguments = command.split()
+    port = ["--master_port", str(free_port())]  # 29500, the launcher's own choice, may be taken
+    done = run([launcher, *port, *arguments, *reduced], timeout=600)
     assert "1 rank (all slots that the launcher found" in done.stdout
     assert "Held-out items, before -> after" in done.stdout
     assert len(read_steps(output)) == 3

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,14 +64,27 @@ def load_run_config(
             problems += [line for details in error.errors() for line in describe(details, values)]
             before = copy.deepcopy(values)
             for details in error.errors():
-                is_check = details["type"] == "value_error"
-                if is_check and details["loc"] == ("checkpoint",):  # the check of that section is about these two
-                    for key in ("best_by", "export"):
-                        values["checkpoint"].pop(key, None)
-                else:
-                    remove(values, details["loc"] or ("eval",))  # the checks between sections are about eval
+                forget(values, details)
             if values == before:
                 return RunConfig(), problems
+
+
+def forget(values: dict[str, Any], details: ErrorDetails) -> None:
+    """Removes what one problem of pydantic's is about."""
+    location = details["loc"]
+    if details["type"] != "value_error" or location not in ((), ("checkpoint",), ("objective",)):
+        remove(values, location)
+    elif not location:  # the checks between sections are about these two
+        remove(values, ("eval",))
+        remove(values, ("difficulty",))
+    else:
+        section = str(location[0])
+        named = re.findall(rf"^{section}\.(\w+)", str(details["ctx"]["error"]), re.MULTILINE)
+        keys = ["best_by", "export"] if section == "checkpoint" else named
+        if "method" in keys:
+            remove(values, location)
+        for key in keys:
+            values.get(section, {}).pop(key, None)
 
 
 def remove(values: dict[str, Any], location: tuple[int | str, ...]) -> None:

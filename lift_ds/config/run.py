@@ -43,13 +43,16 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def check_numbers_fit(self) -> RunConfig:
-        """Checks that hold between keys."""
+        """Checks that hold between sections, which are about eval and difficulty."""
+        problems = []
         if self.checkpoint.best_by == "heldout_loss" and not self.eval.rows:
-            raise ValueError(
+            problems.append(
                 "checkpoint.best_by=heldout_loss: needs held-out rows, and eval.rows=0 turns them off; set eval.rows, "
                 "or checkpoint.best_by=solve_rate or none"
             )
         if not self.difficulty.enabled and make_objective(self.objective).reads_difficulty:
             scoring = getattr(self.objective, "scoring", "")
-            raise ValueError(f"objective.scoring={scoring} needs difficulty.enabled=true")
+            problems.append(f"objective.scoring={scoring} needs difficulty.enabled=true")
+        if problems:
+            raise ValueError("\n".join(problems))
         return self

@@ -84,6 +84,8 @@ def chunked_weighted_nll(
         The float32 scalar sum_r w_r c(nll_r), and nll float32 (R,), detached. The scalar is 0, and attached to the
         graph, where R = 0.
     """
+    if weight is not None and not torch.is_grad_enabled():
+        weight = weight.detach()  # a parameter would be given its gradient all the same
     loss, nll = _ChunkedWeightedNLL.apply(hidden, weight, gold_ids, row_weights, curve)
     return loss, nll
 

@@ -37,18 +37,24 @@ def objective_settings(method: str = DEFAULT_METHOD, **options: Any) -> Objectiv
     Raises:
         ValueError: The method is unknown, or has no such option or value.
     """
-    if method not in OBJECTIVES:
+    return settings_of({"method": method, **options})
+
+
+def settings_of(values: Mapping[Any, Any]) -> ObjectiveSettings:
+    """The same of values that may be anything, as files have them."""
+    method = values.get("method", DEFAULT_METHOD)
+    if not isinstance(method, str) or method not in OBJECTIVES:
         raise ValueError(f"objective.method={method!r}: unknown; allowed: {', '.join(OBJECTIVES)}")
-    return OBJECTIVES[method].settings_type.model_validate({"method": method, **options})
+    return OBJECTIVES[method].settings_type.model_validate({**values, "method": method})
 
 
-def read_settings(values: Mapping[str, Any] | ObjectiveSettings) -> ObjectiveSettings:
+def read_settings(values: Mapping[Any, Any] | ObjectiveSettings) -> ObjectiveSettings:
     """The `objective` section of a config.
 
     Raises:
         ValueError: As `objective_settings`; or the normaliser counts what the objective does not know beforehand.
     """
-    settings = values if isinstance(values, ObjectiveSettings) else objective_settings(**values)
+    settings = values if isinstance(values, ObjectiveSettings) else settings_of(values)
     if settings.normalizer == "masked_tokens" and not knows_num_targets(make_objective(settings)):
         raise ValueError(
             f"objective.normalizer=masked_tokens: {settings.method} has no mask before its forward; use another"

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
+import numpy as np
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
@@ -128,7 +129,8 @@ def checked_settings(**values: Any) -> SamplingSettings:
         ValueError: A value is out of range or does not fit another; the message names all that are wrong.
     """
     try:
-        return SamplingSettings(**values)
+        plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
+        return SamplingSettings(**plain)
     except ValidationError as error:
         raise ValueError(" ".join(map(describe, error.errors()))) from error
 

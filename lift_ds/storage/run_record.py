@@ -65,10 +65,10 @@ def upgrade_run(record: dict[str, Any], number: int) -> dict[str, Any]:
 
 def without_unread_options(run: dict[str, Any]) -> dict[str, Any]:
     """A run config of format 1 without the objective's options that its method never read."""
-    objective = run.get("objective", {})
-    known = OPTIONS_OF_FORMAT_1.get(objective.get("method"))
-    if known is None:
+    objective = run.get("objective")
+    if not isinstance(objective, dict) or str(objective.get("method")) not in OPTIONS_OF_FORMAT_1:
         return run
+    known = OPTIONS_OF_FORMAT_1[objective["method"]]
     unread = set().union(*OPTIONS_OF_FORMAT_1.values()) - known
     return run | {"objective": {key: value for key, value in objective.items() if key not in unread}}
 

@@ -56,7 +56,8 @@ def lift_loss(
 
     Draws a level for each document, masks a superset, scores it without gradient, keeps the easy, hard or random ones,
     reveals the others, and takes the loss of that input: sum over kept of CE / t, divided by `num_targets`. Two
-    forwards of the model, one of them with gradient.
+    forwards of the model, one of them with gradient; only that one for `vanilla`, `random` and
+    `scoring="approximate"`. Where no document needs scores, the first runs one token, so that ranks stay together.
 
     Args:
         model: From `load_pretrained`, or any model that is called with `input_ids` (and `attention_mask` where rows are
@@ -84,10 +85,13 @@ def lift_loss(
         A differentiable scalar; 0 where nothing is masked.
 
     Raises:
-        ValueError: A level or an option is out of range, the method has no such option, an option needs the trainer, or
-            no mask token is known.
+        ValueError: A level, a shape or an option is out of range, the method has no such option, an option needs the
+            trainer, or no mask token is known.
     """
     objective = own_objective(method, options)
+    tokens = {"response_mask": response_mask, "attention_mask": attention_mask, "mask_uniform": mask_uniform}
+    check_shapes(clean_ids.shape, **tokens, tie_uniform=tie_uniform)
+    check_shapes(clean_ids.shape[:1], t=t, rho=rho, v=v)
     root = DiffusionStep(as_diffusion_model(model, mask_token_id, right_shift_logits), objective)
 
     def drawn(given: Tensor | None, *shape: int) -> Tensor:
@@ -118,7 +122,8 @@ def lift_loss(
         is_refreshed=torch.ones_like(t, dtype=torch.bool),
     )
     total = response_mask.sum().clamp(min=1) if num_targets is None else torch.as_tensor(num_targets)
-    loss, _ = root(batch, (1.0 / total.to(t)).expand(num_documents))
+    dropout_seed = torch.randint(2**31, (), generator=generator, device=generator.device if generator else None)
+    loss, _ = root(batch, (1.0 / total.to(t)).expand(num_documents), (int(dropout_seed), 0))
     return cast(Tensor, loss)
 
 
@@ -134,7 +139,8 @@ def own_objective(method: str, options: dict[str, Any]) -> Objective:
     objective = make_objective(objective_settings(method, **options))
     if objective.reads_difficulty:
         raise ValueError(
-            f"scoring={options['scoring']!r}: the table of difficulties is the trainer's; use exact or approximate."
+            f"scoring={options.get('scoring', method)!r}: the table of difficulties is the trainer's; "
+            "use exact or approximate."
         )
     return objective
 
@@ -234,6 +240,13 @@ def gift_loss(
     masked = response_mask & (uniform < levels)
     every_level = torch.ones_like(t)
     return sft_loss(model, clean_ids, masked, every_level, masked.sum().clamp(min=1), weights=1.0 / levels)
+
+
+def check_shapes(shape: torch.Size, **given: Tensor | None) -> None:
+    """Checks that tensors, where they are given, have one shape: others might broadcast to another loss."""
+    for name, tensor in given.items():
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}; {tuple(shape)} is expected.")
 
 
 def check_levels(t: Tensor) -> None:

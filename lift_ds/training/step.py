@@ -129,7 +129,7 @@ class DiffusionStep(nn.Module):
         Returns:
             sum_b document_scale_b sum_{i learned} w_bi c(-log p_bi), w and c being the objective's, and the rest.
         """
-        scoring_time, probe = Stopwatch(), torch.zeros_like(batch.t, requires_grad=True)
+        scoring_time, probe = Stopwatch(batch.t.device), torch.zeros_like(batch.t, requires_grad=True)
         candidates = self.objective.noise(batch)
         with scoring_time:
             scores = self.score(batch, candidates)
@@ -170,10 +170,7 @@ class DiffusionStep(nn.Module):
                 return chunked_entropy(hidden, matrix)
             return chunked_gold_logprob(hidden, matrix, gold_ids)
 
-        # no cache: it would keep a copy of every weight, also after ZeRO-3 let go of the weight
-        narrow = self.objective.scores_in_bf16
-        autocast = torch.autocast(clean_ids.device.type, torch.bfloat16, enabled=narrow, cache_enabled=False)
-        with without_dropout(self), torch.no_grad(), autocast:
+        with without_dropout(self), torch.no_grad(), scoring_autocast(clean_ids.device, self.objective.scores_in_bf16):
             hidden = encode_rows(self.model, self.mask(clean_ids, seen), rows, visible, self.is_packed)
             row_scores = self.model.head(hidden, score_rows)
         scores = torch.zeros_like(batch.mask_uniform)
@@ -244,8 +241,8 @@ class DiffusionStep(nn.Module):
         if not self.has_own_dropout:
             yield
             return
-        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        with torch.random.fork_rng(devices):
+        device = batch.clean_ids.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(document_seeds(*key, samples[:1], 1, 1)[0][0])
             yield
 
@@ -266,9 +263,18 @@ class _DocumentGradientNorms(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor]:
         (document,) = ctx.saved_tensors
-        squares = gradient.float().pow(2).sum(-1)
+        squares = torch.linalg.vector_norm(gradient, dim=-1, dtype=torch.float32).square()  # without a copy of the rows
         zeros = squares.new_zeros(ctx.num_documents)
         return gradient, None, zeros.index_add_(0, document, squares).sqrt()
+
+
+def scoring_autocast(device: torch.device, in_bf16: bool) -> torch.autocast:
+    """The types of a scoring pass: bf16, or what the caller has.
+
+    No cache: it would keep a copy of every weight, also after ZeRO-3 let go of the weight.
+    """
+    dtype = torch.bfloat16 if in_bf16 else torch.get_autocast_dtype(device.type)
+    return torch.autocast(device.type, dtype, in_bf16 or torch.is_autocast_enabled(device.type), cache_enabled=False)
 
 
 @contextmanager

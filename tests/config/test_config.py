@@ -73,6 +73,37 @@ def test_all_problems_at_once():
         assert part in text
 
 
+@pytest.mark.parametrize(
+    ("overrides", "starts"),
+    [
+        (
+            ["objective.method=gift", "objective.cart_p=0.2", "objective.normalizer=masked_tokens"],
+            ["objective.cart_p=0.2: only read", "objective.normalizer=masked_tokens: gift has no mask"],
+        ),
+        (
+            ["objective.scoring=buffer", "objective.cart_p=0.2", "difficulty.enabled=false", "eval.rows=5"],
+            ["objective.cart_p=0.2: only read", "objective.scoring=buffer needs difficulty.enabled=true"],
+        ),
+        (
+            [
+                *("objective.scoring=buffer", "difficulty.enabled=false"),
+                *("checkpoint.best_by=heldout_loss", "eval.rows=0", "eval.every=7"),
+            ],
+            ["checkpoint.best_by=heldout_loss: needs held-out", "objective.scoring=buffer needs difficulty"],
+        ),
+        (["objective.method=own", "objective.share=0.2"], ["objective.method='own': unknown"]),
+        (["objective.method=[vanilla]"], ["objective.method=['vanilla']: unknown"]),
+        (["objective={1: 2}"], ["objective.1=1: keys should be strings"]),
+    ],
+)
+def test_every_check_is_reported_once(overrides, starts):
+    """Also where one check hides another, or several sections are wrong together."""
+    _, problems = load_run_config(None, overrides)
+    assert len(problems) == len(starts), problems
+    for problem, start in zip(problems, starts, strict=True):
+        assert problem.startswith(start)
+
+
 def test_keys_that_do_not_fit_each_other():
     assert "must be a multiple of eval.block_length=64" in load_run_config(None, ["eval.gen_length=50"])[1][0]
     assert (

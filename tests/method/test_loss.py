@@ -114,3 +114,18 @@ def test_a_second_backward_is_refused():
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="a second backward"):
         loss.backward()
+
+
+def test_no_gradient_is_made_where_none_is_wanted(monkeypatch):
+    """Measuring a loss must not cost a float32 copy of the vocabulary matrix, also where that is a parameter."""
+    made = []
+    zeros_like = torch.zeros_like
+    monkeypatch.setattr(
+        torch, "zeros_like", lambda *given, **named: made.append(given[0].shape) or zeros_like(*given, **named)
+    )
+    inputs = draw()
+    with torch.no_grad():
+        measured, _ = chunked_weighted_nll(*inputs)
+    assert made == [] and not measured.requires_grad
+    trained, _ = chunked_weighted_nll(*inputs)
+    assert made == [(VOCABULARY, WIDTH)] and trained.item() == measured.item()

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from lift_ds.cli.sampling_flags import add_sampling_flags, process_of
@@ -67,6 +68,11 @@ def test_lengths_and_steps_divide_wherever_they_are_given(values, message):
     for model in (FixedSteps, SamplingSettings, EvalConfig):
         with pytest.raises(ValueError, match=message):
             model(**values)
+
+
+def test_numbers_of_numpy_are_numbers():
+    settings = checked_settings(gen_length=np.int64(8), block_length=8, steps=np.int32(4), temperature=np.float32(0.5))
+    assert settings == checked_settings(gen_length=8, block_length=8, steps=4, temperature=0.5)
 
 
 def test_settings_need_no_torch():

@@ -42,6 +42,13 @@ def test_format_1_held_the_options_of_all_objectives(tmp_path, method):
     assert set(objective) == set(RunConfig(objective=objective).objective.model_dump()) & {*common, *optional, "method"}
 
 
+@pytest.mark.parametrize("objective", [[], None, {"method": []}, {"method": "own", "policy": "time"}])
+def test_an_objective_of_format_1_that_is_not_known_stays(tmp_path, objective):
+    """What it is made of is for the config to judge."""
+    write(tmp_path, {"run": {"objective": objective}})
+    assert read_run(tmp_path)["run"] == {"objective": objective}
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

@@ -130,6 +130,9 @@ def test_the_mode_of_the_model_stays(llada, batch):
         ({"t": torch.tensor([0.0, 0.5, 0.5])}, r"\(0, 1\]"),
         ({"component": "simple"}, "'easy', 'random', 'hard'"),
         ({"mask_token_id": 3}, "the model has its own, mask_token_id=100"),
+        ({"t": torch.tensor(0.5)}, r"t has the shape \(\); \(3,\) is expected"),
+        ({"rho": torch.full((3, 1), 0.1)}, r"rho has the shape \(3, 1\); \(3,\) is expected"),
+        ({"mask_uniform": torch.ones(20)}, r"mask_uniform has the shape \(20,\); \(3, 20\) is expected"),
     ],
 )
 def test_bad_arguments(llada, batch, options, message):
@@ -140,3 +143,48 @@ def test_bad_arguments(llada, batch, options, message):
 def test_a_model_without_a_mask_token(llada, batch):
     with pytest.raises(ValueError, match=r"PlainLogits has no config.mask_token_id; give mask_token_id="):
         lift_loss(PlainLogits(llada), batch.clean_ids, batch.response_mask)
+
+
+class Dropping(nn.Module):
+    """Logits of embeddings after dropout; notes what is dropped, and whether types are automatic."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.dropout, self.last = nn.Embedding(101, 32), nn.Dropout(0.5), nn.Linear(32, 101)
+        self.dropped, self.in_autocast = [], []
+
+    def forward(self, input_ids):
+        hidden = self.dropout(self.table(input_ids))
+        self.dropped.append((hidden == 0).tolist())
+        self.in_autocast.append(torch.is_autocast_enabled("cpu"))
+        return self.last(hidden)
+
+
+def test_every_call_has_its_own_dropout(batch):
+    """By the generator, as all that is drawn; the last forward of each call is the one with dropout."""
+    model = Dropping()
+
+    def dropped(generator):
+        lift_loss(model, batch.clean_ids, batch.response_mask, mask_token_id=100, generator=generator)
+        return model.dropped[-1]
+
+    generator = torch.Generator().manual_seed(0)
+    first, second = dropped(generator), dropped(generator)
+    assert first != second
+    assert dropped(torch.Generator().manual_seed(0)) == first
+    assert dropped(None) != dropped(None)
+
+
+def test_both_forwards_have_the_callers_types(batch):
+    """And what the pass without gradient casts is not kept for the one with gradient."""
+    model = Dropping()
+    with torch.autocast("cpu", torch.bfloat16):
+        lift_loss(model, batch.clean_ids, batch.response_mask, mask_token_id=100, method="easy").backward()
+    assert model.in_autocast == [True, True]
+    assert model.last.weight.grad.abs().sum() > 0
+
+
+def test_a_model_on_the_cpu_needs_no_cuda(batch, monkeypatch):
+    """Where there is some: neither clock nor dropout touches it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert lift_loss(Dropping(), batch.clean_ids, batch.response_mask, mask_token_id=100).isfinite()

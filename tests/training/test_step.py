@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lift_ds import select_kept, sft_loss
 from lift_ds.data.batch import MicroBatch
@@ -11,7 +12,7 @@ from lift_ds.method.noise import superset_mask
 from lift_ds.models.head import masked_gold_logprob
 from lift_ds.objectives import make_objective, objective_settings
 from lift_ds.objectives.objective import candidates
-from lift_ds.training.step import DiffusionStep
+from lift_ds.training.step import DiffusionStep, _DocumentGradientNorms
 
 CASES = [f"case{number:03d}" for number in range(24)]
 
@@ -202,6 +203,32 @@ def test_gradient_norms_by_document(llada):
         nll = -logprob[kept[row], batch.clean_ids[row][kept[row]]].sum()
         (nll * scale[row] / batch.t[row]).backward()
         assert norms[row].item() == pytest.approx(hidden.grad.norm().item(), rel=1e-4)
+
+
+def test_gradient_norms_copy_no_rows():
+    """Rows of logits are large: the backward of the norms makes nothing of their size in float32."""
+    rows = torch.randn(50, 400).bfloat16().requires_grad_()
+    document, probe = torch.zeros(50, dtype=torch.long), torch.zeros(1, requires_grad=True)
+    passed = _DocumentGradientNorms.apply(rows, document, probe)
+    gradient = torch.full((50, 400), 0.5, dtype=torch.bfloat16)
+    with MadeSizes() as made:
+        passed.backward(gradient)
+    assert probe.grad.item() == pytest.approx(0.5 * 20_000**0.5)
+    assert made.sizes[torch.float32] == 50 and made.sizes[torch.bfloat16] == rows.numel()
+
+
+class MadeSizes(TorchDispatchMode):
+    """Elements of the largest tensor of each type that an operation gives."""
+
+    def __enter__(self):
+        self.sizes = {}
+        return super().__enter__()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.sizes[made.dtype] = max(self.sizes.get(made.dtype, 0), made.numel())
+        return made
 
 
 def test_a_batch_of_wild_levels_gets_a_component_each():

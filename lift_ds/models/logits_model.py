@@ -14,7 +14,8 @@ class LogitsModel(nn.Module):
 
     Args:
         model: Called with `input_ids`, and with `attention_mask` where one is given; returns logits (B, L, V), or
-            something that has them as `logits`. Row i predicts token i, or token i + 1 with `right_shift_logits`.
+            something that has them as `logits` or as its first entry. Row i predicts token i, or token i + 1 with
+            `right_shift_logits`.
         mask_token_id: What is written on masked positions.
         right_shift_logits: Whether the model, like those made from autoregressive ones, predicts the next token.
     """
@@ -29,7 +30,7 @@ class LogitsModel(nn.Module):
         """(B, L, V) logits; row i predicts token i."""
         given = {} if attention_mask is None or bool(attention_mask.all()) else {"attention_mask": attention_mask}
         output = self.model(input_ids=input_ids, **given)
-        logits: Tensor = getattr(output, "logits", output)
+        logits: Tensor = output[0] if isinstance(output, tuple) else getattr(output, "logits", output)
         return torch.cat([logits[:, :1], logits[:, :-1]], 1) if self.right_shift_logits else logits
 
     def head(self, hidden: Tensor, through: Any) -> Any:

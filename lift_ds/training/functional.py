@@ -14,6 +14,8 @@ from functools import partial
 from typing import Any, cast
 
 import torch
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from torch import Tensor, nn
 
 from lift_ds.data.batch import MicroBatch
@@ -22,7 +24,7 @@ from lift_ds.method.noise import level_from_uniform
 from lift_ds.method.selection import component_tensor
 from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.logits_model import LogitsModel
-from lift_ds.objectives import Objective, make_objective, objective_settings
+from lift_ds.objectives import Objective, make_objective, methods_with, objective_settings
 from lift_ds.objectives.gift import gift_levels
 
 from .step import DiffusionStep
@@ -60,8 +62,8 @@ def lift_loss(
     `scoring="approximate"`. Where no document needs scores, the first runs one token, so that ranks stay together.
 
     Args:
-        model: From `load_pretrained`, or any model that is called with `input_ids` (and `attention_mask` where rows are
-            padded) and returns logits (B, L, V).
+        model: From `load_pretrained`, or any model, wrapped (DDP, PEFT) or not, that is called with `input_ids` (and
+            `attention_mask` where rows are padded) and returns logits (B, L, V). Of wrapped models, all logits are held.
         clean_ids: int64 (B, L) true ids.
         response_mask: bool (B, L), the tokens that may be masked and learned; false on prompts and padding.
         method: `lift3`, `lift2`, `easy`, `hard`, `random`, `vanilla` or `gift`.
@@ -92,6 +94,10 @@ def lift_loss(
     tokens = {"response_mask": response_mask, "attention_mask": attention_mask, "mask_uniform": mask_uniform}
     check_shapes(clean_ids.shape, **tokens, tie_uniform=tie_uniform)
     check_shapes(clean_ids.shape[:1], t=t, rho=rho, v=v)
+    if not len(clean_ids):
+        raise ValueError("clean_ids has no document; at least one is needed.")
+    if attention_mask is not None and bool((response_mask.bool() & ~attention_mask.bool()).any()):
+        raise ValueError("response_mask is true on padding, where attention_mask is false; clear it there.")
     root = DiffusionStep(as_diffusion_model(model, mask_token_id, right_shift_logits), objective)
 
     def drawn(given: Tensor | None, *shape: int) -> Tensor:
@@ -136,13 +142,27 @@ def own_objective(method: str, options: dict[str, Any]) -> Objective:
     for name, reason in TRAINERS_OPTIONS.items():
         if name in options:
             raise ValueError(f"{name}={options[name]!r}: only the trainer has it; {reason}.")
-    objective = make_objective(objective_settings(method, **options))
+    try:
+        objective = make_objective(objective_settings(method, **options))
+    except ValidationError as error:
+        raise ValueError(" ".join(map(sentence, error.errors()))) from error
     if objective.reads_difficulty:
         raise ValueError(
             f"scoring={options.get('scoring', method)!r}: the table of difficulties is the trainer's; "
             "use exact or approximate."
         )
     return objective
+
+
+def sentence(details: ErrorDetails) -> str:
+    """What is wrong with one option, and what is allowed."""
+    if details["type"] == "value_error":
+        return str(details["ctx"]["error"])
+    name, message = str(details["loc"][0]), details["msg"]
+    if details["type"] == "extra_forbidden":
+        methods = ", ".join(methods_with(name)) or "no method: misspelt?"
+        return f"{name}={details['input']!r}: no argument, and no option of this method (of {methods})."
+    return f"{name}={details['input']!r}: {message[0].lower()}{message[1:]}."
 
 
 def as_diffusion_model(model: nn.Module, mask_token_id: int | None, right_shift_logits: bool) -> MaskedDiffusionModel:
@@ -152,7 +172,7 @@ def as_diffusion_model(model: nn.Module, mask_token_id: int | None, right_shift_
         ValueError: No mask token is known, or an argument contradicts the model.
     """
     known = getattr(getattr(model, "config", None), "mask_token_id", None)
-    if hasattr(model, "encode") and hasattr(model, "head"):
+    if hasattr(type(model), "encode") and hasattr(type(model), "head"):  # a wrapper passes its model's attributes on
         if right_shift_logits or mask_token_id not in (None, known):
             raise ValueError(
                 f"mask_token_id={mask_token_id}, right_shift_logits={right_shift_logits}: the model has its own, "

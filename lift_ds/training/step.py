@@ -22,9 +22,11 @@ from lift_ds.method.components import Component
 from lift_ds.method.loss import chunked_entropy, chunked_gold_logprob, chunked_weighted_nll
 from lift_ds.models.head import MaskedDiffusionModel, encode_rows
 from lift_ds.models.keyed_dropout import DocumentRows, KeyedDropout, document_seeds
+from lift_ds.models.logits_model import LogitsModel
 from lift_ds.objectives import Objective
 from lift_ds.objectives.objective import Candidates, View, superset_level
 
+from .modes import has_own_dropout, scoring_autocast, without_dropout
 from .stopwatch import Stopwatch
 
 DropoutKey = tuple[int, int]
@@ -160,7 +162,8 @@ class DiffusionStep(nn.Module):
         index = wanted.nonzero()[:, 0]
         length = batch.clean_ids.shape[1]
         if len(index) == 0:
-            index, length = torch.zeros_like(batch.sample_ids[:1]), 1
+            index = torch.zeros_like(batch.sample_ids[:1])
+            length = length if isinstance(self.model, LogitsModel) else 1  # which may know one length only
         clean_ids, seen = batch.clean_ids[index, :length], masked[index, :length]
         rows = seen & wanted[index, None]
         gold_ids, visible = clean_ids[rows], batch.attention_mask[index, :length]
@@ -266,34 +269,3 @@ class _DocumentGradientNorms(torch.autograd.Function):
         squares = torch.linalg.vector_norm(gradient, dim=-1, dtype=torch.float32).square()  # without a copy of the rows
         zeros = squares.new_zeros(ctx.num_documents)
         return gradient, None, zeros.index_add_(0, document, squares).sqrt()
-
-
-def scoring_autocast(device: torch.device, in_bf16: bool) -> torch.autocast:
-    """The types of a scoring pass: bf16, or what the caller has.
-
-    No cache: it would keep a copy of every weight, also after ZeRO-3 let go of the weight.
-    """
-    dtype = torch.bfloat16 if in_bf16 else torch.get_autocast_dtype(device.type)
-    return torch.autocast(device.type, dtype, in_bf16 or torch.is_autocast_enabled(device.type), cache_enabled=False)
-
-
-@contextmanager
-def without_dropout(root: nn.Module) -> Iterator[None]:
-    """All modules in eval mode for the while; each goes back to its own mode."""
-    training = [module for module in root.modules() if module.training]
-    root.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def has_own_dropout(root: nn.Module) -> bool:
-    """Whether a dropout module other than the adapters', or a dropout field of a config, is above 0."""
-    modules = list(root.modules())
-    fields = ("attention_dropout", "residual_dropout", "embedding_dropout")
-    configs = [module.config for module in modules if hasattr(module, "config")]
-    return any(isinstance(module, nn.Dropout) and module.p > 0 for module in modules) or any(
-        getattr(config, field, 0) for config in configs for field in fields
-    )

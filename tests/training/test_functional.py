@@ -124,7 +124,12 @@ def test_the_mode_of_the_model_stays(llada, batch):
     ("options", "message"),
     [
         ({"method": "lift4"}, "unknown; allowed: vanilla, lift2"),
-        ({"method": "vanilla", "scoring": "exact"}, "scoring"),
+        (
+            {"method": "vanilla", "scoring": "exact"},
+            r"scoring='exact': no argument, and no option of this method \(of lift2",
+        ),
+        ({"num_target": 3}, r"num_target=3: no argument, and no option of this method \(of no method: misspelt\?\)"),
+        ({"t_min": 2.0}, "t_min=2.0: input should be less than 1"),
         ({"scoring": "buffer"}, "the table of difficulties is the trainer's; use exact or approximate"),
         ({"normalizer": "per_example"}, "only the trainer has it; the loss is divided by num_targets"),
         ({"t": torch.tensor([0.0, 0.5, 0.5])}, r"\(0, 1\]"),
@@ -138,6 +143,45 @@ def test_the_mode_of_the_model_stays(llada, batch):
 def test_bad_arguments(llada, batch, options, message):
     with pytest.raises(ValueError, match=message):
         lift_loss(llada, batch.clean_ids, batch.response_mask, **options)
+
+
+class FixedLength(PlainLogits):
+    """A model of one length, which returns a tuple."""
+
+    def forward(self, input_ids, attention_mask=None):
+        assert input_ids.shape[1] == 20
+        return super().forward(input_ids, attention_mask), None
+
+
+class Wrapper(PlainLogits):
+    """Passes its model's attributes on, as FSDP and PEFT do; going around its forward would be wrong."""
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+
+def test_models_of_one_length_and_wrapped_models(llada, batch):
+    """Also where no document is scored: the pass that keeps ranks together runs what the model can."""
+    numbers = numbers_of(batch) | {"component": "random"}
+    expected = lift_loss(llada, batch.clean_ids, batch.response_mask, **numbers).item()
+    fixed = lift_loss(FixedLength(llada), batch.clean_ids, batch.response_mask, mask_token_id=100, **numbers)
+    assert fixed.item() == pytest.approx(expected, rel=1e-5)
+    wrapper, calls = Wrapper(llada), []
+    wrapper.register_forward_hook(lambda *_: calls.append(1))
+    wrapped = lift_loss(wrapper, batch.clean_ids, batch.response_mask, **numbers)
+    assert wrapped.item() == pytest.approx(expected, rel=1e-5)
+    assert len(calls) == 2
+
+
+def test_bad_batches(llada, batch):
+    ids, response = batch.clean_ids, batch.response_mask
+    with pytest.raises(ValueError, match="clean_ids has no document"):
+        lift_loss(llada, ids[:0], response[:0])
+    with pytest.raises(ValueError, match="response_mask is true on padding"):
+        lift_loss(llada, ids, response, attention_mask=torch.arange(20)[None].expand(3, -1) < 15)
 
 
 def test_a_model_without_a_mask_token(llada, batch):

@@ -63,7 +63,7 @@ def lift_loss(
 
     Args:
         model: From `load_pretrained`, or any model, wrapped (DDP, PEFT) or not, that is called with `input_ids` (and
-            `attention_mask` where rows are padded) and returns logits (B, L, V). Of wrapped models, all logits are held.
+            `attention_mask` where rows are padded) and returns logits (B, L, V). Of a wrapped model all are held.
         clean_ids: int64 (B, L) true ids.
         response_mask: bool (B, L), the tokens that may be masked and learned; false on prompts and padding.
         method: `lift3`, `lift2`, `easy`, `hard`, `random`, `vanilla` or `gift`.

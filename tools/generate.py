@@ -1,4 +1,4 @@
-"""Converts: `python tools/generate.py CHECKPOINT OUT`; `--help` explains the flags."""
+"""Answers prompts, or chats: `python tools/generate.py MODEL`; `--help` explains the flags."""
 
 from lift_ds.cli.generate import main
 

@@ -1,1 +1,1 @@
-"""Command lines of launchers/ and tools/."""
+"""The verbs of `lift-ds`, which are also the command lines of launchers/ and tools/."""

@@ -1,1 +1,1 @@
-"""Model families, their weights, and export."""
+"""Model families, their weights and tokenizers, and low-rank adapters."""

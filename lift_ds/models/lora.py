@@ -25,7 +25,6 @@ from .keyed_dropout import KeyedDropout
 from .registry import head_names
 
 BASE_LAYER = ".base_layer."
-BASE = ".base_layer.weight"
 DOWN = ".lora_A.default.weight"
 UP = ".lora_B.default.weight"
 PEFT_PREFIX = "base_model.model."

@@ -27,6 +27,7 @@ from lift_ds.ranks.launch import Launch
 from lift_ds.ranks.running import run_on_ranks
 from lift_ds.storage.run_record import refuse_newer_run
 from lift_ds.training.inputs import FirstRows, RunData, check_first_rows, open_weights, prepare
+from lift_ds.training.metrics import METRICS_FILE
 from lift_ds.training.run_files import ModelFolder, RunSources, SourcesError, list_sources, open_model
 
 from .tool import quieten, tool_parser
@@ -147,7 +148,7 @@ def find_other_run(run: RunConfig) -> list[str]:
     """A problem where the run folder holds a run that is not to be resumed."""
     output = Path(run.output)
     if run.checkpoint.resume == "none" and (
-        (output / "metrics.jsonl").exists() or list(output.glob("checkpoints/step-*"))
+        (output / METRICS_FILE).exists() or list(output.glob("checkpoints/step-*"))
     ):
         return [f"output={output}: holds a run already; continue it with --resume auto, or name another folder"]
     return []

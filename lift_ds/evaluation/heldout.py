@@ -69,8 +69,7 @@ def heldout_loss(
         batch_size: Documents of one forward.
         seed: Seed of the masks.
     """
-    longest_first = sorted(documents, key=lambda document: (-len(document.ids), document.sample_id))
-    mine = equal_share(longest_first, ranks)
+    mine = equal_share(longest_first(documents), ranks)
     classes = frequency_class(token_counts(documents))
     num_classes = int(classes.max()) + 1 if len(classes) else 0
     sums = torch.zeros(2, len(LEVELS), num_classes, dtype=torch.float64)
@@ -85,18 +84,28 @@ def heldout_loss(
     return HeldoutLoss(*ranks.all_reduce(sums))
 
 
+def longest_first(documents: Sequence[Document]) -> list[Document]:
+    """Documents by length, so that those of a batch need little padding; an order of their own, whatever the list's."""
+    return sorted(documents, key=lambda document: (-len(document.ids), document.sample_id))
+
+
 def fixed_noise(document: Document, seed: int) -> Noise:
     """The mask uniforms of one held-out document; its level comes from the grid."""
     uniform = keyed_uniform(seed, 0, document.sample_id, Stream.EVALUATION, len(document.ids))
     return Noise(t=1.0, rho=0.0, component=0, uniforms=np.stack([uniform, uniform]))
 
 
+def masked_at(model: MaskedDiffusionModel, batch: MicroBatch, level: float) -> tuple[Tensor, Tensor]:
+    """What is masked at one level: bool (B, L), and the input ids (B, L) with it."""
+    t = torch.full_like(batch.t, level)
+    masked = superset_mask(batch.mask_uniform, batch.response_mask, t, torch.zeros_like(t))
+    return masked, batch.clean_ids.masked_fill(masked, model.config.mask_token_id)
+
+
 @torch.no_grad()
 def masked_nll(model: MaskedDiffusionModel, batch: MicroBatch, level: float, counts: Tensor) -> tuple[Tensor, Tensor]:
     """float64 (R,) -log p and int64 (R,) gold ids of the R masked, counted tokens at one level, on the CPU."""
-    t = torch.full_like(batch.t, level)
-    masked = superset_mask(batch.mask_uniform, batch.response_mask, t, torch.zeros_like(t))
-    noised_ids = batch.clean_ids.masked_fill(masked, model.config.mask_token_id)
+    masked, noised_ids = masked_at(model, batch, level)
     counted = masked & ~batch.filler_mask & counts[:, None]
     logprob = masked_gold_logprob(model, noised_ids, counted, batch.clean_ids, batch.attention_mask)
     return -logprob.double().cpu(), batch.clean_ids[counted].cpu()

@@ -18,11 +18,10 @@ from torch import Tensor
 
 from lift_ds.data.batch import Document, collate
 from lift_ds.method.loss import chunked_confidence
-from lift_ds.method.noise import superset_mask
 from lift_ds.models.head import MaskedDiffusionModel
 
 from .frequency import frequency_class, token_counts
-from .heldout import fixed_noise
+from .heldout import fixed_noise, longest_first, masked_at
 
 LEVELS = (0.1, 0.25, 0.4, 0.5, 0.6, 0.7071, 0.8409, 0.95)
 Z_95 = 1.96
@@ -125,15 +124,13 @@ def measure(model: MaskedDiffusionModel, documents: Sequence[Document], batch_si
     matrix = model.get_input_embeddings().weight
     shape = (matrix.shape[0], len(LEVELS))
     sums = torch.zeros(4, *shape, dtype=torch.float64)
-    longest_first = sorted(documents, key=lambda document: (-len(document.ids), document.sample_id))
+    ordered = longest_first(documents)
     for start in range(0, len(documents), batch_size):
-        share = longest_first[start : start + batch_size]
+        share = ordered[start : start + batch_size]
         batch = collate(share, [fixed_noise(document, seed) for document in share], 0).to(matrix.device)
         counted = batch.response_mask & ~batch.filler_mask
         for index, level in enumerate(LEVELS):
-            t = torch.full_like(batch.t, level)
-            masked = superset_mask(batch.mask_uniform, batch.response_mask, t, torch.zeros_like(t))
-            noised_ids = batch.clean_ids.masked_fill(masked, model.config.mask_token_id)
+            masked, noised_ids = masked_at(model, batch, level)
             rows = masked & counted
             gold_ids = batch.clean_ids[rows]
             hidden = model.encode(noised_ids, batch.attention_mask)[rows]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lift_ds.storage.flat_groups import FlatTensor, storages_of
-from lift_ds.storage.manifest import require_whole
+from lift_ds.storage.manifest import HF_FOLDER, require_whole
 from lift_ds.storage.run_record import read_run
 from lift_ds.storage.safetensors_writer import plan_shards
 from lift_ds.storage.stored_tensor import Storage, find_damage
@@ -153,7 +153,7 @@ def find_config(shards: Path, own: Path | None, given: Path | None) -> Path:
     Raises:
         ValueError: There is none.
     """
-    beside = own / "hf" if own is not None else shards.parent
+    beside = own / HF_FOLDER if own is not None else shards.parent
     folder = beside if given is None else given
     if not (folder / "config.json").is_file():
         raise ValueError(

@@ -21,12 +21,12 @@ from lift_ds.models.layout import read_raw_config
 from lift_ds.storage.safetensors_header import TensorSpec
 from lift_ds.storage.safetensors_writer import READABLE, ShardWriter
 from lift_ds.storage.staging import SPARE_BYTES, check_space, staged_folder
+from lift_ds.storage.stored_tensor import CHUNK_ELEMENTS
 
 from .modeling_file import joined_source
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_SHARD_BYTES = 5 * 10**9
-CHUNK_ELEMENTS = 1 << 20
 COMPANION_SUFFIXES = (".json", ".jinja", ".model", ".txt")
 NOT_COMPANIONS = ("config.json", "trainer_state.json", "adapter_config.json", "run.json")
 

@@ -12,13 +12,12 @@ from typing import Any
 from torch import Tensor
 
 from lift_ds.storage.flat_groups import FlatTensor
-from lift_ds.storage.manifest import find_faults, read_manifest
+from lift_ds.storage.manifest import DIFFICULTY_FOLDER, LANES_FILE, find_faults, read_manifest
 from lift_ds.storage.run_record import read_run
-from lift_ds.storage.stored_tensor import find_damage
+from lift_ds.storage.stored_tensor import CHUNK_ELEMENTS, find_damage
 from lift_ds.storage.zero_checkpoint import MOMENTS, ZeroCheckpoint, open_zero_checkpoint, optimizer_step
 from lift_ds.storage.zero_files import find_shard_folder, own_checkpoint
 
-CHUNK_ELEMENTS = 1 << 20
 Advance = Callable[[int], object]
 
 
@@ -88,14 +87,14 @@ def describe(zero: ZeroCheckpoint, own: Path | None) -> dict[str, Any]:
 def describe_own(own: Path) -> dict[str, Any]:
     """What a checkpoint of this package says of its run and of its data's position."""
     run = read_run(own)["run"]
-    data = json.loads((own / "lanes.json").read_text(encoding="utf-8"))
+    data = json.loads((own / LANES_FILE).read_text(encoding="utf-8"))
     return {
         "base": run["model"]["path"],
         "objective": run["objective"]["method"],
         "steps_planned": run["optim"]["steps"],
         "data_files": ", ".join(data["manifest"]["files"]),
         "data_position": json.dumps(data["lanes"]),
-        "difficulty_files": len(list((own / "difficulty").glob("rank-*.safetensors"))),
+        "difficulty_files": len(list((own / DIFFICULTY_FOLDER).glob("rank-*.safetensors"))),
     }
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from lift_ds.storage.safetensors_header import TensorEntry, read_header
-from lift_ds.storage.stored_tensor import storage_at
+from lift_ds.storage.stored_tensor import CHUNK_ELEMENTS, storage_at
 
 from .convert import Conversion
-from .folder import CHUNK_ELEMENTS, DTYPES, Chunked, is_supported
+from .folder import DTYPES, Chunked, is_supported
 
 PROBE_LENGTH = 32
 

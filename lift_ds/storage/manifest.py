@@ -18,6 +18,8 @@ from .run_record import FORMAT, FORMAT_KEY, NewerFormatError, format_of
 
 MANIFEST = "manifest.json"
 LATEST, BEST = "latest", "best"
+LANES_FILE = "lanes.json"
+HF_FOLDER, DIFFICULTY_FOLDER = "hf", "difficulty"
 TEMPORARY_PREFIX = ".writing-"
 HASH_BLOCK_BYTES = 1 << 20
 

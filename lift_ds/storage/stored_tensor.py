@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,13 @@ from .safetensors_header import TensorEntry
 from .safetensors_writer import bytes_of
 
 CRC_BLOCK_BYTES = 1 << 20
+CHUNK_ELEMENTS = 1 << 20  # of a tensor that is read, converted and written piece by piece
+
+
+def blocks(start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """A range in blocks of at most `CHUNK_ELEMENTS`."""
+    for low in range(start, stop, CHUNK_ELEMENTS):
+        yield low, min(low + CHUNK_ELEMENTS, stop)
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,10 @@ from torch import Tensor
 
 from .flat_groups import FlatTensor
 from .safe_pickle import STORAGE_DTYPES, Stand
-from .stored_tensor import StoredTensor
+from .stored_tensor import StoredTensor, blocks
 
 ALIGNMENT = 64
 PROTOCOL = 2
-CHUNK_ELEMENTS = 1 << 20
 LOCAL_HEADER_BYTES = 30
 ZIP64_BYTES = 20
 PADDING_HEADER = b"FB"
@@ -50,8 +49,7 @@ class PlannedTensor:
         """Its elements in order, in chunks of bounded length."""
         for part in self.parts:
             tensor, start, stop = (None, 0, part) if isinstance(part, int) else part
-            for low in range(start, stop, CHUNK_ELEMENTS):
-                high = min(low + CHUNK_ELEMENTS, stop)
+            for low, high in blocks(start, stop):
                 yield torch.zeros(high - low, dtype=self.dtype) if tensor is None else read(tensor, low, high)
 
 

@@ -20,8 +20,7 @@ from lift_ds.method.components import Component
 from lift_ds.method.difficulty import NUM_BINS, DifficultyTable, Observations, level_bin
 from lift_ds.objectives.objective import candidates, superset_level
 from lift_ds.ranks.shares import Ranks
-
-FOLDER = "difficulty"
+from lift_ds.storage.manifest import DIFFICULTY_FOLDER
 
 
 class Exchange(Ranks, Protocol):
@@ -100,7 +99,7 @@ class DifficultyBuffers:
 
     def save(self, checkpoint: Path) -> None:
         """Writes this rank's part; nothing is synced for it."""
-        folder = checkpoint / FOLDER
+        folder = checkpoint / DIFFICULTY_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.contiguous() for name, tensor in self.table.state().items()}
         save_file(state, folder / f"rank-{self.ranks.rank:05d}-of-{self.ranks.world_size:05d}.safetensors")
@@ -120,7 +119,7 @@ def read_states(checkpoint: Path) -> list[dict[str, Tensor]]:
     Raises:
         ValueError: It has none.
     """
-    files = sorted((checkpoint / FOLDER).glob("rank-*.safetensors"))
+    files = sorted((checkpoint / DIFFICULTY_FOLDER).glob("rank-*.safetensors"))
     if not files:
         raise ValueError(f"{checkpoint}: no difficulty buffers; it was written with difficulty.enabled=false.")
     return [load_file(file) for file in files]

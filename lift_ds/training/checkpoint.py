@@ -27,6 +27,8 @@ from typing import Any
 from lift_ds.export.folder import companions
 from lift_ds.storage.frozen_base import BaseRecord, hash_base, read_base
 from lift_ds.storage.manifest import (
+    HF_FOLDER,
+    LANES_FILE,
     MANIFEST,
     TEMPORARY_PREFIX,
     CheckpointManifest,
@@ -96,9 +98,9 @@ def save_checkpoint(
     def finish() -> None:
         if engine.rank != 0:
             return
-        (temporary / "lanes.json").write_text(json.dumps(lanes))
+        (temporary / LANES_FILE).write_text(json.dumps(lanes))
         write_run(temporary, run)
-        copy_hf_files(hf_folder, temporary / "hf")
+        copy_hf_files(hf_folder, temporary / HF_FOLDER)
         if base is not None:
             base.write(temporary)
         files = {name: record for part in everyones for name, record in part.items()}
@@ -227,4 +229,4 @@ def load_checkpoint(
     if saved_base is not None:
         saved_base.check(base or BaseRecord("this run's model", {}), str(checkpoint))
     restore_engine(engine, open_zero_checkpoint(checkpoint / ZERO_TAG))
-    return manifest.step, json.loads((checkpoint / "lanes.json").read_text())
+    return manifest.step, json.loads((checkpoint / LANES_FILE).read_text())

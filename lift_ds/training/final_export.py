@@ -16,6 +16,7 @@ from lift_ds.storage.manifest import BEST, LATEST, pointed
 
 from .engine import Engine
 from .inputs import Prepared
+from .metrics import METRICS_FILE
 from .report import print_summary
 
 FLOAT32_TOLERANCE = 1e-5
@@ -64,7 +65,7 @@ class FinalExport:
         else:
             difference = "not compared" if logits is None else self.compare(files["export"], logits)
             reloaded = f"largest difference of the export's logits from the trained model's: {difference}"
-        print_summary(output / "metrics.jsonl", files)
+        print_summary(output / METRICS_FILE, files)
         print(f"reloaded       {reloaded}")
 
     def best_checkpoint(self) -> Path | None:

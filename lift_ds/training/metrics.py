@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 NUM_BINS = 10
+METRICS_FILE = "metrics.jsonl"
 COMPONENTS = ("easy", "random", "hard")
 
 

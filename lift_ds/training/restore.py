@@ -7,18 +7,16 @@ being put together, and nothing of a checkpoint is unpickled but plain numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lift_ds.storage.flat_groups import FlatTensor, Range, zero2_ranges, zero3_ranges
+from lift_ds.storage.stored_tensor import blocks
 from lift_ds.storage.zero_checkpoint import FULL_STAGE, MASTER, MOMENTS, ZeroCheckpoint, optimizer_step
 
 from .engine import Engine
-
-CHUNK_ELEMENTS = 1 << 20
 
 
 def restore_engine(engine: Engine, zero: ZeroCheckpoint) -> None:
@@ -113,12 +111,6 @@ def fill(target: Tensor, ranges: list[Range], sources: dict[str, FlatTensor]) ->
         for start, stop in blocks(part.start, part.stop):
             offset = part.offset + start - part.start
             target.data[offset : offset + stop - start].copy_(sources[part.name].read(start, stop))
-
-
-def blocks(start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """A range in blocks of bounded length."""
-    for low in range(start, stop, CHUNK_ELEMENTS):
-        yield low, min(low + CHUNK_ELEMENTS, stop)
 
 
 def fill_frozen(engine: Engine, frozen: dict[str, FlatTensor]) -> None:

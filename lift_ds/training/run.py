@@ -20,7 +20,7 @@ from .buffers import DifficultyBuffers
 from .engine import Engine, build_model
 from .inputs import Prepared
 from .loop import StopRequest
-from .metrics import MetricsFile
+from .metrics import METRICS_FILE, MetricsFile
 from .progress import make_progress
 from .step import DiffusionStep
 from .trainer import Trainer
@@ -73,7 +73,7 @@ def execute(prepared: Prepared, source: WeightSource, ds_json: dict[str, Any], i
     if is_main:
         output.mkdir(parents=True, exist_ok=True)
         prepared.data.save_indexes()
-        metrics = MetricsFile(output / "metrics.jsonl")
+        metrics = MetricsFile(output / METRICS_FILE)
     progress = make_progress(is_main, run.optim.steps, f"lift_ds  {run.objective.method}  {output}", output / "log.txt")
     stop = StopRequest()
     buffers = make_buffers(prepared, engine)

@@ -39,8 +39,8 @@ def question(name: str, node: Definition) -> str:
 def make_rows(library: Path) -> Iterator[dict[str, str]]:
     """Rows of every module below a folder, in the order of their paths."""
     for path in sorted(library.rglob("*.py")):
-        place = path.relative_to(library)
-        parts = (place.parent if place.name == "__init__.py" else place.with_suffix("")).parts
+        relative = path.relative_to(library)
+        parts = (relative.parent if relative.name == "__init__.py" else relative.with_suffix("")).parts
         if any(part in LEFT_OUT or part.startswith("_") for part in parts):
             continue
         try:

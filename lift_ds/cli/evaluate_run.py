@@ -19,7 +19,7 @@ from lift_ds.evaluation.asking.run import evaluate
 from lift_ds.evaluation.asking.samples import SampleLog
 from lift_ds.evaluation.judging import Problem
 from lift_ds.evaluation.sandbox import Limits
-from lift_ds.evaluation.score_file import ScoringPool, check_names
+from lift_ds.evaluation.score_file import ScoringPool, check_task
 from lift_ds.models.families import read_config
 from lift_ds.models.weights import resolve_folder
 from lift_ds.ranks.launch import Launch
@@ -143,7 +143,7 @@ def run_evaluation(arguments: argparse.Namespace, launch: Launch) -> None:
         problems = task_problems(task, protocol, files.get(task), arguments.limit)
         scorers = task_scorers(task, arguments.scorers or protocol.scorers)
         for scorer in scorers:
-            check_names(task, scorer)
+            check_task(task, scorer)
         tasks[task] = (problems, task_process(arguments, protocol, task), scorers)
     answerer, ranks = load_model(arguments, launch)
     plans = [

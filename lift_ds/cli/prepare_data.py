@@ -185,7 +185,7 @@ def prepare_data(opened: Opened, arguments: argparse.Namespace) -> bool:
         report.numbers["duplicates"]["locations"] = locate_duplicates(report, reader)
         show_report(console, report.numbers, report.example, reader.encoder.tokenizer)
         if arguments.json is not None:
-            write_json(arguments.json, report, reader)
+            write_report(arguments.json, report, reader)
         is_usable = is_usable and report.numbers["rows"]["good"] > 0
         if writer is not None and is_usable:
             writer.publish(describe(opened, report))
@@ -206,7 +206,7 @@ def locate_duplicates(report: SurveyReport, reader: RowReader) -> list[list[str]
     return locations
 
 
-def write_json(path: Path, report: SurveyReport, reader: RowReader) -> None:
+def write_report(path: Path, report: SurveyReport, reader: RowReader) -> None:
     """The report as JSON, with one pack as text: targets stand between « and ».
 
     Raises:

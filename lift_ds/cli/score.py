@@ -18,7 +18,7 @@ from rich.table import Table
 
 from lift_ds.evaluation.judging import SCORER_VERSIONS
 from lift_ds.evaluation.sandbox import Limits
-from lift_ds.evaluation.score_file import check_names, read_rows, score_rows, summarize
+from lift_ds.evaluation.score_file import check_task, read_rows, score_rows, summarize
 from lift_ds.evaluation.tasks import EVAL_TASKS
 
 from .tool import check_counts, check_writable, progress, run_tool, tool_parser, write_json
@@ -52,7 +52,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         ValueError: One does.
         RuntimeError: The task's scorers need packages that are not installed.
     """
-    check_names(arguments.task, arguments.scorer)
+    check_task(arguments.task, arguments.scorer)
     if arguments.json is not None:
         check_writable(arguments.json, "--json")
     check_counts(arguments, "workers")

@@ -109,7 +109,9 @@ def compare_task(
     both = [result["tasks"][task]["scores"] for result in results]
     shared = [name for name in ("strict", "reference") if all(name in scores for scores in both)]
     if not shared or scorer not in (None, *shared):
-        raise ValueError(f"{task}: scored by {' and by '.join(', '.join(each) for each in both)}; choose a common one.")
+        raise ValueError(
+            f"{task}: scored by {' and by '.join(', '.join(scores) for scores in both)}; choose a common one."
+        )
     chosen = scorer or shared[0]
     versions = [scores[chosen]["scorer_version"] for scores in both]
     if versions[0] != versions[1]:

@@ -74,17 +74,17 @@ def flip_details(flip: Flip, labels: tuple[str, str]) -> str:
     columns = zip(labels, flip.solved, flip.generations, strict=True)
     answers = "".join(
         f"<div><b>{label}: {share:.0%} right</b>"
-        f"<pre class={'right' if share > 0 else 'wrong'}>{shown(text)}</pre></div>"
+        f"<pre class={'right' if share > 0 else 'wrong'}>{escaped(text)}</pre></div>"
         for label, share, text in columns
     )
     return (
-        f"<details><summary>{better} &nbsp; {shown(flip.question[:160])}</summary>"
-        f"<pre>{shown(flip.question)}</pre><p>right: <code>{shown(truth_text(flip.ground_truth))}</code> "
+        f"<details><summary>{better} &nbsp; {escaped(flip.question[:160])}</summary>"
+        f"<pre>{escaped(flip.question)}</pre><p>right: <code>{escaped(truth_text(flip.ground_truth))}</code> "
         f"({html.escape(flip.where)})</p><div class=pair>{answers}</div></details>"
     )
 
 
-def shown(text: str) -> str:
+def escaped(text: str) -> str:
     """A text for the page, cut where it is very long."""
     return html.escape(text if len(text) <= LONGEST else f"{text[:LONGEST]} … ({len(text):,} characters)")
 

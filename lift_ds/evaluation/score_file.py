@@ -22,7 +22,7 @@ LONGEST_ANSWER = 500
 """Characters of an answer that a record keeps."""
 
 
-def check_names(task: str, scorer: str) -> None:
+def check_task(task: str, scorer: str) -> None:
     """Refuses what does not exist.
 
     Raises:
@@ -158,7 +158,7 @@ class ScoringPool:
     def submit(self, row: AnsweredProblem, task: str, scorer: str) -> Future[list[Score]]:
         """The scores that the row's generations will have; an error where child processes cannot be started."""
         judge = EVAL_TASKS[task].scorer(scorer)
-        assert judge is not None  # see `check_names`
+        assert judge is not None  # see `check_task`
         return self.threads.submit(self.score, row, judge)
 
     def score(self, row: AnsweredProblem, scorer: Scorer) -> list[Score]:

@@ -171,7 +171,7 @@ def reshard(path: Path, world_size: int, output: Path, after_file: Callable[[int
     """
     recutter, own = prepare_reshard(path, world_size)
     zero = recutter.zero
-    rest = files_beside(zero.folder, own)
+    rest = copied_files(zero.folder, own)
     with staged_folder(output) as folder:
         check_space(folder, sum(file.stat().st_size for file in [*zero.folder.iterdir(), *rest]) + SPARE_BYTES)
         shards = folder / zero.folder.name
@@ -214,7 +214,7 @@ def write_shards(recutter: Recutter, shards: Path, after_file: Callable[[int], o
             write_torch_file(shards / name, recutter.model_root(rank))
 
 
-def files_beside(shards: Path, own: Path | None) -> list[Path]:
+def copied_files(shards: Path, own: Path | None) -> list[Path]:
     """The files of a checkpoint that are copied as they are.
 
     Args:

@@ -1,4 +1,4 @@
-"""Dropout whose masks belong to documents: seeded by (seed, step, document, place), never by when they are drawn.
+"""Dropout whose masks belong to documents: seeded by (seed, step, document, module), never by when they are drawn.
 
 Another micro-batch, number of ranks, pack or padding, a resumed run, and the recomputation of a checkpointed layer all
 give a document the same masks.
@@ -24,7 +24,7 @@ class DocumentRows:
 
     Args:
         lengths: Tokens of each of the B documents.
-        seeds: Seeds of each document, one per place.
+        seeds: Seeds of each document, one per module that draws.
         is_packed: Whether they stand one after the other in one row of T tokens, not in a padded row each.
     """
 
@@ -39,18 +39,18 @@ class DocumentRows:
         return [row[:length] for row, length in zip(hidden, self.lengths, strict=True)]
 
 
-def document_seeds(seed: int, step: int, sample_ids: list[int], num_views: int, num_places: int) -> list[list[int]]:
-    """Seeds of a forward that shows each document `num_views` times: (num_views * B) lists of `num_places`.
+def document_seeds(seed: int, step: int, sample_ids: list[int], num_views: int, num_modules: int) -> list[list[int]]:
+    """Seeds of a forward that shows each document `num_views` times: (num_views * B) lists of `num_modules`.
 
     Args:
         seed: The run's seed.
         step: Optimizer step, from 0.
         sample_ids: Their numbers, from -1 (stand-ins).
         num_views: How many times all of them follow one another in the forward.
-        num_places: Modules that draw.
+        num_modules: Modules that draw.
     """
     drawn = [
-        keyed_generator(seed, step, sample_id + 1, Stream.DROPOUT).integers(LARGEST_SEED, size=(num_views, num_places))
+        keyed_generator(seed, step, sample_id + 1, Stream.DROPOUT).integers(LARGEST_SEED, size=(num_views, num_modules))
         for sample_id in sample_ids
     ]
     return [seeds[view].tolist() for view in range(num_views) for seeds in drawn]
@@ -61,17 +61,17 @@ class KeyedDropout(nn.Module):
 
     Args:
         p: Share of the features that become 0; the others are multiplied by 1 / (1 - p).
-        place: Number of this module among all that draw.
+        index: Number of this module among all that draw.
 
     Attributes:
         rows: The documents of the next training forward; they must stay until its backward is done.
     """
 
-    def __init__(self, p: float, place: int) -> None:
+    def __init__(self, p: float, index: int) -> None:
         """Stores them."""
         super().__init__()
         self.p = p
-        self.place = place
+        self.index = index
         self.rows: DocumentRows | None = None
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -82,5 +82,5 @@ class KeyedDropout(nn.Module):
         kept = torch.zeros_like(hidden)
         generator = torch.Generator(hidden.device)
         for part, seeds in zip(self.rows.split(kept), self.rows.seeds, strict=True):
-            part.bernoulli_(1 - self.p, generator=generator.manual_seed(seeds[self.place]))
+            part.bernoulli_(1 - self.p, generator=generator.manual_seed(seeds[self.index]))
         return hidden * kept / (1 - self.p)  # in this order bf16 rounds once

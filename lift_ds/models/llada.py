@@ -162,7 +162,7 @@ class LLaDABlock(nn.Module):
     def attend(self, hidden: Tensor, cos: Tensor, sin: Tensor, visible: Visible) -> Tensor:
         """Attention over every visible position; see `layers.attend`."""
         query, key, value = (
-            split_heads(each(hidden), self.head_dim) for each in (self.q_proj, self.k_proj, self.v_proj)
+            split_heads(project(hidden), self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         dropout = self.attention_dropout if self.training else 0.0
         return self.attn_out(attend(rotate(query, cos, sin), rotate(key, cos, sin), value, visible, dropout))

@@ -191,7 +191,7 @@ class LlamaAttention(nn.Module):
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, visible: Visible) -> Tensor:
         """Maps (B, L, D) to (B, L, D)."""
         query, key, value = (
-            split_heads(each(hidden), self.head_dim) for each in (self.q_proj, self.k_proj, self.v_proj)
+            split_heads(project(hidden), self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         if self.has_qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)

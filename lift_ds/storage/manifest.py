@@ -102,7 +102,7 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def publish(temporary: Path, final: Path) -> None:
+def publish_checkpoint(temporary: Path, final: Path) -> None:
     """Renames the finished folder and points `latest` at it, each in one atomic step."""
     if final.exists():
         shutil.rmtree(final)

@@ -179,7 +179,7 @@ def open_zero_checkpoint(folder: Path) -> ZeroCheckpoint:
         require_keys(file, file.root["optimizer_state_dict"], ["partition_count"])
     stages = {file.path: stage_of(file) for file in optimizer_files}
     stage = next(iter(stages.values()))
-    agree(stages, "its ZeRO stage is")
+    require_same(stages, "its ZeRO stage is")
     if stage not in (1, 2, FULL_STAGE):
         raise ValueError(f"{folder}: ZeRO stage {stage}; stages 1 to 3 are read.")
     for file in model_files:
@@ -246,12 +246,12 @@ def check_same_run(optimizer_files: list[TorchFile], model_files: list[TorchFile
         ValueError: A shard differs from the first in version, step, names or shapes.
     """
     everything = [*optimizer_files, *model_files]
-    agree({file.path: file.root.get("ds_version") for file in everything}, "its DeepSpeed version is")
-    agree({file.path: int(file.root["global_steps"]) for file in model_files}, "its step is")
+    require_same({file.path: file.root.get("ds_version") for file in everything}, "its DeepSpeed version is")
+    require_same({file.path: int(file.root["global_steps"]) for file in model_files}, "its step is")
     for key in ("param_shapes", "frozen_param_shapes"):
         listed = {file.path: describe_shapes(file.root.get(key)) for file in model_files}
-        agree(listed, f"its {key} are")
-    agree({file.path: optimizer_step(file) for file in optimizer_files}, "its optimizer's step is")
+        require_same(listed, f"its {key} are")
+    require_same({file.path: optimizer_step(file) for file in optimizer_files}, "its optimizer's step is")
 
 
 def describe_shapes(shapes: Any) -> list[list[tuple[str, list[int]]]]:
@@ -269,7 +269,7 @@ def optimizer_step(file: TorchFile) -> list[float]:
     return [float(step.load()) if isinstance(step, StoredTensor) else float(step) for step in steps]
 
 
-def agree(values: dict[Path, Any], what: str) -> None:
+def require_same(values: dict[Path, Any], what: str) -> None:
     """Checks that all files say the same.
 
     Raises:

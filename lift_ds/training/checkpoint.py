@@ -34,7 +34,7 @@ from lift_ds.storage.manifest import (
     CheckpointManifest,
     FileRecord,
     checkpoint_name,
-    publish,
+    publish_checkpoint,
     read_manifest,
     remove_old,
     sync_and_hash,
@@ -112,7 +112,7 @@ def save_checkpoint(
             temporary / MANIFEST,
             json.dumps(asdict(CheckpointManifest(step, engine.world_size, engine.stage, fingerprint, files)), indent=1),
         )
-        publish(temporary, final)
+        publish_checkpoint(temporary, final)
         remove_old(folder, step, keep)
 
     agree(engine, finish, final)

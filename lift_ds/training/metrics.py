@@ -15,7 +15,7 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
-NUM_BINS = 10
+NUM_TENTHS = 10
 METRICS_FILE = "metrics.jsonl"
 COMPONENTS = ("easy", "random", "hard")
 
@@ -39,8 +39,8 @@ class StepTotals:
         """Starts at zero."""
         self.scalars = torch.zeros(len(self.SCALARS), dtype=torch.float64)
         self.components = torch.zeros(len(COMPONENTS), dtype=torch.float64)
-        self.binned = torch.zeros(len(self.BINNED), NUM_BINS, dtype=torch.float64)
-        self.max_weight = torch.zeros(NUM_BINS, dtype=torch.float64)
+        self.binned = torch.zeros(len(self.BINNED), NUM_TENTHS, dtype=torch.float64)
+        self.max_weight = torch.zeros(NUM_TENTHS, dtype=torch.float64)
         self.bad_sample_ids: list[int] = []
 
     def add(self, **values: float) -> None:
@@ -52,7 +52,7 @@ class StepTotals:
         self, t: Tensor, component: Tensor, nll_sum: Tensor, num_kept: Tensor, gradient_norm: Tensor
     ) -> None:
         """Adds documents: all arguments (B,), on the CPU."""
-        bins = (t * NUM_BINS).long().clamp(max=NUM_BINS - 1)
+        bins = (t * NUM_TENTHS).long().clamp(max=NUM_TENTHS - 1)
         values = torch.stack([torch.ones_like(t), nll_sum, num_kept, gradient_norm]).double()
         self.binned.index_add_(1, bins, values)
         self.components.index_add_(0, component, torch.ones_like(t).double())

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from lift_ds.cli.score import main
-from lift_ds.evaluation.score_file import check_names
+from lift_ds.evaluation.score_file import check_task
 from tests.conftest import VECTORS, run, run_script
 
 GOOD = {"question": "How many?", "generation": "\\boxed{1,200}", "ground_truth": 1200.0}
@@ -142,11 +142,11 @@ def test_files_that_are_none(tmp_path, capsys):
 
 def test_formulas_need_the_extra(monkeypatch):
     monkeypatch.setattr("lift_ds.evaluation.score_file.find_spec", lambda name: None)
-    check_names("gsm8k", "strict")
+    check_task("gsm8k", "strict")
     with pytest.raises(
         RuntimeError, match=r"math500 needs sympy, antlr4, math_verify .* pip install 'lift_ds\[eval\]'"
     ):
-        check_names("math500", "strict")
+        check_task("math500", "strict")
 
 
 def test_it_starts_without_torch():

@@ -11,7 +11,7 @@ from lift_ds.storage.manifest import (
     find_faults,
     hash_file,
     model_fingerprint,
-    publish,
+    publish_checkpoint,
     read_manifest,
     remove_old,
     require_whole,
@@ -26,7 +26,7 @@ def make_checkpoint(folder, step):
         (temporary / "zero" / f"shard{rank}.pt").write_bytes(bytes([step % 256, rank]) * 500)
     files = {str(path.relative_to(temporary)): hash_file(path) for path in temporary.rglob("*") if path.is_file()}
     (temporary / "manifest.json").write_text(json.dumps(asdict(CheckpointManifest(step, 2, 3, "model", files))))
-    publish(temporary, folder / f"step-{step:06d}")
+    publish_checkpoint(temporary, folder / f"step-{step:06d}")
     return folder / f"step-{step:06d}"
 
 

@@ -31,7 +31,7 @@ def show_report(console: Console, numbers: dict[str, Any], example: list[Tokens]
     """
     for problem in numbers["problems"][:SHOWN_PROBLEMS]:
         style = "yellow" if problem["kind"] == "long" else "red"
-        console.print(Text(shown(problem["problem"]), style=style), soft_wrap=True)
+        console.print(Text(printable(problem["problem"]), style=style), soft_wrap=True)
     hidden = len(numbers["problems"]) - SHOWN_PROBLEMS
     if hidden > 0:
         console.print(f"... and {hidden:,} more (all of them are in the file of --json)")
@@ -72,7 +72,7 @@ def show_numbers(console: Console, numbers: dict[str, Any]) -> None:
         f"{packing['fill']:.1%} full"
     )
     for line in lines:
-        console.print(Text(shown(line)), soft_wrap=True)
+        console.print(Text(printable(line)), soft_wrap=True)
 
 
 def lengths_table(lengths: dict[str, dict[str, Any]]) -> Table:
@@ -116,15 +116,15 @@ def show_pack(console: Console, documents: list[Tokens], tokenizer: PreTrainedTo
         for piece, is_target, is_filler in decoded_runs(start, tokenizer):
             style = FILLER_STYLE if is_filler else TARGET_STYLE
             if console.is_terminal:
-                text.append(shown(piece), style=style if is_target else PROMPT_STYLE)
+                text.append(printable(piece), style=style if is_target else PROMPT_STYLE)
             else:
-                text.append(shown(f"«{piece}»" if is_target else piece))
+                text.append(printable(f"«{piece}»" if is_target else piece))
         console.print(text, soft_wrap=True)
     if total > SHOWN_TOKENS:
         console.print(f"... {total - SHOWN_TOKENS:,} more tokens")
 
 
-def shown(text: str) -> str:
+def printable(text: str) -> str:
     """A text of the data without what a terminal would obey, or could not encode."""
     text = text.encode("utf-8", "backslashreplace").decode()
     return "".join(

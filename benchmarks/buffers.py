@@ -92,8 +92,8 @@ def report(
 ) -> None:
     """Prints the table and the arithmetic, and writes the figures."""
     world = buffers.ranks.world_size
-    sync_seconds, look_up_seconds = (statistics.median(each[0] for each in found) for found in (syncs, look_ups))
-    sync_bytes, look_up_bytes = (statistics.median(each[1] for each in found) for found in (syncs, look_ups))
+    sync_seconds, look_up_seconds = (statistics.median(round_[0] for round_ in rounds) for rounds in (syncs, look_ups))
+    sync_bytes, look_up_bytes = (statistics.median(round_[1] for round_ in rounds) for rounds in (syncs, look_ups))
     step_bytes = sync_bytes / SYNC_EVERY + look_up_bytes
     zero_bytes = 3 * 2 * PARAMETERS * (world - 1) / world
     compute_seconds = 8 * PARAMETERS * TOKENS / GPU_FLOPS

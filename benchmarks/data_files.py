@@ -39,9 +39,9 @@ def write_rows(path: Path, lengths: np.ndarray, seed: int, num_ids: int) -> None
             sizes = lengths[start : start + ROWS_PER_GROUP]
             offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
             ids = generator.integers(3, num_ids, offsets[-1], dtype=np.int32)
-            place = np.arange(offsets[-1]) - np.repeat(offsets[:-1], sizes)
-            targets = place >= np.repeat(sizes // 5, sizes)
-            columns = [pa.ListArray.from_arrays(offsets, each) for each in (ids, targets)]
+            position = np.arange(offsets[-1]) - np.repeat(offsets[:-1], sizes)
+            targets = position >= np.repeat(sizes // 5, sizes)
+            columns = [pa.ListArray.from_arrays(offsets, values) for values in (ids, targets)]
             writer.write_table(pa.Table.from_arrays(columns, schema=SCHEMA))
 
 
@@ -85,15 +85,15 @@ def loader_over_datasets(encoder: ChatEncoder, pairs: int, is_quick: bool) -> Fi
         baseline = iter(StatefulDataLoader(streamed, batch_size=STEP_ROWS, collate_fn=pad))
         ours = steps_of(open_steps([path], encoder, None))
         seconds: dict[str, list[float]] = {"datasets": [], "ours": []}
-        for place in range(1 + num_pairs):
+        for index in range(1 + num_pairs):
             for name, batches in (("datasets", baseline), ("ours", ours)):
                 began = time.perf_counter()
-                for _ in range(num_steps if place else 1):
+                for _ in range(num_steps if index else 1):
                     next(batches)
-                if place:
+                if index:
                     seconds[name].append((time.perf_counter() - began) / num_steps)
     ratio = statistics.median(seconds["datasets"]) / statistics.median(seconds["ours"])
-    rates = {name: STEP_ROWS / statistics.median(found) for name, found in seconds.items()}
+    rates = {name: STEP_ROWS / statistics.median(times) for name, times in seconds.items()}
     print(f"pre-tokenised rows a second: datasets {rates['datasets']:,.0f}, ours {rates['ours']:,.0f}: {ratio:.1f} x")
     return {"loader_over_datasets": ratio}
 
@@ -105,7 +105,7 @@ def packs_and_state(encoder: ChatEncoder, is_quick: bool) -> Figures:
         lengths = np.random.default_rng(2).lognormal(np.log(400), 0.8, 4000 if is_quick else 40_000)
         write_rows(path, lengths.clip(8, PACK_LENGTH).astype(int), 2, encoder.num_ids)
         loader = open_steps([path], encoder, PACK_LENGTH)
-        batches = [next(found) for found in [steps_of(loader)] for _ in range(4 if is_quick else 30)]
+        batches = [next(steps) for steps in [steps_of(loader)] for _ in range(4 if is_quick else 30)]
     fill = sum(batch.num_tokens for batch in batches) / (len(batches) * STEP_ROWS * PACK_LENGTH)
     sizes = [len(json.dumps(lane)) for lane in batches[-1].state["lanes"].values()]
     print(f"packs of {PACK_LENGTH:,}: fill {fill:.3f}; state of a lane: mean {statistics.mean(sizes):,.0f} bytes")

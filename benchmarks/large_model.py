@@ -106,12 +106,12 @@ def measure(name: str, command: Sequence[str | Path]) -> dict[str, float]:
     watcher.join()
     if status:
         raise RuntimeError(f"{name} failed:\n{printed[-4000:]}")
-    found = {"seconds": seconds, "process_gib": usage.ru_maxrss / 2**20, "machine_gib": before - lowest[0]}
-    print(f"{name:10}{seconds:>9.0f}{found['process_gib']:>16.1f}{found['machine_gib']:>16.1f}", flush=True)
+    measured = {"seconds": seconds, "process_gib": usage.ru_maxrss / 2**20, "machine_gib": before - lowest[0]}
+    print(f"{name:10}{seconds:>9.0f}{measured['process_gib']:>16.1f}{measured['machine_gib']:>16.1f}", flush=True)
     for line in printed.splitlines():
         if line.startswith("step ") or "reloaded" in line or "resumed" in line or "max_logit_difference" in line:
             print(f"    {line.strip()[:130]}")
-    return {f"{name}_{key}": value for key, value in found.items()}
+    return {f"{name}_{key}": value for key, value in measured.items()}
 
 
 def run_stages(folder: Path) -> dict[str, float]:

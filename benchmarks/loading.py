@@ -58,7 +58,7 @@ LLAMA_NAMES = {
     ".ff_proj.": ".mlp.gate_proj.",
     ".up_proj.": ".mlp.up_proj.",
     ".ff_out.": ".mlp.down_proj.",
-    **{f".{each}_proj.": f".self_attn.{each}_proj." for each in "qkv"},
+    **{f".{name}_proj.": f".self_attn.{name}_proj." for name in "qkv"},
 }
 
 
@@ -138,17 +138,17 @@ def probe(variant: str, folder: Path, output: Path) -> None:
     else:
         model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     torch.distributed.barrier()
-    found = {"seconds": time.perf_counter() - began}
-    found |= {name: io_bytes(name) - value for name, value in counters.items()}
+    measured = {"seconds": time.perf_counter() - began}
+    measured |= {name: io_bytes(name) - value for name, value in counters.items()}
     if sampler is not None:
         sampler.stop.set()
-    found["resident_peak"] = memory_bytes("VmHWM") - before["VmRSS"]
-    found["private_peak"] = found["resident_peak"] if sampler is None else sampler.peak - before["RssAnon"]
+    measured["resident_peak"] = memory_bytes("VmHWM") - before["VmRSS"]
+    measured["private_peak"] = measured["resident_peak"] if sampler is None else sampler.peak - before["RssAnon"]
     parts: list[torch.Tensor] = [getattr(parameter, "ds_tensor") for parameter in model.parameters()]  # noqa: B009
-    found["partition"] = sum(part.numel() * part.element_size() for part in parts)
+    measured["partition"] = sum(part.numel() * part.element_size() for part in parts)
     check_values(model, folder)
     everyone: list[Any] = [None] * launch.world_size
-    torch.distributed.all_gather_object(everyone, found)
+    torch.distributed.all_gather_object(everyone, measured)
     if launch.is_main:
         output.write_text(json.dumps(everyone))
     leave(0)
@@ -182,7 +182,7 @@ def load_once(root: Path, variant: str, is_cold: bool) -> dict[str, float]:
     if done.returncode:
         raise RuntimeError(f"loading with {variant} failed:\n{done.stdout[-4000:]}")
     ranks = json.loads(output.read_text())
-    return {name: max(each[name] for each in ranks) for name in ranks[0]}
+    return {name: max(rank[name] for rank in ranks) for name in ranks[0]}
 
 
 def main() -> None:
@@ -217,22 +217,22 @@ def report(
         f"{'':22}{'seconds':>9}{'by read calls':>15}{'from disk':>11}{'beyond partition: resident':>28}{'private':>9}"
     )
     seconds: dict[tuple[str, bool], float] = {}
-    for (variant, is_cold), found in loads.items():
-        seconds[variant, is_cold] = statistics.median(each["seconds"] for each in found)
-        peaks = [max(each[name] - each["partition"] for each in found) for name in ("resident_peak", "private_peak")]
+    for (variant, is_cold), runs in loads.items():
+        seconds[variant, is_cold] = statistics.median(run["seconds"] for run in runs)
+        peaks = [max(run[name] - run["partition"] for run in runs) for name in ("resident_peak", "private_peak")]
         label = variant + (", cold" if is_cold else ", warm")
-        called, disk = (max(each[name] for each in found) / MIB for name in ("rchar", "read_bytes"))
+        called, disk = (max(run[name] for run in runs) / MIB for name in ("rchar", "read_bytes"))
         print(
             f"{label:22}{seconds[variant, is_cold]:>9.2f}{called:>12.1f}{disk:>8.0f}"
             f"{peaks[0] / MIB:>18.1f}{peaks[1] / MIB:>9.1f}"
         )
-    ours = [each for is_cold in (False, True) for each in loads["ours", is_cold]]
-    theirs = [each for is_cold in (False, True) for each in loads["transformers", is_cold]]
+    ours = [run for is_cold in (False, True) for run in loads["ours", is_cold]]
+    theirs = [run for is_cold in (False, True) for run in loads["transformers", is_cold]]
     figures = {
         "quick": is_quick,
-        "bytes_read_ratio": max(each["rchar"] for each in ours) / (num_bytes / NUM_RANKS),
-        "peak_beyond_partition_mib": max(each["resident_peak"] - each["partition"] for each in ours) / MIB,
-        "baseline_private_beyond_partition_mib": max(each["private_peak"] - each["partition"] for each in theirs) / MIB,
+        "bytes_read_ratio": max(run["rchar"] for run in ours) / (num_bytes / NUM_RANKS),
+        "peak_beyond_partition_mib": max(run["resident_peak"] - run["partition"] for run in ours) / MIB,
+        "baseline_private_beyond_partition_mib": max(run["private_peak"] - run["partition"] for run in theirs) / MIB,
         "time_ratio": seconds["ours", False] / seconds["transformers", False],
         "time_ratio_cold": seconds["ours", True] / seconds["transformers", True],
         "seconds": seconds["ours", False],

@@ -90,12 +90,12 @@ class Setting:
 
     def largest_gradient_error(self, variant: str) -> float:
         """Largest difference of any gradient from that of the baseline, over that gradient's largest entry."""
-        found = []
-        for each in ("full", variant):
+        gradients = []
+        for name in ("full", variant):
             self.model.zero_grad(set_to_none=False)
-            self.step(each, 0.5, spread=0.4)
-            found.append([p.grad.clone() for p in self.model.parameters() if p.grad is not None])
-        return max(float((ours - base).abs().max() / base.abs().max()) for base, ours in zip(*found, strict=True))
+            self.step(name, 0.5, spread=0.4)
+            gradients.append([p.grad.clone() for p in self.model.parameters() if p.grad is not None])
+        return max(float((ours - base).abs().max() / base.abs().max()) for base, ours in zip(*gradients, strict=True))
 
     def synchronize(self) -> None:
         """Waits for the GPU."""
@@ -137,11 +137,13 @@ def measure_head(head: str, variants: list[str], pairs: int, is_quick: bool) -> 
             sys.exit(f"{variant}, head {head}: gradients differ from autograd's by {error:.1e}; not timed.")
     for level in LEVELS:
         rounds = [{variant: setting.step(variant, level) for variant in variants} for _ in range(1 + pairs)]
-        seconds = {variant: statistics.median(each[variant] for each in rounds[1:]) for variant in variants}
+        seconds = {variant: statistics.median(round_[variant] for round_ in rounds[1:]) for variant in variants}
         memory = {variant: peak_in_own_process(variant, level, head, is_quick) for variant in variants}
-        line = f"{head:10}{level:>5}" + "".join(f"{seconds[each]:>13.2f}{memory[each]:>13,.0f}" for each in variants)
+        line = f"{head:10}{level:>5}" + "".join(
+            f"{seconds[variant]:>13.2f}{memory[variant]:>13,.0f}" for variant in variants
+        )
         for variant in variants[1:]:
-            time_ratio, memory_ratio = (found[variant] / found["full"] for found in (seconds, memory))
+            time_ratio, memory_ratio = (values[variant] / values["full"] for values in (seconds, memory))
             name = f"{head}_t{round(level * 100)}"
             figures |= {f"{variant}_time_ratio_{name}": time_ratio, f"{variant}_peak_memory_ratio_{name}": memory_ratio}
             line += f"   {time_ratio:.2f}, {memory_ratio:.2f}"
@@ -167,17 +169,17 @@ def main() -> None:
     variants = ["full", *arguments.variants]
     names = [f"{variant} {unit}" for variant in variants for unit in ("s", "MiB")]
     print(f"{'head':10}{'t':>5}" + "".join(f"{name:>13}" for name in names) + "   ratios to full: time, memory")
-    found: dict[str, float] = {}
+    measured: dict[str, float] = {}
     for head in HEADS:
-        found |= measure_head(head, variants, arguments.pairs, arguments.quick)
+        measured |= measure_head(head, variants, arguments.pairs, arguments.quick)
     largest = {
         f"time_ratio_t{round(level * 100)}": max(
-            found[f"{arguments.variants[0]}_time_ratio_{head}_t{round(level * 100)}"] for head in HEADS
+            measured[f"{arguments.variants[0]}_time_ratio_{head}_t{round(level * 100)}"] for head in HEADS
         )
         for level in LEVELS
     }
-    memory = [found[name] for name in found if name.startswith(f"{arguments.variants[0]}_peak_memory_ratio")]
-    figures = {"quick": arguments.quick, "peak_memory_ratio_max": max(memory)} | largest | found
+    memory = [measured[name] for name in measured if name.startswith(f"{arguments.variants[0]}_peak_memory_ratio")]
+    figures = {"quick": arguments.quick, "peak_memory_ratio_max": max(memory)} | largest | measured
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1))
 

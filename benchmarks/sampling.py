@@ -106,7 +106,7 @@ def ours(gen_length: int = GEN_LENGTH, block_length: int = GEN_LENGTH, **options
 
 
 PLAIN: dict[str, Sampler] = {"plain": partial(plain, steps=GEN_LENGTH, gen_length=GEN_LENGTH, block=GEN_LENGTH)}
-BY_THRESHOLD = {f"threshold {each}": ours(threshold=each) for each in THRESHOLDS}
+BY_THRESHOLD = {f"threshold {threshold}": ours(threshold=threshold) for threshold in THRESHOLDS}
 OTHERS = {
     **{remasking: ours(steps=GEN_LENGTH, remasking=remasking) for remasking in get_args(Remasking)},
     **{f"{steps} steps": ours(steps=steps) for steps in (GEN_LENGTH // 2, GEN_LENGTH // 4)},
@@ -150,13 +150,13 @@ def drawn_items(count: int, seed: int, seen: set[str]) -> list[Item]:
     Raises:
         ValueError: There are not so many that are not among the seen ones.
     """
-    found: dict[str, list[Item]] = {name: [] for name in TASKS}
+    by_task: dict[str, list[Item]] = {name: [] for name in TASKS}
     asked = set(seen)
     for item in held_out_items(8 * count + 8 * len(TASKS), seed):
         if item.question not in asked:
-            found[item.task].append(item)
+            by_task[item.task].append(item)
         asked.add(item.question)
-    items = [item for turn in zip(*found.values(), strict=False) for item in turn]
+    items = [item for turn in zip(*by_task.values(), strict=False) for item in turn]
     if len(items) < count:
         raise ValueError(f"{count} items: only {len(items)} questions of seed {seed} are new; ask for fewer.")
     return items[:count]
@@ -171,11 +171,11 @@ def accuracy(path: str, num_validation: int, num_test: int, num_others: int) -> 
     masked = cast(MaskedDiffusionModel, model)
     validation = drawn_items(num_validation, 0, set())
     test = drawn_items(num_test, 1, {item.question for item in drawn_items(num_validation + num_test, 0, set())})
-    found = measure(masked, encoder, validation, PLAIN | BY_THRESHOLD)
-    show("validation", found)
-    lost = {each: found[f"threshold {each}"].points_lost(found["plain"])[1] for each in THRESHOLDS}
-    good = [each for each in THRESHOLDS if lost[each] <= POINTS]
-    chosen = min(good or THRESHOLDS[-1:], key=lambda each: found[f"threshold {each}"].seconds)
+    measured = measure(masked, encoder, validation, PLAIN | BY_THRESHOLD)
+    show("validation", measured)
+    lost = {threshold: measured[f"threshold {threshold}"].points_lost(measured["plain"])[1] for threshold in THRESHOLDS}
+    good = [threshold for threshold in THRESHOLDS if lost[threshold] <= POINTS]
+    chosen = min(good or THRESHOLDS[-1:], key=lambda threshold: measured[f"threshold {threshold}"].seconds)
     print(f"threshold {chosen} chosen of {good or 'none that loses so little'}\n", flush=True)
     others = measure(masked, encoder, test[:num_others], PLAIN | OTHERS)
     show("test", others)
@@ -217,10 +217,10 @@ def caches(rounds: int, is_quick: bool) -> dict[str, float]:
             began = time.perf_counter()
             sampler(model, prompts, None)
             seconds[name].append(time.perf_counter() - began)
-    medians = {name: statistics.median(found) for name, found in seconds.items()}
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
     print(f"\nwidth {width}, {layers} layers, {length} tokens after {length}: seconds, x plain")
-    for name, found in medians.items():
-        print(f"{name:20}{found:>8.2f}{medians['plain'] / found:>8.2f}")
+    for name, median in medians.items():
+        print(f"{name:20}{median:>8.2f}{medians['plain'] / median:>8.2f}")
     return {f"{name.replace(' ', '_')}_speedup": medians["plain"] / medians[name] for name in chosen if name != "plain"}
 
 

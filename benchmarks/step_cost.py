@@ -77,9 +77,9 @@ class Variant:
 
     def step(self, documents: list[Document], number: int) -> None:
         """One whole optimizer step on this rank's documents."""
-        slots = [(self.engine.rank + place * self.engine.world_size, 0) for place in range(len(documents))]
+        slots = [(self.engine.rank + index * self.engine.world_size, 0) for index in range(len(documents))]
         noises = self.noise_rule(documents, number, slots)
-        batch = StepBatch([collate(documents, noises, 1)], sum(len(each.ids) for each in documents), 0, 0, {})
+        batch = StepBatch([collate(documents, noises, 1)], sum(len(document.ids) for document in documents), 0, 0, {})
         self.engine.barrier()
         began = time.perf_counter()
         totals = self.engine.all_reduce(step_counts(batch.micro_batches, self.objective))
@@ -98,7 +98,7 @@ def draw_documents(rank: int, step: int, length: int, vocabulary: int) -> list[D
     generator = np.random.default_rng((SEED, rank, step))
     response = np.arange(length) >= PROMPT * length // 512
     ids = [(vocabulary ** generator.random(length)).astype(np.int64).clip(2) for _ in range(MICRO_BATCH)]
-    return [Document(each, response, np.zeros(length, bool), place, 0, "") for place, each in enumerate(ids)]
+    return [Document(row, response, np.zeros(length, bool), index, 0, "") for index, row in enumerate(ids)]
 
 
 def interval(top: list[float], bottom: list[float]) -> tuple[float, float, float]:
@@ -136,8 +136,8 @@ def main() -> None:
     for number in range(3 + (3 if arguments.quick else arguments.pairs)):
         documents = draw_documents(launch.rank, number, length, vocabulary)
         order = list(variants.values())
-        for place in range(len(order)):
-            order[(place + number) % len(order)].step(documents, number)
+        for turn in range(len(order)):
+            order[(turn + number) % len(order)].step(documents, number)
     if launch.is_main:
         report(variants, arguments.quick, arguments.json)
     leave(0)

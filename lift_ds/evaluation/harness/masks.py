@@ -28,7 +28,7 @@ class Masks:
     """The masks of one continuation of L tokens.
 
     Args:
-        places: bool (n, L), true where masked; at least one in each row.
+        masked: bool (n, L), true where masked; at least one in each row.
         weights: float64 (n,), which make the sum of the rows' log p the bound.
         is_exact: Whether these are all masks that there are.
     """

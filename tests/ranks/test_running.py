@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from lift_ds.ranks import running as ranks
+from lift_ds.ranks import running
 
 
 def test_errors_of_one_rank_are_said(monkeypatch, capsys):
@@ -13,12 +13,12 @@ def test_errors_of_one_rank_are_said(monkeypatch, capsys):
     def fail(*_):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(ranks, "leave", sys.exit)
+    monkeypatch.setattr(running, "leave", sys.exit)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     for is_together, said in ((False, ""), (True, "error on rank 1: out of memory\n")):
-        monkeypatch.setattr(ranks, "has_started", lambda is_together=is_together: is_together)
+        monkeypatch.setattr(running, "has_started", lambda is_together=is_together: is_together)
         with pytest.raises(SystemExit) as ended:
-            ranks.run_on_ranks(fail)
+            running.run_on_ranks(fail)
         assert ended.value.code == 2
         assert capsys.readouterr().err == said

@@ -4,20 +4,17 @@ from .builtin import BUILTIN_PREFIX, Builtin
 from .filesystem import Retry
 from .listing import FILE_KINDS, open_groups, open_sources
 from .manifest import Group, Manifest, SourceGroup
-from .source import Chunk, Row, Source, SourceIndex
+from .source import Row
 
 __all__ = [
     "BUILTIN_PREFIX",
     "FILE_KINDS",
     "Builtin",
-    "Chunk",
     "Group",
     "Manifest",
     "Retry",
     "Row",
-    "Source",
     "SourceGroup",
-    "SourceIndex",
     "open_groups",
     "open_sources",
 ]

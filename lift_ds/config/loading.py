@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 
 from lift_ds.objectives import DEFAULT_METHOD, OBJECTIVES, all_options, methods_with
 from lift_ds.objectives.settings import ObjectiveSettings
-from lift_ds.section import Section
+from lift_ds.section import Section, refused_value
 from lift_ds.yaml_numbers import load_yaml
 
 from .run import RunConfig
@@ -151,7 +151,7 @@ def describe(details: ErrorDetails, values: dict[str, Any]) -> list[str]:
     hint = ""
     if details["type"] == "string_type" and isinstance(details["input"], int | float):
         hint = """; a text that reads as a number needs quotes, on a command line '"1e5"'"""
-    return [f"{key}={details['input']!r}: {details['msg'][0].lower()}{details['msg'][1:]}{hint} ({help_of(key)})"]
+    return [f"{refused_value(key, details)}{hint} ({help_of(key)})"]
 
 
 def walk_fields(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:

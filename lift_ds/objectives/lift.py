@@ -12,7 +12,7 @@ Source: LIFT (arXiv 2605.22939) and its public code. Differs: the component is e
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -193,20 +193,27 @@ class Lift3(Lift):
         return lift3_component(t, self.settings.random_weight)
 
 
+class Single(Lift):
+    """One component at every level: the ablations, "what without when"."""
+
+    kept_component: ClassVar[Component]
+
+    def component(self, t: Tensor, u: Tensor) -> Tensor:
+        """Always the same."""
+        return torch.full_like(t, int(self.kept_component), dtype=torch.int64)
+
+
 class EasySettings(LiftSettings):
     """No option of its own."""
 
     method: Literal["easy"] = "easy"
 
 
-class Easy(Lift):
-    """The tokens that are predicted best, at every level: an ablation, "what without when"."""
+class Easy(Single):
+    """The tokens that are predicted best."""
 
     settings_type = EasySettings
-
-    def component(self, t: Tensor, u: Tensor) -> Tensor:
-        """Always the same."""
-        return torch.full_like(t, int(Component.EASY), dtype=torch.int64)
+    kept_component = Component.EASY
 
 
 class HardSettings(LiftSettings):
@@ -215,14 +222,11 @@ class HardSettings(LiftSettings):
     method: Literal["hard"] = "hard"
 
 
-class Hard(Lift):
-    """The tokens that are predicted worst, at every level."""
+class Hard(Single):
+    """The tokens that are predicted worst."""
 
     settings_type = HardSettings
-
-    def component(self, t: Tensor, u: Tensor) -> Tensor:
-        """Always the same."""
-        return torch.full_like(t, int(Component.HARD), dtype=torch.int64)
+    kept_component = Component.HARD
 
 
 class RandomSettings(SupersetSettings):

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from lift_ds.section import Section
+from lift_ds.section import Section, refused_value
 
 Remasking = Literal["low_confidence", "random", "entropy", "margin", "maskgit_plus"]
 EosPolicy = Literal["allow", "last", "never"]
@@ -140,7 +140,7 @@ def describe(details: ErrorDetails) -> str:
     if details["type"] == "value_error":
         return str(details["ctx"]["error"])
     name = str(details["loc"][0])
-    words = f"{details['msg'][0].lower()}{details['msg'][1:]}"
     if details["type"] == "literal_error":
-        words = f"allowed are {', '.join(get_args(SamplingSettings.model_fields[name].annotation))}"
-    return f"{name}={details['input']!r}: {words}."
+        allowed = get_args(SamplingSettings.model_fields[name].annotation)
+        return f"{name}={details['input']!r}: allowed are {', '.join(allowed)}."
+    return f"{refused_value(name, details)}."

@@ -26,6 +26,7 @@ from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.logits_model import LogitsModel
 from lift_ds.objectives import Objective, make_objective, methods_with, objective_settings
 from lift_ds.objectives.gift import gift_levels
+from lift_ds.section import refused_value
 
 from .step import DiffusionStep
 
@@ -158,11 +159,11 @@ def sentence(details: ErrorDetails) -> str:
     """What is wrong with one option, and what is allowed."""
     if details["type"] == "value_error":
         return str(details["ctx"]["error"])
-    name, message = str(details["loc"][0]), details["msg"]
+    name = str(details["loc"][0])
     if details["type"] == "extra_forbidden":
         methods = ", ".join(methods_with(name)) or "no method: misspelt?"
         return f"{name}={details['input']!r}: no argument, and no option of this method (of {methods})."
-    return f"{name}={details['input']!r}: {message[0].lower()}{message[1:]}."
+    return f"{refused_value(name, details)}."
 
 
 def as_diffusion_model(model: nn.Module, mask_token_id: int | None, right_shift_logits: bool) -> MaskedDiffusionModel:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from lift_ds.sampling.settings import Amount, Count, SamplingSettings, TopP, Unmasking, checked_settings
+from lift_ds.section import refused_value
 
 DEFAULT_BLOCK_LENGTH = 32
 
@@ -100,4 +101,4 @@ def describe(details: Any) -> str:
     if details["type"] == "extra_forbidden":
         close = difflib.get_close_matches(name, ModelArguments.model_fields, n=1)
         return f"{name} is unknown" + (f", did you mean {close[0]}?" if close else "")
-    return f"{name}={details['input']!r}: {details['msg'][0].lower()}{details['msg'][1:]}"
+    return refused_value(name, details)

@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable
 from fractions import Fraction
 
+from .expression import parse_expression
 from .item import Item, Verdict, read_answer
 
 OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
@@ -113,6 +114,6 @@ def evaluate_expression(text: str) -> tuple[Fraction, list[int]]:
         raise ValueError(f"not an integer or one of + - * /: {ast.dump(node)[:60]}")
 
     try:
-        return value_of(ast.parse(text, mode="eval").body), used
+        return value_of(parse_expression(text)), used
     except (SyntaxError, ZeroDivisionError, MemoryError, RecursionError) as error:
         raise ValueError(f"not an arithmetic expression: {error}") from error

@@ -7,6 +7,8 @@ import operator
 import re
 from collections.abc import Callable
 
+from lift_ds.data.tasks.expression import parse_expression
+
 ALLOWED = re.compile(r"[\d+\-*/().\s]+")
 LONGEST = 1000
 MOST_BITS = 10_000
@@ -29,7 +31,7 @@ def evaluate(text: str) -> Number | None:
     if len(text) > LONGEST or not ALLOWED.fullmatch(text):
         return None
     try:
-        return value_of(ast.parse(text.strip(), mode="eval").body)
+        return value_of(parse_expression(text.strip()))
     except (SyntaxError, ArithmeticError, ValueError, TypeError, MemoryError, RecursionError):
         return None
 

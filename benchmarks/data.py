@@ -113,7 +113,7 @@ def loader_over_tokenizer(pairs: int, is_quick: bool) -> Figures:
     for kind in ROW_WORDS:
         rows = make_rows(kind, NUM_ROWS[kind] // (4 if is_quick else 1))
         chats, wheres = [as_chat(row) for row in rows], [f"{kind}:{number}" for number in range(len(rows))]
-        texts = ["".join(text for text, _ in encoder.renderer.segments(chat.messages, kind)) for chat in chats]
+        texts = ["".join(text for text, _ in encoder.renderer.segments(chat, kind)) for chat in chats]
 
         def bare(texts: list[str] = texts) -> object:
             return backend.encode_batch(texts, add_special_tokens=False)

@@ -146,7 +146,7 @@ def plan(opened: Opened, arguments: argparse.Namespace) -> str:
     for group, columns in zip(reader.manifest.groups, reader.columns, strict=True):
         lines.append(f"  {group.name}: {group.num_rows:,} rows, columns {columns.named()}")
     lines.append(f"with the tokenizer of {opened.run.model.path}, at most {encoder.max_length:,} tokens a row")
-    lines += [f"  {name}: {value!r}" for name, value in token_settings(encoder, reader.system).items()]
+    lines += [f"  {name}: {value!r}" for name, value in token_settings(encoder, reader.rules).items()]
     lines.append("would write:")
     lines.append(f"  the report to {', '.join(['the screen', *([str(arguments.json)] if arguments.json else [])])}")
     if arguments.write is not None:
@@ -163,7 +163,8 @@ def prepare_data(opened: Opened, arguments: argparse.Namespace) -> bool:
     """
     run, reader = opened.run, opened.reader
     names = [group.name for group in reader.manifest.groups]
-    statistics = TokenStatistics(reader.encoder.num_ids, opened.capacity, names)
+    num_checked = -(-run.data.check_rows // len(names))
+    statistics = TokenStatistics(reader.encoder.num_ids, opened.capacity, names, num_checked)
     console = Console(highlight=False, markup=False)
     stopping = set[Skipped]()
     stopping |= {Skipped.BAD} if run.data.on_bad_row == "error" else set()
@@ -183,15 +184,22 @@ def prepare_data(opened: Opened, arguments: argparse.Namespace) -> bool:
                 advance(len(rows))
         report = statistics.report(run.optim.global_batch, min(arguments.micro_batch, run.optim.global_batch))
         report.numbers["duplicates"]["locations"] = locate_duplicates(report, reader)
-        show_report(console, report.numbers, report.example, reader.encoder.tokenizer)
+        show_report(console, report.numbers, report.first_rows, reader.encoder.tokenizer)
         if arguments.json is not None:
             write_report(arguments.json, report, reader)
-        is_usable = is_usable and report.numbers["rows"]["good"] > 0
+        skipped = [source for source in report.numbers["sources"] if source["skipped_of_first"] > run.data.max_skipped]
+        for source in skipped:
+            console.print(
+                f"{source['name']}: {source['skipped_of_first']:.1%} of the first rows would be skipped, more than "
+                f"data.max_skipped={run.data.max_skipped:g} allows",
+                soft_wrap=True,
+            )
+        is_usable = is_usable and not skipped and report.numbers["rows"]["good"] > 0
         if writer is not None and is_usable:
             writer.publish(describe(opened, report))
             console.print(f"{arguments.write}: {len(writer.shards)} parquet file(s)", soft_wrap=True)
         elif writer is not None:
-            hint = "not written; set data.on_bad_row and data.on_long to leave rows out."
+            hint = "not written; set data.on_bad_row, data.on_long and data.max_skipped to leave rows out."
             console.print(f"{arguments.write}: {hint}", soft_wrap=True)
     return is_usable
 
@@ -207,13 +215,13 @@ def locate_duplicates(report: SurveyReport, reader: RowReader) -> list[list[str]
 
 
 def write_report(path: Path, report: SurveyReport, reader: RowReader) -> None:
-    """The report as JSON, with one pack as text: targets stand between « and ».
+    """The report as JSON, with the first rows of each source as text: targets stand between « and ».
 
     Raises:
         OSError: It cannot be written.
     """
-    pack = [marked_text(document, reader.encoder.tokenizer) for document in report.example]
-    text = json.dumps(report.numbers | {"pack": pack}, indent=2, ensure_ascii=False)
+    texts = [[marked_text(document, reader.encoder.tokenizer) for document in rows] for rows in report.first_rows]
+    text = json.dumps(report.numbers | {"first_rows": texts}, indent=2, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
@@ -233,7 +241,7 @@ def describe(opened: Opened, report: SurveyReport) -> dict[str, Any]:
         "files": reader.manifest.files,
         "model": run.model.path,
         "tokenizer_hash": tokenizer_hash(encoder.tokenizer),
-        "settings": token_settings(encoder, reader.system)
+        "settings": token_settings(encoder, reader.rules)
         | {"data.max_length": encoder.max_length, "data.on_long": run.data.on_long},
     }
 

@@ -23,10 +23,11 @@ import yaml
 from lift_ds.config.deepspeed import fill_ds_json, read_ds_json, settle_ds_json
 from lift_ds.config.loading import ConfigError, explain_keys, load_run_config
 from lift_ds.config.run import RunConfig
+from lift_ds.data.survey.first_rows import FirstRows, check_first_rows
 from lift_ds.ranks.launch import Launch
 from lift_ds.ranks.running import run_on_ranks
 from lift_ds.storage.run_record import refuse_newer_run
-from lift_ds.training.inputs import FirstRows, RunData, check_first_rows, open_weights, prepare
+from lift_ds.training.inputs import RunData, open_weights, prepare
 from lift_ds.training.metrics import METRICS_FILE
 from lift_ds.training.run_files import ModelFolder, RunSources, SourcesError, list_sources, open_model
 
@@ -166,7 +167,7 @@ def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
         model = model.fetch_weights()
     prepared = prepare(run, model, checked.sources)
     ds_json = fill_ds_json(checked.ds_json, model.config.hidden_size, engine.has_accelerator())
-    first_rows = check_first_rows(prepared.data, run.data.check_rows)
+    first_rows = check_first_rows(prepared.data.reader, run.data.check_rows, run.data.max_skipped)
     if launch.is_main:
         print(describe(run, ds_json, launch, prepared.data, first_rows), flush=True)
     if arguments.dry_run:
@@ -186,13 +187,14 @@ def describe(run: RunConfig, ds_json: dict[str, Any], launch: Launch, data: RunD
     if launch.world_size > run.optim.global_batch:
         hint += f" ({launch.world_size - run.optim.global_batch} of them without a document: raise optim.global_batch)"
     groups = data.reader.manifest.groups
+    unused = "".join(f"{line}\n" for line in first_rows.unused_lines())
     precision = "bf16" if ds_json["bf16"]["enabled"] else "float32"
     return (
         f"{ranks}{hint}, ZeRO-{stage}, {precision}, global batch {run.optim.global_batch} = "
         f"{ds_json['gradient_accumulation_steps']} x {ds_json['train_micro_batch_size_per_gpu']} documents a rank\n"
         f"model {run.model.path}, data {', '.join(group.name for group in groups)}: {data.num_rows} rows, "
         f"{first_rows}; columns {', '.join(str(columns.named()) for columns in data.reader.columns)}, "
-        f"lanes: {data.stream.lanes.num_lanes}\n"
+        f"lanes: {data.stream.lanes.num_lanes}\n{unused}"
         f"{run.objective.method}, {run.optim.steps} steps -> {run.output}"
     )
 

@@ -12,7 +12,8 @@ from lift_ds.data.order.lanes import WINDOW_ROWS, SampleRef, locate
 from lift_ds.data.text.chat import ChatEncoder, Tokens, TooLongError
 from lift_ds.data.text.prepared import check_prepared
 from lift_ds.data.text.ready_rows import read_tokens
-from lift_ds.data.text.records import Conversation, detect_columns, read_conversation
+from lift_ds.data.text.records import Conversation, detect_columns, read_conversation, unused_keys
+from lift_ds.data.text.turns import RowRules
 
 from .batch import Document
 from .settings import ColumnsConfig
@@ -39,7 +40,7 @@ class RowReader:
         manifest: The rows.
         encoder: Text to tokens.
         columns: The mapping of groups that have none of their own, or `None` to detect it from their first rows.
-        system: System text put before every conversation.
+        rules: What the config says of the text of every row.
         skip_long: Leave out rows that are too long, instead of raising.
         min_chunks: Chunks that are kept in memory whatever their size, besides those that hold `WINDOW_ROWS` together.
         skip_bad: Leave out rows that cannot be read or do not fit the columns, instead of raising.
@@ -50,7 +51,7 @@ class RowReader:
         manifest: Manifest,
         encoder: ChatEncoder,
         columns: ColumnsConfig | None,
-        system: str | None = None,
+        rules: RowRules | None = None,
         skip_long: bool = False,
         min_chunks: int = 8,
         skip_bad: bool = False,
@@ -60,12 +61,12 @@ class RowReader:
         Raises:
             ValueError: They are of no known format, a file cannot be read, or its tokens are another tokenizer's.
         """
-        self.manifest, self.encoder, self.system = manifest, encoder, system
+        self.manifest, self.encoder, self.rules = manifest, encoder, rules or RowRules()
         self.skip_long, self.skip_bad, self.min_chunks = skip_long, skip_bad, min_chunks
         self._chunks: OrderedDict[int, Sequence[Row]] = OrderedDict()
         self._first_chunks = [group.first_chunk for group in manifest.groups]
         self.columns = [group.columns or columns or self.detect(group) for group in manifest.groups]
-        check_prepared(manifest, self.columns, encoder, system)
+        check_prepared(manifest, self.columns, encoder, self.rules)
 
     def detect(self, group: Group) -> ColumnsConfig:
         """The known format of a group's first row that can be read.
@@ -149,7 +150,7 @@ class RowReader:
         try:
             if columns.input_ids is not None:
                 return read_tokens(row, columns, self.encoder)
-            return read_conversation(row, columns, self.system)
+            return read_conversation(row, columns, self.rules)
         except ValueError as error:
             return as_row_error(error)
 
@@ -165,9 +166,22 @@ class RowReader:
 
     def read(self, refs: Iterable[SampleRef]) -> Iterator[Document | Skipped]:
         """The tokenised rows, or why they are left out, where such rows are skipped; else the errors of `document`."""
+        return map(self.settle, self.outcomes(refs))
+
+    def outcomes(self, refs: Iterable[SampleRef]) -> Iterator[Document | Exception]:
+        """The tokenised rows, each or the error that `document` raises of it; what ends a batch is raised."""
         waiting = iter(refs)
         while batch := list(islice(waiting, BATCH_ROWS)):
-            yield from map(self.settle, self.read_batch(batch))
+            yield from self.read_batch(batch)
+
+    def unused(self, row: Row, columns: ColumnsConfig) -> list[str]:
+        """Columns of a row, and keys of its messages, that hold something and that no token comes from."""
+        written = self.encoder.renderer.written_keys
+        return [
+            key
+            for key in unused_keys(row, columns)
+            if key.rpartition(".")[2] not in written and key not in self.rules.ignore
+        ]
 
     def by_sample_id(self, sample_ids: Iterable[int]) -> Iterator[Document]:
         """Documents of given rows, as of epoch 0; rows that are skipped are left out."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -13,11 +13,12 @@ from lift_ds.data.batch import Document
 from lift_ds.data.order.lanes import Lanes, choose_held_out
 from lift_ds.data.order.loader import StepLoader
 from lift_ds.data.order.stream import PackStream
-from lift_ds.data.reader import BadRowError, RowReader, Skipped
+from lift_ds.data.reader import RowReader
 from lift_ds.data.settings import DataConfig
 from lift_ds.data.sources import Manifest, SourceGroup
-from lift_ds.data.text.chat import ChatEncoder, TooLongError
+from lift_ds.data.text.chat import ChatEncoder
 from lift_ds.data.text.templates import use_template
+from lift_ds.data.text.turns import RowRules
 from lift_ds.models.families import max_length_of, start_token_of
 from lift_ds.models.vocabulary import check_tokenizer, load_tokenizer
 from lift_ds.models.weights import NewWeights, WeightSource
@@ -61,7 +62,7 @@ def make_encoder(data: DataConfig, tokenizer: PreTrainedTokenizerBase, config: P
     """The encoder that the config asks for.
 
     Raises:
-        ValueError: `data.chat_template` names no template, or not one of this tokenizer.
+        ValueError: `data.chat_template` names no template, or not one of this tokenizer, or it cannot be repeated.
     """
     use_template(tokenizer, data.chat_template)
     return ChatEncoder(
@@ -73,6 +74,8 @@ def make_encoder(data: DataConfig, tokenizer: PreTrainedTokenizerBase, config: P
         train_on=data.train_on,
         truncate=data.on_long == "truncate",
         start_token_id=start_token_of(config),
+        clock=datetime.fromisoformat(data.clock) if data.clock else None,
+        may_drop=data.dropped_text == "allow",
     )
 
 
@@ -95,7 +98,7 @@ def open_reader(
         Manifest(groups, cache_dir),
         encoder,
         data.columns if data.columns.named() else None,
-        data.system,
+        RowRules(data.system, data.reasoning, frozenset(data.ignore)),
         skip_long=data.on_long == "skip",
         skip_bad=data.on_bad_row == "skip",
     )
@@ -176,47 +179,6 @@ def open_data(
     training.min_chunks = lanes.window_chunks_open
     stream = PackStream(lanes, training, capacity)
     return RunData(encoder, training, stream, held_out, training.manifest.num_rows, manifests)
-
-
-@dataclass(frozen=True)
-class FirstRows:
-    """What was found in the first rows: how many are good, and how many are skipped, by reason."""
-
-    num_good: int
-    num_bad: int
-    num_long: int
-
-    def __str__(self) -> str:
-        """As the first lines of a run show it."""
-        skipped = [(self.num_bad, "bad"), (self.num_long, "too long")]
-        parts = [f"{count} {reason}" for count, reason in skipped if count]
-        checked = f"{self.num_good + self.num_bad + self.num_long} checked"
-        return f"{checked} ({', '.join(parts)}: skipped)" if parts else checked
-
-
-def check_first_rows(data: RunData, count: int) -> FirstRows:
-    """Reads and tokenises the first rows of every source, so that bad ones are found before training.
-
-    Args:
-        data: What was opened.
-        count: Rows in all; shared evenly by the sources.
-
-    Raises:
-        ValueError: A row is malformed or too long and not skipped, or a source has bad rows only; the message names
-            file and line.
-    """
-    groups = data.reader.manifest.groups
-    totals: Counter[Skipped | None] = Counter()
-    for group in groups:
-        refs = list(data.reader.first_rows(group, -(-count // len(groups))))
-        counts = Counter(document if isinstance(document, Skipped) else None for document in data.reader.read(refs))
-        if refs and not counts[None]:
-            try:
-                data.reader.document(refs[0])
-            except (BadRowError, TooLongError) as error:
-                raise ValueError(f"{group.name}: none of the first {len(refs)} rows can be used: {error}") from error
-        totals += counts
-    return FirstRows(totals[None], totals[Skipped.BAD], totals[Skipped.LONG])
 
 
 def make_loader(

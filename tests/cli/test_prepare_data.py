@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from lift_ds.cli.prepare_data import is_override, main
 from lift_ds.config.loading import load_run_config
-from lift_ds.data.survey.display import show_pack
+from lift_ds.data.survey.display import show_row
 from lift_ds.data.survey.statistics import describe_lengths, find_duplicates, ids_for_share, padding_waste
 from lift_ds.data.text.chat import Tokens
 from lift_ds.models.families import read_config
@@ -65,7 +65,10 @@ def test_counts_locations_and_exit_codes(mixed, tiny_dir, tmp_path, capsys):
     assert call(*flags, "data.on_bad_row=skip") == 1
     assert call(*flags, "data.on_long=skip") == 1
     capsys.readouterr()
-    assert call(*flags, "data.on_bad_row=skip", "data.on_long=skip") == 0
+    skips = ["data.on_bad_row=skip", "data.on_long=skip"]
+    assert call(*flags, *skips) == 1
+    assert "30.0% of the first rows would be skipped, more than data.max_skipped=0.05" in capsys.readouterr().out
+    assert call(*flags, *skips, "data.max_skipped=0.3") == 0
     printed = capsys.readouterr().out
     assert f"{mixed}:7: not JSON" in printed
     assert f"{mixed}:8: no column 'response'" in printed
@@ -135,16 +138,24 @@ def test_statistics_by_hand():
     assert find_duplicates(hashes[:0], np.arange(0)) == []
 
 
-def test_a_pack_is_shown_with_its_targets(tiny_dir, tmp_path, capsys):
+def test_first_rows_are_shown_with_their_targets(tiny_dir, tmp_path, capsys):
     path = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "say \x1b[31mhi", "response": "hi"}])
     assert call(path, "--model", tiny_dir, "data.pad_targets=all", "data.pad_to_multiple=8") == 0
     printed = capsys.readouterr().out
-    assert "a pack of 1 rows" in printed
+    assert "good row 1 of" in printed
     assert (
         "say \\x1b[31mhi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n«hi<|eot_id|><|endoftext|>»"
         in printed
     )
     assert "«<|endoftext|>" in printed  # the filler is a stretch of its own
+    borders = [line for line in printed.splitlines() if line.startswith("  token ")]
+    ids = AutoTokenizer.from_pretrained(tiny_dir).convert_tokens_to_ids(
+        ["<|startoftext|>", "<|eot_id|>", "<|endoftext|>"]
+    )
+    start, end_of_turn, end = ids
+    assert borders[0].startswith(f"  token 0: | {start} '<|startoftext|>' ")
+    assert f" {end_of_turn} '<|eot_id|>' {end} '<|endoftext|>' | {end} '<|endoftext|>' " in borders[2]
+    assert borders[3].endswith(f"{end} '<|endoftext|>' |")
 
 
 def test_on_a_terminal_targets_are_green_and_have_no_marks(tiny_dir):
@@ -152,7 +163,7 @@ def test_on_a_terminal_targets_are_green_and_have_no_marks(tiny_dir):
     ids = np.array(tokenizer("say yes").input_ids)
     learned = np.arange(len(ids)) == len(ids) - 1
     terminal = Console(file=io.StringIO(), force_terminal=True, color_system="standard")
-    show_pack(terminal, [Tokens(ids, learned, np.zeros(len(ids), dtype=bool))], tokenizer)
+    show_row(terminal, "a row", Tokens(ids, learned, np.zeros(len(ids), dtype=bool)), tokenizer)
     printed = terminal.file.getvalue()
     assert f"\x1b[1;32m{tokenizer.decode(ids[-1:])}\x1b[0m" in printed
     assert "«" not in printed
@@ -229,7 +240,7 @@ def test_nothing_is_written_over_or_written_by_halves(mixed, tiny_dir, tmp_path,
     assert call(mixed, "--model", tiny_dir, "--write", folder, "data.on_long=skip") == 1  # bad rows are errors
     assert "not written; set data.on_bad_row" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl"]
-    skips = ["data.on_bad_row=skip", "data.on_long=skip", "data.max_length=128"]
+    skips = ["data.on_bad_row=skip", "data.on_long=skip", "data.max_skipped=1", "data.max_length=128"]
     assert call(mixed, "--model", tiny_dir, "--write", folder, *skips) == 0
     assert json.loads((folder / "prepared.json").read_text())["rows"] == {"all": 10, "good": 7, "bad": 2, "too_long": 1}
     before = {path.name: path.read_bytes() for path in folder.iterdir()}

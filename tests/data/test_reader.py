@@ -14,10 +14,11 @@ from lift_ds.data.order.stream import PackStream
 from lift_ds.data.reader import BadRowError, RowReader, Skipped
 from lift_ds.data.settings import ColumnsConfig, SourceConfig
 from lift_ds.data.sources import Manifest, open_groups, open_sources
+from lift_ds.data.survey.first_rows import check_first_rows
 from lift_ds.data.text.chat import ChatEncoder, TooLongError
 from lift_ds.models.families import read_config
 from lift_ds.training.draws import make_noise_rule
-from lift_ds.training.inputs import check_first_rows, open_data
+from lift_ds.training.inputs import open_data
 
 BAD_LINES = {
     2: (b'{"prompt": ', "not JSON"),
@@ -64,9 +65,9 @@ def test_each_bad_row_is_located_and_spoils_no_other(bad_file, tokenizer):
 
 def test_wrong_roles_and_rewriting_templates_are_bad_rows(tmp_path, tokenizer):
     path = tmp_path / "chats.jsonl"
-    path.write_text(json.dumps({"messages": [{"role": "tool", "content": "x"}]}) + "\n")
+    path.write_text(json.dumps({"messages": [{"role": "bot", "content": "x"}]}) + "\n")
     reader = make_reader(path, tokenizer)
-    with pytest.raises(BadRowError, match="chats.jsonl:1: message role 'tool'"):
+    with pytest.raises(BadRowError, match="chats.jsonl:1: message role 'bot'"):
         reader.document(locate(reader.manifest, 0, 0))
     path.write_text('{"prompt": "q", "response": "a"}\n')
     raising = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
@@ -158,13 +159,13 @@ def open_run(tiny_dir, tokenizer, tmp_path, *overrides):
 
 def test_the_first_rows_are_counted(bad_file, tokenizer, tiny_dir, tmp_path):
     data = open_run(tiny_dir, tokenizer, tmp_path, f"data.path={bad_file}", "data.on_bad_row=skip", "data.on_long=skip")
-    found = check_first_rows(data, 2000)
+    found = check_first_rows(data.reader, 2000)
     assert (found.num_good, found.num_bad, found.num_long) == (2, 6, 1)
     assert str(found) == "9 checked (6 bad, 1 too long: skipped)"
-    assert str(check_first_rows(data, 1)) == "1 checked"
+    assert str(check_first_rows(data.reader, 1)) == "1 checked"
     strict = open_run(tiny_dir, tokenizer, tmp_path, f"data.path={bad_file}")
     with pytest.raises(BadRowError, match="rows.jsonl:2: not JSON"):
-        check_first_rows(strict, 2000)
+        check_first_rows(strict.reader, 2000)
 
 
 def test_a_column_that_no_row_has_is_an_error_although_bad_rows_are_skipped(tokenizer, tiny_dir, tmp_path):
@@ -174,7 +175,7 @@ def test_a_column_that_no_row_has_is_an_error_although_bad_rows_are_skipped(toke
     mixture = f"[{{path: {tmp_path}/a.jsonl, {columns}}}, {{path: {tmp_path}/b.jsonl, {columns}}}]"
     data = open_run(tiny_dir, tokenizer, tmp_path, f"data.sources={mixture}", "data.on_bad_row=skip")
     with pytest.raises(ValueError, match=r"b.jsonl: none of the first 10 rows can be used: .*b.jsonl:1: no column"):
-        check_first_rows(data, 20)
+        check_first_rows(data.reader, 20)
 
 
 def test_a_run_keeps_its_indexes_in_its_folder(tokenizer, tiny_dir, tmp_path):

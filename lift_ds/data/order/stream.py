@@ -12,7 +12,7 @@ from typing import Any
 
 from lift_ds.data.batch import Document
 from lift_ds.data.reader import RowReader, Skipped
-from lift_ds.data.text.prepared import token_settings, tokenizer_hash
+from lift_ds.data.text.prepared import changed_settings, token_settings, tokenizer_hash
 
 from .lanes import Lanes, Position, SampleRef, locate
 from .packing import Pack, Packer
@@ -162,7 +162,7 @@ class PackStream:
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a state to mean the same."""
-        tokens = token_settings(self.reader.encoder, self.reader.system) | {
+        tokens = token_settings(self.reader.encoder, self.reader.rules) | {
             "tokenizer": tokenizer_hash(self.reader.encoder.tokenizer),
             "data.max_length": self.reader.encoder.max_length,
         }
@@ -182,9 +182,8 @@ class PackStream:
         changed = self.lanes.manifest.find_changes(state["manifest"])
         mine = self.identity()
         changed += [
-            f"{name} was {state['identity'].get(name)!r} and is {mine[name]!r}"
-            for name in mine
-            if state["identity"].get(name) != mine[name]
+            f"{name} was {state['identity'].get(name)!r} and is {mine.get(name)!r}"
+            for name in changed_settings(state["identity"], mine)
         ]
         if changed:
             raise ValueError(

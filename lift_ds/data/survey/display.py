@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -14,21 +15,29 @@ from transformers import PreTrainedTokenizerBase
 
 from lift_ds.data.text.chat import Tokens
 
+from .first_rows import counted
+
 SHOWN_PROBLEMS = 20
 SHOWN_TOKENS = 600
+SHOWN_BORDERS, BORDER_TOKENS = 12, 3  # the latter on each side
 BAR_WIDTH = 40
 TARGET_STYLE, FILLER_STYLE, PROMPT_STYLE = "bold green", "dim green", ""
 
 
-def show_report(console: Console, numbers: dict[str, Any], example: list[Tokens], tokenizer: Any) -> None:
+def show_report(
+    console: Console, numbers: dict[str, Any], first_rows: list[list[Tokens]], tokenizer: PreTrainedTokenizerBase
+) -> None:
     """Prints everything.
 
     Args:
         console: Where to; colours only where it is a terminal.
         numbers: `SurveyReport.numbers`, with `locations` among the duplicates.
-        example: The documents of one pack.
+        first_rows: The first good documents of each source.
         tokenizer: Turns ids into text.
     """
+    for source, documents in zip(numbers["sources"], first_rows, strict=True):
+        for number, document in enumerate(documents, start=1):
+            show_row(console, f"good row {number} of {source['name']}", document, tokenizer)
     for problem in numbers["problems"][:SHOWN_PROBLEMS]:
         style = "yellow" if problem["kind"] == "long" else "red"
         console.print(Text(printable(problem["problem"]), style=style), soft_wrap=True)
@@ -39,7 +48,6 @@ def show_report(console: Console, numbers: dict[str, Any], example: list[Tokens]
     if numbers["lengths"]["row"]:
         console.print(lengths_table(numbers["lengths"]))
         console.print(histogram_of(numbers["lengths"]["row"]["histogram"]))
-        show_pack(console, example, tokenizer)
 
 
 def show_numbers(console: Console, numbers: dict[str, Any]) -> None:
@@ -51,6 +59,11 @@ def show_numbers(console: Console, numbers: dict[str, Any]) -> None:
             f"  {source['name']}: {source['good']:,} good, {source['bad']:,} bad, {source['too_long']:,} too long"
             for source in numbers["sources"]
         ]
+    lines += [
+        f"not used of {source['name']}: {counted(Counter(source['unused']))}"
+        for source in numbers["sources"]
+        if source["unused"]
+    ]
     lines.append(f"tokens: {tokens['all']:,}, targets {tokens['targets']:,} ({tokens['target_share']:.1%})")
     shares = ", ".join(
         f"{count:,} make {float(share):.0%}" for share, count in coverage["ids_for_target_share"].items()
@@ -101,27 +114,44 @@ def histogram_of(counts: dict[str, int]) -> Table:
     return table
 
 
-def show_pack(console: Console, documents: list[Tokens], tokenizer: PreTrainedTokenizerBase) -> None:
-    """The beginning of a pack as text, special tokens included; targets in green, or between « and »."""
-    total = sum(len(document.ids) for document in documents)
+def show_row(console: Console, title: str, document: Tokens, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A row as text, special tokens included, and the ids at its beginning, its end and where targets begin or end.
+
+    Targets are green on a terminal, and stand between « and » elsewhere.
+    """
     marks = "in green" if console.is_terminal else "between « and »"
-    console.print(f"a pack of {len(documents)} rows, {total:,} tokens, targets {marks}:")
-    left = SHOWN_TOKENS
-    for number, document in enumerate(documents, start=1):
-        if left <= 0:
+    console.print(
+        Text(printable(f"{title}, {len(document.ids):,} tokens, targets {marks}:"), style="bold"), soft_wrap=True
+    )
+    text, start = Text(), 0
+    for piece, is_target, is_filler, end in decoded_runs(document, tokenizer):
+        if start >= SHOWN_TOKENS:
+            text.append(f"... {len(document.ids) - start:,} more tokens", style="dim")
             break
-        start = Tokens(document.ids[:left], document.response_mask[:left], document.filler_mask[:left])
-        left -= len(start.ids)
-        text = Text().append(f"[{number}] ", style="dim")
-        for piece, is_target, is_filler in decoded_runs(start, tokenizer):
-            style = FILLER_STYLE if is_filler else TARGET_STYLE
-            if console.is_terminal:
-                text.append(printable(piece), style=style if is_target else PROMPT_STYLE)
-            else:
-                text.append(printable(f"«{piece}»" if is_target else piece))
-        console.print(text, soft_wrap=True)
-    if total > SHOWN_TOKENS:
-        console.print(f"... {total - SHOWN_TOKENS:,} more tokens")
+        style = FILLER_STYLE if is_filler else TARGET_STYLE
+        if console.is_terminal:
+            text.append(printable(piece), style=style if is_target else PROMPT_STYLE)
+        else:
+            text.append(printable(f"«{piece}»" if is_target else piece))
+        start = end
+    console.print(text, soft_wrap=True)
+    for line in border_lines(document, tokenizer):
+        console.print(Text(printable(line), style="dim"), soft_wrap=True)
+
+
+def border_lines(document: Tokens, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """The ids around every border of a row, each with its text: where it begins and ends, and where targets do."""
+    borders = [0, *(end for _, _, _, end in decoded_runs(document, tokenizer))]
+    for border in borders[:SHOWN_BORDERS]:
+        around = range(max(border - BORDER_TOKENS, 0), min(border + BORDER_TOKENS, len(document.ids)))
+        parts = ["|"] if border == 0 else []
+        for place in around:
+            token_id = int(document.ids[place])
+            parts.append(f"{token_id} {str(tokenizer.decode([token_id]))!r}")
+            parts += ["|"] * (place + 1 == border)
+        yield f"  token {border:,}: {' '.join(parts)}"
+    if len(borders) > SHOWN_BORDERS:
+        yield f"  ... {len(borders) - SHOWN_BORDERS} more borders"
 
 
 def printable(text: str) -> str:
@@ -136,13 +166,13 @@ def printable(text: str) -> str:
 def marked_text(document: Tokens, tokenizer: PreTrainedTokenizerBase) -> str:
     """A whole row as text, special tokens included, with targets between « and »."""
     pieces = decoded_runs(document, tokenizer)
-    return "".join(f"«{piece}»" if is_target else piece for piece, is_target, _ in pieces)
+    return "".join(f"«{piece}»" if is_target else piece for piece, is_target, _, _ in pieces)
 
 
-def decoded_runs(document: Tokens, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, bool, bool]]:
-    """(text, target, filler) of every stretch of a row with equal masks."""
+def decoded_runs(document: Tokens, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, bool, bool, int]]:
+    """(text, target, filler, end) of every stretch of a row with equal masks."""
     kinds = document.response_mask.astype(np.int8) + document.filler_mask
     borders = [0, *(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(kinds)]
     for start, end in pairwise(borders):
         text = str(tokenizer.decode(document.ids[start:end].tolist(), skip_special_tokens=False))
-        yield text, bool(document.response_mask[start]), bool(document.filler_mask[start])
+        yield text, bool(document.response_mask[start]), bool(document.filler_mask[start]), end

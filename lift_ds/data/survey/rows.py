@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lift_ds.data.reader import BATCH_ROWS, RowReader, Skipped
 from lift_ds.data.sources import Row
@@ -29,6 +29,7 @@ class SurveyedRow:
         tokens: Its tokens, or `None` where training would leave it out or stop at it.
         reason: Why that is.
         problem: The same as a message that begins with `where`; empty for a good row.
+        unused: Its columns, and keys of its messages, that hold something and that no token comes from.
     """
 
     sample_id: int
@@ -37,6 +38,7 @@ class SurveyedRow:
     tokens: Tokens | None
     reason: Skipped | None = None
     problem: str = ""
+    unused: tuple[str, ...] = ()
 
 
 def survey(reader: RowReader, num_workers: int = 0) -> Iterator[list[SurveyedRow]]:
@@ -89,7 +91,10 @@ def survey_chunk(reader: RowReader, chunk_index: int) -> Iterator[list[SurveyedR
         batch = rows[start : start + BATCH_ROWS]
         tokenised = reader.tokenise([(row, reader.columns[group]) for row in batch])
         ids = range(first_id + start, first_id + start + len(batch))
-        yield [judge(*judged, group) for judged in zip(ids, batch, tokenised, strict=True)]
+        yield [
+            replace(judge(*judged, group), unused=tuple(reader.unused(judged[1], reader.columns[group])))
+            for judged in zip(ids, batch, tokenised, strict=True)
+        ]
 
 
 def judge(sample_id: int, row: Row, outcome: Tokens | Exception, group: int) -> SurveyedRow:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from .rows import SurveyedRow
 PERCENTILES = (5, 25, 50, 75, 95, 99)
 COVERED_SHARES = (0.9, 0.99)
 HASH_BYTES = 8
+SHOWN_ROWS = 2  # of each source
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,12 @@ class SurveyReport:
     Args:
         numbers: Everything that the JSON report holds, except locations of duplicates.
         duplicate_ids: int64 sample ids of each group of equal rows, largest groups first.
-        example: The documents of the first full pack.
+        first_rows: The first good documents of each source.
     """
 
     numbers: dict[str, Any]
     duplicate_ids: list[np.ndarray]
-    example: list[Tokens]
+    first_rows: list[list[Tokens]]
 
 
 class TokenStatistics:
@@ -42,9 +44,10 @@ class TokenStatistics:
         num_ids: Token ids that there are.
         capacity: Most tokens of a pack.
         group_names: Of the sources.
+        num_checked: How many first rows of a source a run looks at before it begins.
     """
 
-    def __init__(self, num_ids: int, capacity: int, group_names: list[str]) -> None:
+    def __init__(self, num_ids: int, capacity: int, group_names: list[str], num_checked: int) -> None:
         """Starts without a row."""
         self.num_ids, self.capacity, self.group_names = num_ids, capacity, group_names
         self.lengths, self.target_lengths = array("q"), array("q")
@@ -52,14 +55,20 @@ class TokenStatistics:
         self.token_counts = np.zeros(num_ids, dtype=np.int64)
         self.target_counts = np.zeros(num_ids, dtype=np.int64)
         self.source_counts = np.zeros((len(group_names), 3), dtype=np.int64)  # good, bad, too long
-        self.packer: Packer[Tokens | None] = Packer(capacity)
-        self.num_packs, self.example = 0, list[Tokens]()
+        self.num_checked, self.skipped_first = num_checked, [0] * len(group_names)
+        self.unused = [Counter[str]() for _ in group_names]
+        self.packer: Packer[None] = Packer(capacity)
+        self.num_packs = 0
+        self.first_rows = [list[Tokens]() for _ in group_names]
         self.problems: list[dict[str, str]] = []
 
     def add(self, row: SurveyedRow) -> None:
         """Counts one row."""
         kinds = {None: 0, Skipped.BAD: 1, Skipped.LONG: 2}
+        is_first = self.source_counts[row.group].sum() < self.num_checked
+        self.skipped_first[row.group] += is_first and row.reason is not None
         self.source_counts[row.group, kinds[row.reason]] += 1
+        self.unused[row.group].update(row.unused)
         if row.reason is not None:
             self.problems.append({"where": row.where, "kind": row.reason.value, "problem": row.problem})
         if row.tokens is None:
@@ -72,10 +81,9 @@ class TokenStatistics:
         self.hashes.append(int.from_bytes(digest, "little"))
         np.add.at(self.token_counts, ids, 1)
         np.add.at(self.target_counts, targets, 1)
-        closed = self.packer.add(None if self.example else row.tokens, len(ids))
-        if closed is not None:
-            self.num_packs += 1
-            self.example = self.example or [item for item in closed.items if item is not None]
+        self.num_packs += self.packer.add(None, len(ids)) is not None
+        if len(self.first_rows[row.group]) < SHOWN_ROWS:
+            self.first_rows[row.group].append(row.tokens)
 
     def report(self, global_batch: int, micro_batch: int) -> SurveyReport:
         """Everything that was counted.
@@ -89,13 +97,14 @@ class TokenStatistics:
         num_packs = self.num_packs + len(self.packer.open)
         num_tokens = int(lengths.sum())
         duplicates = find_duplicates(np.array(self.hashes, dtype=np.uint64), np.array(self.sample_ids, dtype=np.int64))
-        fullest = max(self.packer.open, key=lambda pack: pack.num_tokens, default=None)
-        example = self.example or [item for item in (fullest.items if fullest else []) if item is not None]
         numbers = {
             "rows": {"all": good + bad + long, "good": good, "bad": bad, "too_long": long},
             "sources": [
                 {"name": name, **dict(zip(("good", "bad", "too_long"), counts, strict=True))}
-                for name, counts in zip(self.group_names, self.source_counts.tolist(), strict=True)
+                | {"skipped_of_first": skipped / max(min(sum(counts), self.num_checked), 1), "unused": dict(unused)}
+                for name, counts, skipped, unused in zip(
+                    self.group_names, self.source_counts.tolist(), self.skipped_first, self.unused, strict=True
+                )
             ],
             "lengths": {
                 "row": describe_lengths(lengths),
@@ -128,7 +137,7 @@ class TokenStatistics:
             },
             "problems": self.problems,
         }
-        return SurveyReport(numbers, duplicates, example)
+        return SurveyReport(numbers, duplicates, self.first_rows)
 
 
 def ratio(part: float, whole: float) -> float:

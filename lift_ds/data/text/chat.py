@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from typing import Literal
 
@@ -48,6 +49,8 @@ class ChatEncoder:
         pad_to_multiple: See `pad_targets`; in tokens.
         train_on: Learn every assistant turn, or the last one only.
         truncate: Cut rows that are too long instead of raising `TooLongError`.
+        clock: Time that the template's clock shows; `None`: now.
+        may_drop: Whether the template may leave out texts.
         start_token_id: Put before rows whose first token would be learned; `None` where a model can predict that token.
     """
 
@@ -61,6 +64,8 @@ class ChatEncoder:
         train_on: TrainOn = "all",
         truncate: bool = False,
         start_token_id: int | None = None,
+        clock: datetime | None = None,
+        may_drop: bool = False,
     ) -> None:
         """Stores the settings and looks at tokenizer and template."""
         self.tokenizer = tokenizer
@@ -71,7 +76,7 @@ class ChatEncoder:
         self.truncate = truncate
         self.start_token_id = start_token_id
         self.text = TextTokenizer(tokenizer)
-        self.renderer = ChatRenderer(tokenizer, self.text, train_on)
+        self.renderer = ChatRenderer(tokenizer, self.text, train_on, clock, may_drop)
 
     @cached_property
     def num_ids(self) -> int:
@@ -99,11 +104,11 @@ class ChatEncoder:
         """Token ids of a conversation that the assistant is to continue, or to continue behind a prefix.
 
         Raises:
-            ValueError: A text has a lone surrogate, or the template cannot render the messages; it begins with `where`.
+            ValueError: A text has a lone surrogate, or the template cannot render the messages or leaves out one of
+                their texts; it begins with `where`.
         """
         try:
-            rendered = self.renderer.render(self.renderer.marked(messages), invite=True)
-            return self.text.ids([rendered + answer_prefix])[0]
+            return self.text.ids([self.renderer.prompt(messages) + answer_prefix])[0]
         except Exception as error:  # tokenizers and templates have their own
             raise located(error, Conversation(tuple(messages)), where) from error
 
@@ -116,8 +121,8 @@ class ChatEncoder:
 
         Raises:
             TooLongError: It has more than `max_length` tokens and is not cut, or its prompt alone is too long.
-            ValueError: There is no template for a chat, the template raises or changes earlier turns when a turn is
-                added, or a text has a lone surrogate; the message begins with `where`.
+            ValueError: There is no template for a chat, the template raises, changes earlier turns when a turn is
+                added or leaves out texts, or a text has a lone surrogate; the message begins with `where`.
         """
         (tokens,) = self.encode_batch([conversation], [where])
         if isinstance(tokens, Exception):
@@ -163,7 +168,7 @@ class ChatEncoder:
     def _attempt_segments(self, conversation: Conversation, where: str) -> list[tuple[str, bool]] | Exception:
         try:
             if conversation.text is None:
-                return self.renderer.segments(conversation.messages, where)
+                return self.renderer.segments(conversation, where)
             self.text.refuse_marks(conversation.text)
             return [(conversation.text, True)]
         except Exception as error:  # templates raise what they like, and the other rows of the batch go on
@@ -180,7 +185,7 @@ class ChatEncoder:
         Raises:
             TooLongError: See `encode`.
         """
-        end = self.end_tokens(len(encoded[-1]))
+        end = self.end_tokens(len(encoded[-1])) if learned[-1] else []  # a turn that is context may stand last
         first_is_learned = next((is_learned for part, is_learned in zip(encoded, learned, strict=True) if part), True)
         if self.start_token_id is not None and first_is_learned:
             encoded, learned = [[self.start_token_id], *encoded], [False, *learned]

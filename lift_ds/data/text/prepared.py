@@ -16,9 +16,12 @@ from lift_ds.data.sources import Manifest, Retry
 from lift_ds.data.sources.filesystem import DataFile, is_remote
 
 from .chat import ChatEncoder
+from .clock import has_clock
+from .turns import RowRules
 
 PREPARED_NAME = "prepared.json"
 REMOTE_TRIES = 2
+LATER_SETTINGS = ("data.reasoning", "data.ignore", "data.dropped_text", "data.clock")
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -28,28 +31,35 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(meaning.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def token_settings(encoder: ChatEncoder, system: str | None) -> dict[str, Any]:
-    """The settings that decide the tokens of a row that is short enough, by their keys; the template by its hash."""
+def token_settings(encoder: ChatEncoder, rules: RowRules) -> dict[str, Any]:
+    """The settings that decide the tokens of a row that is short enough, by their keys; the template by its hash.
+
+    Of those that came later, only what departs from the default, so that older records mean the same.
+    """
     template = encoder.tokenizer.get_chat_template() if encoder.tokenizer.chat_template else ""
+    later = (
+        rules.reasoning if rules.reasoning != "template" else None,
+        sorted(rules.ignore) or None,
+        "allow" if encoder.renderer.may_drop else None,
+        encoder.renderer.clock.isoformat() if has_clock(template) else None,
+    )
     return {
         "chat template": hashlib.sha256(template.encode()).hexdigest() if template else None,
         "data.pad_targets": encoder.pad_targets,
         "data.pad_to_multiple": encoder.pad_to_multiple,
         "data.train_on": encoder.renderer.train_on,
-        "data.system": system,
-    }
+        "data.system": rules.system,
+    } | {key: value for key, value in zip(LATER_SETTINGS, later, strict=True) if value is not None}
 
 
-def check_prepared(
-    manifest: Manifest, columns: Sequence[ColumnsConfig], encoder: ChatEncoder, system: str | None
-) -> None:
+def check_prepared(manifest: Manifest, columns: Sequence[ColumnsConfig], encoder: ChatEncoder, rules: RowRules) -> None:
     """Compares what made pre-tokenised files with this run; files without a `prepared.json` are taken on trust.
 
     Args:
         manifest: All rows.
         columns: Of each of its groups; those without `input_ids` are left out.
         encoder: This run's.
-        system: This run's system text.
+        rules: This run's.
 
     Raises:
         ValueError: The tokens are another tokenizer's.
@@ -63,7 +73,7 @@ def check_prepared(
         return
     numbers = (number for group in ready for number in range(group.first_chunk, group.first_chunk + group.num_chunks))
     folders = dict.fromkeys(folder_of(manifest.chunks[number].source) for number in numbers)
-    settings = token_settings(encoder, system)
+    settings = token_settings(encoder, rules)
     own_hash = tokenizer_hash(encoder.tokenizer)
     for folder in folders:
         kept = read_prepared(folder)
@@ -75,13 +85,18 @@ def check_prepared(
                 f"{kept['tokenizer_hash'][:12]}, see {PREPARED_NAME}); this model's has {own_hash[:12]}. Name that "
                 "model, or prepare the rows again with this one: tools/prepare_data.py --model ... --write ..."
             )
-        for name, value in settings.items():
-            if kept["settings"].get(name) != value:
-                warnings.warn(
-                    f"{folder}: tokens made with {name}={kept['settings'].get(name)!r}; this run's {value!r} does not "
-                    "change them.",
-                    stacklevel=2,
-                )
+        for name in changed_settings(kept["settings"], settings):
+            warnings.warn(
+                f"{folder}: tokens made with {name}={kept['settings'].get(name)!r}; this run's "
+                f"{settings.get(name)!r} does not change them.",
+                stacklevel=2,
+            )
+
+
+def changed_settings(kept: dict[str, Any], mine: dict[str, Any]) -> list[str]:
+    """Names of token settings that differ; of others that were kept beside them, none."""
+    names = [*mine, *(name for name in kept if name in LATER_SETTINGS and name not in mine)]
+    return [name for name in names if kept.get(name) != mine.get(name)]
 
 
 def folder_of(source: str) -> str:

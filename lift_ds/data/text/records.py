@@ -1,110 +1,235 @@
 """Rows of people's own formats as conversations, by a configured column mapping.
 
     columns.messages                      a list of {role, content}; the key names are configurable
-    columns.prompt + columns.response     one turn each
+    columns.prompt + columns.response     one turn each, or messages; several columns are joined
     columns.prompt + columns.reasoning + columns.answer
                                           the published wrapping: <reasoning>...</reasoning>, <answer>...</answer>
     columns.text                          plain text, all of it learned
-    columns.input_ids + columns.target_mask (+ columns.filler_mask)
+    columns.input_ids + columns.target_mask (+ columns.filler_mask), or + columns.labels
                                           tokens that were made before; see `ready_rows`
 
 A column may be a path into a list or object: `thinking_trajectories.0`. Nothing is guessed beyond the table of known
-formats, and which one was taken is said at the start of a run.
+formats, and which one was taken is said at the start of a run, with the columns that it leaves out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from lift_ds.data.settings import ColumnsConfig
 from lift_ds.data.sources import Row
 
-ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
-KNOWN_FORMATS: tuple[dict[str, str], ...] = (
+from .turns import (
+    LEARNED,
+    REFUSED_KEYS,
+    THOUGHTS,
+    Message,
+    RowRules,
+    as_list,
+    holds_something,
+    in_tags,
+    objects_of,
+    read_turn,
+    refuse_keys,
+)
+
+KNOWN_FORMATS: tuple[dict[str, Any], ...] = (
     {"input_ids": "input_ids", "target_mask": "target_mask", "filler_mask": "filler_mask"},
     {"input_ids": "input_ids", "target_mask": "target_mask"},
+    {"input_ids": "input_ids", "labels": "labels"},
     {"messages": "messages"},
-    {"messages": "conversations", "role": "from", "content": "value"},
+    {"messages": "conversations"},
     {"prompt": "prompt", "response": "response"},
+    {"prompt": "prompt", "response": "completion"},
+    {"prompt": ["instruction", "input"], "response": "output"},
+    {"prompt": ["instruction", "context"], "response": "response"},
     {"prompt": "question", "reasoning": "thinking_trajectories.0", "answer": "attempt"},
     {"prompt": "question", "reasoning": "deepseek_thinking_trajectory", "answer": "deepseek_attempt"},
     {"prompt": "question", "response": "answer"},
     {"text": "text"},
 )
+# Read, where a row has them, beside what the formats name.
+BESIDE_CHATS = {"system": ("system", "system_prompt"), "tools": ("tools",)}
+BESIDE_LABELS = {"attention_mask": ("attention_mask",)}
+CHAT_KEYS = {"system", "system_prompt", "tools", "tool_calls", "history", *THOUGHTS, *REFUSED_KEYS}
+MESSAGE_KEYS = (("role", "content"), ("from", "value"))
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages of a chat, or plain text without a template."""
+    """Messages of a chat, or plain text without a template.
 
-    messages: tuple[dict[str, str], ...] = ()
+    Args:
+        messages: As templates read them; thoughts under `reasoning_content`.
+        text: Plain text instead.
+        tools: What the assistant may call.
+        context: Places of the assistant's turns that are not learned.
+    """
+
+    messages: tuple[Message, ...] = ()
     text: str | None = None
+    tools: tuple[dict[str, Any], ...] = ()
+    context: frozenset[int] = frozenset()
 
 
 def detect_columns(row: Row) -> ColumnsConfig:
-    """The first known format whose columns the row has.
+    """The first known format whose columns the row has; of several that are joined, only the first is needed.
 
     Raises:
         ValueError: None fits; the message lists the row's columns.
     """
     for known in KNOWN_FORMATS:
-        columns = ColumnsConfig(**known)
-        if all(column.split(".")[0] in row.values for column in columns.named().values()):
-            return columns
+        firsts = (column if isinstance(column, str) else column[0] for column in known.values())
+        if not all(column.split(".")[0] in row.values for column in firsts):
+            continue
+        beside = BESIDE_LABELS if "labels" in known else BESIDE_CHATS if {"messages", "prompt"} & set(known) else {}
+        found = {
+            meaning: name for meaning, names in beside.items() if (name := first_there(names, row.values)) is not None
+        }
+        keys = keys_of_messages(row.values[known["messages"]]) if "messages" in known else {}
+        return ColumnsConfig(**known, **found, **keys)
     raise ValueError(
-        f"{row.where}: columns {sorted(row.values)} are no known format. Name them, for example "
-        "data.columns.prompt=question data.columns.response=generation."
+        f"{row.where}: columns {sorted(row.values)} are no known format. Name what holds what: "
+        "data.columns.messages=..., or data.columns.prompt=... (several columns: '[one, two]') with "
+        "data.columns.response=..., or data.columns.text=..."
     )
 
 
-def read_conversation(row: Row, columns: ColumnsConfig, system: str | None) -> Conversation:
+def first_there(names: tuple[str, ...], values: dict[str, Any]) -> str | None:
+    """The first name that is a key."""
+    return next((name for name in names if name in values), None)
+
+
+def keys_of_messages(value: Any) -> dict[str, str]:
+    """The keys of role and text in a list of messages, where they are of a known pair."""
+    try:
+        listed = as_list(value)
+    except ValueError:  # said when the row is read
+        return {}
+    first = listed[0] if isinstance(listed, list) and listed and isinstance(listed[0], dict) else {}
+    for role, content in MESSAGE_KEYS:
+        if role in first:
+            return {"role": role, "content": content}
+    return {}
+
+
+def read_conversation(row: Row, columns: ColumnsConfig, rules: RowRules) -> Conversation:
     """The conversation of one row.
 
     Args:
         row: The record.
         columns: The mapping.
-        system: Text of a system turn put first, if any.
+        rules: What the config says of every row.
 
     Raises:
-        ValueError: A mapped column is missing, empty, or of another type; the message names file and line.
+        ValueError: A mapped column is missing, empty, or of another type, or the row holds something that would change
+            what is said or learned and is not used; the message names file and line.
     """
+    refuse_unread(row, columns, rules)
     if columns.text is not None:
         return Conversation(text=text_at(row, columns.text))
     if columns.messages is not None:
-        turns = [as_turn(turn, columns, row.where) for turn in list_at(row, columns.messages)]
+        turns = [read_turn(turn, columns, rules, row.where) for turn in messages_at(row, columns.messages)]
     else:
-        turns = [turn_of("user", text_at(row, str(columns.prompt))), turn_of("assistant", response_of(row, columns))]
-    if system is not None:
-        turns.insert(0, turn_of("system", system))
-    if turns[-1]["role"] != "assistant":
-        raise ValueError(f"{row.where}: the last message is from {turns[-1]['role']!r}; it must be the assistant's.")
-    return Conversation(messages=tuple(turns))
+        prompt = side_of(row, columns.prompt, "user", columns, rules)
+        turns = [(message, False) for message, _ in prompt]
+        if columns.response is not None:
+            turns += side_of(row, columns.response, "assistant", columns, rules)
+        else:
+            answer = in_tags(text_at(row, columns.reasoning), text_at(row, columns.answer))
+            turns.append(({"role": "assistant", "content": answer}, True))
+    system = system_of(row, columns, turns[0][0]) or rules.system
+    if system is not None and turns[0][0]["role"] != "system":
+        turns.insert(0, ({"role": "system", "content": system}, False))
+    return as_conversation(turns, tools_of(row, columns), row.where)
 
 
-def response_of(row: Row, columns: ColumnsConfig) -> str:
-    """The assistant's text: a response column, or reasoning and answer in their tags."""
-    if columns.response is not None:
-        return text_at(row, columns.response)
-    reasoning, answer = text_at(row, str(columns.reasoning)), text_at(row, str(columns.answer))
-    return f"<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n{answer}\n</answer>"
+def as_conversation(turns: list[tuple[Message, bool]], tools: tuple[dict[str, Any], ...], where: str) -> Conversation:
+    """The conversation of messages, each with whether it is learned.
+
+    Raises:
+        ValueError: It does not end with the assistant's, or nothing of it is learned.
+    """
+    if turns[-1][0]["role"] != "assistant":
+        raise ValueError(f"{where}: the last message is from {turns[-1][0]['role']!r}; it must be the assistant's.")
+    if not any(is_learned for _, is_learned in turns):
+        raise ValueError(f"{where}: no turn of the assistant is learned; remove the row, or give one a weight of 1.")
+    context = frozenset(
+        place for place, (message, is_learned) in enumerate(turns) if message["role"] == "assistant" and not is_learned
+    )
+    return Conversation(tuple(message for message, _ in turns), tools=tools, context=context)
 
 
-def turn_of(role: str, content: str) -> dict[str, str]:
-    """A message as chat templates read it."""
-    return {"role": role, "content": content}
+def refuse_unread(row: Row, columns: ColumnsConfig, rules: RowRules) -> None:
+    """Refuses columns that the mapping leaves out although they would change what is said or learned.
+
+    Raises:
+        ValueError: One holds something.
+    """
+    if columns.text is None:
+        unread = CHAT_KEYS & row.values.keys()
+        if unread:  # few rows have one
+            refuse_keys(row.values, sorted(unread - columns.used()), rules.ignore, row.where)
+    for key in LEARNED:
+        value = row.values.get(key)
+        if value is not None and key not in rules.ignore and not (isinstance(value, int | float) and value == 1):
+            raise ValueError(
+                f"{row.where}: column {key!r} holds {str(value)[:40]!r}, but rows have no weight of their own. Remove "
+                f"the row, or leave the column out knowingly: data.ignore='[{key}]'."
+            )
 
 
-def as_turn(turn: Any, columns: ColumnsConfig, where: str) -> dict[str, str]:
-    """One message of a list, with its role in the templates' words."""
-    if not isinstance(turn, dict) or columns.role not in turn or columns.content not in turn:
-        raise ValueError(f"{where}: a message without {columns.role!r} and {columns.content!r}: {str(turn)[:80]}")
-    role, content = turn[columns.role], turn[columns.content]
-    if not isinstance(role, str) or role not in ROLES or not isinstance(content, str):
+def unused_keys(row: Row, columns: ColumnsConfig) -> Iterator[str]:
+    """Columns of a row that hold something and are not read, and such keys of its messages, as `messages.id`.
+
+    `messages.name` and its like are among them: whether a template writes them is not known here.
+    """
+    used = columns.used()
+    yield from (name for name, value in row.values.items() if name not in used and holds_something(value))
+    sides = [columns.messages] if columns.messages is not None else [columns.prompt, columns.response]
+    for column in (column for column in sides if isinstance(column, str)):
+        try:
+            listed = as_list(value_at(row, column)) if column == columns.messages else value_at(row, column)
+        except ValueError:  # the row is bad, which is said elsewhere
+            continue
+        for turn in listed if isinstance(listed, list) else []:
+            for key, value in turn.items() if isinstance(turn, dict) else ():
+                is_read = key in (columns.role, columns.content, "tool_calls", *THOUGHTS, *LEARNED)
+                if not is_read and holds_something(value):
+                    yield f"{column}.{key}"
+
+
+def system_of(row: Row, columns: ColumnsConfig, first: Message) -> str | None:
+    """The row's own system text.
+
+    Raises:
+        ValueError: It is no text, or the messages have a system turn too.
+    """
+    value = None if columns.system is None else joined(row, columns.system, is_needed=False)
+    if value and first["role"] == "system":
         raise ValueError(
-            f"{where}: message role {role!r} with {type(content).__name__} content; allowed roles: {sorted(ROLES)}"
+            f"{row.where}: column {columns.system!r} holds a system text, and the messages begin with one; remove one."
         )
-    return turn_of(ROLES[role], content)
+    return value or None
+
+
+def tools_of(row: Row, columns: ColumnsConfig) -> tuple[dict[str, Any], ...]:
+    """The row's tools; none where the column is empty or missing."""
+    value = row.values.get(columns.tools) if columns.tools is not None else None
+    return tuple(objects_of(value, f"column {columns.tools!r}", row.where)) if holds_something(value) else ()
+
+
+def side_of(
+    row: Row, column: str | list[str] | None, role: str, columns: ColumnsConfig, rules: RowRules
+) -> list[tuple[Message, bool]]:
+    """The turns of a prompt or response: its messages, or one turn of its text."""
+    assert column is not None
+    value = value_at(row, column) if isinstance(column, str) else None
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [read_turn(turn, columns, rules, row.where) for turn in value]
+    return [({"role": role, "content": text_at(row, column)}, role == "assistant")]
 
 
 def value_at(row: Row, column: str) -> Any:
@@ -120,19 +245,48 @@ def value_at(row: Row, column: str) -> Any:
     return value
 
 
-def text_at(row: Row, column: str) -> str:
-    """A non-empty string of a row."""
+def text_at(row: Row, column: str | list[str] | None) -> str:
+    """A non-empty text of a row: of one column, or of several, joined by line breaks; only the first must hold one.
+
+    Raises:
+        ValueError: There is none.
+    """
+    assert column is not None
+    return joined(row, column, is_needed=True)
+
+
+def joined(row: Row, column: str | list[str], is_needed: bool) -> str:
+    """As `text_at`; empty where the column is missing or holds nothing and is not needed."""
+    first, *others = [column] if isinstance(column, str) else column
+    texts = [one_text(row, first, is_needed), *(one_text(row, other, False) for other in others)]
+    return "\n".join(text for text in texts if text)
+
+
+def one_text(row: Row, column: str, is_needed: bool) -> str:
+    """The text of one column."""
+    if not is_needed and column.split(".")[0] not in row.values:
+        return ""
     value = value_at(row, column)
     if isinstance(value, list):
         raise ValueError(f"{row.where}: column {column!r} is a list of {len(value)}; name one entry, as {column}.0.")
-    if not isinstance(value, str) or not value.strip():
+    if not is_needed and not holds_something(value):
+        return ""
+    if not isinstance(value, str) or (is_needed and not value.strip()):
         raise ValueError(f"{row.where}: column {column!r} must hold text, not {str(value)[:40]!r}.")
     return value
 
 
-def list_at(row: Row, column: str) -> list[Any]:
-    """A non-empty list of a row."""
+def messages_at(row: Row, column: str) -> list[Any]:
+    """A non-empty list of messages of a row.
+
+    Raises:
+        ValueError: There is none.
+    """
     value = value_at(row, column)
-    if not isinstance(value, list) or not value:
+    try:
+        listed = as_list(value)
+    except ValueError as error:
+        raise ValueError(f"{row.where}: column {column!r} is no list of messages: {error}.") from error
+    if not isinstance(listed, list) or not listed:
         raise ValueError(f"{row.where}: column {column!r} must hold a list of messages, not {str(value)[:40]!r}.")
-    return value
+    return listed

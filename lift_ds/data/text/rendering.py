@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from datetime import datetime
+from functools import cached_property
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from .clock import stop_clock
+from .dropped import find_dropped
 from .ids import TextTokenizer
+from .records import Conversation
 from .shapes import Messages, Piece, Render, watch_template
 from .templates import TEMPLATES
+from .turns import PASSED_ON, Message
 
 TrainOn = Literal["all", "last"]
+Shape = tuple[tuple[str, ...], frozenset[int]]  # roles, and places of the assistant's turns that are not learned
 
 
 class ChatRenderer:
@@ -21,104 +28,225 @@ class ChatRenderer:
         tokenizer: Has the chat template; without one, every chat is an error.
         text: The same tokenizer's texts; keeps look-alikes of special tokens apart.
         train_on: Learn every assistant turn, or the last one only.
+        clock: Time that the template's clock shows; `None`: now, which stands still from here on.
+        may_drop: Whether the template may leave out texts.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, text: TextTokenizer, train_on: TrainOn) -> None:
-        """Finds out how the template invites an answer."""
-        self.tokenizer, self.text, self.train_on = tokenizer, text, train_on
-        self.invitation = find_invitation(tokenizer) if tokenizer.chat_template else ""
-        self._shapes: dict[tuple[str, ...], list[Piece] | None] = {}
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        text: TextTokenizer,
+        train_on: TrainOn,
+        clock: datetime | None = None,
+        may_drop: bool = False,
+    ) -> None:
+        """Stops the template's clock, and finds out how the template invites an answer.
 
-    def marked(self, messages: Messages) -> Messages:
+        Raises:
+            ValueError: The template would give a row other tokens each time.
+        """
+        self.tokenizer, self.text, self.train_on, self.may_drop = tokenizer, text, train_on, may_drop
+        self.clock = clock or datetime.now()
+        self.template = stop_clock(tokenizer.get_chat_template(), self.clock) if tokenizer.chat_template else ""
+        self.invitation = find_invitation(tokenizer, self.template) if self.template else ""
+        self._shapes: dict[Shape, list[Piece] | None] = {}
+        self._unwritten: dict[tuple[str, ...], list[int]] = {}
+
+    def marked(self, messages: Messages) -> list[Message]:
         """The messages with what looks like a special token enclosed, so that it stays text."""
-        return [{**message, "content": self.text.marked(message["content"])} for message in messages]
+        return [
+            {key: value if key == "role" else self.marked_value(value) for key, value in message.items()}
+            for message in messages
+        ]
 
-    def render(self, messages: Messages, invite: bool) -> str:
+    def marked_value(self, value: Any) -> Any:
+        """Texts, in objects and lists too, as `marked` has them."""
+        if isinstance(value, str):
+            return self.text.marked(value)
+        if isinstance(value, dict):
+            return {key: self.marked_value(inner) for key, inner in value.items()}
+        return [self.marked_value(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+    def render(self, messages: Messages, invite: bool, tools: Sequence[dict[str, Any]] = ()) -> str:
         """Text of the messages, with or without the assistant's header at the end, whatever the template's habit."""
-        text = str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=invite))
+        template = self.template
+        if tools and isinstance(self.tokenizer.chat_template, dict):  # some have another template for chats with tools
+            template = stop_clock(self.tokenizer.get_chat_template(tools=list(tools)), self.clock)
+        aliased = [
+            {"thinking": message["reasoning_content"], **message} if "reasoning_content" in message else message
+            for message in messages
+        ]
+        text = str(
+            self.tokenizer.apply_chat_template(
+                aliased,
+                tools=list(tools) or None,
+                chat_template=template,
+                tokenize=False,
+                add_generation_prompt=invite,
+            )
+        )
         if invite:
             return text
         return text.removesuffix(self.invitation) if messages[-1]["role"] == "assistant" else text
 
-    def segments(self, messages: Messages, where: str) -> list[tuple[str, bool]]:
+    def prompt(self, messages: Messages) -> str:
+        """Text of messages that the assistant is to continue.
+
+        Raises:
+            ValueError: The template leaves out one of their texts.
+        """
+        marked = self.marked(messages)
+        rendered = self.render(marked, invite=True)
+        self.refuse_dropped(marked, (), rendered, "the prompt")
+        return rendered
+
+    def segments(self, conversation: Conversation, where: str) -> list[tuple[str, bool]]:
         """(text, learned) pieces of a chat: filled into what is known of its shape, or rendered.
 
         The first conversation of a shape is done both ways, and the shape is dropped where they differ.
+
+        Raises:
+            ValueError: There is no template, or it changes earlier turns when a turn is added, or leaves out texts.
         """
-        if not self.tokenizer.chat_template:
+        if not self.template:
             raise ValueError(
                 f"{where}: a chat, but the tokenizer has no chat template; name the model's: data.chat_template="
                 f"{' | '.join(TEMPLATES)}, or the path of a jinja file."
             )
-        messages = self.marked(messages)
-        roles = tuple([message["role"] for message in messages])
-        if roles not in self._shapes:
-            rendered = self.rendered_segments(messages, where)
-            pieces = self.watch_shape(roles)
+        messages = self.marked(conversation.messages)
+        if conversation.tools or any(len(message) != 2 for message in messages):
+            return self.rendered_segments(messages, conversation, where)
+        key = (tuple([message["role"] for message in messages]), conversation.context)
+        if key not in self._shapes:
+            rendered = self.rendered_segments(messages, conversation, where)
+            pieces = self.watch_shape(*key)
             is_same = pieces is not None and [(piece.fill(messages), piece.is_learned) for piece in pieces] == rendered
-            self._shapes[roles] = pieces if is_same else None
-        shape = self._shapes[roles]
-        if shape is None or any(len(message) != 2 for message in messages):
-            return self.rendered_segments(messages, where)
+            self._shapes[key] = pieces if is_same else None
+        shape = self._shapes[key]
+        if shape is None:
+            return self.rendered_segments(messages, conversation, where)
         return [(piece.fill(messages), piece.is_learned) for piece in shape]
 
-    def watch_shape(self, roles: tuple[str, ...]) -> list[Piece] | None:
-        """The pieces of every conversation with these roles, if the template is regular."""
+    def watch_shape(self, roles: tuple[str, ...], context: frozenset[int]) -> list[Piece] | None:
+        """The pieces of every conversation of a shape, if the template is regular and writes all of its texts."""
 
         def split(render: Render) -> list[tuple[str, bool]]:
             def strip_invitation(count: int, invite: bool) -> str:
                 text = render(count, invite)
                 return text if invite else text.removesuffix(self.invitation)
 
-            return split_at_answers(strip_invitation, self.learned_places(roles), "a template's shape")
+            return split_at_answers(strip_invitation, self.learned_places(roles, context), len(roles), "a shape")
 
-        source = self.tokenizer.get_chat_template()
-        return watch_template(source, self.tokenizer.special_tokens_map, roles, split)
+        pieces = watch_template(self.template, self.tokenizer.special_tokens_map, roles, split)
+        written = {turn for piece in pieces or () for turn, _ in piece.fields}
+        return pieces if len(written) == len(roles) or self.may_drop else None
 
-    def learned_places(self, roles: Sequence[str]) -> list[int]:
+    def learned_places(self, roles: Sequence[str], context: frozenset[int]) -> list[int]:
         """Places of the assistant's turns that are learned."""
         answers = [turn for turn, role in enumerate(roles) if role == "assistant"]
-        return answers if self.train_on == "all" else answers[-1:]
+        return [turn for turn in (answers if self.train_on == "all" else answers[-1:]) if turn not in context]
 
-    def rendered_segments(self, messages: Messages, where: str) -> list[tuple[str, bool]]:
-        """(text, learned) pieces of a chat, from rendered prefixes.
-
-        Raises:
-            ValueError: The template changes earlier turns when a turn is added.
-        """
+    def rendered_segments(
+        self, messages: list[Message], conversation: Conversation, where: str
+    ) -> list[tuple[str, bool]]:
+        """(text, learned) pieces of a chat, from rendered prefixes, with the errors of `segments`."""
+        tools = [self.marked_value(tool) for tool in conversation.tools]
+        roles = [message["role"] for message in messages]
+        learned = self.learned_places(roles, conversation.context)
+        if not learned:
+            raise ValueError(f"{where}: the last turn is not learned, and data.train_on=last; use data.train_on=all.")
 
         def render(count: int, invite: bool) -> str:
-            return self.render(messages[:count], invite)
+            return self.render(messages[:count], invite, tools)
 
-        return split_at_answers(render, self.learned_places([message["role"] for message in messages]), where)
+        pieces = split_at_answers(render, learned, len(messages), where)
+        self.refuse_dropped(messages, tools, "".join(text for text, _ in pieces), where)
+        return pieces
+
+    def refuse_dropped(
+        self, messages: list[Message], tools: Sequence[dict[str, Any]], rendered: str, where: str
+    ) -> None:
+        """Refuses a rendering that lacks a text.
+
+        Raises:
+            ValueError: It does, and that is not allowed.
+        """
+        if self.may_drop:
+            return
+        dropped = find_dropped(messages, tools, rendered)
+        if dropped is None:
+            unwritten = self.unwritten(tuple(message["role"] for message in messages))
+            turn = next((turn for turn in unwritten if messages[turn]["content"].strip()), None)
+            if turn is not None:  # its text stood somewhere by chance
+                dropped = f"the text of message {turn + 1}, {messages[turn]['content'][:60]!r}"
+        if dropped is not None:
+            raise ValueError(
+                f"{where}: the chat template leaves out {dropped}. Where that is meant: data.dropped_text=allow."
+            )
+
+    @cached_property
+    def written_keys(self) -> frozenset[str]:
+        """Which of the keys that messages may have beside their text the template writes."""
+        return frozenset(key for key in PASSED_ON if any(self.writes(key, role) for role in ("user", "tool")))
+
+    def writes(self, key: str, role: str) -> bool:
+        """Whether the template writes a key of a message, as a word that nothing else has shows."""
+        first, last = {"role": "user", "content": "a"}, {"role": role, "content": "b", key: "wordof" + key}
+        try:
+            return bool(self.template) and "wordof" + key in self.render([first, last][role == "user" :], invite=False)
+        except Exception:  # a template that has no such turns
+            return False
+
+    def unwritten(self, roles: tuple[str, ...]) -> list[int]:
+        """Places of the turns that the template never writes, as words that nothing else has show."""
+        if roles not in self._unwritten:
+            words = [f"word{turn}of{len(roles)}" for turn in range(len(roles))]
+            messages = [{"role": role, "content": word} for role, word in zip(roles, words, strict=True)]
+            try:
+                text = self.render(messages, invite=False)
+            except Exception:  # a template that wants more of such turns than a text; their own texts were looked for
+                text = "".join(words)
+            self._unwritten[roles] = [turn for turn, word in enumerate(words) if word not in text]
+        return self._unwritten[roles]
 
 
-def split_at_answers(render: Render, learned_places: list[int], where: str) -> list[tuple[str, bool]]:
+def split_at_answers(
+    render: Render, learned_places: list[int], num_messages: int, where: str
+) -> list[tuple[str, bool]]:
     """(text, learned) pieces of a chat.
 
     Args:
         render: (number of messages, invite) -> text of so many messages, with or without the next answer's header.
         learned_places: Places of the answers that are learned.
+        num_messages: How many messages there are; those after the last learned one are context.
         where: File and line, for messages.
 
     Raises:
         ValueError: The template changes earlier turns when a turn is added.
     """
-    pieces: list[tuple[str, bool]] = []
-    done = ""
-    for turn in learned_places:
-        before, after = render(turn, True), render(turn + 1, False)
-        if not before.startswith(done) or not after.startswith(before):
+
+    def check(is_same: bool, turn: int) -> None:
+        if not is_same:
             raise ValueError(
                 f"{where}: the chat template rewrites earlier turns when turn {turn + 1} is added, so the "
                 "response cannot be marked; use data.train_on=last or another template."
             )
+
+    pieces: list[tuple[str, bool]] = []
+    done = ""
+    for turn in learned_places:
+        before, after = render(turn, True), render(turn + 1, False)
+        check(before.startswith(done) and after.startswith(before), turn)
         pieces += [(before[len(done) :], False), (after[len(before) :], True)]
         done = after
+    if learned_places[-1] + 1 < num_messages:
+        whole = render(num_messages, False)
+        check(whole.startswith(done), num_messages - 1)
+        pieces.append((whole[len(done) :], False))
     return pieces
 
 
-def find_invitation(tokenizer: PreTrainedTokenizerBase) -> str:
+def find_invitation(tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> str:
     """The header that a template appends to invite the assistant's turn.
 
     Some templates (LLaDA's) append it always, whatever `add_generation_prompt` says. It is then what follows the end
@@ -128,7 +256,9 @@ def find_invitation(tokenizer: PreTrainedTokenizerBase) -> str:
     def render(roles: str, invite: bool) -> str:
         names = {"u": "user", "a": "assistant"}
         turns = [{"role": names[role], "content": f"<{turn}>"} for turn, role in enumerate(roles)]
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=invite))
+        return str(
+            tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, add_generation_prompt=invite)
+        )
 
     invited, plain = render("u", True), render("u", False)
     if invited != plain:

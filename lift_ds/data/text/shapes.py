@@ -16,7 +16,9 @@ from jinja2 import nodes
 from jinja2.filters import FILTERS
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-Messages = Sequence[dict[str, str]]
+from .turns import Message
+
+Messages = Sequence[Message]
 Render = Callable[[int, bool], str]
 
 # Noncharacters of Unicode; a placeholder is <open> place, way of stripping <close>.

@@ -41,7 +41,7 @@ class Texts:
             invite: Whether the assistant's turn is to begin.
 
         Raises:
-            ValueError: The tokenizer has no chat template.
+            ValueError: The tokenizer has no chat template, or it leaves out a text.
         """
         if not self.encoder.tokenizer.chat_template:
             raise ValueError(
@@ -49,10 +49,9 @@ class Texts:
                 "--model_args, or leave the flag away."
             )
         renderer = self.encoder.renderer
-        marked = renderer.marked(messages)
         if invite:
-            return renderer.render(marked, invite=True)
-        return renderer.render(marked[:-1], invite=True) + marked[-1]["content"]
+            return renderer.prompt(messages)
+        return renderer.prompt(messages[:-1]) + str(renderer.marked_value(messages[-1]["content"]))
 
     def ids(self, text: str) -> tuple[int, ...]:
         """Token ids of a text; special tokens that its author wrote are themselves."""

@@ -70,7 +70,7 @@ def test_no_filler_column_means_no_filler_and_masks_may_be_numbers(tmp_path, tok
         ({"input_ids": [5, -1, 7, 1]}, "has id -1 at place 1"),
         ({"target_mask": [True]}, "'target_mask' has 1 entries for 4 token ids"),
         ({"target_mask": [0, 1, 2, 1]}, "'target_mask' must hold true and false"),
-        ({"target_mask": [False] * 4, "filler_mask": [False] * 4}, "'target_mask' is all false"),
+        ({"target_mask": [False] * 4, "filler_mask": [False] * 4}, "'target_mask' has no target"),
         ({"filler_mask": [True, False, False, True]}, "'filler_mask' is true at place 0, which is no target"),
         ({"filler_mask": None}, "'filler_mask' must hold a list"),
     ],
@@ -135,5 +135,5 @@ def test_a_first_target_that_a_shifted_model_cannot_predict(tmp_path, tokenizer)
     path = write_rows(tmp_path / "rows.jsonl", [{"input_ids": [5, 6], "target_mask": [True, True]}])
     manifest = Manifest(open_sources([str(path)], 0, "train", 10))
     reader = RowReader(manifest, ChatEncoder(tokenizer, 1, 8, start_token_id=0), None)
-    with pytest.raises(BadRowError, match=r"rows.jsonl:1: .*true at place 0.*put the start token \(id 0\)"):
+    with pytest.raises(BadRowError, match=r"rows.jsonl:1: .*target at place 0.*put the start token \(id 0\)"):
         list(reader.by_sample_id([0]))

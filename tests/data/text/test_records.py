@@ -3,11 +3,12 @@ import pytest
 from lift_ds.data.settings import ColumnsConfig as Columns
 from lift_ds.data.sources import Row
 from lift_ds.data.text.records import detect_columns, read_conversation
+from lift_ds.data.text.turns import RowRules
 
 
-def conversation(values, columns=None, system=None):
+def conversation(values, columns=None, system=None, **rules):
     row = Row(values, "rows.jsonl:7")
-    read = read_conversation(row, columns or detect_columns(row), system)
+    read = read_conversation(row, columns or detect_columns(row), RowRules(system, **rules))
     return read.text if read.text is not None else [(turn["role"], turn["content"]) for turn in read.messages]
 
 
@@ -60,7 +61,7 @@ def test_mapping_with_paths_and_system_text():
         ({"q": "x", "r": ["a"]}, Columns(prompt="q", response="r.1"), "no column 'r.1'"),
         ({"m": []}, Columns(messages="m"), "must hold a list of messages"),
         ({"m": [{"role": "user", "content": "q"}]}, Columns(messages="m"), "last message is from 'user'"),
-        ({"m": [{"role": "tool", "content": "q"}]}, Columns(messages="m"), "role 'tool'"),
+        ({"m": [{"role": "bot", "content": "q"}]}, Columns(messages="m"), "role 'bot'"),
         ({"m": [{"content": "q"}]}, Columns(messages="m"), "a message without 'role' and 'content'"),
         ({"m": [{"role": ["user"], "content": "q"}]}, Columns(messages="m"), "message role"),
         ({"q": None, "r": "a"}, Columns(prompt="q", response="r"), "must hold text"),

@@ -1,0 +1,247 @@
+"""Messages of people's formats as chat templates read them: role, text, thoughts, tool calls; and which are learned.
+
+A key that changes what is said or learned is read, or refused by name; what else a message holds is left out and said
+(`unused`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from lift_ds.data.settings import ColumnsConfig, Reasoning
+
+Message = dict[str, Any]
+
+ROLES = {
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "system": "system",
+    "developer": "system",
+    "tool": "tool",
+    "observation": "tool",
+}
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+LEARNED = ("weight", "train", "trainable")
+PASSED_ON = ("name", "tool_call_id")
+REFUSED_KEYS = {
+    "function_call",
+    "functions",
+    "tools",
+    "refusal",
+    "image",
+    "images",
+    "audio",
+    "audios",
+    "video",
+    "videos",
+    "documents",
+}
+TEXT_BLOCKS = ("text", "input_text", "output_text")
+
+
+@dataclass(frozen=True)
+class RowRules:
+    """What the config says of the text of every row.
+
+    Args:
+        system: Text of a system turn put before conversations that have none.
+        reasoning: Where thoughts go; see `data.reasoning`.
+        ignore: Columns and message keys that are left out whatever they hold.
+    """
+
+    system: str | None = None
+    reasoning: Reasoning = "template"
+    ignore: frozenset[str] = field(default_factory=frozenset)
+
+
+def holds_something(value: Any) -> bool:
+    """Whether a value says anything: nulls, empty texts, lists and objects do not."""
+    return value is not None and not (hasattr(value, "__len__") and len(value) == 0)
+
+
+def refuse_keys(values: dict[str, Any], refused: Iterable[str], ignore: frozenset[str], where: str) -> None:
+    """Refuses keys that would change what is said or learned, and are not read.
+
+    Raises:
+        ValueError: One holds something.
+    """
+    for key in refused:
+        if key in values and key not in ignore and holds_something(values[key]):
+            raise ValueError(
+                f"{where}: key {key!r} holds {str(values[key])[:40]!r}, which would not be used. Write it into the "
+                f"text, or leave it out knowingly: data.ignore='[{key}]'."
+            )
+
+
+def read_turn(turn: Any, columns: ColumnsConfig, rules: RowRules, where: str) -> tuple[Message, bool]:
+    """One message as templates read it, and whether it is an assistant's turn that is learned.
+
+    Raises:
+        ValueError: It is no message, or says something that would be lost.
+    """
+    has_text = isinstance(turn, dict) and (columns.content in turn or "tool_calls" in turn)
+    if not has_text or columns.role not in turn:
+        raise ValueError(f"{where}: a message without {columns.role!r} and {columns.content!r}: {str(turn)[:80]}")
+    role = ROLES.get(turn[columns.role]) if isinstance(turn[columns.role], str) else None
+    if role is None:
+        raise ValueError(f"{where}: message role {turn[columns.role]!r}; allowed roles: {sorted(ROLES)}")
+    if len(turn) == 2 and isinstance(turn[columns.content], str):  # nearly all
+        message: Message = {"role": role, "content": turn[columns.content]}
+        is_learned = role == "assistant"
+    else:
+        message, is_learned = read_keys(turn, role, columns, rules, where)
+    if (
+        role == "assistant"
+        and not message["content"].strip()
+        and not {"tool_calls", "reasoning_content"} & set(message)
+    ):
+        raise ValueError(f"{where}: an assistant's turn without text; remove the row or the turn.")
+    return message, is_learned
+
+
+def read_keys(turn: Message, role: str, columns: ColumnsConfig, rules: RowRules, where: str) -> tuple[Message, bool]:
+    """A message with further keys; returns and raises what `read_turn` does."""
+    kept = {key: value for key, value in turn.items() if key not in rules.ignore and holds_something(value)}
+    refuse_keys(kept, REFUSED_KEYS, rules.ignore, where)
+    calls = as_calls(kept["tool_calls"], where) if "tool_calls" in kept else []
+    content = turn.get(columns.content)
+    text = (
+        "" if content is None and (calls or role == "assistant") else text_of(content, f"{where}: a {role}'s message")
+    )
+    thoughts = [key for key in THOUGHTS if key in kept]
+    message: Message = {"role": role, "content": text}
+    if calls:
+        message["tool_calls"] = calls
+    if thoughts:
+        place_thoughts(message, [kept[key] for key in thoughts], rules.reasoning, f"{where}: {' and '.join(thoughts)}")
+    message |= {key: str(kept[key]) for key in PASSED_ON if key in kept}
+    if role != "assistant" and (calls or thoughts):
+        raise ValueError(f"{where}: a {role}'s message has {(thoughts or ['tool_calls'])[0]}; only an assistant's may.")
+    return message, is_learned(turn, role, rules.ignore, where)
+
+
+def place_thoughts(message: Message, found: list[Any], reasoning: Reasoning, where: str) -> None:
+    """Puts an assistant's thoughts where `data.reasoning` says.
+
+    Raises:
+        ValueError: They are no text, or differ where they stand under several keys.
+    """
+    thoughts = found[0]
+    if not isinstance(thoughts, str) or any(other != thoughts for other in found):
+        raise ValueError(f"{where} must hold one text; remove a key, or name it in data.ignore.")
+    if reasoning == "template":
+        message["reasoning_content"] = thoughts
+    elif reasoning == "think":
+        message["content"] = f"<think>\n{thoughts}\n</think>\n\n{message['content']}"
+    elif reasoning == "tags":
+        message["content"] = in_tags(thoughts, message["content"])
+
+
+def in_tags(reasoning: str, answer: str) -> str:
+    """The published wrapping of thoughts and answer."""
+    return f"<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n{answer}\n</answer>"
+
+
+def is_learned(turn: Message, role: str, ignore: frozenset[str], where: str) -> bool:
+    """Whether a turn is learned: an assistant's, unless its weight is 0.
+
+    Raises:
+        ValueError: A weight is neither 0 nor 1, or would have another's turn learned.
+    """
+    learned = role == "assistant"
+    for key in LEARNED:
+        value = None if key in ignore else turn.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, bool | int | float) or value not in (0, 1):
+            raise ValueError(f"{where}: {key}={value!r}: a turn is learned (1, true) or not (0, false).")
+        if value and role != "assistant":
+            raise ValueError(
+                f"{where}: {key}={value!r} at a {role}'s turn; only the assistant's are learned. Set it to 0, or leave "
+                f"it out knowingly: data.ignore='[{key}]'."
+            )
+        learned = learned and bool(value)
+    return learned
+
+
+def text_of(content: Any, where: str) -> str:
+    """The text of a message: a text, or blocks of text as OpenAI and Anthropic have them, one after the other.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise ValueError(f"{where} has {type(content).__name__} content; a text, or a list of text blocks, is needed.")
+    for block in content:
+        kind = block.get("type") if isinstance(block, dict) else type(block).__name__
+        if kind not in TEXT_BLOCKS or not isinstance(block.get("text"), str):
+            raise ValueError(f"{where} has a content block of type {kind!r}; only {', '.join(TEXT_BLOCKS)} are read.")
+    return "".join(block["text"] for block in content)
+
+
+def as_list(value: Any) -> Any:
+    """A list of objects that stands as JSON text, or as one object of lists; what is neither stays what it is.
+
+    Raises:
+        ValueError: It begins like JSON and is none, or its lists differ in length.
+    """
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        value = json.loads(value)
+    if isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values()):
+        if len(set(map(len, value.values()))) > 1:
+            raise ValueError(f"its lists {sorted(value)} differ in length")
+        value = [dict(zip(value, entries, strict=True)) for entries in zip(*value.values(), strict=True)]
+    return value
+
+
+def objects_of(value: Any, what: str, where: str) -> list[dict[str, Any]]:
+    """A list of objects, without nulls in them: tables put them where another row's object has a key.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    try:
+        listed = as_list(value)
+    except ValueError as error:
+        raise ValueError(f"{where}: {what}: {error}.") from error
+    if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
+        raise ValueError(f"{where}: {what} must be a list of objects, not {str(value)[:40]!r}.")
+    return [without_nulls(each) for each in listed]
+
+
+def without_nulls(value: Any) -> Any:
+    """Nested objects and lists without keys that hold null."""
+    if isinstance(value, dict):
+        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
+
+
+def as_calls(value: Any, where: str) -> list[dict[str, Any]]:
+    """Tool calls as templates read them: arguments that are JSON text become what it says.
+
+    Raises:
+        ValueError: One has no function name, or arguments that are no object.
+    """
+    calls = objects_of(value, "tool_calls", where)
+    for call in calls:
+        function = call.get("function", call)
+        arguments = function.get("arguments", {}) if isinstance(function, dict) else None
+        if isinstance(arguments, str):
+            try:
+                arguments = json.loads(arguments or "{}")
+            except ValueError:
+                arguments = None
+        if not isinstance(arguments, dict) or not isinstance(function.get("name"), str):
+            raise ValueError(
+                f"{where}: a tool call needs a function with a name and arguments (an object, or its JSON text), not "
+                f"{str(call)[:80]}."
+            )
+        function["arguments"] = arguments
+    return calls

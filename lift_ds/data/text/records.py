@@ -169,10 +169,9 @@ def refuse_unread(row: Row, columns: ColumnsConfig, rules: RowRules) -> None:
         ValueError: One holds something.
     """
     if columns.text is None:
-        unread = CHAT_KEYS & row.values.keys()
-        if unread:  # few rows have one
-            refuse_keys(row.values, sorted(unread - columns.used()), rules.ignore, row.where)
-    for key in LEARNED:
+        if not CHAT_KEYS.isdisjoint(row.values):  # few rows have one
+            refuse_keys(row.values, sorted(CHAT_KEYS & row.values.keys() - columns.used()), rules.ignore, row.where)
+    for key in () if LEARNED.isdisjoint(row.values) else sorted(LEARNED):
         value = row.values.get(key)
         if value is not None and key not in rules.ignore and not (isinstance(value, int | float) and value == 1):
             raise ValueError(

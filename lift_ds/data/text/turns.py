@@ -26,7 +26,7 @@ ROLES = {
     "observation": "tool",
 }
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")
-LEARNED = ("weight", "train", "trainable")
+LEARNED = frozenset(("weight", "train", "trainable"))
 PASSED_ON = ("name", "tool_call_id")
 REFUSED_KEYS = {
     "function_call",
@@ -154,7 +154,7 @@ def is_learned(turn: Message, role: str, ignore: frozenset[str], where: str) -> 
         ValueError: A weight is neither 0 nor 1, or would have another's turn learned.
     """
     learned = role == "assistant"
-    for key in LEARNED:
+    for key in sorted(LEARNED):
         value = None if key in ignore else turn.get(key)
         if value is None:
             continue

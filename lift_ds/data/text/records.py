@@ -168,9 +168,8 @@ def refuse_unread(row: Row, columns: ColumnsConfig, rules: RowRules) -> None:
     Raises:
         ValueError: One holds something.
     """
-    if columns.text is None:
-        if not CHAT_KEYS.isdisjoint(row.values):  # few rows have one
-            refuse_keys(row.values, sorted(CHAT_KEYS & row.values.keys() - columns.used()), rules.ignore, row.where)
+    if columns.text is None and not CHAT_KEYS.isdisjoint(row.values):  # few rows have one
+        refuse_keys(row.values, sorted((CHAT_KEYS & row.values.keys()) - columns.used()), rules.ignore, row.where)
     for key in () if LEARNED.isdisjoint(row.values) else sorted(LEARNED):
         value = row.values.get(key)
         if value is not None and key not in rules.ignore and not (isinstance(value, int | float) and value == 1):

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from .clock import stop_clock
 from .dropped import find_dropped
 from .ids import TextTokenizer
+from .invitation import find_invitation
 from .records import Conversation
 from .shapes import Messages, Piece, Render, watch_template
 from .templates import TEMPLATES
@@ -161,7 +162,25 @@ class ChatRenderer:
 
         pieces = split_at_answers(render, learned, len(messages), where)
         self.refuse_dropped(messages, tools, "".join(text for text, _ in pieces), where)
+        for turn in learned:
+            self.refuse_silent(messages[: turn + 1], tools, where)
         return pieces
+
+    def refuse_silent(self, messages: list[Message], tools: Sequence[dict[str, Any]], where: str) -> None:
+        """Refuses an answer, the last message, of which the template writes nothing: silence would be learned.
+
+        Raises:
+            ValueError: It is so.
+        """
+        *before, answer = messages
+        if not self.may_drop and (len(answer) == 2 or answer["content"].strip()):
+            return  # what is said is looked for
+        silent = [*before, {"role": "assistant", "content": ""}]
+        if self.render(messages, False, tools) == self.render(silent, False, tools):
+            raise ValueError(
+                f"{where}: the chat template writes nothing of message {len(messages)}, so that silence would be "
+                "learned; name a template that writes it: data.chat_template=FILE."
+            )
 
     def refuse_dropped(
         self, messages: list[Message], tools: Sequence[dict[str, Any]], rendered: str, where: str
@@ -244,45 +263,3 @@ def split_at_answers(
         check(whole.startswith(done), num_messages - 1)
         pieces.append((whole[len(done) :], False))
     return pieces
-
-
-def find_invitation(tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> str:
-    """The header that a template appends to invite the assistant's turn.
-
-    Some templates (LLaDA's) append it always, whatever `add_generation_prompt` says. It is then what follows the end
-    of turn after the last message; the end of turn is what precedes the known header of a user's turn.
-    """
-
-    def render(roles: str, invite: bool) -> str:
-        names = {"u": "user", "a": "assistant"}
-        turns = [{"role": names[role], "content": f"<{turn}>"} for turn, role in enumerate(roles)]
-        return str(
-            tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, add_generation_prompt=invite)
-        )
-
-    invited, plain = render("u", True), render("u", False)
-    if invited != plain:
-        return invited[len(plain) :]
-    after_user = invited.split("<0>")[1]
-    user_to_assistant = render("ua", False).split("<0>")[1].split("<1>")[0]
-    if after_user != user_to_assistant:
-        return ""
-    after_answer_then_user = render("uau", False).split("<1>")[1].split("<2>")[0]
-    start_then_user = invited.split("<0>")[0]
-    end_of_turn = common_prefix_tokens(tokenizer, after_user, after_answer_then_user, start_then_user)
-    return after_user[len(end_of_turn) :]
-
-
-def common_prefix_tokens(tokenizer: PreTrainedTokenizerBase, end_and_invite: str, end_and_user: str, start: str) -> str:
-    """The end of turn: `end_and_user` without the user's header, which it shares, token by token, with `start`."""
-    end_ids = tokenizer(end_and_user, add_special_tokens=False).input_ids
-    start_ids = tokenizer(start, add_special_tokens=False).input_ids
-    while end_ids and start_ids and end_ids[-1] == start_ids[-1]:
-        end_ids.pop()
-        start_ids.pop()
-    for length in range(len(end_and_user) + 1):  # decoding would lose what a tokenizer normalises
-        end_of_turn = end_and_user[:length]
-        if tokenizer(end_of_turn, add_special_tokens=False).input_ids == end_ids:
-            break
-    assert end_and_invite.startswith(end_of_turn), (end_and_invite, end_of_turn)
-    return end_of_turn

@@ -83,6 +83,15 @@ def test_a_text_that_the_template_leaves_out_is_a_bad_row(template, conversation
     assert learned == "a\n"
 
 
+def test_a_turn_that_renders_to_no_text_is_a_bad_row_even_where_texts_may_be_left_out():
+    encoder = encoder_with(PLAIN, may_drop=True)
+    for silent in (("assistant", "", {"tool_calls": [CALL]}), ("assistant", "", {"reasoning_content": "hm"})):
+        with pytest.raises(ValueError, match="rows.jsonl:7: the chat template writes nothing of message 2"):
+            texts(encoder, chat(("user", "q"), silent))
+    with pytest.raises(ValueError, match="writes nothing of message 2"):
+        texts(encoder_with(CUTS_THOUGHTS, may_drop=True), chat(("user", "q"), ("assistant", "<think>hm</think>")))
+
+
 def test_the_remedy_for_thoughts_works():
     """`data.reasoning=think`, as `turns.read_turn` writes them."""
     whole, learned = texts(encoder_with(PLAIN), chat(("user", "q"), ("assistant", "<think>\nhm\n</think>\n\na")))

@@ -3,24 +3,58 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from typing import Any, NamedTuple
 
 from .turns import Message
 
 THOUGHTS_REMEDY = "data.reasoning=think writes thoughts into the answer, before it"
 TEMPLATE_REMEDY = "name a template that writes it: data.chat_template=FILE"
 
-
-def squeezed(text: str) -> str:
-    """A text without white space, which templates strip and add."""
-    return "".join(text.split())
+Tools = Sequence[dict[str, Any]]
 
 
-def find_dropped(messages: Sequence[Message], tools: Sequence[dict[str, Any]], rendered: str) -> str | None:
-    """The first text of a conversation that is not in its rendering, in words, with what to do; `None` where all are.
+class Said(NamedTuple):
+    """One text of a conversation.
 
-    Turns are looked for in their order, a system's text anywhere. What a template writes as JSON counts as written.
+    Args:
+        what: What it is, and of which message.
+        text: The text.
+        remedy: What helps where it is left out.
+        turn: Place of its message; `None` for a tool.
+        is_content: Whether it is what the message says, and not its thoughts or calls.
+    """
+
+    what: str
+    text: str
+    remedy: str
+    turn: int | None = None
+    is_content: bool = False
+
+
+def texts_of(messages: Sequence[Message], tools: Tools) -> Iterator[Said]:
+    """Everything that a conversation says, in its order; the tools first."""
+    for tool in tools:
+        yield Said("the tool", str(tool.get("function", tool).get("name", "")), TEMPLATE_REMEDY)
+    for turn, message in enumerate(messages):
+        of = f"of message {turn + 1},"
+        if "reasoning_content" in message:
+            yield Said(f"the thoughts {of}", message["reasoning_content"], THOUGHTS_REMEDY, turn)
+        yield Said(f"the text {of}", message["content"], TEMPLATE_REMEDY, turn, is_content=True)
+        for call in message.get("tool_calls", ()):
+            function = call.get("function", call)
+            yield Said(f"the tool call {of}", function["name"], TEMPLATE_REMEDY, turn)
+            for value in function["arguments"].values():
+                if isinstance(value, str):
+                    yield Said(f"an argument of the tool call {of}", value, TEMPLATE_REMEDY, turn)
+
+
+def find_dropped(messages: Sequence[Message], tools: Tools, rendered: str) -> Said | None:
+    """The first text of a conversation that is not in its rendering; `None` where all are.
+
+    Turns are looked for in their order, a system's text anywhere. White space does not count, and what a template
+    writes as JSON counts as written.
 
     Args:
         messages: As the template had them.
@@ -28,33 +62,20 @@ def find_dropped(messages: Sequence[Message], tools: Sequence[dict[str, Any]], r
         rendered: What it wrote.
     """
     rendering = squeezed(rendered)
-    for tool in tools:
-        name = str(tool.get("function", tool).get("name", ""))
-        if squeezed(name) not in rendering:
-            return f"the tool {name!r}; {TEMPLATE_REMEDY}"
     place = 0
-    for number, message in enumerate(messages, start=1):
-        start = 0 if message["role"] == "system" else place
-        for what, text, remedy in texts_of(message):
-            end = find_end(rendering, text, start)
-            if end is None:
-                return f"{what} of message {number}, {text[:60]!r}; {remedy}"
-            if what == "the text" and message["role"] != "system":
-                place = end
+    for said in texts_of(messages, tools):
+        is_ordered = said.turn is not None and messages[said.turn]["role"] != "system"
+        end = find_end(rendering, said.text, place if is_ordered else 0)
+        if end is None:
+            return said
+        if is_ordered and said.is_content:
+            place = end
     return None
 
 
-def texts_of(message: Message) -> Iterator[tuple[str, str, str]]:
-    """Everything that a message says, each with what it is and what helps where it is left out."""
-    if "reasoning_content" in message:
-        yield "the thoughts", message["reasoning_content"], THOUGHTS_REMEDY
-    yield "the text", message["content"], TEMPLATE_REMEDY
-    for call in message.get("tool_calls", ()):
-        function = call.get("function", call)
-        yield "the tool call", function["name"], TEMPLATE_REMEDY
-        for value in function["arguments"].values():
-            if isinstance(value, str):
-                yield "an argument of the tool call", value, TEMPLATE_REMEDY
+def squeezed(text: str) -> str:
+    """A text without white space, which templates strip and add."""
+    return "".join(text.split())
 
 
 def find_end(rendering: str, text: str, start: int) -> int | None:
@@ -65,3 +86,66 @@ def find_end(rendering: str, text: str, start: int) -> int | None:
         if found >= 0:
             return found + len(wanted)
     return None
+
+
+def form_of(messages: Sequence[Message], tools: Tools) -> str:
+    """What conversations have in common whose texts alone differ."""
+    turns = [
+        (
+            message["role"],
+            sorted(key for key in message if message[key]),
+            [*map(arguments_of, message.get("tool_calls", ()))],
+        )
+        for message in messages
+    ]
+    return repr((len(tools), turns))
+
+
+def arguments_of(call: dict[str, Any]) -> list[str]:
+    """Names of a call's arguments that are texts."""
+    return [name for name, value in call.get("function", call)["arguments"].items() if isinstance(value, str)]
+
+
+def find_unwritten(
+    messages: Sequence[Message], tools: Tools, render: Callable[[list[Message], list[dict[str, Any]]], str]
+) -> set[int]:
+    """Which of a conversation's texts, by their places, the template never writes, as words show in their stead.
+
+    A short text may stand in a rendering by chance; a word that nothing else has does not.
+
+    Args:
+        messages: A conversation.
+        tools: Its tools.
+        render: Renders a conversation.
+    """
+    numbers = count()
+
+    def word(_: Any = None) -> str:
+        return f"word{next(numbers)}of"
+
+    def in_words(function: dict[str, Any]) -> dict[str, Any]:
+        arguments = {key: word() if isinstance(value, str) else value for key, value in function["arguments"].items()}
+        return {**function, "name": word(), "arguments": arguments}
+
+    def call_in_words(call: dict[str, Any]) -> dict[str, Any]:
+        return {**call, "function": in_words(call["function"])} if "function" in call else in_words(call)
+
+    def tool_in_words(tool: dict[str, Any]) -> dict[str, Any]:
+        return (
+            {**tool, "function": {**tool["function"], "name": word()}}
+            if "function" in tool
+            else {**tool, "name": word()}
+        )
+
+    other_tools = [tool_in_words(tool) for tool in tools]
+    others: list[Message] = []
+    for message in messages:
+        other = message | {key: word() for key in ("content", "reasoning_content") if message.get(key)}
+        if "tool_calls" in message:
+            other["tool_calls"] = [call_in_words(call) for call in message["tool_calls"]]
+        others.append(other)
+    try:
+        text = render(others, other_tools)
+    except Exception:  # a template that looks for something in the texts; they themselves are looked for
+        return set()
+    return {place for place, said in enumerate(texts_of(others, other_tools)) if said.text not in text}

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from .clock import stop_clock
-from .dropped import find_dropped
+from .dropped import find_dropped, find_unwritten, form_of, texts_of
 from .ids import TextTokenizer
 from .invitation import find_invitation
 from .records import Conversation
@@ -51,7 +51,7 @@ class ChatRenderer:
         self.template = stop_clock(tokenizer.get_chat_template(), self.clock) if tokenizer.chat_template else ""
         self.invitation = find_invitation(tokenizer, self.template) if self.template else ""
         self._shapes: dict[Shape, list[Piece] | None] = {}
-        self._unwritten: dict[tuple[str, ...], list[int]] = {}
+        self._unwritten: dict[str, set[int]] = {}
 
     def marked(self, messages: Messages) -> list[Message]:
         """The messages with what looks like a special token enclosed, so that it stays text."""
@@ -192,15 +192,20 @@ class ChatRenderer:
         """
         if self.may_drop:
             return
-        dropped = find_dropped(messages, tools, rendered)
-        if dropped is None:
-            unwritten = self.unwritten(tuple(message["role"] for message in messages))
-            turn = next((turn for turn in unwritten if messages[turn]["content"].strip()), None)
-            if turn is not None:  # its text stood somewhere by chance
-                dropped = f"the text of message {turn + 1}, {messages[turn]['content'][:60]!r}"
+        form = form_of(messages, tools)
+        if form not in self._unwritten:
+            self._unwritten[form] = find_unwritten(
+                messages, tools, lambda *words: self.render(words[0], False, words[1])
+            )
+        unwritten = self._unwritten[form]
+        never = (
+            said for place, said in enumerate(texts_of(messages, tools)) if place in unwritten and said.text.strip()
+        )
+        dropped = next(never, None) or find_dropped(messages, tools, rendered)
         if dropped is not None:
             raise ValueError(
-                f"{where}: the chat template leaves out {dropped}. Where that is meant: data.dropped_text=allow."
+                f"{where}: the chat template leaves out {dropped.what} {dropped.text[:60]!r}; {dropped.remedy}. Where "
+                "that is meant: data.dropped_text=allow."
             )
 
     @cached_property
@@ -215,18 +220,6 @@ class ChatRenderer:
             return bool(self.template) and "wordof" + key in self.render([first, last][role == "user" :], invite=False)
         except Exception:  # a template that has no such turns
             return False
-
-    def unwritten(self, roles: tuple[str, ...]) -> list[int]:
-        """Places of the turns that the template never writes, as words that nothing else has show."""
-        if roles not in self._unwritten:
-            words = [f"word{turn}of{len(roles)}" for turn in range(len(roles))]
-            messages = [{"role": role, "content": word} for role, word in zip(roles, words, strict=True)]
-            try:
-                text = self.render(messages, invite=False)
-            except Exception:  # a template that wants more of such turns than a text; their own texts were looked for
-                text = "".join(words)
-            self._unwritten[roles] = [turn for turn, word in enumerate(words) if word not in text]
-        return self._unwritten[roles]
 
 
 def split_at_answers(

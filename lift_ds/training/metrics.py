@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -140,13 +139,19 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_metrics(path: Path, kind: str | None = None) -> Iterator[dict[str, Any]]:
-    """Records of a `metrics.jsonl`, all or of one kind, without lines that a kill cut short; none without a file."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    for line in lines:
+def read_metrics(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """Records of a `metrics.jsonl`, all or of one kind; none without a file.
+
+    Lines that a kill cut short are left out, and so are those of steps that a resume went back behind: what comes after
+    it takes their place.
+    """
+    records: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
             record = json.loads(line)
         except ValueError:
             continue
-        if kind in (None, record["kind"]):
-            yield record
+        if record["kind"] == "resume":
+            records = [before for before in records if before["kind"] == "resume" or before["step"] <= record["step"]]
+        records.append(record)
+    return [record for record in records if kind in (None, record["kind"])]

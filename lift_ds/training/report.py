@@ -22,14 +22,14 @@ def print_summary(metrics_path: Path, files: dict[str, Path]) -> None:
     solves = {record["moment"]: record for record in read_metrics(metrics_path, "solve")}
     if "before" in solves and "after" in solves:
         console.print(solve_table(solves["before"], solves["after"]))
-    heldout = list(read_metrics(metrics_path, "heldout"))
+    heldout = read_metrics(metrics_path, "heldout")
     if heldout and heldout[0]["mean"] is not None:
         first, last = heldout[0], heldout[-1]
         console.print(
             f"held-out loss  {first['mean']:.4f} (step {first['step']}) -> {last['mean']:.4f} (step {last['step']})",
             highlight=False,
         )
-    steps = list(read_metrics(metrics_path, "step"))
+    steps = read_metrics(metrics_path, "step")
     if steps:
         speed = sum(step["num_tokens"] for step in steps) / sum(step["seconds"] for step in steps)
         console.print(f"training       {len(steps)} steps, {speed:,.0f} tokens/s", highlight=False)

@@ -22,6 +22,7 @@ from .inputs import Prepared
 from .loop import StopRequest
 from .metrics import METRICS_FILE, MetricsFile
 from .progress import make_progress
+from .resumed import Resumed
 from .step import DiffusionStep
 from .trainer import Trainer
 
@@ -63,8 +64,10 @@ def make_buffers(prepared: Prepared, engine: Engine) -> DifficultyBuffers | None
     return DifficultyBuffers(vocab_size, engine, difficulty.decay, difficulty.sync_every)
 
 
-def execute(prepared: Prepared, source: WeightSource, ds_json: dict[str, Any], is_main: bool) -> None:
-    """Runs a prepared config on this rank, from engine to export."""
+def execute(
+    prepared: Prepared, source: WeightSource, ds_json: dict[str, Any], is_main: bool, resumed: Resumed | None
+) -> None:
+    """Runs a prepared config on this rank, from engine to export; `resumed` is the run that goes on, if any."""
     run = prepared.run
     objective = make_objective(run.objective)
     engine = Engine(build_root(prepared, source, ds_json, objective), ds_json, run.optim)
@@ -77,7 +80,7 @@ def execute(prepared: Prepared, source: WeightSource, ds_json: dict[str, Any], i
     progress = make_progress(is_main, run.optim.steps, f"lift_ds  {run.objective.method}  {output}", output / "log.txt")
     stop = StopRequest()
     buffers = make_buffers(prepared, engine)
-    trainer = Trainer(prepared, ds_json, objective, engine, progress, metrics, stop, buffers)
+    trainer = Trainer(prepared, ds_json, objective, engine, progress, metrics, stop, buffers, resumed)
     if is_main:
         write_run(output, trainer.resolved)
     try:

@@ -30,6 +30,7 @@ from .loop import StopRequest, train_steps
 from .measure import Measurements
 from .metrics import MetricsFile
 from .progress import Progress
+from .resumed import Resumed, require_same_settings
 
 
 @dataclass
@@ -45,6 +46,7 @@ class Trainer:
         metrics: `metrics.jsonl`, on rank 0 only.
         stop: Whether this process was asked to stop.
         buffers: The difficulty table, where one is kept.
+        resumed: The run that goes on, by whose settings this one was started; `None` for a new one.
     """
 
     prepared: Prepared
@@ -55,6 +57,7 @@ class Trainer:
     metrics: MetricsFile | None
     stop: StopRequest
     buffers: DifficultyBuffers | None
+    resumed: Resumed | None
 
     @property
     def run(self) -> RunConfig:
@@ -109,7 +112,10 @@ class Trainer:
         if checkpoint is None:
             if self.run.checkpoint.resume == "auto":
                 self.progress.say(f"no checkpoint in {self.output}: starting at step 0")
+                self.record("resume", 0, {"checkpoint": None})
             return 0
+        if self.resumed is not None:
+            require_same_settings(self.resumed, checkpoint)
         step, lanes = load_checkpoint(self.engine, checkpoint, self.fingerprint, self.base)
         self.prepared.data.stream.load_state(lanes)
         if self.buffers is not None:

@@ -43,11 +43,12 @@ def worse(measured, tiny_dir, tmp_path_factory):
     output = tmp_path_factory.mktemp("worse") / "run"
     shutil.copytree(measured[0], output)
     command = [*MEASURED, "--model", tiny_dir, "--output", output, "--resume", "auto", "optim.steps=8", "optim.lr=1"]
+    command += ["--change", "optim.lr"]
     return output, launch_train(*command, "checkpoint.export=best", num_ranks=1).stdout
 
 
 def records(output, kind):
-    return list(read_metrics(output / "metrics.jsonl", kind))
+    return read_metrics(output / "metrics.jsonl", kind)
 
 
 def test_each_checkpoint_is_measured(measured):

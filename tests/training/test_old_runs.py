@@ -134,7 +134,7 @@ def test_tools_read_it(name, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_a_newer_checkpoint_ends_every_rank(tmp_path):
-    """It may be whole: the older one is not taken in its place."""
+    """It may be whole: the older one is not taken in its place. All ranks find it before they join; one says it."""
     folder = copy_run("full", tmp_path)
     newer = shutil.copytree(folder / "checkpoints" / "step-000003", folder / "checkpoints" / "step-000005")
     manifest = json.loads((newer / "manifest.json").read_text())
@@ -142,6 +142,5 @@ def test_a_newer_checkpoint_ends_every_rank(tmp_path):
     done = resume(folder, check=False)
     assert done.returncode != 0
     message = f"{newer}/manifest.json: its format is {FORMAT + 1}, and the newest that this version of lift_ds reads"
-    assert f"error: {message}" in done.stdout
-    assert f"error on rank 1: {message}" in done.stdout
+    assert done.stdout.count(message) == 1
     assert "passed over" not in done.stdout

@@ -6,6 +6,7 @@ from rich.console import Console
 
 from lift_ds.training.metrics import MetricsFile, StepTotals, read_metrics
 from lift_ds.training.progress import LiveProgress, PlainProgress, sparkline
+from lift_ds.training.report import print_summary
 
 
 def make_totals():
@@ -66,6 +67,28 @@ def test_metrics_file(tmp_path):
     assert [record["kind"] for record in records] == ["step", "heldout", "solve"]
     assert records[0]["list"] == [None, 1.0]
     assert [record["mean"] for record in read_metrics(path, "heldout")] == [3.0]
+
+
+def test_steps_that_a_resume_went_back_behind_are_counted_once(tmp_path, capsys):
+    """A run of 3 steps goes back to its checkpoint of step 1, and on to step 3."""
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path)
+
+    def write(steps, loss):
+        for step in steps:
+            file.write("step", step, {"loss": loss, "num_tokens": 100, "seconds": loss})
+            file.write("heldout", step, {"mean": loss})
+
+    write((1, 2, 3), 2.0)
+    file.write("resume", 1, {"checkpoint": "step-000001"})
+    write((2, 3), 1.0)
+    file.close()
+    assert [(record["step"], record["loss"]) for record in read_metrics(path, "step")] == [(1, 2.0), (2, 1.0), (3, 1.0)]
+    assert [record["kind"] for record in read_metrics(path)][:3] == ["step", "heldout", "resume"]
+    print_summary(path, {})
+    printed = capsys.readouterr().out
+    assert "training       3 steps, 75 tokens/s" in printed
+    assert "held-out loss  2.0000 (step 1) -> 1.0000 (step 3)" in printed
 
 
 def show(progress, steps):

@@ -266,6 +266,9 @@ def test_a_checkpoint_of_another_model(straight, tiny_dir, tmp_path):
     (other / "config.json").write_text(json.dumps(config | {"n_layers": 1}))
     arguments = ["--model", other, "--resume", output / "checkpoints" / "step-000006", "--output", tmp_path / "new"]
     done = launch_train(*SMALL, *arguments, num_ranks=1, check=False)
+    assert done.returncode == 2
+    assert f"model.path={other}: another model than the run's: n_layers: 2 -> 1" in done.stdout
+    done = launch_train(*SMALL, *arguments, "--change", "model.path", num_ranks=1, check=False)
     assert done.returncode != 0
     assert "belongs to another model" in done.stdout
 

@@ -173,8 +173,8 @@ class PackStream:
         lanes = {str(lane): self.lane_state(lane) for lane in range(self.lanes.num_lanes)}
         return {"identity": self.identity(), "manifest": self.lanes.manifest.state(), "lanes": lanes}
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Continues every lane.
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Checks that a state means the same here.
 
         Raises:
             ValueError: The data, the seed or the lanes are not those of the checkpoint.
@@ -190,6 +190,14 @@ class PackStream:
                 f"the checkpoint's data position does not fit this run: {'; '.join(changed)}. "
                 "Resume with the same data and settings, or start a new run from its weights."
             )
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continues every lane.
+
+        Raises:
+            ValueError: See `check_state`.
+        """
+        self.check_state(state)
         for lane, kept in state["lanes"].items():
             self.load_lane(int(lane), kept)
 

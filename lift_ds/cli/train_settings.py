@@ -1,0 +1,168 @@
+"""The settings of a run from its command line, in place of those of the run that goes on, where there is one."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lift_ds.config.deepspeed import read_ds_json, settle_ds_json
+from lift_ds.config.loading import read_given, read_recipe, resolve
+from lift_ds.config.resuming import (
+    Change,
+    Meaning,
+    find_changes,
+    find_json_changes,
+    flat,
+    inherit_json,
+    merged,
+    overlay,
+)
+from lift_ds.config.run import RunConfig
+from lift_ds.training.resumed import Resumed, find_later_start, find_model_changes, find_resumed
+from lift_ds.training.run_files import SourcesError
+
+Opened = TypeVar("Opened")
+RUNS = Path("runs")
+SHORTCUTS = {"model": "model.path", "data": "data.path", "output": "output", "resume": "checkpoint.resume"}
+
+
+def read_flags(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The flags that stand for a key of the run config, by that key."""
+    given = {key: getattr(arguments, flag) for flag, key in SHORTCUTS.items()}
+    flags = {key: value for key, value in given.items() if value is not None}
+    if len(flags.get("data.path", [])) == 1:
+        flags["data.path"] = flags["data.path"][0]
+    return flags
+
+
+def choose_recipe(given: Path | None, named: list[str]) -> Path | None:
+    """The recipe that was named, or the built-in one where neither recipe nor model nor data are among the keys."""
+    if given is not None or {"data.path", "data.sources", "model.path"} & set(named):
+        return given
+    return Path(str(files("lift_ds") / "assets" / "reasoning.yaml"))
+
+
+def settle_output(run: RunConfig) -> str:
+    """The run folder: as named, or the next number below `runs`; the last one where a run is to be resumed."""
+    if run.output != "auto":
+        return run.output
+    numbers = [int(path.name) for path in RUNS.glob("[0-9]*") if path.name.isdigit()]
+    last = max(numbers, default=0)
+    return str(RUNS / f"{last if run.checkpoint.resume == 'auto' and last else last + 1:03d}")
+
+
+def attempt(action: Callable[[], Opened], problems: list[str]) -> Opened | None:
+    """What an action opens, or `None` where it cannot, which is added to the problems."""
+    try:
+        return action()
+    except SourcesError as error:
+        problems += error.problems
+    except ValueError as error:
+        problems.append(str(error))
+    return None
+
+
+@dataclass
+class Settings:
+    """The settings of a run, as they are settled.
+
+    Args:
+        run: The run config; its folder is settled.
+        problems: What is wrong, so far.
+        notes: What is to be said at the start.
+        resumed: The run that goes on, if any.
+        given: Where each key was given: nothing for the command line, or the file.
+        meant: Keys of `--change`.
+        changes: What differs from the run that goes on.
+    """
+
+    run: RunConfig
+    problems: list[str]
+    notes: list[str]
+    resumed: Resumed | None
+    given: dict[str, str]
+    meant: list[str]
+    changes: list[Change] = field(default_factory=list)
+
+    def settle_json(self, path: Path, world_size: int) -> dict[str, Any]:
+        """DeepSpeed's JSON, but for what model and device decide; adds to problems, notes and changes."""
+        loaded, json_problems = read_ds_json(path)
+        self.problems += json_problems
+        if json_problems:
+            return loaded
+        recorded = None if self.resumed is None else self.resumed.record.get("deepspeed", {})
+        inherited, lines = (loaded, []) if recorded is None else inherit_json(loaded, recorded)
+        self.notes += [f"{line}; {path} has none" for line in lines]
+        settled, more = settle_ds_json(inherited, path, self.run, world_size)
+        self.problems += more
+        if self.resumed is not None and recorded is not None:
+            self.given |= {f"deepspeed.{key}": f" (in {path})" for key in flat(loaded)}
+            self.changes += find_json_changes(recorded, settled)
+            before = self.resumed.record.get("world_size", world_size)
+            self.changes += [Change("ranks", before, world_size)] if before != world_size else []
+        return settled
+
+    def judge(self, model_folder: Path | None) -> None:
+        """Lists what differs from the run that goes on, or adds why it is refused to the problems.
+
+        Args:
+            model_folder: Where the model was found, if it was.
+        """
+        if self.resumed is None:
+            if self.meant and self.run.checkpoint.resume == "none":
+                self.problems.append("--change: there is no run that goes on; remove it, or add --resume")
+            elif self.meant:
+                self.notes.append(f"--change: nothing to change, there is no checkpoint in {self.run.output} yet")
+            return
+        meaning = Meaning(self.given, self.meant, self.resumed.has_steps)
+        self.problems += [problem for change in self.changes if (problem := meaning.problem(change)) is not None]
+        for is_wrong, line in meaning.misnamed(self.changes):
+            (self.problems if is_wrong else self.notes).append(line)
+        if model_folder is not None:
+            self.judge_model(self.resumed, model_folder)
+        listed = "; ".join(map(str, self.changes)) or "none"
+        self.notes.append(f"settings of {self.resumed.folder}; changes: {listed}")
+
+    def judge_model(self, resumed: Resumed, folder: Path) -> None:
+        """The same for the model's config, whether another folder is named or the same one has changed."""
+        differ = attempt(partial(find_model_changes, resumed, folder), self.problems)
+        if differ and "model.path" in self.meant:
+            self.notes += [f"model.path: {line}" for line in differ]
+        elif differ:
+            self.problems.append(
+                f"model.path={self.run.model.path}: another model than the run's: {'; '.join(differ)}; name the one "
+                "that it was made with, or mean it: --change model.path"
+            )
+
+
+def read_settings(arguments: argparse.Namespace) -> Settings:
+    """The run config of flags, recipe and overrides, and of the run that they go on with."""
+    flags = read_flags(arguments)
+    given, problems = read_given(arguments.config, arguments.overrides, flags)
+    on_line = [*flags, *(override.partition("=")[0] for override in arguments.overrides)]
+    meant = [key for keys in arguments.change or [] for key in keys.split(",") if key]
+    asked, _ = resolve(copy.deepcopy(given))  # for output and resume; what is wrong is found again below
+    output = settle_output(asked)
+    resumed = attempt(partial(find_resumed, Path(output), asked.checkpoint.resume), problems)
+    if resumed is None:
+        recipe = choose_recipe(arguments.config, on_line)
+        values = given if recipe == arguments.config else merged(read_recipe(recipe)[0], given)
+        run, more = resolve(values)
+        return Settings(run.model_copy(update={"output": output}), problems + more, [], None, {}, meant)
+    before, damaged = resolve(overlay(resumed.record["run"], {}))
+    values = overlay(resumed.record["run"], given)
+    run, more = resolve(values)
+    problems += [f"{resumed.folder}: {problem}" for problem in damaged] + more
+    kept = flat(values)  # without what is wrong
+    sources = {key: "" if key in on_line else f" (in {arguments.config})" for key in flat(given) if key in kept}
+    if rows := {"data.path", "data.sources"} & set(sources):  # one of them takes the other's place
+        sources = dict.fromkeys(("data.path", "data.sources"), sources[rows.pop()]) | sources
+    notes = find_later_start(resumed, Path(output)) if asked.checkpoint.resume == "auto" else []
+    run = run.model_copy(update={"output": output})
+    return Settings(run, problems, notes, resumed, sources, meant, find_changes(before, run))

@@ -1,0 +1,128 @@
+"""The run that goes on: its record and checkpoint, and whether what is named now is what it was made with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lift_ds.config.resuming import JSON_PREFIX, MISSING, Change, Rule, differing, flat, rule_of, shown
+from lift_ds.data.order.stream import PackStream
+from lift_ds.models.layout import read_raw_config
+from lift_ds.models.vocabulary import NEEDED_IDS
+from lift_ds.storage.manifest import HF_FOLDER, LANES_FILE, find_checkpoint
+from lift_ds.storage.run_record import RUN_FILE, read_run
+
+# What an export writes anew: the model is the same.
+EXPORTS_FIELDS = ("auto_map", "architectures", "torch_dtype", "dtype", "transformers_version", "_name_or_path")
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The run that goes on.
+
+    Args:
+        folder: Where its record is: the checkpoint, or the run folder where no checkpoint was written yet.
+        has_steps: Whether it is a checkpoint.
+        record: Its `run.json`.
+    """
+
+    folder: Path
+    has_steps: bool
+    record: dict[str, Any]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All settings by dotted key."""
+        return flat({**self.record["run"], "deepspeed": self.record.get("deepspeed", {})})
+
+
+def find_resumed(output: Path, resume: str) -> Resumed | None:
+    """The run that `checkpoint.resume` asks to go on with, or `None` where there is none.
+
+    A run that ended before its first checkpoint is the same run, too, if it left its record.
+
+    Args:
+        output: The run folder.
+        resume: As `checkpoint.resume` has it.
+
+    Raises:
+        NewerFormatError: A later version wrote it.
+        ValueError: A named checkpoint is not whole, all are broken, or the record cannot be read.
+    """
+    checkpoint, _ = find_checkpoint(output / "checkpoints", resume, by_content=False)
+    if checkpoint is not None:
+        return Resumed(checkpoint, True, read_run(checkpoint))
+    if resume == "auto" and (output / RUN_FILE).is_file():
+        return Resumed(output, False, read_run(output))
+    return None
+
+
+def find_later_start(resumed: Resumed, output: Path) -> list[str]:
+    """What the run folder's record has otherwise: of a later start that left no checkpoint; a line for each key."""
+    try:
+        later = Resumed(output, False, read_run(output))
+    except ValueError:
+        return []
+    return [
+        f"{output / RUN_FILE}, of a later start without a checkpoint, had {change.key}={shown(change.now)}; "
+        f"the checkpoint was made with {shown(change.before)}"
+        for change in changes_of_meaning(resumed, later)
+    ]
+
+
+def changes_of_meaning(first: Resumed, second: Resumed) -> list[Change]:
+    """Recorded settings that differ and are neither free nor names of files; an older version knew fewer keys."""
+    return [
+        change
+        for change in differing(first.settings, second.settings)
+        if rule_of(change.key) in (Rule.MEANT, Rule.FIXED)
+        and (change.key.startswith(JSON_PREFIX) or MISSING not in (change.before, change.now))
+    ]
+
+
+def require_same_settings(resumed: Resumed, checkpoint: Path) -> None:
+    """Checks that the checkpoint that is loaded has the settings that the run was started with.
+
+    A damaged one is found when its bytes are read; the one before may be of another time.
+
+    Raises:
+        ValueError: It has not.
+    """
+    if not resumed.has_steps or checkpoint.resolve() == resumed.folder.resolve():
+        return
+    changes = changes_of_meaning(resumed, Resumed(checkpoint, True, read_run(checkpoint)))
+    if changes:
+        raise ValueError(
+            f"{resumed.folder} is damaged, and {checkpoint}, the one before, was made with other settings: "
+            f"{'; '.join(map(str, changes))}. Name it: --resume {checkpoint}"
+        )
+
+
+def find_model_changes(resumed: Resumed, folder: Path) -> list[str]:
+    """Fields in which a model folder's config is not the one that the run was made with.
+
+    Raises:
+        ValueError: A config cannot be read.
+    """
+    if not resumed.has_steps:
+        return []
+    sides = [flat(read_raw_config(side)) for side in (resumed.folder / HF_FOLDER, folder)]
+    changes = differing(*sides)
+    return [
+        str(change)
+        for change in changes
+        if change.key.split(".")[0] not in EXPORTS_FIELDS
+        and not (change.key in NEEDED_IDS and MISSING in (change.before, change.now))  # an export fills them in
+    ]
+
+
+def check_position(resumed: Resumed | None, stream: PackStream) -> None:
+    """Checks that a checkpoint's position in the data means the same in this run, before weights are read.
+
+    Raises:
+        ValueError: Rows, held-out rows, tokenizer or what decides the tokens are others.
+    """
+    if resumed is not None and resumed.has_steps:
+        stream.check_state(json.loads((resumed.folder / LANES_FILE).read_text(encoding="utf-8")))

@@ -25,13 +25,14 @@ from lift_ds.ranks.running import run_on_ranks
 from .evaluate_harness import run_harness_tasks
 from .evaluate_run import check_arguments, run_evaluation
 from .evaluate_tables import print_comparison, wide_console
+from .format_flags import add_format_flags
 from .sampling_flags import add_sampling_flags
 from .tool import check_writable, quieten, tool_parser
 
 # Flags of one mode, which the others would ignore.
 COMPARISON_ONLY, HARNESS_ONLY = ("html", "json"), ("include_path", "num_fewshot", "apply_chat_template", "mc_num")
 EVALUATION_ONLY = ("data", "scorers", "samples", "protocol", "workers")
-ANSWERS_ONLY = ("model", "adapters", "tasks", "output", "deepspeed", "limit", "harness")
+ANSWERS_ONLY = ("model", "adapters", "tasks", "output", "deepspeed", "limit", "harness", "system", "chat_template")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -47,6 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--samples", type=int, default=1, help="answers to each problem, for pass@k")
     lengths = dict.fromkeys(("gen_length", "block_length"), "the protocol's or the harness's")
     add_sampling_flags(parser, **lengths, steps="the protocol's tokens a step")
+    add_format_flags(parser)
     parser.add_argument("--output", type=Path, help="folder; default: evaluations/MODEL-PROTOCOL")
     parser.add_argument("--deepspeed", type=Path, metavar="JSON", help="cut the model over the ranks, as ZeRO-3 does")
     parser.add_argument("--workers", type=int, default=2, help="answers that are scored at a time")
@@ -75,6 +77,8 @@ def check_flags(arguments: argparse.Namespace) -> None:
         mode, others = "--harness", (*COMPARISON_ONLY, *EVALUATION_ONLY)
     else:
         mode, others = "an evaluation of tasks by protocol", (*COMPARISON_ONLY, *HARNESS_ONLY)
+    if arguments.harness and not arguments.apply_chat_template and (arguments.system or arguments.chat_template):
+        raise ValueError("--system, --chat-template: with --harness, only --apply-chat-template makes chats.")
     default = make_parser().get_default
     given = [name for name in others if getattr(arguments, name) != default(name)]
     given = [name for name in given if (mode, name) != ("--compare", "scorers")]

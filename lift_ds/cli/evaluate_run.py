@@ -28,6 +28,7 @@ from lift_ds.sampling.settings import SamplingSettings
 from lift_ds.training.inference import load_cut, load_whole, weight_hashes
 
 from .evaluate_tables import LiveTable, print_results, wide_console
+from .format_flags import with_flags
 from .sampling_flags import process_of
 from .tool import check_counts, writing
 
@@ -119,14 +120,19 @@ def default_output(arguments: argparse.Namespace, protocol: str) -> Path:
 
 
 def load_model(arguments: argparse.Namespace, launch: Launch) -> tuple[Answerer, Ranks]:
-    """The model of the flags, whole on every rank or cut over them.
+    """The model of the flags, whole on every rank or cut over them, and as they ask it.
 
     Raises:
         ValueError: The model, its adapters or the JSON cannot be used.
     """
     if arguments.deepspeed is not None:
-        return load_cut(arguments.model, arguments.deepspeed, launch)
-    return load_whole(arguments.model, arguments.adapters, launch)
+        answerer, ranks = load_cut(arguments.model, arguments.deepspeed, launch)
+    else:
+        answerer, ranks = load_whole(arguments.model, arguments.adapters, launch)
+    answerer, lines = with_flags(answerer, arguments.system, arguments.chat_template, arguments.adapters)
+    if launch.is_main:
+        print("".join(f"{line}\n" for line in lines), end="", flush=True)
+    return answerer, ranks
 
 
 def run_evaluation(arguments: argparse.Namespace, launch: Launch) -> None:
@@ -147,7 +153,7 @@ def run_evaluation(arguments: argparse.Namespace, launch: Launch) -> None:
         tasks[task] = (problems, task_process(arguments, protocol, task), scorers)
     answerer, ranks = load_model(arguments, launch)
     plans = [
-        plan_task(task, problems, protocol, process, arguments.samples, scorers, answerer.encoder)
+        plan_task(task, problems, protocol, process, arguments.samples, scorers, answerer)
         for task, (problems, process, scorers) in tasks.items()
     ]
     check_agreement(plans, ranks)

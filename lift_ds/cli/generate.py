@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from lift_ds.evaluation.asking.answering import Answer, Answerer, load_answerer
 from lift_ds.sampling.reverse import RowSeeds, check_length
 from lift_ds.sampling.settings import FixedSteps, SamplingSettings
 
+from .format_flags import add_format_flags, with_flags
 from .prompts import Messages, Prompt, given_prompts
 from .sampling_flags import add_sampling_flags, process_of
 from .tool import check_counts, check_writable, run_tool, tool_parser
@@ -36,7 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("model", help="model folder, hub name or builtin:base")
     parser.add_argument("--prompt", action="append", help="the user's turn; more than once for several")
     parser.add_argument("--file", type=Path, help="jsonl whose rows have a prompt or question, answered in batches")
-    parser.add_argument("--system", help="system text of every conversation")
+    add_format_flags(parser)
     parser.add_argument("--json", type=Path, help="jsonl to write: question, generation, num_forwards")
     add_sampling_flags(parser, **LENGTHS.model_dump() | {"steps": "a step a token"})
     return parser
@@ -62,7 +64,7 @@ class Session:
         Raises:
             ValueError: With its answer it is longer than the model allows, or a text is no Unicode.
         """
-        ids = self.answerer.encoder.prompt_ids(messages, where=where)
+        ids = self.answerer.prompt_ids(messages, where=where)
         try:
             check_length(self.process, len(ids), self.answerer.model.config)
         except ValueError as error:
@@ -91,7 +93,10 @@ def load(arguments: argparse.Namespace) -> Session:
     """
     check_counts(arguments, "batch_size")
     process = process_of(arguments, LENGTHS, stop_early=True)  # errors of flags come before the model is read
-    return Session(load_answerer(arguments.model), process, arguments.seed)
+    answerer, lines = with_flags(load_answerer(arguments.model), arguments.system, arguments.chat_template)
+    for line in lines:
+        print(line, file=sys.stderr)
+    return Session(answerer, process, arguments.seed)
 
 
 def answer_all(session: Session, prompts: list[Prompt], arguments: argparse.Namespace, console: Console) -> None:
@@ -101,7 +106,7 @@ def answer_all(session: Session, prompts: list[Prompt], arguments: argparse.Name
         ValueError: A prompt cannot be answered; before any of them is.
         OSError: The file cannot be written.
     """
-    encoded = [session.encode(prompt.messages(arguments.system), prompt.where) for prompt in prompts]
+    encoded = [session.encode(prompt.messages(), prompt.where) for prompt in prompts]
     if arguments.json:
         arguments.json.write_text("", encoding="utf-8")
     for start in range(0, len(prompts), arguments.batch_size):
@@ -127,7 +132,7 @@ def append_answers(path: Path, prompts: list[Prompt], answers: list[Answer]) -> 
             file.write(json.dumps(record) + "\n")
 
 
-def chat(session: Session, arguments: argparse.Namespace, console: Console) -> None:
+def chat(session: Session, console: Console) -> None:
     """Turns of a user at the terminal until the input ends; an empty line begins anew.
 
     A turn that cannot be answered, or whose answer was stopped, is left out of the conversation.
@@ -143,7 +148,7 @@ def chat(session: Session, arguments: argparse.Namespace, console: Console) -> N
         if not text.strip():
             messages = []
             continue
-        said = Prompt(text, "this turn").messages(None if messages else arguments.system)
+        said = Prompt(text, "this turn").messages()
         began = time.perf_counter()
         try:
             prompt = session.encode([*messages, *said], "this chat")
@@ -203,7 +208,7 @@ def generate(arguments: argparse.Namespace) -> None:
     if prompts:
         answer_all(session, prompts, arguments, console)
     else:
-        chat(session, arguments, console)
+        chat(session, console)
 
 
 def main(argv: list[str] | None = None) -> None:

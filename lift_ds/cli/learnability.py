@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from lift_ds.config.loading import ConfigError, load_run_config
+from lift_ds.config.loading import ConfigError, known_keys, load_run_config
 from lift_ds.config.run import RunConfig
 from lift_ds.storage.run_record import RUN_FILE, read_run
 
@@ -69,6 +69,7 @@ def resolve(arguments: argparse.Namespace) -> tuple[RunConfig, dict[str, str], P
             flags["eval.rows"] = recorded["eval"]["rows"]
     else:
         models[arguments.model] = arguments.model
+        flags |= taught_settings(arguments.model)
     if arguments.data:
         flags |= {"data.path": arguments.data if len(arguments.data) > 1 else arguments.data[0], "eval.path": None}
         flags.pop("data.sources", None)
@@ -79,6 +80,23 @@ def resolve(arguments: argparse.Namespace) -> tuple[RunConfig, dict[str, str], P
     if problems:
         raise ConfigError(problems)
     return run, models, arguments.output or (folder if recorded else Path()) / "learnability"
+
+
+def taught_settings(model: str) -> dict[str, Any]:
+    """The keys of `data` that a model's folder says it was taught with; said, because other rows may want others.
+
+    Raises:
+        ValueError: There is no such model, or its chat format cannot be read.
+    """
+    from lift_ds.data.text.chat_format import KEYS, read_format
+    from lift_ds.models.weights import resolve_folder
+
+    taught = read_format(resolve_folder(model, with_weights=False))
+    known = known_keys()
+    settings = {key: getattr(taught, name) for name, key in KEYS.items() if taught is not None and key in known}
+    if settings:
+        print(f"as {model} was taught: {', '.join(f'{key}={value}' for key, value in settings.items())}")
+    return settings
 
 
 def are_apart(recorded: dict[str, Any]) -> bool:

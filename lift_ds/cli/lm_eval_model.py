@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
 from lm_eval.api.registry import register_model
 from lm_eval.utils import simple_parse_args_string
 
-from lift_ds.data.text.templates import use_template
-from lift_ds.evaluation.asking.answering import Answerer, make_encoder
 from lift_ds.evaluation.harness.language_model import DiffusionLM
 from lift_ds.evaluation.harness.settings import read_arguments
 from lift_ds.ranks.launch import read_launch
 from lift_ds.training.inference import load_whole, weight_hashes
+
+from .format_flags import with_flags
 
 HARNESS_DEFAULT_DEVICE = "cuda:0"  # what the harness's command says where nobody said anything
 
@@ -62,15 +61,7 @@ class LoadedLM(DiffusionLM):
         identity = ""
         if arguments.progress is not None:
             identity = json.dumps(weight_hashes(arguments.pretrained, arguments.adapters, ranks))
-        answerer = with_template(answerer, arguments.chat_template)
+        answerer, lines = with_flags(answerer, arguments.system, arguments.chat_template, arguments.adapters)
+        if ranks.rank == 0:
+            print("".join(f"{line}\n" for line in lines), end="", flush=True)
         return cls(answerer, ranks, arguments, arguments.pretrained, identity)
-
-
-def with_template(answerer: Answerer, chat_template: str | None) -> Answerer:
-    """The same model with another chat template.
-
-    Raises:
-        ValueError: See `use_template`.
-    """
-    use_template(answerer.encoder.tokenizer, chat_template)
-    return replace(answerer, encoder=make_encoder(answerer.model.config, answerer.encoder.tokenizer, "model"))

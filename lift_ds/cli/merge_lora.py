@@ -57,6 +57,8 @@ def merge(arguments: argparse.Namespace) -> None:
         f"{'would merge' if arguments.dry_run else 'merged'} {len(plan.adapters.targets)} adapters (rank {ranks}) into "
         f"{len(plan.specs)} tensors, {plan.num_bytes / 1e9:.2f} GB: {arguments.output}"
     )
+    if differ := plan.replaced_format():
+        print(f"chat format of the adapters, not the base's: {'; '.join(differ)}")
     if plan.left_out:
         print(f"not copied from the base: {', '.join(plan.left_out)}")
 

@@ -19,10 +19,9 @@ class Prompt:
     text: str
     where: str
 
-    def messages(self, system: str | None) -> Messages:
-        """The start of a conversation."""
-        before = [{"role": "system", "content": system}] if system else []
-        return [*before, {"role": "user", "content": self.text}]
+    def messages(self) -> Messages:
+        """The turn as a conversation, or the next part of one."""
+        return [{"role": "user", "content": self.text}]
 
 
 def given_prompts(arguments: argparse.Namespace) -> list[Prompt]:

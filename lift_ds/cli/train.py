@@ -25,6 +25,7 @@ from lift_ds.data.survey.first_rows import FirstRows, check_first_rows
 from lift_ds.ranks.launch import Launch
 from lift_ds.ranks.running import run_on_ranks
 from lift_ds.storage.run_record import refuse_newer_run
+from lift_ds.training.chat import describe_other_format
 from lift_ds.training.inputs import RunData, open_weights, prepare
 from lift_ds.training.metrics import METRICS_FILE
 from lift_ds.training.resumed import Resumed, check_position
@@ -134,7 +135,8 @@ def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
     ds_json = fill_ds_json(checked.ds_json, model.config.hidden_size, engine.has_accelerator())
     first_rows = check_first_rows(prepared.data.reader, run.data.check_rows, run.data.max_skipped)
     if launch.is_main:
-        lines = [*checked.notes, describe(run, ds_json, launch, prepared.data, first_rows)]
+        lines = [*checked.notes, *describe_other_format(prepared)]
+        lines += [describe(run, ds_json, launch, prepared.data, first_rows)]
         print("\n".join(lines), flush=True)
     if arguments.dry_run:
         if launch.is_main:

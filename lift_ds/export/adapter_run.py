@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lift_ds.data.text.chat_format import write_format
 from lift_ds.storage.flat_groups import FlatTensor, storages_of, whole
 from lift_ds.storage.frozen_base import base_tensors, read_base, stored_tensor
 from lift_ds.storage.manifest import require_whole
@@ -21,6 +22,7 @@ from lift_ds.storage.zero_checkpoint import open_zero_checkpoint
 from lift_ds.storage.zero_files import find_shard_folder, own_checkpoint
 
 from .adapters import PART, AdapterSettings, settings_of_peft
+from .chat import checkpoint_format
 from .names import official_names
 
 if TYPE_CHECKING:
@@ -140,7 +142,13 @@ def convert_adapters(path: Path, output: Path) -> Path:
         raise ValueError(f"{shards} is not whole: {'; '.join(damage)}.")
     names = official_names(list(parts), None if own is None else ROOT_PREFIX, None)
     adapters = lora.split_adapters({names[name]: tensor.load().float() for name, tensor in parts.items()})[1]
-    lora.save_adapters(adapters, output, described_adapters(own, shards.parent))
+    chat_format = None if own is None else checkpoint_format(own)
+    lora.save_adapters(
+        adapters,
+        output,
+        described_adapters(own, shards.parent),
+        lambda folder: None if chat_format is None else write_format(folder, chat_format),
+    )
     return own or shards
 
 

@@ -62,6 +62,12 @@ def prepare_average(paths: Sequence[Path], options: ConversionOptions) -> Conver
     for path, conversion in zip(paths, conversions, strict=True):
         if {name: tensor.shape for name, tensor in conversion.tensors.items()} != expected:
             raise ValueError(f"{path}: its tensors are not those of {paths[0]}; only one model can be averaged.")
+    for path, conversion in zip(paths, conversions, strict=True):
+        taught, other = first.chat_format, conversion.chat_format
+        differ = [] if taught is None or other is None else taught.differences(other, "clock")
+        if differ:
+            names = ", ".join(name for name, _, _ in differ)
+            raise ValueError(f"{path}: was taught in another chat format than {paths[0]} ({names}); one is needed.")
     tensors = {name: Mean(tuple(conversion.tensors[name] for conversion in conversions)) for name in expected}
     checked = tuple(storage for conversion in conversions for storage in conversion.checked)
     return replace(

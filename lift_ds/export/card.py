@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
 from typing import Any
+
+from lift_ds.data.text.chat_format import ChatFormat
 
 LOADING = """## Load
 
@@ -15,12 +18,13 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER", trust_remote_code=True)
 """
 
 
-def model_card(summary: dict[str, Any], run: dict[str, Any] | None) -> str:
+def model_card(summary: dict[str, Any], run: dict[str, Any] | None, chat_format: ChatFormat | None = None) -> str:
     """The card's text.
 
     Args:
         summary: Facts of the conversion.
         run: The run that wrote the checkpoint, where it was ours.
+        chat_format: What it was taught in, where that is known.
     """
     facts = {
         "parameters": f"{summary['num_parameters']:,}",
@@ -35,8 +39,24 @@ def model_card(summary: dict[str, Any], run: dict[str, Any] | None) -> str:
     if run is not None:
         title, tags = "A masked diffusion language model, fine-tuned with LIFT", "tags:\n- masked-diffusion\n- lift\n"
         facts |= facts_of_run(run)
+    if chat_format is not None:
+        facts |= facts_of_format(chat_format)
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     return f"---\nlibrary_name: transformers\n{tags}---\n\n# {title}\n\n| | |\n| --- | --- |\n{rows}\n\n{LOADING}"
+
+
+def facts_of_format(chat_format: ChatFormat) -> dict[str, str]:
+    """How it wants to be asked, and how it answers."""
+    template = "none" if chat_format.template is None else "`chat_template.jinja`, or the tokenizer's own"
+    multiple = f", to a multiple of {chat_format.pad_to_multiple} tokens" if chat_format.pad_targets == "all" else ""
+    facts = {"chat template": template, "end tokens": chat_format.pad_targets + multiple}
+    known = {"system text": chat_format.system, "answers": chat_format.wrapping, "clock": chat_format.clock}
+    return facts | {name: cell(text) for name, text in known.items() if text is not None}
+
+
+def cell(text: str) -> str:
+    """A text in a row of a table."""
+    return "<br>".join(html.escape(text).replace("|", "\\|").splitlines())
 
 
 def facts_of_run(run: dict[str, Any]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lift_ds.data.text.chat_format import ChatFormat
 from lift_ds.storage.flat_groups import FlatTensor, storages_of
 from lift_ds.storage.manifest import HF_FOLDER, require_whole
 from lift_ds.storage.run_record import read_run
@@ -19,6 +20,7 @@ from lift_ds.storage.zero_files import find_shard_folder, own_checkpoint
 from .adapter_run import adapter_settings, own_base, strangers_base, with_base
 from .adapters import DOWN, AdapterSettings, MergedMatrix, merge
 from .card import model_card
+from .chat import checkpoint_format
 from .folder import DTYPES, MAX_SHARD_BYTES, Chunked, ExportOptions, export_tensors, official_shapes, written_spec
 from .names import official_names
 
@@ -59,6 +61,7 @@ class Conversion:
         options: What was asked for.
         checked: Storages whose CRC is still to be compared; empty where a manifest was.
         averaged: Steps of the checkpoints whose mean is written; empty for a single one.
+        chat_format: What the model was taught in, where the checkpoint says it.
     """
 
     zero: ZeroCheckpoint
@@ -69,6 +72,7 @@ class Conversion:
     options: ConversionOptions = field(default_factory=ConversionOptions)
     checked: tuple[Storage, ...] = ()
     averaged: tuple[int, ...] = ()
+    chat_format: ChatFormat | None = None
 
     def summary(self) -> dict[str, Any]:
         """Figures and facts, flat."""
@@ -110,8 +114,9 @@ class Conversion:
                 self.options.max_shard_bytes,
                 None
                 if self.hf_folder is None
-                else model_card(self.summary(), None if self.own is None else read_run(self.own)),
+                else model_card(self.summary(), None if self.own is None else read_run(self.own), self.chat_format),
                 self.options.base_code,
+                self.chat_format,
                 after_chunk,
                 finish_check,
             )
@@ -144,7 +149,8 @@ def prepare_conversion(path: Path, options: ConversionOptions) -> Conversion:
     settings = adapter_settings(own, [shards.parent, *([] if hf_folder is None else [hf_folder])])
     tensors = name_tensors(weights, zero.aliases, settings, prefix, official)
     dtype = computed_dtype(zero) if options.dtype == "auto" else options.dtype
-    return Conversion(zero, own, hf_folder, tensors, dtype, options, checked)
+    chat_format = None if own is None or hf_folder is None else checkpoint_format(own)
+    return Conversion(zero, own, hf_folder, tensors, dtype, options, checked, chat_format=chat_format)
 
 
 def find_config(shards: Path, own: Path | None, given: Path | None) -> Path:

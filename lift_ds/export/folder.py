@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lift_ds.data.text.chat_format import ChatFormat, write_format
 from lift_ds.models.layout import read_raw_config
 from lift_ds.storage.safetensors_header import TensorSpec
 from lift_ds.storage.safetensors_writer import READABLE, ShardWriter
@@ -76,6 +77,7 @@ class ExportOptions:
         max_shard_bytes: Most bytes of weights in a file.
         card: Text of the model card, or `None` for no card.
         base_code: Folder whose `.py` files are copied too, or `None`.
+        chat_format: What the model was taught in, where the folder with config and tokenizer does not say it.
         after_chunk: Called with the number of elements of each chunk that was written.
         before_publishing: Called when all is written, before the folder gets its name; what it raises undoes all.
     """
@@ -84,6 +86,7 @@ class ExportOptions:
     max_shard_bytes: int = MAX_SHARD_BYTES
     card: str | None = None
     base_code: Path | None = None
+    chat_format: ChatFormat | None = None
     after_chunk: Callable[[int], object] = lambda num_elements: None
     before_publishing: Callable[[Path], object] = lambda folder: None
 
@@ -125,6 +128,8 @@ def export_tensors(
             for path in companions(hf_folder):
                 shutil.copyfile(path, folder / path.name)
             write_config(hf_folder, folder, options.dtype)
+        if hf_folder is not None and options.chat_format is not None:
+            write_format(folder, options.chat_format)
         for path in sorted(options.base_code.glob("*.py")) if options.base_code else []:
             shutil.copyfile(path, folder / path.name)
         if options.card is not None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from lift_ds.data.text.chat_format import ChatFormat, read_format, stored_template, write_format
 from lift_ds.models.families import read_config
 from lift_ds.storage.safetensors_folder import PIECE_BYTES, WEIGHT_TYPES, SafetensorsFolder, shorten
 from lift_ds.storage.safetensors_header import TensorSpec
@@ -37,6 +38,7 @@ class Merge:
         is_own: Whether the base is of a family of ours, and gets our modelling file.
         copied: Names of the base's other files that come along.
         left_out: Names of the base's other files and folders that do not.
+        chat_format: What the adapters were taught in, which the merged model is asked in; `None` leaves the base's.
     """
 
     base: SafetensorsFolder
@@ -45,6 +47,14 @@ class Merge:
     is_own: bool
     copied: list[str]
     left_out: list[str]
+    chat_format: ChatFormat | None
+
+    def replaced_format(self) -> list[str]:
+        """What the base would be asked in otherwise."""
+        folder = self.base.folder
+        before = read_format(folder) or ChatFormat(template=stored_template(folder))
+        differ = [] if self.chat_format is None else before.differences(self.chat_format, "clock")
+        return [f"{name}: {theirs}" for name, _, theirs in differ]
 
     @property
     def num_bytes(self) -> int:
@@ -81,7 +91,7 @@ def plan_merge(base: Path, adapters: Path, dtype: torch.dtype | None) -> Merge:
     }
     is_own = is_own_family(base)
     copied, left_out = files_beside(base, is_own)
-    return Merge(source, adapter_folder, specs, is_own, copied, left_out)
+    return Merge(source, adapter_folder, specs, is_own, copied, left_out, read_format(adapters))
 
 
 def is_own_family(base: Path) -> bool:
@@ -141,6 +151,8 @@ def write_merged(merge: Merge, output: Path, dtype: torch.dtype | None, advance:
         for name in merge.copied:
             shutil.copyfile(merge.base.folder / name, folder / name)
         finish_config(merge, folder, dtype)
+        if merge.chat_format is not None:
+            write_format(folder, merge.chat_format)
         for path in folder.iterdir():
             path.chmod(READABLE)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -105,13 +106,19 @@ def split_adapters(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[st
     return base, adapters
 
 
-def save_adapters(adapters: dict[str, Tensor], output: Path, config: LoraConfig) -> None:
+def save_adapters(
+    adapters: dict[str, Tensor],
+    output: Path,
+    config: LoraConfig,
+    add_files: Callable[[Path], object] = lambda folder: None,
+) -> None:
     """Writes adapters in PEFT's own format, as `peft.PeftModel.from_pretrained` loads them.
 
     Args:
         adapters: Weights under PEFT's names, see `split_adapters`.
         output: Folder to create.
         config: What PEFT is told about them; names the base model.
+        add_files: Writes what else belongs to them into the folder.
 
     Raises:
         ValueError: There are no adapters, or `output` exists and holds something.
@@ -123,5 +130,6 @@ def save_adapters(adapters: dict[str, Tensor], output: Path, config: LoraConfig)
         config.save_pretrained(str(folder))
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapters.items()}
         save_file(tensors, folder / PEFT_WEIGHTS, metadata={"format": "pt"})
+        add_files(folder)
         for path in folder.iterdir():
             path.chmod(READABLE)

@@ -3,7 +3,7 @@
     checkpoints/step-000100/
         zero/...                DeepSpeed's shards
         latest                  "zero", so that DeepSpeed's own tools read the folder
-        hf/                     config and tokenizer of the model, for export
+        hf/                     config, tokenizer and chat format of the model, for export
         difficulty/             the difficulty table, a file a rank
         lanes.json              data position
         base.json               of a run with adapters: the files of the frozen weights, which the shards leave out
@@ -24,6 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lift_ds.data.text.chat_format import ChatFormat, write_format
 from lift_ds.export.folder import companions
 from lift_ds.storage.frozen_base import BaseRecord, hash_base, read_base
 from lift_ds.storage.manifest import (
@@ -60,6 +61,7 @@ def save_checkpoint(
     lanes: dict[str, Any],
     run: dict[str, Any],
     hf_folder: Path,
+    chat_format: ChatFormat,
     fingerprint: str,
     keep: int,
     buffers: DifficultyBuffers | None = None,
@@ -74,6 +76,7 @@ def save_checkpoint(
         lanes: Data position.
         run: Resolved configuration.
         hf_folder: Where the model's config and tokenizer are.
+        chat_format: How the run's chats became tokens.
         fingerprint: `model_fingerprint` of the model.
         keep: Newest checkpoints to keep.
         buffers: The difficulty table, where one is kept.
@@ -101,6 +104,7 @@ def save_checkpoint(
         (temporary / LANES_FILE).write_text(json.dumps(lanes))
         write_run(temporary, run)
         copy_hf_files(hf_folder, temporary / HF_FOLDER)
+        write_format(temporary / HF_FOLDER, chat_format)
         if base is not None:
             base.write(temporary)
         files = {name: record for part in everyones for name, record in part.items()}

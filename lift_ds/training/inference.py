@@ -10,7 +10,7 @@ from lift_ds.config.deepspeed import read_ds_json, resolve_ds_json
 from lift_ds.config.loading import ConfigError
 from lift_ds.config.run import RunConfig
 from lift_ds.config.training import OptimConfig
-from lift_ds.evaluation.asking.answering import Answerer, load_answerer, make_encoder
+from lift_ds.evaluation.asking.answering import Answerer, load_answerer, make_encoder, taught_format
 from lift_ds.models.families import read_config
 from lift_ds.models.lora import PEFT_CONFIG, PEFT_WEIGHTS
 from lift_ds.models.vocabulary import check_tokenizer, load_tokenizer
@@ -61,6 +61,7 @@ def load_cut(path: str, json_path: Path, launch: Launch) -> tuple[Answerer, Rank
     """
     folder = resolve_folder(path)
     config, tokenizer = read_config(folder), load_tokenizer(folder)
+    chat_format = taught_format(folder, None, tokenizer)
     encoder = make_encoder(config, tokenizer, path)
     check_tokenizer(config, encoder.tokenizer, folder)
     loaded, problems = read_ds_json(json_path)
@@ -78,7 +79,7 @@ def load_cut(path: str, json_path: Path, launch: Launch) -> tuple[Answerer, Rank
     engine.start_distributed(launch)
     model = engine.shard_for_inference(config, SafetensorsFolder(folder), resolved, str(folder))
     ranks = Collectives(engine.current_device())
-    return Answerer(model, encoder, agreement(ranks)), ranks
+    return Answerer(model, encoder, agreement(ranks), chat_format=chat_format), ranks
 
 
 def weight_hashes(path: str, adapters: str | None, ranks: Ranks) -> dict[str, str]:

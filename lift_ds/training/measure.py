@@ -63,7 +63,8 @@ class Measurements:
         """
         run = self.prepared.run
         if run.eval.solve_every or run.checkpoint.best_by == "solve_rate":
-            encode_questions(self.prepared.data.encoder, self.subset, self.process, self.prepared.config)
+            encoder, system = self.prepared.data.encoder, run.data.system
+            encode_questions(encoder, self.subset, self.process, self.prepared.config, system)
 
     def heldout(self, step: int) -> None:
         """Held-out cross-entropy, if there are held-out rows."""
@@ -97,7 +98,8 @@ class Measurements:
     def answer(self, questions: list[Question]) -> SolveReport:
         """Answers questions on all ranks."""
         with self.engine.evaluating() as model:
-            return solve_questions(model, self.prepared.data.encoder, questions, self.process, self.engine)
+            encoder, system = self.prepared.data.encoder, self.prepared.run.data.system
+            return solve_questions(model, encoder, questions, self.process, self.engine, system)
 
     def between_steps(self, step: int) -> None:
         """What is due after step `step`; the held-out loss of the last one is measured when the run is done."""
@@ -124,6 +126,8 @@ class Measurements:
                     digest.update(part.tobytes())
         else:
             digest.update(repr(self.process).encode())
+            if self.prepared.run.data.system is not None:  # values of runs without one compare with older ones
+                digest.update(self.prepared.run.data.system.encode())
             for question in self.subset:
                 digest.update(repr((question.task, question.text)).encode())
         return digest.hexdigest()

@@ -9,6 +9,7 @@ from typing import Any
 
 from lift_ds.config.run import RunConfig
 from lift_ds.data.order.stream import merge_states
+from lift_ds.data.text.chat_format import ChatFormat
 from lift_ds.models.weights import whole_shape
 from lift_ds.objectives import Objective
 from lift_ds.storage.best import offer, read_best
@@ -22,6 +23,7 @@ from lift_ds.storage.manifest import (
 )
 
 from .buffers import DifficultyBuffers
+from .chat import chat_format_of
 from .checkpoint import agree, check_space, hash_base_files, load_checkpoint, save_checkpoint
 from .engine import Engine
 from .final_export import FinalExport
@@ -87,6 +89,11 @@ class Trainer:
             return None
         return hash_base_files(self.engine, self.prepared.folder)
 
+    @cached_property
+    def chat_format(self) -> ChatFormat:
+        """How the run's chats become tokens."""
+        return chat_format_of(self.prepared)
+
     @property
     def resolved(self) -> dict[str, Any]:
         """What `run.json` holds."""
@@ -135,6 +142,7 @@ class Trainer:
             merge_states(self.engine.gather_objects(position)),
             self.resolved,
             self.prepared.folder,
+            self.chat_format,
             self.fingerprint,
             self.run.checkpoint.keep,
             self.buffers,

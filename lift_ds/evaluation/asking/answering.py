@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from lift_ds.data.text.chat import ChatEncoder
+from lift_ds.data.text.chat_format import ChatFormat, read_format, template_text
+from lift_ds.data.text.templates import use_template
 from lift_ds.export.peft_folder import AdapterFolder
 from lift_ds.models.families import max_length_of
 from lift_ds.models.head import MaskedDiffusionModel
-from lift_ds.models.weights import load_pretrained
+from lift_ds.models.weights import load_pretrained, resolve_folder
 from lift_ds.sampling.reverse import RowSeeds, denoise, pad_left
 from lift_ds.sampling.settings import SamplingSettings
 
@@ -47,12 +49,37 @@ class Answerer:
         encoder: Renders and tokenises conversations.
         any_rank: Whether something is so on any rank; needed where forwards are collectives.
         device: Where forwards compute, if not where the weights are kept.
+        chat_format: What the model was taught in; of a model that does not say it, only the template is known.
     """
 
     model: MaskedDiffusionModel
     encoder: ChatEncoder
     any_rank: Callable[[bool], bool] = bool
     device: torch.device | None = None
+    chat_format: ChatFormat = field(default_factory=ChatFormat)
+
+    def prompt_ids(
+        self, messages: list[dict[str, str]], answer_prefix: str = "", where: str = "the prompt"
+    ) -> list[int]:
+        """Token ids of a conversation, with the system text that the model was taught; see `ChatEncoder.prompt_ids`."""
+        return self.encoder.prompt_ids(self.chat_format.messages(messages), answer_prefix, where)
+
+    def asked(self, system: str | None = None, chat_template: str | None = None) -> Answerer:
+        """The same model, asked in another way than it was taught.
+
+        Args:
+            system: System text; an empty one for none, `None` for the model's own.
+            chat_template: As `data.chat_template`; `None` for the model's own.
+
+        Raises:
+            ValueError: See `use_template`.
+        """
+        tokenizer, config = self.encoder.tokenizer, self.model.config
+        use_template(tokenizer, chat_template)
+        chat_format = replace(self.chat_format, template=template_text(tokenizer))
+        if system is not None:
+            chat_format = replace(chat_format, system=system or None)
+        return replace(self, encoder=make_encoder(config, tokenizer, "model"), chat_format=chat_format)
 
     def answer(
         self,
@@ -65,7 +92,7 @@ class Answerer:
         """Answers prompts as one batch.
 
         Args:
-            prompts: Token ids of each, from `encoder.prompt_ids`.
+            prompts: Token ids of each, from `prompt_ids`.
             process: How.
             generator: Source of randomness.
             watch: Called with the ids (B, gen_length) of the answers after every step.
@@ -107,6 +134,19 @@ def make_encoder(config: Any, tokenizer: Any, label: str) -> ChatEncoder:
     return ChatEncoder(tokenizer, int(config.eos_token_id), max_length_of(config))
 
 
+def taught_format(folder: Path, adapters: str | None, tokenizer: Any) -> ChatFormat:
+    """What a model was taught in, its adapters last; their template becomes the tokenizer's.
+
+    Raises:
+        ValueError: A format cannot be read.
+    """
+    chat_format = read_format(folder) or ChatFormat()
+    of_adapters = None if adapters is None else read_format(Path(adapters))
+    if of_adapters is not None and tokenizer is not None:
+        tokenizer.chat_template = of_adapters.template or tokenizer.chat_template
+    return replace(of_adapters or chat_format, template=None if tokenizer is None else template_text(tokenizer))
+
+
 def load_answerer(path: str, adapters: str | None = None, device: torch.device | None = None) -> Answerer:
     """A model from a folder, on the GPU as stored, on the CPU in float32.
 
@@ -120,10 +160,11 @@ def load_answerer(path: str, adapters: str | None = None, device: torch.device |
     """
     chosen = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, tokenizer = load_pretrained(path)
+    chat_format = taught_format(resolve_folder(path), adapters, tokenizer)
     encoder = make_encoder(model.config, tokenizer, path)
     loaded: Any = model if adapters is None else with_adapters(model, adapters)
     loaded.to(device=chosen, dtype=torch.float32 if chosen.type == "cpu" else None)
-    return Answerer(loaded.eval(), encoder)
+    return Answerer(loaded.eval(), encoder, chat_format=chat_format)
 
 
 def with_adapters(model: Any, folder: str) -> Any:

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lift_ds.data.text.chat import ChatEncoder
 from lift_ds.evaluation.judging import SCORER_VERSIONS, Problem
 from lift_ds.evaluation.problems import read_problems
 from lift_ds.evaluation.tasks import EVAL_TASKS
 from lift_ds.sampling.settings import SamplingSettings
 
+from .answering import Answerer
 from .protocol import Protocol
 
 
@@ -56,7 +56,7 @@ class TaskPlan:
 
 def plan_task(
     name: str, problems: Sequence[Problem], protocol: Protocol, process: SamplingSettings, num_samples: int,
-    scorers: list[str], encoder: ChatEncoder,
+    scorers: list[str], answerer: Answerer,
 ) -> TaskPlan:  # fmt: skip
     """Puts a task's problems as a protocol says.
 
@@ -68,7 +68,8 @@ def plan_task(
         raise ValueError(f"{name}: {num_samples} samples at temperature 0 are all the same; set --temperature.")
     posed = [protocol.tasks[name].pose(problem) for problem in problems]
     turns = [protocol.tasks[name].turn(problem) for problem in posed]
-    prompts = [encoder.prompt_ids([{"role": "user", "content": turn}], protocol.answer_prefix) for turn in turns]
+    prompts = [answerer.prompt_ids([{"role": "user", "content": turn}], protocol.answer_prefix) for turn in turns]
+    encoder = answerer.encoder
     longest = max(range(len(prompts)), key=lambda index: len(prompts[index]))
     if len(prompts[longest]) + process.gen_length > encoder.max_length:
         raise ValueError(

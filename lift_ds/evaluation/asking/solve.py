@@ -12,6 +12,7 @@ import torch
 
 from lift_ds.data.tasks import TASKS, Item, Verdict, draw_item
 from lift_ds.data.text.chat import ChatEncoder
+from lift_ds.data.text.chat_format import ChatFormat
 from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.ranks.shares import Ranks, agreement, equal_share
 from lift_ds.sampling.reverse import check_length
@@ -97,6 +98,7 @@ def solve_questions(
     questions: Sequence[Question],
     process: SamplingSettings,
     ranks: Ranks,
+    system: str | None = None,
 ) -> SolveReport:
     """Answers questions greedily and counts the verdicts; every rank runs the same number of forwards.
 
@@ -106,6 +108,7 @@ def solve_questions(
         questions: All of them, the same list on every rank.
         process: How answers are made.
         ranks: The run.
+        system: System text before every question.
 
     Raises:
         ValueError: There are no questions, or one and its answer are longer than the model allows; on every rank.
@@ -113,7 +116,7 @@ def solve_questions(
     began = time.perf_counter()
     answerer = Answerer(model, encoder, agreement(ranks), ranks.device)
     tasks = list(dict.fromkeys(question.task for question in questions))
-    prompts = encode_questions(encoder, questions, process, model.config)
+    prompts = encode_questions(encoder, questions, process, model.config, system)
     mine = equal_share(list(zip(questions, prompts, strict=True)), ranks)
     counts = torch.zeros(len(tasks), len(VERDICTS) + 2, dtype=torch.float64)  # and truncated, forwards
     for start in range(0, len(mine), BATCH_SIZE):
@@ -142,7 +145,11 @@ def read_counts(row: torch.Tensor) -> TaskScore:
 
 
 def encode_questions(
-    encoder: ChatEncoder, questions: Sequence[Question], process: SamplingSettings, config: Any
+    encoder: ChatEncoder,
+    questions: Sequence[Question],
+    process: SamplingSettings,
+    config: Any,
+    system: str | None = None,
 ) -> list[list[int]]:
     """Token ids of all questions as prompts, checked before a rank that has the long one would stop alone.
 
@@ -151,10 +158,12 @@ def encode_questions(
         questions: At least one.
         process: How answers are made.
         config: The model's config.
+        system: System text before every question.
 
     Raises:
         ValueError: A question and its answer are longer than the model allows.
     """
-    prompts = [encoder.prompt_ids([{"role": "user", "content": question.text}]) for question in questions]
+    asked = ChatFormat(system=system)
+    prompts = [encoder.prompt_ids(asked.messages([{"role": "user", "content": each.text}])) for each in questions]
     check_length(process, max(map(len, prompts), default=0), config)
     return prompts

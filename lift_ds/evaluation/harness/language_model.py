@@ -63,7 +63,8 @@ class DiffusionLM(LM):
         self._device, self.tokenizer, self.max_length = ranks.device, encoder.tokenizer, settings.max_length or longest
         self.ranks, self.settings, self.name, self.dtype = ranks, settings, name, answerer.model.dtype
         start = start_token_of(config)
-        self.texts = Texts(encoder, () if start is None else (start,), self.max_length, settings.on_long)
+        start_ids, chat_format = () if start is None else (start,), answerer.chat_format
+        self.texts = Texts(encoder, start_ids, self.max_length, settings.on_long, chat_format)
         folder = None if settings.progress is None else Path(settings.progress)
         if folder is not None and not identity:
             raise ValueError(f"progress={settings.progress}: needs an identity of the weights that answer.")
@@ -159,8 +160,9 @@ class DiffusionLM(LM):
 
     @property
     def tokenizer_name(self) -> str:
-        """Names tokenizer and template in the harness's cache of requests."""
-        template = key_of(tuple((self.tokenizer.chat_template or "").encode()))
+        """Names tokenizer, template and system text in the harness's cache of requests."""
+        system = self.texts.chat_format.system or ""
+        template = key_of(tuple(f"{self.tokenizer.chat_template or ''}{system}".encode()))
         return f"{self.name.replace('/', '__')}-{template:016x}"
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:

@@ -72,6 +72,7 @@ class ModelArguments(HarnessSettings):
         "auto", description="of the weights; auto: as stored on a GPU, float32 on a CPU"
     )
     chat_template: str | None = Field(None, description="llada, chatml, llama3 or a jinja file; default: the model's")
+    system: str | None = Field(None, description="system text of chats without one; default: the model's")
 
 
 def read_arguments(values: Mapping[str, Any]) -> ModelArguments:

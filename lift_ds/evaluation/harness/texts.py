@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from lift_ds.data.text.chat import ChatEncoder
+from lift_ds.data.text.chat_format import ChatFormat
 
 from .likelihood import Pair
 
@@ -24,17 +25,24 @@ class Texts:
         start_ids: What stands before a text without context: a shifted model cannot predict its first token else.
         max_length: Most tokens of a sequence.
         on_long: Refuse what is longer, or drop the beginning of its context, which is counted.
+        chat_format: What the model was taught in.
     """
 
     def __init__(
-        self, encoder: ChatEncoder, start_ids: tuple[int, ...], max_length: int, on_long: Literal["error", "truncate"]
+        self,
+        encoder: ChatEncoder,
+        start_ids: tuple[int, ...],
+        max_length: int,
+        on_long: Literal["error", "truncate"],
+        chat_format: ChatFormat | None = None,
     ) -> None:
         """Stores what is given."""
+        self.chat_format = chat_format or ChatFormat()
         self.encoder, self.start_ids, self.max_length, self.on_long = encoder, start_ids, max_length, on_long
         self.num_truncated = 0
 
     def render(self, messages: Messages, invite: bool) -> str:
-        """Text of a chat, in which look-alikes of special tokens stay text.
+        """Text of a chat, in which look-alikes of special tokens stay text; the model's system text is put before it.
 
         Args:
             messages: Without `invite` the last one is the beginning of the answer, which stays open.
@@ -49,6 +57,7 @@ class Texts:
                 "--model_args, or leave the flag away."
             )
         renderer = self.encoder.renderer
+        messages = self.chat_format.messages(messages)
         if invite:
             return renderer.prompt(messages)
         return renderer.prompt(messages[:-1]) + str(renderer.marked_value(messages[-1]["content"]))

@@ -12,11 +12,12 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase
-from transformers.utils import CHAT_TEMPLATE_FILE
+if TYPE_CHECKING:  # tools that write it read no tokenizer
+    from transformers import PreTrainedTokenizerBase
 
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
 CHAT_FORMAT_FILE = "chat_format.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 REASONING_ANSWER = "<reasoning>, <answer>"

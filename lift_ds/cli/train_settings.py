@@ -24,7 +24,7 @@ from lift_ds.config.resuming import (
     overlay,
 )
 from lift_ds.config.run import RunConfig
-from lift_ds.training.resumed import Resumed, find_later_start, find_model_changes, find_resumed
+from lift_ds.training.resumed import Resumed, find_later_start, find_lost_template, find_model_changes, find_resumed
 from lift_ds.training.run_files import SourcesError
 
 Opened = TypeVar("Opened")
@@ -122,23 +122,26 @@ class Settings:
             return
         meaning = Meaning(self.given, self.meant, self.resumed.has_steps)
         self.problems += [problem for change in self.changes if (problem := meaning.problem(change)) is not None]
-        for is_wrong, line in meaning.misnamed(self.changes):
+        differ = self.judge_model(self.resumed, model_folder)
+        for is_wrong, line in meaning.misnamed([*self.changes, *differ]):
             (self.problems if is_wrong else self.notes).append(line)
-        if model_folder is not None:
-            self.judge_model(self.resumed, model_folder)
+        self.problems += find_lost_template(self.resumed, self.run.data.chat_template)
         listed = "; ".join(map(str, self.changes)) or "none"
         self.notes.append(f"settings of {self.resumed.folder}; changes: {listed}")
 
-    def judge_model(self, resumed: Resumed, folder: Path) -> None:
+    def judge_model(self, resumed: Resumed, folder: Path | None) -> list[Change]:
         """The same for the model's config, whether another folder is named or the same one has changed."""
-        differ = attempt(partial(find_model_changes, resumed, folder), self.problems)
-        if differ and "model.path" in self.meant:
-            self.notes += [f"model.path: {line}" for line in differ]
-        elif differ:
-            self.problems.append(
-                f"model.path={self.run.model.path}: another model than the run's: {'; '.join(differ)}; name the one "
-                "that it was made with, or mean it: --change model.path"
-            )
+        if folder is None:
+            return []
+        differ = "; ".join(attempt(partial(find_model_changes, resumed, folder), self.problems) or [])
+        if not differ:
+            return []
+        what = f"model.path={self.run.model.path}: another model than the run's: {differ}"
+        if "model.path" in self.meant:
+            self.notes.append(what)
+        else:
+            self.problems.append(f"{what}; name the one that it was made with, or mean it: --change model.path")
+        return [Change("model.path", None, None)]
 
 
 def read_settings(arguments: argparse.Namespace) -> Settings:

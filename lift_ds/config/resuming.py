@@ -250,9 +250,9 @@ class Meaning:
                 close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
                 hint = f"did you mean {close[0]}?" if close else "see --help for all keys"
                 yield True, f"{flag}: unknown key; {hint}"
-            elif key not in self.given and rule_of(key) is not Rule.NAMES:
+            elif key not in self.given and rule_of(key) is not Rule.NAMES:  # those may have changed where they are
                 in_json = f"write {key.removeprefix(JSON_PREFIX)} into the JSON"
                 remedy = in_json if key.startswith(JSON_PREFIX) else f"add {key}=VALUE"
                 yield True, f"{flag}: no value is given; {remedy}, or remove the flag"
-            elif key not in differ and rule_of(key) is not Rule.NAMES:
+            elif key not in differ:
                 yield False, f"{flag}: nothing to change, the run has this value already"

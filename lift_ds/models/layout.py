@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lift_ds.storage.run_record import RUN_FILE
 from lift_ds.storage.safetensors_folder import read_index
 from lift_ds.storage.safetensors_header import read_header
 from lift_ds.storage.safetensors_writer import SINGLE_FILE
@@ -54,7 +55,9 @@ def read_raw_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise ValueError(f"{folder}: no config.json; a model folder in the public layout is expected.")
+        run = " This is a run: name its export, or make one with tools/zero_to_hf.py."
+        hint = run if (folder / RUN_FILE).is_file() else ""
+        raise ValueError(f"{folder}: no config.json; a model folder in the public layout is expected.{hint}")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

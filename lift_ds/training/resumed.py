@@ -9,6 +9,8 @@ from typing import Any
 
 from lift_ds.config.resuming import JSON_PREFIX, MISSING, Change, Rule, differing, flat, rule_of, shown
 from lift_ds.data.order.stream import PackStream
+from lift_ds.data.text.chat_format import CHAT_TEMPLATE_FILE
+from lift_ds.data.text.templates import TEMPLATES
 from lift_ds.models.layout import read_raw_config
 from lift_ds.models.vocabulary import NEEDED_IDS
 from lift_ds.storage.manifest import HF_FOLDER, LANES_FILE, find_checkpoint
@@ -116,6 +118,15 @@ def find_model_changes(resumed: Resumed, folder: Path) -> list[str]:
         if change.key.split(".")[0] not in EXPORTS_FIELDS
         and not (change.key in NEEDED_IDS and MISSING in (change.before, change.now))  # an export fills them in
     ]
+
+
+def find_lost_template(resumed: Resumed, chat_template: str | None) -> list[str]:
+    """A problem where the file of the run's chat template is gone, with the place of the checkpoint's own copy."""
+    kept = resumed.folder / HF_FOLDER / CHAT_TEMPLATE_FILE
+    is_there = chat_template is None or chat_template in TEMPLATES or Path(chat_template).is_file()
+    if is_there or not kept.is_file():
+        return []
+    return [f"data.chat_template={chat_template}: no such file; the checkpoint has its text: data.chat_template={kept}"]
 
 
 def check_position(resumed: Resumed | None, stream: PackStream) -> None:

@@ -161,10 +161,12 @@ def test_deepspeeds_json(loaded, inherited, lines, changes):
 
 
 def test_change_of_what_is_not_given_or_not_known():
-    meaning = Meaning({"optim.lr": "", "seed": ""}, ["optim.lr", "optim.beta2", "optim.rate", "deepspeed.x"], True)
-    assert list(meaning.misnamed([Change("seed", 1, 2)])) == [
+    meant = ["optim.lr", "optim.beta2", "optim.rate", "deepspeed.x", "model.path", "data.path"]
+    meaning = Meaning({"optim.lr": "", "seed": ""}, meant, True)
+    assert list(meaning.misnamed([Change("seed", 1, 2), Change("model.path", None, None)])) == [
         (False, "--change optim.lr: nothing to change, the run has this value already"),
         (True, "--change optim.beta2: no value is given; add optim.beta2=VALUE, or remove the flag"),
         (True, "--change optim.rate: unknown key; did you mean optim.lr?"),
         (True, "--change deepspeed.x: no value is given; write x into the JSON, or remove the flag"),
+        (False, "--change data.path: nothing to change, the run has this value already"),
     ]

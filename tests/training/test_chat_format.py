@@ -141,6 +141,35 @@ def test_training_begins_from_it_in_its_own_format_and_says_so(taught, tmp_path,
     ) in capsys.readouterr().out
 
 
+@pytest.mark.distributed
+def test_the_checkpoint_has_the_template_where_its_file_is_gone(taught, tmp_path, capsys):
+    """It is the same by its hash; another text is refused."""
+    output = shutil.copytree(taught, tmp_path / "run")
+    template = taught.parent / "plain.jinja"
+    command = ["--deepspeed", str(REPOSITORY / "ds_configs" / "zero3.json"), "--dry-run", "--output", str(output)]
+    command += ["--resume", "auto"]
+    template.unlink()
+    with pytest.raises(SystemExit):
+        train.main(command)
+    kept = f"data.chat_template={output}/checkpoints/step-000002/hf/chat_template.jinja"
+    assert (
+        f"data.chat_template={template}: no such file; the checkpoint has its text: {kept}\n" in capsys.readouterr().err
+    )
+    train.main([*command, kept])
+    assert "changes: data.chat_template: " in capsys.readouterr().out
+    template.write_text(PLAIN.replace("###", "##"))
+    with pytest.raises(SystemExit):
+        train.main(command)
+    assert "does not fit this run: chat template was" in capsys.readouterr().err
+    template.write_text(PLAIN)
+
+
+def test_a_run_folder_is_no_model_folder(tmp_path):
+    copy_run("full", tmp_path)
+    with pytest.raises(ValueError, match=r"full: no config.json; .* This is a run: name its export, or make one with"):
+        load_answerer(str(tmp_path / "full"))
+
+
 def keep_no_format(checkpoint, template):
     """A checkpoint as it was before the format was kept: the base's template, and nothing else."""
     (checkpoint / "hf" / "chat_format.json").unlink()

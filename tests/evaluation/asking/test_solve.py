@@ -7,7 +7,14 @@ from transformers import AutoTokenizer
 
 from lift_ds.data.tasks import TASKS, Verdict
 from lift_ds.data.text.chat import ChatEncoder
-from lift_ds.evaluation.asking.solve import Question, builtin_questions, held_out_items, read_counts, solve_questions
+from lift_ds.evaluation.asking.solve import (
+    Question,
+    builtin_questions,
+    encode_questions,
+    held_out_items,
+    read_counts,
+    solve_questions,
+)
 from lift_ds.models.families import max_length_of, read_config
 from lift_ds.ranks.shares import Alone
 from lift_ds.sampling.settings import SamplingSettings
@@ -117,6 +124,15 @@ def test_a_question_that_is_too_long_stops_every_rank(encoder, tiny_dir):
     questions = [Question("made", text, lambda generation: Verdict.WRONG) for text in texts]
     with pytest.raises(ValueError, match="longer than the"):
         solve_questions(Oracle(config, encoder, []), encoder, questions, ONE_BLOCK, First())
+
+
+def test_questions_have_the_system_text_of_the_run(encoder, tiny_dir):
+    """As its rows had while it trained."""
+    questions = [Question("made", "3+4", lambda generation: Verdict.WRONG)]
+    (ids,) = encode_questions(encoder, questions, ONE_BLOCK, read_config(tiny_dir), "Be brief.")
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "3+4"}]
+    assert ids == encoder.prompt_ids(turns)
+    assert encode_questions(encoder, questions, ONE_BLOCK, read_config(tiny_dir)) == [encoder.prompt_ids(turns[1:])]
 
 
 def test_items_are_held_out_and_the_same_every_time():

@@ -3,6 +3,7 @@ import logging
 import pytest
 
 from lift_ds.data.text.chat import ChatEncoder
+from lift_ds.data.text.chat_format import ChatFormat
 from lift_ds.evaluation.asking.answering import Answerer, load_answerer
 from lift_ds.evaluation.harness.answers import Answers, Job, read_wish
 from lift_ds.evaluation.harness.batches import Batches
@@ -28,6 +29,16 @@ def texts_of(base, max_length=2048, on_long="error"):
 def words(max_length=64, start=(), on_long="error"):
     """Texts of whole words: w0 is token 3, w1 token 4."""
     return Texts(ChatEncoder(make_tokenizer(), 2, max_length), start, max_length, on_long)
+
+
+def test_a_chat_begins_with_the_system_text_that_the_model_was_taught(base):
+    """Unless it has one of its own."""
+    taught = Texts(base.encoder, (), 2048, "error", ChatFormat("Be brief."))
+    plain = texts_of(base)
+    for chat, invite in ((MESSAGES, True), ([*MESSAGES, {"role": "assistant", "content": "It is"}], False)):
+        expected = plain.render(chat, invite)
+        assert taught.render(chat[1:], invite) == taught.render(chat, invite) == expected
+        assert expected != plain.render(chat[1:], invite)
 
 
 def test_pairs():

@@ -43,7 +43,7 @@ SHAPES = "the checkpoint's weights and optimizer state have its shapes"
 # Of every key of the run config; one that ends in a dot stands for a whole section.
 FREE = (
     *("optim.steps", "output", "log_every", "eval.", "checkpoint.", "data.workers", "data.check_rows"),
-    *("model.gradient_checkpointing", "model.compile"),
+    *("data.max_skipped", "model.gradient_checkpointing", "model.compile"),
 )
 NAMES = ("model.path", "data.path", "data.sources", "data.chat_template")
 MEANT = (
@@ -64,7 +64,10 @@ FIXED = {
     "data.max_length": POSITION,
     "data.sources": "weights and columns of a mixture are part of the order",
     **dict.fromkeys(
-        ("data.system", "data.clock", "data.train_on", "data.pad_targets", "data.pad_to_multiple"),
+        (
+            *("data.system", "data.reasoning", "data.ignore", "data.clock", "data.dropped_text", "data.train_on"),
+            *("data.pad_targets", "data.pad_to_multiple"),
+        ),
         "the tokens of every row follow from it",
     ),
 }

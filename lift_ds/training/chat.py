@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lift_ds.data.text.chat_format import KEYS, ChatFormat, format_of_settings, read_format, template_text
+from lift_ds.data.text.clock import has_clock
 from lift_ds.data.text.prepared import folder_of, read_prepared
 
 from .inputs import Prepared
@@ -16,6 +17,8 @@ def chat_format_of(prepared: Prepared) -> ChatFormat:
         ConnectionError: A server did not answer.
     """
     reader, data = prepared.data.reader, prepared.run.data.model_dump()
+    template = template_text(reader.encoder.tokenizer)
+    data["clock"] = reader.encoder.renderer.clock.isoformat() if has_clock(template or "") else None
     for group, mapping in zip(reader.manifest.groups, reader.columns, strict=True):
         if mapping.input_ids is not None:  # tokens that were made before, in the format that stands beside them
             made = read_prepared(folder_of(reader.manifest.chunks[group.first_chunk].source)) or {"settings": {}}
@@ -23,7 +26,7 @@ def chat_format_of(prepared: Prepared) -> ChatFormat:
                 key.removeprefix("data."): value for key, value in made["settings"].items() if key in KEYS.values()
             }
     columns = [mapping.named() for mapping in reader.columns]
-    return format_of_settings(data, columns, template_text(reader.encoder.tokenizer))
+    return format_of_settings(data, columns, template)
 
 
 def describe_other_format(prepared: Prepared) -> list[str]:

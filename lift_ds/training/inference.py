@@ -62,7 +62,7 @@ def load_cut(path: str, json_path: Path, launch: Launch) -> tuple[Answerer, Rank
     folder = resolve_folder(path)
     config, tokenizer = read_config(folder), load_tokenizer(folder)
     chat_format = taught_format(folder, None, tokenizer)
-    encoder = make_encoder(config, tokenizer, path)
+    encoder = make_encoder(config, tokenizer, path, chat_format)
     check_tokenizer(config, encoder.tokenizer, folder)
     loaded, problems = read_ds_json(json_path)
     from . import engine

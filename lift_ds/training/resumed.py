@@ -55,18 +55,28 @@ def find_resumed(output: Path, resume: str) -> Resumed | None:
     """
     checkpoint, _ = find_checkpoint(output / "checkpoints", resume, by_content=False)
     if checkpoint is not None:
-        return Resumed(checkpoint, True, read_run(checkpoint))
+        return read_checkpoint(checkpoint)
     if resume == "auto" and (output / RUN_FILE).is_file():
         return Resumed(output, False, read_run(output))
     return None
 
 
+def read_checkpoint(checkpoint: Path) -> Resumed:
+    """A checkpoint as the run that goes on.
+
+    Raises:
+        ValueError: Its record or its position in the data cannot be read.
+    """
+    return Resumed(checkpoint, True, with_clock(read_run(checkpoint), read_position(checkpoint)))
+
+
 def find_later_start(resumed: Resumed, output: Path) -> list[str]:
     """What the run folder's record has otherwise: of a later start that left no checkpoint; a line for each key."""
     try:
-        later = Resumed(output, False, read_run(output))
+        record = read_run(output)
     except ValueError:
         return []
+    later = Resumed(output, False, with_clock(record, read_position(resumed.folder)) if resumed.has_steps else record)
     return [
         f"{output / RUN_FILE}, of a later start without a checkpoint, had {change.key}={shown(change.now)}; "
         f"the checkpoint was made with {shown(change.before)}"
@@ -94,7 +104,7 @@ def require_same_settings(resumed: Resumed, checkpoint: Path) -> None:
     """
     if not resumed.has_steps or checkpoint.resolve() == resumed.folder.resolve():
         return
-    changes = changes_of_meaning(resumed, Resumed(checkpoint, True, read_run(checkpoint)))
+    changes = changes_of_meaning(resumed, read_checkpoint(checkpoint))
     if changes:
         raise ValueError(
             f"{resumed.folder} is damaged, and {checkpoint}, the one before, was made with other settings: "
@@ -136,4 +146,25 @@ def check_position(resumed: Resumed | None, stream: PackStream) -> None:
         ValueError: Rows, held-out rows, tokenizer or what decides the tokens are others.
     """
     if resumed is not None and resumed.has_steps:
-        stream.check_state(json.loads((resumed.folder / LANES_FILE).read_text(encoding="utf-8")))
+        stream.check_state(read_position(resumed.folder))
+
+
+def read_position(checkpoint: Path) -> dict[str, Any]:
+    """A checkpoint's position in the data.
+
+    Raises:
+        ValueError: It cannot be read.
+    """
+    path = checkpoint / LANES_FILE
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}; copy the checkpoint again.") from error
+
+
+def with_clock(record: dict[str, Any], position: dict[str, Any]) -> dict[str, Any]:
+    """A record with the time that the run's chat template showed, which the position knows where nobody named one."""
+    run, clock = record["run"], position.get("identity", {}).get("data.clock")
+    if clock is None or run["data"].get("clock") is not None:
+        return record
+    return record | {"run": run | {"data": run["data"] | {"clock": clock}}}

@@ -11,14 +11,16 @@ from lift_ds.cli import evaluate, generate, learnability, merge_lora, train, zer
 from lift_ds.cli.format_flags import with_flags
 from lift_ds.cli.prompts import Prompt
 from lift_ds.config.loading import load_run_config
-from lift_ds.data.text.chat_format import ChatFormat, read_format
-from lift_ds.evaluation.asking.answering import load_answerer
+from lift_ds.data.text.chat_format import ChatFormat, read_format, write_format
+from lift_ds.evaluation.asking.answering import load_answerer, make_encoder, taught_format
 from lift_ds.export.average import prepare_average
 from lift_ds.export.chat import checkpoint_format
 from lift_ds.export.convert import ConversionOptions, prepare_conversion
 from lift_ds.storage.manifest import hash_file
 from lift_ds.storage.run_record import read_run
+from lift_ds.training.chat import chat_format_of
 from lift_ds.training.inputs import prepare
+from lift_ds.training.resumed import with_clock
 from tests.conftest import REPOSITORY, VECTORS, launch_train
 from tests.training.test_old_runs import copy_run
 
@@ -162,6 +164,33 @@ def test_the_checkpoint_has_the_template_where_its_file_is_gone(taught, tmp_path
         train.main(command)
     assert "does not fit this run: chat template was" in capsys.readouterr().err
     template.write_text(PLAIN)
+
+
+def test_the_clock_stands_where_it_stood(tiny_dir, tmp_path):
+    """In a run, in what its checkpoints say, in a run that goes on, and when the model is asked."""
+    template = VECTORS / "cases" / "template_clock" / "chat_template.jinja"
+    data = {"path": str(CASE / "rows.jsonl"), "chat_template": str(template), "clock": "2026-01-31T12:00:05"}
+    flags = {f"data.{key}": value for key, value in data.items()} | {"model.path": str(tiny_dir), "eval.rows": 0}
+    run, problems = load_run_config(None, ["model.from_scratch=true"], flags)
+    assert not problems
+    prepared = prepare(run)
+    taught = chat_format_of(prepared)
+    assert (taught.clock, taught.template) == ("2026-01-31T12:00:05", template.read_text())
+    plain = chat_format_of(
+        prepare(run.model_copy(update={"data": run.data.model_copy(update={"chat_template": None})}))
+    )
+    assert plain.clock is None  # its template has no clock
+    folder = shutil.copytree(tiny_dir, tmp_path / "model")
+    write_format(folder, taught)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    encoder = make_encoder(prepared.config, tokenizer, "model", taught_format(folder, None, tokenizer))
+    asked = [{"role": "user", "content": "Add 0 and 2."}]
+    document = next(iter(prepared.data.reader.by_sample_id([0])))
+    assert encoder.prompt_ids(asked) == document.ids[: document.response_mask.argmax()].tolist()
+    record = {"run": {"data": {"clock": None}}}
+    filled = with_clock(record, prepared.data.stream.state())
+    assert filled["run"]["data"]["clock"] == "2026-01-31T12:00:05"
+    assert with_clock(record, {"identity": {}}) == record
 
 
 def test_a_run_folder_is_no_model_folder(tmp_path):

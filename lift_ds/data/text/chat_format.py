@@ -21,8 +21,8 @@ CHAT_TEMPLATE_FILE = "chat_template.jinja"
 CHAT_FORMAT_FILE = "chat_format.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 REASONING_ANSWER = "<reasoning>, <answer>"
-KEYS = {"system": "data.system", "clock": "data.clock", "train_on": "data.train_on"}
-KEYS |= {"pad_targets": "data.pad_targets", "pad_to_multiple": "data.pad_to_multiple"}
+FROM_DATA = ("system", "clock", "reasoning", "dropped_text", "train_on", "pad_targets", "pad_to_multiple")
+KEYS = {name: f"data.{name}" for name in FROM_DATA}
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class ChatFormat:
         system: System text before every conversation.
         clock: The time that templates with a clock saw, as ISO text.
         wrapping: Tags that were put around the parts of an answer, or none.
+        reasoning: Where the thoughts of messages went.
+        dropped_text: Whether the template might leave out texts.
         train_on: Which assistant turns were learned.
         pad_targets: Which end tokens follow an answer.
         pad_to_multiple: To a multiple of how many tokens.
@@ -42,6 +44,8 @@ class ChatFormat:
     system: str | None = None
     clock: str | None = None
     wrapping: str | None = None
+    reasoning: str = "template"
+    dropped_text: str = "error"
     train_on: str = "all"
     pad_targets: str = "one_eos"
     pad_to_multiple: int = 1
@@ -80,7 +84,8 @@ def format_of_settings(
         template: Text of the chat template.
     """
     is_wrapped = any(mapping.get("reasoning") and mapping.get("answer") for mapping in columns)
-    named = {name: data[key.removeprefix("data.")] for name, key in KEYS.items() if key.removeprefix("data.") in data}
+    is_wrapped |= data.get("reasoning") == "tags"
+    named = {name: data[name] for name in FROM_DATA if name in data}
     return ChatFormat(**named, wrapping=REASONING_ANSWER if is_wrapped else None, template=template)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ class Answerer:
         chat_format = replace(self.chat_format, template=template_text(tokenizer))
         if system is not None:
             chat_format = replace(chat_format, system=system or None)
-        return replace(self, encoder=make_encoder(config, tokenizer, "model"), chat_format=chat_format)
+        return replace(self, encoder=make_encoder(config, tokenizer, "model", chat_format), chat_format=chat_format)
 
     def answer(
         self,
@@ -123,15 +124,21 @@ class Answerer:
         return Answer(text, len(kept), len(kept) < len(ids), num_forwards, num_denoised)
 
 
-def make_encoder(config: Any, tokenizer: Any, label: str) -> ChatEncoder:
-    """The encoder of prompts.
+def make_encoder(config: Any, tokenizer: Any, label: str, chat_format: ChatFormat) -> ChatEncoder:
+    """The encoder of prompts; its clock stands where it stood while the model learned.
 
     Raises:
         ValueError: There is no tokenizer.
     """
     if tokenizer is None:
         raise ValueError(f"{label}: no tokenizer in the folder; copy the one it was trained with there.")
-    return ChatEncoder(tokenizer, int(config.eos_token_id), max_length_of(config))
+    return ChatEncoder(
+        tokenizer,
+        int(config.eos_token_id),
+        max_length_of(config),
+        clock=datetime.fromisoformat(chat_format.clock) if chat_format.clock else None,
+        may_drop=chat_format.dropped_text == "allow",
+    )
 
 
 def taught_format(folder: Path, adapters: str | None, tokenizer: Any) -> ChatFormat:
@@ -161,7 +168,7 @@ def load_answerer(path: str, adapters: str | None = None, device: torch.device |
     chosen = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, tokenizer = load_pretrained(path)
     chat_format = taught_format(resolve_folder(path), adapters, tokenizer)
-    encoder = make_encoder(model.config, tokenizer, path)
+    encoder = make_encoder(model.config, tokenizer, path, chat_format)
     loaded: Any = model if adapters is None else with_adapters(model, adapters)
     loaded.to(device=chosen, dtype=torch.float32 if chosen.type == "cpu" else None)
     return Answerer(loaded.eval(), encoder, chat_format=chat_format)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from transformers import AutoTokenizer
@@ -19,7 +20,10 @@ from lift_ds.data.text.chat_format import (
 from tests.conftest import BASE
 
 PLAIN = "{% for m in messages %}{{ '### ' + m['role'] + ':\n' + m['content'] }}{% endfor %}"
-FULL = ChatFormat("Be brief.", "2026-01-02T03:04:05", "<reasoning>, <answer>", "last", "all", 48, PLAIN)
+FULL = ChatFormat(
+    "Be brief.", "2026-01-02T03:04:05", "<reasoning>, <answer>", train_on="last", pad_targets="all", pad_to_multiple=48,
+    template=PLAIN,
+)  # fmt: skip
 TALK = [{"role": "user", "content": "Add 1 and 2."}]
 
 
@@ -83,7 +87,9 @@ def test_a_configs_format():
     data = DataConfig(system="Be brief.", pad_targets="all", pad_to_multiple=8).model_dump()
     wrapped = {"prompt": "question", "reasoning": "thoughts", "answer": "attempt"}
     found = format_of_settings(data, [{"prompt": "p", "response": "r"}, wrapped], PLAIN)
-    assert found == ChatFormat("Be brief.", data.get("clock"), "<reasoning>, <answer>", "all", "all", 8, PLAIN)
+    expected = ChatFormat("Be brief.", wrapping="<reasoning>, <answer>", template=PLAIN)
+    assert found == replace(expected, pad_targets="all", pad_to_multiple=8)
+    assert format_of_settings(data | {"reasoning": "tags"}, [], PLAIN) == replace(found, reasoning="tags")
     assert format_of_settings(data, [{"prompt": "p", "answer": None}], None).wrapping is None
     assert format_of_settings(data | {"clock": "2026-01-02"}, [], None).clock == "2026-01-02"
 

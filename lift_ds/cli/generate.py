@@ -37,7 +37,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser = tool_parser(__doc__)
     parser.add_argument("model", help="model folder, hub name or builtin:base")
     parser.add_argument("--prompt", action="append", help="the user's turn; more than once for several")
-    parser.add_argument("--file", type=Path, help="jsonl whose rows have a prompt or question, answered in batches")
+    parser.add_argument(
+        "--file",
+        type=Path,
+        help="jsonl whose rows have a prompt, question or messages (and system), answered in batches",
+    )
     add_format_flags(parser)
     parser.add_argument("--json", type=Path, help="jsonl to write: question, generation, num_forwards")
     add_sampling_flags(parser, **LENGTHS.model_dump() | {"steps": "a step a token"})

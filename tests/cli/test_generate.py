@@ -116,7 +116,7 @@ def test_bad_flags(flags, message, capsys):
     [
         (b'{"question": "x"}\n{"text": "y"}\n', "rows.jsonl:2: a JSON object with the text of a prompt or question"),
         (b'{"prompt": null}\n', "rows.jsonl:1: a JSON object with the text of a prompt or question"),
-        (b'["x"]\n', "rows.jsonl:1: a JSON list, where an object with prompt, question is needed"),
+        (b'["x"]\n', "rows.jsonl:1: a JSON list, where an object with prompt, question, messages is needed"),
         (b'{"prompt": "caf\xe9"}\n', "rows.jsonl:1: not JSON"),
         (b'{"prompt": "x"}\n\n{"prompt": "\\ud800"}\n', "rows.jsonl:3: text 1 of 1 has the lone surrogate"),
         (b"\n\n", "rows.jsonl has no rows; needed is one JSON object a line, with prompt, question"),

@@ -22,14 +22,15 @@ from lift_ds.data.settings import ColumnsConfig
 from lift_ds.data.sources import Row
 
 from .turns import (
+    CHAT_KEYS,
     LEARNED,
-    REFUSED_KEYS,
     THOUGHTS,
     Message,
     RowRules,
     as_list,
     holds_something,
     in_tags,
+    keys_of_messages,
     objects_of,
     read_turn,
     refuse_keys,
@@ -53,8 +54,6 @@ KNOWN_FORMATS: tuple[dict[str, Any], ...] = (
 # Read, where a row has them, beside what the formats name.
 BESIDE_CHATS = {"system": ("system", "system_prompt"), "tools": ("tools",)}
 BESIDE_LABELS = {"attention_mask": ("attention_mask",)}
-CHAT_KEYS = {"system", "system_prompt", "tools", "tool_calls", "history", *THOUGHTS, *REFUSED_KEYS}
-MESSAGE_KEYS = (("role", "content"), ("from", "value"))
 
 
 @dataclass(frozen=True)
@@ -100,19 +99,6 @@ def detect_columns(row: Row) -> ColumnsConfig:
 def first_there(names: tuple[str, ...], values: dict[str, Any]) -> str | None:
     """The first name that is a key."""
     return next((name for name in names if name in values), None)
-
-
-def keys_of_messages(value: Any) -> dict[str, str]:
-    """The keys of role and text in a list of messages, where they are of a known pair."""
-    try:
-        listed = as_list(value)
-    except ValueError:  # said when the row is read
-        return {}
-    first = listed[0] if isinstance(listed, list) and listed and isinstance(listed[0], dict) else {}
-    for role, content in MESSAGE_KEYS:
-        if role in first:
-            return {"role": role, "content": content}
-    return {}
 
 
 def read_conversation(row: Row, columns: ColumnsConfig, rules: RowRules) -> Conversation:

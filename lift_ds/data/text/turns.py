@@ -41,6 +41,8 @@ REFUSED_KEYS = {
     "videos",
     "documents",
 }
+CHAT_KEYS = {"system", "system_prompt", "tools", "tool_calls", "history", *THOUGHTS, *REFUSED_KEYS}  # of a row
+MESSAGE_KEYS = (("role", "content"), ("from", "value"))
 TEXT_BLOCKS = ("text", "input_text", "output_text")
 
 
@@ -199,6 +201,19 @@ def as_list(value: Any) -> Any:
             raise ValueError(f"its lists {sorted(value)} differ in length")
         value = [dict(zip(value, entries, strict=True)) for entries in zip(*value.values(), strict=True)]
     return value
+
+
+def keys_of_messages(value: Any) -> dict[str, str]:
+    """The keys of role and text in a list of messages, where they are of a known pair."""
+    try:
+        listed = as_list(value)
+    except ValueError:  # said when the row is read
+        return {}
+    first = listed[0] if isinstance(listed, list) and listed and isinstance(listed[0], dict) else {}
+    for role, content in MESSAGE_KEYS:
+        if role in first:
+            return {"role": role, "content": content}
+    return {}
 
 
 def objects_of(value: Any, what: str, where: str) -> list[dict[str, Any]]:

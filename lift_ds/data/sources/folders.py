@@ -182,9 +182,7 @@ def listed_files(folder: FolderView, name: str) -> list[str] | None:
     files = [str(entry[of_entry]) for entry in facts[key]]
     missing = [file for file in files if file not in folder.names]
     if missing:
-        raise ValueError(
-            f"data.path: {folder.path}: {shorten(missing)} missing, though {name} lists it; copy it again."
-        )
+        raise ValueError(f"data.path: {folder.path}: {shorten(missing)} missing, but listed in {name}; copy it again.")
     return files
 
 

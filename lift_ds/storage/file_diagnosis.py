@@ -60,9 +60,9 @@ def diagnose(head: bytes, name: str = "") -> str | None:
 
 
 def is_wide(head: bytes) -> bool:
-    """Whether a text without a mark looks like UTF-16: every second byte of its beginning is zero."""
-    begin = head[:8]
-    return len(begin) == 8 and (not any(begin[::2]) or not any(begin[1::2])) and any(begin)
+    """Whether bytes without a mark look like text in UTF-16: every second byte is zero at first, and no other."""
+    even, odd = head[:16:2], head[1:16:2]
+    return len(head) >= 16 and ((not any(even) and all(odd)) or (not any(odd) and all(even)))
 
 
 def explain(path: Path) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .file_diagnosis import explain
 from .safetensors_header import TensorEntry, read_header
 from .safetensors_writer import SINGLE_FILE
 from .stored_tensor import StoredTensor, stored_tensor
@@ -56,8 +57,8 @@ def check_one_truth(folder: Path, entries: Mapping[str, TensorEntry], source: st
             continue
         try:
             tensors = open_tensors(path)
-        except ValueError as error:
-            notes.append(f"{path.name} (not compared: {error})")
+        except ValueError:
+            notes.append(f"{path.name} (not compared:{explain(path) or ' it cannot be read'})")
             continue
         reason = find_contradiction(entries, tensors)
         if reason is not None:

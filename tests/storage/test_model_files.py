@@ -9,9 +9,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from lift_ds.export.peft_folder import AdapterFolder
+from lift_ds.models.vocabulary import load_tokenizer
+from lift_ds.models.weights import load_pretrained
 from lift_ds.storage import model_files
 from lift_ds.storage.safetensors_folder import SafetensorsFolder
 from lift_ds.storage.safetensors_writer import INDEX_FILE, SINGLE_FILE
+from lift_ds.storage.torch_file import open_torch_file
 
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
 
@@ -172,9 +176,33 @@ POINTER = (Path(__file__).parents[1] / "data" / "cases" / "lfs_pointer" / "rows.
     ["config.json", SINGLE_FILE, INDEX_FILE, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"],
 )
 def test_what_is_no_model_file_is_recognised(llada_dir, tmp_path, name, content, message):
-    from lift_ds.models.weights import load_pretrained
-
     folder = shutil.copytree(llada_dir, tmp_path / "model")
     (folder / name).write_text(content)
     with pytest.raises(ValueError, match=rf"{name} {message}"):
         load_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(PAGE, "is an HTML or XML page"), (POINTER, "is a git-lfs pointer, 146")]
+)
+def test_shards_of_checkpoints(tmp_path, content, message):
+    path = tmp_path / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"no whole file of torch.save.*optim_states.pt {message}"):
+        open_torch_file(path)
+
+
+@pytest.mark.parametrize("content", [PAGE, POINTER])
+def test_a_bare_sentencepiece_model(tmp_path, content):
+    (tmp_path / "tokenizer.model").write_text(content)
+    with pytest.raises(ValueError, match="tokenizer.model is "):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_adapters_that_are_pointers(tmp_path, name):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 4}')
+    save_file({"x": torch.ones(1)}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / name).write_text(POINTER)
+    with pytest.raises(ValueError, match=f"{name} is a git-lfs pointer, 146,946,961 bytes are missing"):
+        AdapterFolder(tmp_path)

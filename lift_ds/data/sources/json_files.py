@@ -12,14 +12,13 @@ from typing import IO
 
 import pyarrow as pa
 
+from lift_ds.json_text import BYTE_ORDER_MARK, BadKeyError, parse_elements, parse_line
 from lift_ds.storage.file_diagnosis import HEAD_BYTES, diagnose
 
 from .filesystem import DataFile, Retry
-from .json_text import BadKeyError, parse, parse_elements
 from .source import Chunk, Row, Source, SourceIndex, SourceSignature, locate_errors
 
 JSONL_CHUNK_ROWS = 256
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 COMMA_BEFORE_END = re.compile(rb",\s*\]\s*$")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
@@ -97,7 +96,7 @@ class JsonLines(JsonFile):
     def rows(self, lines: Iterable[bytes], first_line: int) -> list[Row]:
         """A row for every line that is not blank."""
         return [
-            parse_line(line, f"{self.name}:{number}")
+            read_line(line, f"{self.name}:{number}")
             for number, line in enumerate(lines, start=first_line)
             if line.strip()
         ]
@@ -155,10 +154,10 @@ def as_row(values: object, where: str, problem: str | None = None) -> Row:
     return Row(values, where)
 
 
-def parse_line(line: bytes, where: str) -> Row:
+def read_line(line: bytes, where: str) -> Row:
     """One line of a jsonl file; what is wrong with it is kept in the row."""
     try:
-        return as_row(parse(str(line.removeprefix(BYTE_ORDER_MARK), "utf-8")), where)
+        return as_row(parse_line(line), where)
     except BadKeyError as error:
         return Row({}, where, f"{error}.")
     except (ValueError, RecursionError) as error:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:]')
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 BETWEEN_ELEMENTS = re.compile(r"[\s,]*")
 
 
@@ -50,6 +51,11 @@ def parse(text: str) -> Any:
     if "\\ud" in text or "\\uD" in text:  # only an escape can make a surrogate
         check_keys(value)
     return value
+
+
+def parse_line(line: bytes) -> Any:
+    """The value of a line of JSON in UTF-8, with or without a byte order mark; the errors are those of `parse`."""
+    return parse(str(line.removeprefix(BYTE_ORDER_MARK), "utf-8"))
 
 
 def parse_elements(text: str) -> list[tuple[Any, str | None]]:

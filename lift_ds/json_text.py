@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:]')
+BLANKS = " \t\r\n"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 BETWEEN_ELEMENTS = re.compile(r"[\s,]*")
 
@@ -36,26 +37,25 @@ STRICT = json.JSONDecoder(object_pairs_hook=as_object)
 LENIENT = json.JSONDecoder()
 
 
-def parse(text: str) -> Any:
-    """The value of a JSON text.
+def parse_line(line: bytes) -> Any:
+    """The value of a line of JSON in UTF-8, with or without a byte order mark.
 
     Raises:
-        BadKeyError: A key stands twice, which the message names with both places, or has a lone surrogate.
-        ValueError: It is not JSON.
+        BadKeyError: A key stands twice in an object, which the message names with both places, or is no text.
+        ValueError: It is not JSON, or not UTF-8.
         RecursionError: It is nested too deeply.
     """
+    text = str(line.removeprefix(BYTE_ORDER_MARK), "utf-8").strip(BLANKS)
     try:
-        value = STRICT.decode(text)
+        value, end = STRICT.raw_decode(text)
     except BadKeyError as error:
         raise BadKeyError(describe_repeated(text, 0, len(text))) from error
-    if "\\ud" in text or "\\uD" in text:  # only an escape can make a surrogate
-        check_keys(value)
+    if end != len(text):
+        raise json.JSONDecodeError("Extra data", text, end)
+    problem = why_no_text(value)
+    if problem is not None:
+        raise BadKeyError(problem)
     return value
-
-
-def parse_line(line: bytes) -> Any:
-    """The value of a line of JSON in UTF-8, with or without a byte order mark; the errors are those of `parse`."""
-    return parse(str(line.removeprefix(BYTE_ORDER_MARK), "utf-8"))
 
 
 def parse_elements(text: str) -> list[tuple[Any, str | None]]:
@@ -67,16 +67,17 @@ def parse_elements(text: str) -> list[tuple[Any, str | None]]:
         RecursionError: It is nested too deeply.
     """
     try:
-        loaded = parse(text)
-        has_bad_keys = False
+        loaded = STRICT.decode(text)
+        has_repeated = False
     except BadKeyError:
         loaded = LENIENT.decode(text)
-        has_bad_keys = True
+        has_repeated = True
     if not isinstance(loaded, list):
         raise TypeError(f"holds a {type(loaded).__name__}; a .json file must hold a list of objects.")
-    if not has_bad_keys:
-        return [(value, None) for value in loaded]
-    return [(value, what_is_bad(text, *ends)) for value, ends in zip(loaded, element_ends(text), strict=True)]
+    if not has_repeated:
+        return [(value, why_no_text(value)) for value in loaded]
+    repeated = [why_repeated(text, *ends) for ends in element_ends(text)]
+    return [(value, problem or why_no_text(value)) for value, problem in zip(loaded, repeated, strict=True)]
 
 
 def element_ends(text: str) -> Iterator[tuple[int, int]]:
@@ -90,12 +91,12 @@ def element_ends(text: str) -> Iterator[tuple[int, int]]:
         yield start, position
 
 
-def what_is_bad(text: str, start: int, end: int) -> str | None:
-    """What is wrong with the keys of an element of a list, or `None`."""
+def why_repeated(text: str, start: int, end: int) -> str | None:
+    """What is wrong with an element of a list in which some key repeats; `None` where it is another's."""
     try:
-        check_keys(STRICT.raw_decode(text, start)[0])
-    except BadKeyError as error:
-        return str(error) or describe_repeated(text, start, end)
+        STRICT.raw_decode(text, start)
+    except BadKeyError:
+        return describe_repeated(text, start, end)
     return None
 
 
@@ -133,17 +134,11 @@ def place(text: str, offset: int) -> str:
     return f"line {text.count(chr(10), 0, offset) + 1} {number}" if "\n" in text.strip() else number
 
 
-def check_keys(value: Any) -> None:
-    """Looks for lone surrogates in the keys of a value; texts are judged where they are used.
-
-    Raises:
-        BadKeyError: A key has one.
-    """
-    if isinstance(value, dict):
-        for key, part in value.items():
-            if any("\ud800" <= character <= "\udfff" for character in key):
-                raise BadKeyError(f"the key {key!r} has a lone surrogate, which is no text; repair it")
-            check_keys(part)
-    elif isinstance(value, list):
-        for part in value:
-            check_keys(part)
+def why_no_text(value: Any) -> str | None:
+    """Which key of an object has a lone surrogate, which nothing can print; texts are judged in use."""
+    if not isinstance(value, dict) or "".join(value).isascii():
+        return None
+    for key in value:
+        if any("\ud800" <= character <= "\udfff" for character in key):
+            return f"the key {key!r} has a lone surrogate, which is no text; repair it"
+    return None

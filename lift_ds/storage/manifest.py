@@ -140,12 +140,17 @@ def pointed(path: Path) -> Path:
     if name and (folder / name).is_dir():
         return folder / name
     fault = f"points to {name}, which is not there" if name else "is empty" if path.is_file() else "is missing"
-    newest, passed_over = newest_whole(folder) if path.name == LATEST else (None, [])
+    try:
+        newest, passed_over = newest_whole(folder) if path.name == LATEST else (None, [])
+    except NewerFormatError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{path} {fault}, and there is {error} Name a checkpoint itself.") from error
     if newest is None:
         there = ", ".join(sorted(found.name for found in folder.iterdir() if found.is_dir())) or "none"
         raise ValueError(f"{path} {fault}; name a checkpoint itself. There are: {there}.")
     passed = f" (not {'; '.join(passed_over)})" if passed_over else ""
-    warnings.warn(f"{path} {fault}; taken is the newest whole checkpoint, {newest.name}{passed}.", stacklevel=2)
+    warnings.warn(f"{path} {fault}; taken is the newest whole checkpoint, {newest.name}{passed}.", stacklevel=1)
     return newest
 
 

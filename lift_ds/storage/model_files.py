@@ -70,7 +70,9 @@ def check_one_truth(folder: Path, entries: Mapping[str, TensorEntry], source: st
             notes.append(f"{path.name} ({shared} of {len(entries)} tensors, with the same values)")
     notes += sorted(f"{path.name} (not compared)" for pattern in OTHER_FORMATS for path in folder.glob(pattern))
     if notes:
-        warnings.warn(f"{folder}: the weights of {source} are read, and not {', '.join(notes)}.", stacklevel=3)
+        message = f"{folder}: the weights of {source} are read, and not {', '.join(notes)}."
+        # From this one place, so that a folder that is opened again is not spoken of again.
+        warnings.warn(message, stacklevel=1)
 
 
 def open_tensors(path: Path) -> dict[str, StoredTensor]:

@@ -234,15 +234,19 @@ def find_checkpoint(folder: Path, resume: str, by_content: bool = True) -> tuple
             raise ValueError(f"checkpoint.resume={resume}: not whole: {'; '.join(faults)}.")
         return named, []
     try:
-        return newest_whole(folder)
+        return newest_whole(folder, by_content)
     except NewerFormatError:
         raise
     except ValueError as error:
         raise ValueError(f"checkpoint.resume=auto: {error} Remove the broken ones to start anew.") from error
 
 
-def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
+def newest_whole(folder: Path, by_content: bool = True) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint of a folder, if there is any, and why newer ones were passed over.
+
+    Args:
+        folder: `checkpoints` of a run.
+        by_content: As in `find_checkpoint`.
 
     Raises:
         NewerFormatError: A later version wrote the newest one.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lift_ds.evaluation.sandbox import Limits
+from lift_ds.json_text import BadKeyError, parse_line
+from lift_ds.storage.file_diagnosis import HEAD_BYTES, diagnose
 
 from .judging import SCORER_VERSIONS, AnsweredProblem, Checks, Problem, Score, Scorer
 from .judging.statistics import pass_at_k, wilson_interval
@@ -81,9 +82,13 @@ def json_objects(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict
 def parse_object(line: bytes, columns: Sequence[str], where: str) -> dict[str, Any]:
     """The JSON object on a line; see `json_objects`."""
     try:
-        values = json.loads(line)
+        values = parse_line(line)
+    except BadKeyError as error:
+        raise ValueError(f"{where}: {error}.") from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not JSON ({error}); one object a line is needed.") from error
+        found = diagnose(line[:HEAD_BYTES])
+        problem = f"the file {found}." if found else f"not JSON ({error}); one object a line is needed."
+        raise ValueError(f"{where}: {problem}") from error
     if not isinstance(values, dict):
         raise ValueError(
             f"{where}: a JSON {type(values).__name__}, where an object with {', '.join(columns)} is needed."

@@ -22,6 +22,7 @@ from lift_ds.models.layout import read_raw_config
 from lift_ds.models.registry import adapted_families
 from lift_ds.models.vocabulary import load_tokenizer
 from lift_ds.models.weights import resolve_folder
+from lift_ds.storage.file_diagnosis import explain
 from lift_ds.storage.safetensors_folder import SafetensorsFolder
 
 from .folder import DTYPES, export_folder
@@ -122,7 +123,7 @@ def read_gguf(path: Path) -> CausalModel:
     except ImportError as error:
         raise ValueError(f"{path}: reading GGUF needs the package gguf: pip install gguf") from error
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read as GGUF: {error}") from error
+        raise ValueError(f"{path}: cannot be read as GGUF: {error}{explain(path)}") from error
     fields = config.to_diff_dict() | {"tie_word_embeddings": config.tie_word_embeddings}
     return CausalModel(fields, model.state_dict(), tokenizer, str(path))
 

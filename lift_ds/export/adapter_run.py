@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 from lift_ds.data.text.chat_format import write_format
 from lift_ds.storage.flat_groups import FlatTensor, storages_of, whole
-from lift_ds.storage.frozen_base import base_tensors, read_base, stored_tensor
+from lift_ds.storage.frozen_base import base_tensors, read_base
 from lift_ds.storage.manifest import require_whole
 from lift_ds.storage.run_record import read_run
 from lift_ds.storage.safetensors_folder import SafetensorsFolder
-from lift_ds.storage.stored_tensor import find_damage
+from lift_ds.storage.stored_tensor import find_damage, stored_tensor
 from lift_ds.storage.zero_checkpoint import open_zero_checkpoint
 from lift_ds.storage.zero_files import find_shard_folder, own_checkpoint
 

@@ -16,6 +16,7 @@ import torch
 
 from lift_ds.data.text.chat_format import ChatFormat, read_format, stored_template, write_format
 from lift_ds.models.families import read_config
+from lift_ds.models.weights import check_fit
 from lift_ds.storage.safetensors_folder import PIECE_BYTES, WEIGHT_TYPES, SafetensorsFolder, shorten
 from lift_ds.storage.safetensors_header import TensorSpec
 from lift_ds.storage.safetensors_writer import READABLE, ShardWriter
@@ -98,10 +99,10 @@ def is_own_family(base: Path) -> bool:
     """Whether a model folder is of a family that is exported with our modelling file.
 
     Raises:
-        ValueError: Its config cannot be read, or is one of a family of ours with a fault.
+        ValueError: Its config cannot be read, or is one of a family of ours that does not fit the weights.
     """
     if is_supported(base):
-        read_config(base)
+        check_fit(read_config(base), base)
         return True
     return False
 

@@ -17,6 +17,7 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from lift_ds.models.lora import PEFT_CONFIG, PEFT_PREFIX, PEFT_WEIGHTS, low_rank_update
+from lift_ds.storage.file_diagnosis import explain
 from lift_ds.storage.safetensors_folder import SafetensorsFolder, shorten
 
 DOWN = ".lora_A.weight"
@@ -114,7 +115,9 @@ def read_adapter_config(path: Path) -> dict[str, Any]:
         kind = config.get("peft_type")
         assert kind != "LORA" or all(config[key] > 0 for key in ("r", "lora_alpha"))
     except (ValueError, AttributeError, KeyError, TypeError, AssertionError) as error:
-        raise ValueError(f"{path}: no config of an adapter ({type(error).__name__}: {error}).") from error
+        raise ValueError(
+            f"{path}: no config of an adapter ({type(error).__name__}: {error}).{explain(path)}"
+        ) from error
     if kind != "LORA":
         raise ValueError(f"{path}: peft_type={kind!r} cannot be merged; allowed: 'LORA'.")
     refused = [

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lift_ds.storage.file_diagnosis import explain
 from lift_ds.storage.run_record import RUN_FILE
 from lift_ds.storage.safetensors_folder import read_index
 from lift_ds.storage.safetensors_header import read_header
@@ -61,7 +62,7 @@ def read_raw_config(folder: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}.") from error
+        raise ValueError(f"{path}: not JSON: {error}.{explain(path)}") from error
     if not isinstance(raw, dict):
         raise ValueError(f"{path}: a JSON object with the model's fields is expected.")
     return raw

@@ -9,10 +9,16 @@ from typing import Any, cast
 import transformers
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
+from lift_ds.storage.file_diagnosis import refuse_foreign
+
 from .registry import family_of, published_ids, standard_tokenizer
 from .sentencepiece_tokenizer import load_sentencepiece
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
+TOKENIZER_FILES = (
+    "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt vocab.txt "
+    "tokenizer.model chat_template.jinja chat_template.json"
+).split()
 NEEDED_IDS = ("mask_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -22,6 +28,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     Raises:
         ValueError: Its files cannot be read, or all it has is a `tokenizer.model` that is no sentencepiece model.
     """
+    for name in TOKENIZER_FILES:  # libraries take a page for a template, or a pointer for merges
+        refuse_foreign(folder / name)
     if not any((folder / name).is_file() for name in ("tokenizer.json", TOKENIZER_CONFIG)):
         return load_sentencepiece(folder) if (folder / "tokenizer.model").is_file() else None
     try:

@@ -6,6 +6,7 @@ own range, and no others, into the memory where they stay: nothing is broadcast 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -23,6 +24,8 @@ from .families import family_of, read_config
 from .vocabulary import check_tokenizer, load_tokenizer
 
 BUILTIN_BASE = "builtin:base"
+LAYER = re.compile(r"\.(\d+)\.")
+SHOWN_SIZES = 4
 
 
 class WeightSource(Protocol):
@@ -40,9 +43,7 @@ class NewWeights:
 
     def __init__(self, config: PretrainedConfig, seed: int) -> None:
         """Lists the names from a model without data."""
-        with torch.device("meta"):
-            model = family_of(config).model_class(config)
-        self.named = {name: parameter.shape for name, parameter in model.named_parameters()}
+        self.named = parameter_shapes(config)
         self.index = {name: index for index, name in enumerate(self.named)}
         self.seed, self.std = seed, float(config.init_std)
 
@@ -87,8 +88,16 @@ def resolve_folder(path: str, with_weights: bool = True) -> Path:
         ) from error
 
 
-def check_names(wanted: dict[str, torch.Size], stored: dict[str, torch.Size], label: str) -> None:
+def check_names(
+    wanted: dict[str, torch.Size], stored: dict[str, torch.Size], label: str, config: PretrainedConfig | None = None
+) -> None:
     """Compares names and shapes.
+
+    Args:
+        wanted: The model's.
+        stored: Those of the weights.
+        label: What to call the weights in messages.
+        config: The model's, whose fields then explain what differs.
 
     Raises:
         ValueError: Keys are missing, unexpected or of another shape; the message lists them.
@@ -98,7 +107,38 @@ def check_names(wanted: dict[str, torch.Size], stored: dict[str, torch.Size], la
     problems.append(("shape differs", [f"{key} {tuple(stored[key])} for {tuple(wanted[key])}" for key in mismatched]))
     lines = [f"{kind} ({len(keys)}): {shorten(keys)}" for kind, keys in problems if keys]
     if lines:
+        lines = explain_sizes(wanted, stored, config) + lines if config is not None else lines
         raise ValueError(f"{label}: the weights do not fit the model's config.\n  " + "\n  ".join(lines))
+
+
+def explain_sizes(wanted: dict[str, torch.Size], stored: dict[str, torch.Size], config: PretrainedConfig) -> list[str]:
+    """Which sizes differ, as the config's fields name them: its own number and that of the weights, one a line."""
+    layers = [1 + max((int(found[1]) for name in names if (found := LAYER.search(name))), default=-1)
+              for names in (wanted, stored)]  # fmt: skip
+    lines = [f"layers: {layers[0]} by config.json, {layers[1]} in the weights"] if layers[0] != layers[1] else []
+    fields = {name: value for name, value in config.to_dict().items() if type(value) is int}
+    pairs = [(key, sizes) for key in wanted if key in stored for sizes in zip(wanted[key], stored[key], strict=False)]
+    for key, (ours, theirs) in pairs:
+        names = "/".join(name for name, value in fields.items() if value == ours)
+        if ours != theirs and names:
+            lines.append(f"{names}: {ours} by config.json, {theirs} in the weights ({key})")
+    return list({line.partition(" (")[0]: line for line in reversed(lines)}.values())[::-1][:SHOWN_SIZES]
+
+
+def check_fit(config: PretrainedConfig, folder: Path) -> None:
+    """Compares the weights of a folder with its config, before anything of them is read.
+
+    Raises:
+        ValueError: They do not fit, cannot be read, or contradict each other.
+    """
+    check_names(parameter_shapes(config), SafetensorsFolder(folder).shapes(), str(folder), config)
+
+
+def parameter_shapes(config: PretrainedConfig) -> dict[str, torch.Size]:
+    """Names and shapes of a model's parameters, from a model without data."""
+    with torch.device("meta"):
+        model = family_of(config).model_class(config)
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
 
 
 def fill_parameters(parameters: Iterable[tuple[str, nn.Parameter]], source: WeightSource, label: str) -> None:
@@ -168,6 +208,6 @@ def load_pretrained(
     with torch.device("meta"):
         model = family_of(config).model_class(config)
     wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
-    check_names(wanted, source.shapes(), str(folder))
+    check_names(wanted, source.shapes(), str(folder), config)
     model.load_state_dict({name: source.tensor(name, dtype) for name in source.shapes()}, assign=True)
     return model.eval().requires_grad_(True), tokenizer

@@ -6,13 +6,10 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-
 from .flat_groups import FlatTensor, whole
 from .manifest import FileRecord, hash_file
 from .safetensors_folder import SafetensorsFolder
-from .safetensors_header import TensorEntry
-from .stored_tensor import StoredTensor, storage_at
+from .stored_tensor import stored_tensor
 
 BASE_FILE = "base.json"
 
@@ -86,9 +83,3 @@ def base_tensors(record: BaseRecord, folder: Path, where: str) -> dict[str, Flat
     """
     record.check(BaseRecord(str(folder), hash_base(folder)), where)
     return {name: whole(stored_tensor(entry)) for name, entry in SafetensorsFolder(folder).entries.items()}
-
-
-def stored_tensor(entry: TensorEntry) -> StoredTensor:
-    """A tensor of a safetensors file, row by row."""
-    shape = entry.spec.shape
-    return StoredTensor(storage_at(entry), 0, tuple(shape), torch.empty(shape, device="meta").stride())

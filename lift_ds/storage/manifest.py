@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,15 +127,31 @@ def read_pointer(pointer: Path) -> str:
 def pointed(path: Path) -> Path:
     """The checkpoint that a pointer names; any other path is itself.
 
+    A `latest` that a power cut emptied, or that is gone, stands for the newest whole checkpoint; that is said.
+
     Raises:
-        ValueError: It names something that is not there.
+        NewerFormatError: A later version wrote the newest checkpoint.
+        ValueError: `best` names no checkpoint that is there, or `latest` does not and no whole one is.
     """
-    if path.name not in (LATEST, BEST) or not path.is_file():
+    folder = path.parent
+    if path.name not in (LATEST, BEST) or path.is_dir() or not (path.is_file() or any(folder.glob("step-*"))):
         return path
-    target = path.parent / read_pointer(path)
-    if not target.is_dir() or target == path.parent:
-        raise ValueError(f"{path} points to {target.name}, which is not there; name the checkpoint itself.")
-    return target
+    name = read_pointer(path) if path.is_file() else ""
+    if name and (folder / name).is_dir():
+        return folder / name
+    fault = f"points to {name}, which is not there" if name else "is empty" if path.is_file() else "is missing"
+    try:
+        newest, passed_over = newest_whole(folder) if path.name == LATEST else (None, [])
+    except NewerFormatError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{path} {fault}, and there is {error} Name a checkpoint itself.") from error
+    if newest is None:
+        there = ", ".join(sorted(found.name for found in folder.iterdir() if found.is_dir())) or "none"
+        raise ValueError(f"{path} {fault}; name a checkpoint itself. There are: {there}.")
+    passed = f" (not {'; '.join(passed_over)})" if passed_over else ""
+    warnings.warn(f"{path} {fault}; taken is the newest whole checkpoint, {newest.name}{passed}.", stacklevel=1)
+    return newest
 
 
 def remove_old(folder: Path, newest: int, keep: int) -> None:
@@ -216,6 +233,25 @@ def find_checkpoint(folder: Path, resume: str, by_content: bool = True) -> tuple
         if faults:
             raise ValueError(f"checkpoint.resume={resume}: not whole: {'; '.join(faults)}.")
         return named, []
+    try:
+        return newest_whole(folder, by_content)
+    except NewerFormatError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"checkpoint.resume=auto: {error} Remove the broken ones to start anew.") from error
+
+
+def newest_whole(folder: Path, by_content: bool = True) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint of a folder, if there is any, and why newer ones were passed over.
+
+    Args:
+        folder: `checkpoints` of a run.
+        by_content: As in `find_checkpoint`.
+
+    Raises:
+        NewerFormatError: A later version wrote the newest one.
+        ValueError: There are only broken ones.
+    """
     passed_over = [f"{path.name}: an interrupted save" for path in folder.glob(f"{TEMPORARY_PREFIX}*")]
     checkpoints = sorted(folder.glob("step-*"), key=step_of, reverse=True)
     for path in checkpoints:
@@ -229,8 +265,5 @@ def find_checkpoint(folder: Path, resume: str, by_content: bool = True) -> tuple
             return path, passed_over
         passed_over.append(f"{path.name}: {'; '.join(faults)}")
     if checkpoints:
-        raise ValueError(
-            f"checkpoint.resume=auto: no whole checkpoint in {folder}: {' | '.join(passed_over)}. "
-            "Remove the broken ones to start anew."
-        )
+        raise ValueError(f"no whole checkpoint in {folder}: {' | '.join(passed_over)}.")
     return None, passed_over

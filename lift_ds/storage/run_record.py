@@ -14,6 +14,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from .file_diagnosis import explain
+
 RUN_FILE = "run.json"
 FORMAT_KEY = "format"
 FORMAT = 2  # what is written; a new one gets a line in the docstring and its step in `upgrade_run`
@@ -103,7 +105,9 @@ def read_run(folder: Path) -> dict[str, Any]:
     except NewerFormatError:
         raise
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: no readable record of a run: {error}; copy the folder again.") from error
+        raise ValueError(
+            f"{path}: no readable record of a run: {error}; copy the folder again.{explain(path)}"
+        ) from error
 
 
 def refuse_newer_run(folder: Path) -> None:

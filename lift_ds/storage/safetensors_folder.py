@@ -7,17 +7,20 @@ for, or through one small piece where the type differs or the memory is an accel
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from .byte_ranges import bytes_of, read_at
+from .file_diagnosis import explain
+from .model_files import check_one_truth
 from .safetensors_header import TensorEntry, TensorSpec, read_header
-from .safetensors_writer import INDEX_FILE, SINGLE_FILE, bytes_of
+from .safetensors_writer import INDEX_FILE, SINGLE_FILE
 
 PIECE_BYTES = 8 << 20
 WEIGHT_TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 LISTED_KEYS = 8
 
 
@@ -37,14 +40,14 @@ class SafetensorsFolder:
 
         Raises:
             ValueError: There are no safetensors, the index or a header cannot be read, a shard that the index names is
-                missing, or the index and the shards do not agree.
+                missing, the index and the shards do not agree, or another file in the folder contradicts them.
         """
         self.folder = folder
         index = None if only else read_index(folder)
         names = [only or SINGLE_FILE] if index is None else sorted(set(index.values()))
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
-            raise ValueError(f"{folder}: {shorten(missing)} missing; weights are read from safetensors only.")
+            raise ValueError(f"{folder}: {shorten(missing)} missing; {what_to_do(folder, index is not None)}.")
         headers = {name: read_header(folder / name) for name in names}
         self.entries: dict[str, TensorEntry] = {}
         for header in headers.values():
@@ -56,6 +59,8 @@ class SafetensorsFolder:
                 raise ValueError(
                     f"{folder / INDEX_FILE} and its files do not agree on {shorten(wrong)}. Fetch it again."
                 )
+        if only is None:
+            check_one_truth(folder, self.entries, INDEX_FILE if index is not None else SINGLE_FILE)
 
     def shapes(self) -> dict[str, torch.Size]:
         """Shapes, in the order of the files."""
@@ -110,23 +115,11 @@ def read_index(folder: Path) -> dict[str, str] | None:
         index = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         outside = [name for name in index.values() if Path(name).name != name]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path}: no readable index ({type(error).__name__}: {error}). Fetch it again.") from error
+        reason = f"({type(error).__name__}: {error}).{explain(path)}"
+        raise ValueError(f"{path}: no readable index {reason} Fetch it again.") from error
     if outside:
         raise ValueError(f"{path}: {shorten(outside)}: only names of files in the same folder are allowed.")
     return index
-
-
-def read_at(handle: int, into: memoryview, offset: int) -> int:
-    """Fills `into` from a byte of a file on; returns how many bytes the file lacks for that.
-
-    One call to the system gives at most 2 GiB.
-    """
-    while into:
-        count = os.preadv(handle, [into], offset)
-        if count == 0:
-            break
-        into, offset = into[count:], offset + count
-    return len(into)
 
 
 def read_whole(handle: int, into: memoryview, offset: int, path: Path) -> None:
@@ -139,6 +132,17 @@ def read_whole(handle: int, into: memoryview, offset: int, path: Path) -> None:
     if lacking:
         end = offset + len(into) - lacking
         raise RuntimeError(f"{path} ends at byte {end}; it became shorter while it was read.")
+
+
+def what_to_do(folder: Path, has_index: bool) -> str:
+    """The remedy where files of weights are missing."""
+    if has_index and (folder / SINGLE_FILE).is_file():
+        return f"fetch it again, or delete {INDEX_FILE} to read {SINGLE_FILE}"
+    if not has_index and (folder / ADAPTER_WEIGHTS).is_file():
+        return "it holds adapters, no model: name their base as the model, or merge both with tools/merge_lora.py"
+    if not has_index and any(folder.glob("model*.safetensors")):
+        return f"there are shards, but {INDEX_FILE} does not say how they belong together; fetch it again"
+    return "weights are read from safetensors only"
 
 
 def shorten(keys: list[str]) -> str:

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from .file_diagnosis import explain
+
 DTYPE_OF_NAME = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -143,4 +145,5 @@ def read_entry(path: Path, fields: dict[str, Any], data_begin: int) -> TensorEnt
 
 def broken(path: Path, reason: str) -> ValueError:
     """The error for a file that is not whole."""
-    return ValueError(f"{path}: no readable safetensors file: {reason}. Is it whole? Copy or fetch it again.")
+    remedy = explain(path) or " Is it whole? Copy or fetch it again."
+    return ValueError(f"{path}: no readable safetensors file: {reason}.{remedy}")

@@ -15,9 +15,9 @@ import os
 from pathlib import Path
 from types import TracebackType
 
-import torch
 from torch import Tensor
 
+from .byte_ranges import bytes_of, write_at
 from .safetensors_header import TensorSpec, make_header
 
 SINGLE_FILE = "model.safetensors"
@@ -139,15 +139,3 @@ class ShardWriter:
                 self.finish()
         finally:
             self._close()
-
-
-def bytes_of(flat: Tensor) -> memoryview:
-    """The memory of a flat, contiguous tensor on the CPU."""
-    return flat.view(torch.uint8).numpy().data
-
-
-def write_at(handle: int, data: memoryview, offset: int) -> None:
-    """Writes all of `data` at a byte of a file; one call to the system takes at most 2 GiB."""
-    while data:
-        written = os.pwrite(handle, data, offset)
-        data, offset = data[written:], offset + written

@@ -11,9 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .safetensors_folder import read_at
+from .byte_ranges import bytes_of, read_at
 from .safetensors_header import TensorEntry
-from .safetensors_writer import bytes_of
 
 CRC_BLOCK_BYTES = 1 << 20
 CHUNK_ELEMENTS = 1 << 20  # of a tensor that is read, converted and written piece by piece
@@ -142,6 +141,12 @@ def read_bytes(path: Path, offset: int, target: Tensor) -> None:
 def storage_at(entry: TensorEntry) -> Storage:
     """The data of a tensor in a safetensors file, which has no CRC."""
     return Storage(entry.path, entry.offset, entry.spec.num_elements, entry.spec.dtype, crc=0)
+
+
+def stored_tensor(entry: TensorEntry) -> StoredTensor:
+    """A tensor of a safetensors file, row by row."""
+    shape = entry.spec.shape
+    return StoredTensor(storage_at(entry), 0, tuple(shape), torch.empty(shape, device="meta").stride())
 
 
 def find_damage(storages: Iterable[Storage]) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from .file_diagnosis import explain
 from .safe_pickle import ForbiddenNameError, SafeUnpickler
 from .stored_tensor import Storage
 
@@ -66,8 +67,11 @@ class Archive:
                     raise ValueError(f"{path}: written on a big-endian machine; only little-endian files are read.")
         except zipfile.BadZipFile as error:
             raise ValueError(
-                f"{path}: no whole file of torch.save ({error}). It is truncated, damaged, or of torch before 1.6: "
-                "copy it again, or take another checkpoint."
+                f"{path}: no whole file of torch.save ({error})."
+                + (
+                    explain(path)
+                    or " It is truncated, damaged, or of torch before 1.6: copy it again, or take another checkpoint."
+                )
             ) from error
         self.size = path.stat().st_size
         self.storages: dict[str, Storage] = {}

@@ -58,10 +58,13 @@ def follow(path: Path) -> Path | None:
     """The folder that `latest` points to, here or in `checkpoints`; `None` where nothing points anywhere.
 
     Raises:
-        ValueError: It points to something that is not there.
+        NewerFormatError: `latest` is lost, and a later version wrote the newest checkpoint.
+        ValueError: It points to something that is not there, and there is no whole checkpoint beside it.
     """
+    if (path / MANIFEST).is_file() and (path / ZERO_TAG).is_dir():
+        return path / ZERO_TAG  # a checkpoint of ours; its own `latest` is DeepSpeed's, and the manifest judges it
     pointers = (path / "checkpoints" / LATEST, path / LATEST)
-    return next((pointed(pointer) for pointer in pointers if pointer.is_file()), None)
+    return next((target for pointer in pointers if (target := pointed(pointer)) != pointer), None)
 
 
 def own_checkpoint(shards: Path) -> Path | None:

@@ -14,7 +14,7 @@ from lift_ds.evaluation.asking.answering import Answerer, load_answerer, make_en
 from lift_ds.models.families import read_config
 from lift_ds.models.lora import PEFT_CONFIG, PEFT_WEIGHTS
 from lift_ds.models.vocabulary import check_tokenizer, load_tokenizer
-from lift_ds.models.weights import resolve_folder
+from lift_ds.models.weights import check_fit, resolve_folder
 from lift_ds.ranks.collectives import Collectives
 from lift_ds.ranks.launch import Launch, share_cores
 from lift_ds.ranks.shares import Alone, Ranks, agreement
@@ -61,6 +61,7 @@ def load_cut(path: str, json_path: Path, launch: Launch) -> tuple[Answerer, Rank
     """
     folder = resolve_folder(path)
     config, tokenizer = read_config(folder), load_tokenizer(folder)
+    check_fit(config, folder)
     chat_format = taught_format(folder, None, tokenizer)
     encoder = make_encoder(config, tokenizer, path, chat_format)
     check_tokenizer(config, encoder.tokenizer, folder)

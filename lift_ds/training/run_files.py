@@ -11,7 +11,7 @@ from lift_ds.config.run import RunConfig
 from lift_ds.data.settings import SourceConfig
 from lift_ds.data.sources import BUILTIN_PREFIX, Retry, SourceGroup, open_groups
 from lift_ds.models.families import read_config
-from lift_ds.models.weights import BUILTIN_BASE, resolve_folder
+from lift_ds.models.weights import BUILTIN_BASE, check_fit, resolve_folder
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,15 @@ class ModelFolder:
     config: PretrainedConfig
 
     def fetch_weights(self) -> ModelFolder:
-        """The same with the weights, which only a hub name may lack; their names can tell the family, too."""
+        """The same with the weights, which only a hub name may lack; their names can tell the family, too.
+
+        Raises:
+            ValueError: They do not fit the config, cannot be read, or contradict each other.
+        """
         is_local = self.path == BUILTIN_BASE or Path(self.path).is_dir()
-        return self if is_local else open_model(self.path)
+        model = self if is_local else open_model(self.path)
+        check_fit(model.config, model.folder)
+        return model
 
 
 def open_model(path: str, with_weights: bool = True) -> ModelFolder:

@@ -131,7 +131,7 @@ def test_files_that_are_none(tmp_path, capsys):
     binary = tmp_path / "rows.jsonl"
     binary.write_bytes(b"\xff\xfe\x00")
     for path, message in (
-        (binary, "rows.jsonl:1: not JSON"),
+        (binary, "rows.jsonl:1: the file is text in UTF-16"),
         (tmp_path, "Is a directory"),
         (tmp_path / "x", "No such file"),
     ):

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import pytest
@@ -10,6 +11,7 @@ from lift_ds import load_pretrained
 from lift_ds.models.families import read_config
 from lift_ds.models.weights import NewWeights
 from lift_ds.storage.safetensors_folder import SafetensorsFolder
+from lift_ds.training.run_files import open_model
 
 
 @pytest.fixture
@@ -119,3 +121,24 @@ def test_new_weights_are_keyed(llada_dir):
 
 def test_shapes_come_from_headers(folder):
     assert SafetensorsFolder(folder).shapes()["model.transformer.wte.weight"] == (101, 48)
+
+
+@pytest.mark.parametrize(
+    ("change", "lines"),
+    [
+        ({"vocab_size": 300, "embedding_size": 300}, [r"embedding_size.*: 300 by config.json, \d+ in the weights"]),
+        ({"n_layers": 3}, [r"layers: 3 by config.json, 2 in the weights"]),
+        ({"mlp_hidden_size": 96}, [r"mlp_hidden_size: 96 by config.json, \d+ in the weights"]),
+    ],
+)
+def test_a_config_of_another_size_is_said_in_its_own_words(llada_dir, tmp_path, change, lines):
+    """Before anything of the weights is read, with both numbers, wherever a model folder is opened."""
+    folder = shutil.copytree(llada_dir, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    assert set(change) <= set(config)
+    (folder / "config.json").write_text(json.dumps(config | change))
+    for opened in (load_pretrained, lambda path: open_model(str(path)).fetch_weights()):
+        with pytest.raises(ValueError, match="the weights do not fit the model's config") as error:
+            opened(folder)
+        for line in lines:
+            assert re.search(line, str(error.value)), str(error.value)

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import IO, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .filesystem import SCAN_BYTES, DataFile, Retry
 from .source import Chunk, Row, Source, SourceIndex, SourceSignature, locate_errors
+from .table_rows import TableRows, place_of
 
 PARQUET_TAIL = 8  # length of the footer as 4 bytes, then PAR1
 PARQUET_MAGIC = b"PAR1"
@@ -46,92 +46,12 @@ class Columnar(Source):
             return Row({}, place_of(self.name, number), f"a value cannot be read: {type(error).__name__}: {error}.")
 
 
-def place_of(name: str, number: int) -> str:
-    """File and row, for messages."""
-    return f"{name}: row {number}"
-
-
-class TableRows(Sequence[Row]):
-    """The rows of a table, made when they are asked for: a chunk of small objects would keep the collector busy.
-
-    Args:
-        table: Its columns become Python values; lists of integers or booleans read-only numpy arrays.
-        name: The file.
-        first_row: Number of the first row in the file.
-
-    Raises:
-        ValueError: A value has no Python form.
-        OverflowError: As `ValueError`.
-    """
-
-    def __init__(self, table: pa.Table | pa.RecordBatch, name: str, first_row: int) -> None:
-        """Converts the columns."""
-        self.names, self.num_rows = table.schema.names, table.num_rows
-        self.columns = [column_values(column) for column in table.columns]
-        self.name, self.first_row = name, first_row
-
-    def __len__(self) -> int:
-        """Number of rows."""
-        return self.num_rows
-
-    def __getitem__(self, index: Any) -> Any:
-        """One row, or a list of them."""
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(self.num_rows))]
-        if not 0 <= index < self.num_rows:
-            raise IndexError(index)
-        values = {name: column[index] for name, column in zip(self.names, self.columns, strict=True)}
-        return Row(values, place_of(self.name, self.first_row + index))
-
-
-class ListSlices:
-    """The lists of a column as slices of all their values, `None` where one is missing."""
-
-    def __init__(self, values: np.ndarray, borders: np.ndarray, is_there: np.ndarray | None) -> None:
-        """Stores them; the values become read-only."""
-        values.flags.writeable = False
-        self.values, self.borders, self.is_there = values, borders, is_there
-
-    def __getitem__(self, index: int) -> np.ndarray | None:
-        """One list."""
-        if self.is_there is not None and not self.is_there[index]:
-            return None
-        return self.values[self.borders[index] : self.borders[index + 1]]
-
-
-def column_values(column: pa.ChunkedArray | pa.Array) -> list[Any] | ListSlices:
-    """The values of a column, with the errors of `TableRows`."""
-    kind = column.type
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    if not is_list or not (pa.types.is_integer(kind.value_type) or pa.types.is_boolean(kind.value_type)):
-        return list(column.to_pylist())
-    parts = [list_slices(part) for part in (column.chunks if isinstance(column, pa.ChunkedArray) else [column])]
-    if len(parts) == 1:
-        return parts[0]
-    return [part[index] for part, whole in zip(parts, column.chunks, strict=True) for index in range(len(whole))]
-
-
-def list_slices(array: pa.Array) -> list[Any] | ListSlices:
-    """The lists of an array; Python lists where a number is missing.
-
-    Raises:
-        ValueError: The borders of the lists are broken.
-    """
-    borders = array.offsets.to_numpy()
-    if len(array) and (borders[0] < 0 or borders[-1] > len(array.values) or np.any(borders[1:] < borders[:-1])):
-        raise ValueError("the borders of its lists are out of order")
-    if array.values.null_count:
-        return list(array.to_pylist())
-    is_there = array.is_valid().to_numpy(zero_copy_only=False) if array.null_count else None
-    return ListSlices(array.values.to_numpy(zero_copy_only=False), borders, is_there)
-
-
 class Parquet(Columnar):
     """A parquet file; of a remote one, only the footer and the row groups that are asked for are fetched."""
 
     def scan(self) -> SourceIndex:
         """Reads the footer only; with the file's size it is also what the hash is made of."""
-        with locate_errors(self.name, "parquet"), self.file.open() as file:
+        with locate_errors(self.name, "parquet", self.file.diagnosis), self.file.open() as file:
             size = self.file.size
             footer = read_footer(file, size)
             metadata = pq.read_metadata(pa.BufferReader(footer))
@@ -147,7 +67,11 @@ class Parquet(Columnar):
     def read(self, chunk: Chunk) -> Sequence[Row]:
         """Decodes one row group."""
         where = f"{self.name}: row group {chunk.start}"
-        with locate_errors(where, "parquet"), self.file.open() as file, pq.ParquetFile(file) as opened:
+        with (
+            locate_errors(where, "parquet", self.file.diagnosis),
+            self.file.open() as file,
+            pq.ParquetFile(file) as opened,
+        ):
             table = opened.read_row_group(chunk.start)
         return self.rows(table, chunk.first_line)
 
@@ -177,7 +101,7 @@ class Arrow(Columnar):
 
     def scan(self) -> SourceIndex:
         """Lists the record batches, and hashes the whole file."""
-        with locate_errors(self.name, "arrow"), self.open_native(is_sequential=True) as source:
+        with locate_errors(self.name, "arrow", self.file.diagnosis), self.open_native(is_sequential=True) as source:
             if source.read(len(ARROW_MAGIC)) == ARROW_MAGIC:
                 reader = pa.ipc.open_file(source)
                 sizes = (reader.get_batch(number).num_rows for number in range(reader.num_record_batches))
@@ -199,7 +123,7 @@ class Arrow(Columnar):
     def read(self, chunk: Chunk) -> Sequence[Row]:
         """Decodes one record batch; only a stream's chunks have a length in bytes."""
         where = f"{self.name}: record batch at row {chunk.first_line}"
-        with locate_errors(where, "arrow"), self.open_native() as source:
+        with locate_errors(where, "arrow", self.file.diagnosis), self.open_native() as source:
             if not chunk.num_bytes:
                 batch = pa.ipc.open_file(source).get_batch(chunk.start)
             else:

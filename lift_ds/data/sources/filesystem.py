@@ -14,6 +14,8 @@ from typing import IO, Any, TypeVar
 import aiohttp
 import fsspec
 
+from lift_ds.storage.file_diagnosis import HEAD_BYTES, diagnose
+
 from .source import SourceSignature
 
 Result = TypeVar("Result")
@@ -190,6 +192,11 @@ class DataFile:
             return open(self.path, "rb")
         file = RemoteFile(self.path, self.retry, self.size)
         return io.BufferedReader(file, SCAN_BYTES) if is_sequential else file  # type: ignore[return-value]
+
+    def diagnosis(self) -> str | None:
+        """What the file is, where its first bytes say that it is not what its name promises; for error messages."""
+        with self.open() as file:
+            return diagnose(file.read(HEAD_BYTES), self.path)
 
     def signature(self) -> SourceSignature | None:
         """Path with size and modification time, or the remote file system's own marks; `None` where it has none."""

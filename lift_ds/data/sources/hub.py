@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from .filesystem import Retry
+from .folders import choose_split
 from .source import locate_errors
 
 if TYPE_CHECKING:
@@ -84,8 +85,7 @@ def resolve_hub(text: str, retry: Retry, endings: set[str], cache_dir: Path | No
         ) from error
     files = {str(split): list(map(str, paths)) for split, paths in (builder.config.data_files or {}).items()}
     splits = list(files) or list(builder.info.splits or {})
-    if name.split not in splits:
-        raise ValueError(f"data.path={text!r}: no split {name.split!r}; there are: {', '.join(splits)}.")
+    choose_split(splits, name.split, text, "Name one, as hub:owner/name@split")
     if is_plain(builder) and all(file.lower().endswith(tuple(endings)) for file in files[name.split]):
         return files[name.split]
     key = hashlib.sha256(f"{name} {builder.hash}".encode()).hexdigest()[:32]

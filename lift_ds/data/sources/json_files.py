@@ -5,16 +5,21 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO
 
 import pyarrow as pa
 
+from lift_ds.json_text import BYTE_ORDER_MARK, BadKeyError, parse_elements, parse_line
+from lift_ds.storage.file_diagnosis import HEAD_BYTES, diagnose
+
 from .filesystem import DataFile, Retry
 from .source import Chunk, Row, Source, SourceIndex, SourceSignature, locate_errors
 
 JSONL_CHUNK_ROWS = 256
+COMMA_BEFORE_END = re.compile(rb",\s*\]\s*$")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 
@@ -39,7 +44,8 @@ class JsonFile(Source):
             if self.compression is None:
                 yield file
             else:
-                with locate_errors(self.name, self.compression), pa.PythonFile(file, mode="r") as packed:
+                where = locate_errors(self.name, self.compression, self.file.diagnosis)
+                with where, pa.PythonFile(file, mode="r") as packed:
                     yield io.BufferedReader(pa.CompressedInputStream(packed, self.compression))
 
 
@@ -52,6 +58,8 @@ class JsonLines(JsonFile):
         start, first_line, num_rows, offset = 0, 1, 0, 0
         with self.open_text() as file:
             for number, line in enumerate(file, start=1):
+                if number == 1:
+                    self.check_beginning(line)
                 hasher.update(line)
                 offset += len(line)
                 num_rows += bool(line.strip())
@@ -61,6 +69,20 @@ class JsonLines(JsonFile):
         if num_rows:
             chunks.append(Chunk(self.name, start, num_rows, first_line, offset - start))
         return SourceIndex(tuple(chunks), hasher.hexdigest())
+
+    def check_beginning(self, line: bytes) -> None:
+        """Judges a file by its first line, so that what is no data at all is no file of bad rows.
+
+        Raises:
+            ValueError: It is a git-lfs pointer, a page, text in UTF-16, or JSON over several lines.
+        """
+        found = None
+        if not line.startswith(b'{"'):
+            found = self.file.diagnosis() if self.compression is None else diagnose(line[:HEAD_BYTES])
+        if found is None and line.removeprefix(BYTE_ORDER_MARK).strip() in (b"{", b"["):
+            found = "is one JSON text over several lines; write one object a line, or name a list of objects .json"
+        if found is not None:
+            raise ValueError(f"{self.name} {found}.")
 
     def read(self, chunk: Chunk) -> list[Row]:
         """Parses the lines of a segment."""
@@ -74,7 +96,7 @@ class JsonLines(JsonFile):
     def rows(self, lines: Iterable[bytes], first_line: int) -> list[Row]:
         """A row for every line that is not blank."""
         return [
-            parse_line(line, f"{self.name}:{number}")
+            read_line(line, f"{self.name}:{number}")
             for number, line in enumerate(lines, start=first_line)
             if line.strip()
         ]
@@ -103,27 +125,40 @@ class JsonList(JsonFile):
         """Every element of the list.
 
         Raises:
-            ValueError: It is not JSON, or no list.
+            ValueError: It is not JSON, or no list; what is wrong with one element is kept in its row.
         """
         try:
-            loaded = json.loads(content)
+            elements = parse_elements(content.decode(json.detect_encoding(content)))
+        except TypeError as error:
+            raise ValueError(f"{self.name}: {error}") from error
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{self.name}: not JSON: {error}. One object a line belongs in a .jsonl file.") from error
-        if not isinstance(loaded, list):
-            raise ValueError(f"{self.name}: holds a {type(loaded).__name__}; a .json file must hold a list of objects.")
-        return [as_row(values, f"{self.name}: element {number}") for number, values in enumerate(loaded)]
+            found = diagnose(content[:HEAD_BYTES])
+            if found is not None:
+                raise ValueError(f"{self.name} {found}.") from error
+            remedy = "One object a line belongs in a .jsonl file."
+            if COMMA_BEFORE_END.search(content):
+                remedy = "Remove the comma before the closing bracket."
+            raise ValueError(f"{self.name}: not JSON: {error}. {remedy}") from error
+        return [
+            as_row(values, f"{self.name}: element {number}", problem)
+            for number, (values, problem) in enumerate(elements)
+        ]
 
 
-def as_row(values: object, where: str) -> Row:
+def as_row(values: object, where: str, problem: str | None = None) -> Row:
     """A parsed record as a row; anything but an object is a problem of that row."""
+    if problem is not None:
+        return Row({}, where, f"{problem}.")
     if not isinstance(values, dict):
         return Row({}, where, f"a {type(values).__name__}, not an object; each row must be one object.")
     return Row(values, where)
 
 
-def parse_line(line: bytes, where: str) -> Row:
+def read_line(line: bytes, where: str) -> Row:
     """One line of a jsonl file; what is wrong with it is kept in the row."""
     try:
-        return as_row(json.loads(line), where)
+        return as_row(parse_line(line), where)
+    except BadKeyError as error:
+        return Row({}, where, f"{error}.")
     except (ValueError, RecursionError) as error:
         return Row({}, where, f"not JSON: {error}. Each line must hold one object, in UTF-8.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from lift_ds.data.settings import SourceConfig
 from .builtin import BUILTIN_PREFIX, Builtin
 from .columnar import Arrow, Parquet
 from .filesystem import DataFile, Retry, is_remote, open_filesystem
+from .folders import FolderView, choose_files, is_cache, shorten
 from .hub import HUB_PREFIX, resolve_hub
 from .json_files import COMPRESSIONS, JsonLines, JsonList
 from .manifest import SourceGroup
@@ -29,8 +31,7 @@ FILE_KINDS: dict[str, Callable[[str, Retry], Source]] = {
     ".json.zst": JsonList,
 }
 # what `datasets` and tools/prepare_data.py write beside their rows
-NO_DATA_NAMES = ("dataset_info.json", "dataset_infos.json", "state.json", "prepared.json")
-SPLITS_NAME = "dataset_dict.json"
+NO_DATA_NAMES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "prepared.json")
 
 
 def ending_of(path: str) -> str | None:
@@ -60,7 +61,7 @@ def open_sources(
     Args:
         paths: As given in `data.path`.
         seed: Data seed of built-in tasks.
-        split: Split of built-in tasks.
+        split: Split of built-in tasks, and of folders that hold several.
         builtin_rows: How many rows a built-in source has.
         retry: How often remote reads are tried; default: as `Retry` says.
 
@@ -76,7 +77,7 @@ def open_sources(
         elif path.startswith(HUB_PREFIX):
             sources += [open_hub_file(file, retry) for file in resolve_hub(path, retry, set(FILE_KINDS))]
         else:
-            sources += [FILE_KINDS[str(ending_of(file))](file, retry) for file in expand(path, retry)]
+            sources += [FILE_KINDS[str(ending_of(file))](file, retry) for file in expand(path, retry, split)]
     warn_of_compressed([source.name for source in sources])
     return sources
 
@@ -103,14 +104,15 @@ def warn_of_compressed(names: list[str]) -> None:
         )
 
 
-def expand(path: str, retry: Retry) -> list[str]:
+def expand(path: str, retry: Retry, split: str) -> list[str]:
     """The files behind one path, glob or folder (with all folders in it), sorted; empty ones are left out, and said.
 
     Raises:
-        ValueError: Nothing is there, the ending of a file is not known, or a file that is named is empty.
+        ValueError: Nothing is there, the ending of a file is not known, a file that is named is empty, or a folder has
+            several splits and not the wanted one; see `choose_files`.
         ConnectionError: A server did not answer.
     """
-    files, is_listing = list_remote(path, retry) if is_remote(path) else list_local(path)
+    files, is_listing = list_remote(path, retry, split) if is_remote(path) else list_local(path, split)
     if not files:
         raise ValueError(f"data.path={path!r}: no such file, or no {', '.join(FILE_KINDS)} file in it.")
     for file in files:
@@ -125,44 +127,71 @@ def expand(path: str, retry: Retry) -> list[str]:
     return [file for file in files if file not in left_out]
 
 
-def list_local(path: str) -> tuple[list[str], bool]:
+def list_local(path: str, split: str) -> tuple[list[str], bool]:
     """Files of this machine, and whether they were listed rather than named."""
     folder = Path(path)
     if not folder.is_dir():
         if glob.has_magic(path) and not folder.is_file():
-            return sorted(file for file in glob.glob(path, recursive=True) if Path(file).is_file()), True
+            files = [file for file in glob.glob(path, recursive=True) if Path(file).is_file()]
+            return without_caches(path, files), True
         return [path] * folder.is_file(), False
-    if (folder / SPLITS_NAME).is_file():
-        splits = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir()))
-        raise ValueError(f"data.path={path!r}: holds several splits; name the folder of one of them: {splits}.")
-    files = [file for file in folder.rglob("*") if file.is_file() and is_data(str(file.relative_to(folder)))]
-    return sorted(map(str, files)), True
+    view = FolderView(path, visible(names_below(folder)), lambda name: (folder / name).read_bytes(), is_data)
+    return [str(folder / name) for name in choose_files(view, split)], True
 
 
-def list_remote(path: str, retry: Retry) -> tuple[list[str], bool]:
+def names_below(folder: Path) -> list[str]:
+    """All files of a folder and the folders in it, also those that links lead to, relative to it."""
+    names, seen = [], {folder.resolve()}
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        inner = {name: (Path(parent) / name).resolve() for name in folders}
+        folders[:] = [name for name in folders if inner[name] not in seen]  # a link to a folder above has no end
+        seen.update(inner.values())
+        names += [(Path(parent) / name).relative_to(folder).as_posix() for name in files]
+    return [name for name in names if (folder / name).is_file()]
+
+
+def list_remote(path: str, retry: Retry, split: str) -> tuple[list[str], bool]:
     """Remote files with their protocol, and whether they were listed rather than named.
 
     A `?` is the query of a URL here, not a wild card.
     """
     filesystem, inner = open_filesystem(path)
     if glob.has_magic(path.replace("?", "")):
-        names = retry.call(lambda: filesystem.glob(inner), path)
-    else:
-        try:
-            info = retry.call(lambda: filesystem.info(inner), path)
-        except FileNotFoundError:
-            return [], False
-        if info["type"] != "directory" and not path.endswith("/"):
-            return [path], False
-        names = retry.call(lambda: filesystem.find(inner), path)
-        prefix = filesystem._strip_protocol(path).rstrip("/")
-        names = [name for name in names if is_data(str(name).removeprefix(prefix).lstrip("/"))]
-    return sorted(str(filesystem.unstrip_protocol(name)) for name in names), True
+        found = retry.call(lambda: filesystem.glob(inner), path)
+        return without_caches(path, [str(filesystem.unstrip_protocol(name)) for name in found]), True
+    try:
+        info = retry.call(lambda: filesystem.info(inner), path)
+    except FileNotFoundError:
+        return [], False
+    if info["type"] != "directory" and not path.endswith("/"):
+        return [path], False
+    found = [str(name) for name in retry.call(lambda: filesystem.find(inner), path)]
+    prefix = filesystem._strip_protocol(path).rstrip("/") + "/"
+    full = {name.removeprefix(prefix).lstrip("/"): name for name in found}
+    view = FolderView(
+        path.rstrip("/"),
+        visible(list(full)),
+        lambda name: bytes(retry.call(lambda: filesystem.cat_file(full[name]), f"{path}/{name}")),
+        is_data,
+    )
+    return [str(filesystem.unstrip_protocol(full[name])) for name in choose_files(view, split)], True
+
+
+def without_caches(path: str, files: list[str]) -> list[str]:
+    """The files of a glob, sorted, without the caches that `datasets` leaves beside its rows; these are said."""
+    rows = sorted(file for file in files if not is_cache(file))
+    if not rows or len(rows) == len(files):
+        return sorted(files)
+    caches = sorted(set(files).difference(rows))
+    warnings.warn(f"{path}: caches of `datasets` that are not read: {shorten(caches)}.", stacklevel=2)
+    return rows
+
+
+def visible(names: list[str]) -> list[str]:
+    """Names that are not hidden, and in no hidden folder, sorted."""
+    return sorted(name for name in names if not any(part.startswith(".") for part in name.split("/")))
 
 
 def is_data(relative: str) -> bool:
-    """Whether a file of a folder is data: a known ending, nothing hidden, nothing that describes the rows."""
-    parts = relative.replace("\\", "/").split("/")
-    return (
-        ending_of(relative) is not None and parts[-1] not in NO_DATA_NAMES and not any(p.startswith(".") for p in parts)
-    )
+    """Whether a file of a folder is data: a known ending, and nothing that describes the rows."""
+    return ending_of(relative) is not None and relative.rpartition("/")[2] not in NO_DATA_NAMES

@@ -7,7 +7,7 @@ file, a whole JSON list or compressed file, a range of a built-in task.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,8 +86,13 @@ class Source(ABC):
 
 
 @contextmanager
-def locate_errors(where: str, kind: str) -> Iterator[None]:
+def locate_errors(where: str, kind: str, diagnose: Callable[[], str | None] | None = None) -> Iterator[None]:
     """Turns whatever a decoder raises into an error that names the file; a lost connection stays what it is.
+
+    Args:
+        where: The file, and the part of it.
+        kind: What it should be.
+        diagnose: What the file is instead, as far as its first bytes tell; asked only after an error.
 
     Raises:
         ValueError: The content is not of that kind.
@@ -97,4 +102,7 @@ def locate_errors(where: str, kind: str) -> Iterator[None]:
     except ConnectionError:
         raise
     except Exception as error:  # decoders raise their own types, some of them OSError
+        found = diagnose() if diagnose is not None else None
+        if found is not None:
+            raise ValueError(f"{where}: no {kind}: the file {found}.") from error
         raise ValueError(f"{where}: cannot be read as {kind}: {error}. Is the file whole? Write it again.") from error

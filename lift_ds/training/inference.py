@@ -16,7 +16,8 @@ from lift_ds.models.lora import PEFT_CONFIG, PEFT_WEIGHTS
 from lift_ds.models.vocabulary import check_tokenizer, load_tokenizer
 from lift_ds.models.weights import check_fit, resolve_folder
 from lift_ds.ranks.collectives import Collectives
-from lift_ds.ranks.launch import Launch, share_cores
+from lift_ds.ranks.launch import Launch, check_device, share_cores
+from lift_ds.ranks.meeting import meet
 from lift_ds.ranks.shares import Alone, Ranks, agreement
 from lift_ds.storage.frozen_base import hash_base
 from lift_ds.storage.manifest import hash_file
@@ -35,15 +36,18 @@ def load_whole(path: str, adapters: str | None, launch: Launch) -> tuple[Answere
 
     Raises:
         ValueError: The model, its tokenizer or the adapters cannot be used.
+        RuntimeError: This rank has no GPU of its own, or the ranks do not meet.
     """
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", launch.local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
+        check_device(launch, torch.cuda.device_count())
         torch.cuda.set_device(device)
     else:
         share_cores(launch)
     if launch.world_size == 1:
         return load_answerer(path, adapters, device), Alone(device)
+    meet(launch)
     torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
     return load_answerer(path, adapters, device), Collectives(device)
 

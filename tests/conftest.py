@@ -168,9 +168,28 @@ def run_script(*command: str | Path, **kwargs: Any) -> subprocess.CompletedProce
     return PRELOADED.run([*map(str, command)], **kwargs)
 
 
-def launch_train(*arguments: str | Path, num_ranks: int = 2, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    """`launchers/train.py` on ranks as a launcher starts them."""
-    return run_script("launchers/train.py", *arguments, num_ranks=num_ranks, **kwargs)
+FLAGS = {"output": "--output", "model.path": "--model", "checkpoint.resume": "--resume"}
+
+
+def latest(*arguments: str | Path) -> list[str]:
+    """A command line in which settings such as `SMALL` are overridden: the last of each key and of each flag."""
+    flags: dict[str, str] = {}
+    words: dict[str, str] = {}
+    rest = iter(map(str, arguments))
+    for word in rest:
+        key, sign, value = word.partition("=")
+        if word in ("--deepspeed", "--config", "--model", "--output", "--resume"):
+            flags[word] = next(rest)
+        elif sign and key in FLAGS:
+            flags[FLAGS[key]] = value
+        else:
+            words[key if sign and not key.startswith("-") else f"{len(words)}"] = word
+    return [word for flag in flags.items() for word in flag] + [*words.values()]
+
+
+def launch_train(*arguments: str | Path, num_ranks: int | None = 2, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    """`launchers/train.py` on ranks as a launcher starts them; later settings override earlier ones."""
+    return run_script("launchers/train.py", *latest(*arguments), num_ranks=num_ranks, **kwargs)
 
 
 def launch_job(job: str, output: Path, *arguments: str, num_ranks: int = 2, **kwargs: Any) -> Any:

@@ -314,9 +314,9 @@ def test_bad_input_is_one_clear_error(arguments, message, tiny_dir, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"q": "why", "r": "so"}\n' * 9)
     long = {"prompt": "a " * 99, "response": "b"}
     (tmp_path / "long.jsonl").write_text('{"prompt": "a", "response": "b"}\n' + json.dumps(long) + "\n")
-    command = ["launchers/train.py", "--deepspeed", "ds_configs/zero3.json", "--model", tiny_dir]
+    command = ["--deepspeed", "ds_configs/zero3.json", "--model", tiny_dir]
     command += ["model.from_scratch=true", "eval.rows=0", *(argument.format(tmp=tmp_path) for argument in arguments)]
-    done = run_script(*command, f"output={tmp_path / 'run'}", check=False)
+    done = launch_train(*command, f"output={tmp_path / 'run'}", num_ranks=None, check=False)
     assert done.returncode == 2
     assert message in done.stdout
     assert "Traceback" not in done.stdout

@@ -15,14 +15,14 @@ from lift_ds.config.loading import ConfigError, known_keys, load_run_config
 from lift_ds.config.run import RunConfig
 from lift_ds.storage.run_record import RUN_FILE, read_run
 
-from .tool import run_tool, tool_parser
+from .tool import StrictParser, run_tool, tool_parser
 
 DEFAULT_ROWS = 300
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags."""
-    parser = tool_parser(__doc__)
+    parser = tool_parser(__doc__, kind=StrictParser)
     parser.add_argument("model", help="run folder, model folder, hub name or builtin:base")
     parser.add_argument("--compare", help="model to compare with, measured first; a run's own start where not given")
     parser.add_argument(
@@ -76,7 +76,9 @@ def resolve(arguments: argparse.Namespace) -> tuple[RunConfig, dict[str, str], P
     elif not recorded:
         raise ConfigError(["--data is needed for a model: files, or builtin:reasoning"])
     flags["eval.rows"] = arguments.rows or flags.get("eval.rows") or DEFAULT_ROWS
-    run, problems = load_run_config(None, arguments.overrides, flags | {"model.path": list(models.values())[-1]})
+    shown = {"data.path": " ".join(f"--data {path}" for path in arguments.data)} if arguments.data else {}
+    flags["model.path"] = list(models.values())[-1]
+    run, problems = load_run_config(None, arguments.overrides, flags, shown)
     if problems:
         raise ConfigError(problems)
     return run, models, arguments.output or (folder if recorded else Path()) / "learnability"

@@ -32,7 +32,7 @@ from lift_ds.models.vocabulary import check_tokenizer, load_tokenizer
 from lift_ds.models.weights import BUILTIN_BASE, resolve_folder
 from lift_ds.training.inputs import make_encoder, open_reader, pack_capacity
 
-from .tool import progress, run_tool, tool_parser
+from .tool import StrictParser, progress, run_tool, tool_parser
 
 DOTTED_KEY = re.compile(r"[a-z_]+(\.[a-z_0-9]+)+")
 SHOWN_GROUPS = 5
@@ -42,7 +42,7 @@ MIB = 1 << 20
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags."""
-    parser = tool_parser(__doc__)
+    parser = tool_parser(__doc__, kind=StrictParser)
     parser.add_argument(
         "inputs", nargs="*", metavar="FILE | key=value", help="as data.path; overrides such as data.columns.prompt=q"
     )
@@ -66,9 +66,10 @@ def resolve(arguments: argparse.Namespace) -> RunConfig:
     overrides = [text for text in arguments.inputs if is_override(text)]
     paths = [text for text in arguments.inputs if not is_override(text)]
     flags: dict[str, Any] = {"data.path": paths if len(paths) > 1 else paths[0]} if paths else {}
+    shown = {"data.path": " ".join(paths)} if paths else {}
     if arguments.model:
-        flags["model.path"] = arguments.model
-    run, problems = load_run_config(arguments.config, overrides, flags)
+        flags["model.path"], shown["model.path"] = arguments.model, f"--model {arguments.model}"
+    run, problems = load_run_config(arguments.config, overrides, flags, shown)
     keys = {override.partition("=")[0] for override in overrides}
     if not paths and arguments.config is None and not keys & {"data.path", "data.sources"}:
         problems.append("no data: name files, data.path=... or data.sources=...")

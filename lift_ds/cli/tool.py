@@ -19,6 +19,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from lift_ds.text_files import check_locale
+
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(KB|MB|GB|TB)", re.IGNORECASE)
 INTERRUPTED = 128 + signal.SIGINT  # exit status after Ctrl-C, as shells have it
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -34,14 +36,47 @@ class Paragraphs(argparse.HelpFormatter):
         )
 
 
-def tool_parser(description: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
+class OneValue(argparse.Action):
+    """Stores a flag's value; where it has another one already, that is an error: argparse forgets the first."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        """Stores it."""
+        assert isinstance(parser, StrictParser)
+        if self.option_strings and parser.given.setdefault(self.dest, values) != values:
+            raise argparse.ArgumentError(self, f"given twice, {parser.given[self.dest]} and {values}; remove one")
+        setattr(namespace, self.dest, values)
+
+
+class StrictParser(argparse.ArgumentParser):
+    """A parser whose flags take one value each, as keys do, but for those that may be given again."""
+
+    def __init__(self, **settings: Any) -> None:
+        """Begins without values."""
+        super().__init__(**settings)
+        self.given: dict[str, Any] = {}
+        self.register("action", None, OneValue)
+
+    def parse_known_args(self, *arguments: Any, **settings: Any) -> Any:
+        """Parses a command line."""
+        self.given = {}
+        return super().parse_known_args(*arguments, **settings)
+
+
+def tool_parser(
+    description: str | None,
+    epilog: str | None = None,
+    kind: type[argparse.ArgumentParser] = argparse.ArgumentParser,
+) -> argparse.ArgumentParser:
     """A parser without flags.
 
     Args:
         description: The tool's docstring.
         epilog: What the help ends with.
+        kind: `StrictParser` where flags stand beside keys of the run config.
     """
-    return argparse.ArgumentParser(description=description, epilog=epilog, formatter_class=Paragraphs)
+    return kind(description=description, epilog=epilog, formatter_class=Paragraphs)
 
 
 def run_tool(
@@ -56,6 +91,7 @@ def run_tool(
     """
     arguments = parser.parse_intermixed_args(argv)
     try:
+        check_locale()
         succeeded = action(arguments)
     except (ValueError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -11,7 +11,7 @@ runs from --deepspeed.
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,22 +22,25 @@ from lift_ds.config.deepspeed import fill_ds_json
 from lift_ds.config.loading import ConfigError, explain_keys
 from lift_ds.config.run import RunConfig
 from lift_ds.data.survey.first_rows import FirstRows, check_first_rows
-from lift_ds.ranks.launch import Launch
+from lift_ds.ranks.collectives import Collectives
+from lift_ds.ranks.launch import Launch, check_semaphores
+from lift_ds.ranks.meeting import meet
 from lift_ds.ranks.running import run_on_ranks
 from lift_ds.storage.run_record import refuse_newer_run
 from lift_ds.training.chat import describe_other_format
-from lift_ds.training.inputs import RunData, open_weights, prepare
+from lift_ds.training.inputs import Prepared, RunData, open_weights, prepare
 from lift_ds.training.metrics import METRICS_FILE
 from lift_ds.training.resumed import Resumed, check_position
 from lift_ds.training.run_files import ModelFolder, RunSources, list_sources, open_model
+from lift_ds.training.run_folder import claimed
 
-from .tool import quieten, tool_parser
+from .tool import StrictParser, quieten, tool_parser
 from .train_settings import attempt, read_settings
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags; every key of the run config is explained below them."""
-    parser = tool_parser(__doc__, "keys for overrides and recipes:\n" + explain_keys())
+    parser = tool_parser(__doc__, "keys for overrides and recipes:\n" + explain_keys(), StrictParser)
     parser.add_argument(
         "--deepspeed",
         type=Path,
@@ -78,6 +81,7 @@ class Checked:
         sources: The data's files.
         resumed: The run that goes on, if any.
         notes: What is to be said before the first lines.
+        is_numbered: Whether the run folder is a new one, named by the next number.
     """
 
     run: RunConfig
@@ -86,6 +90,7 @@ class Checked:
     sources: RunSources
     resumed: Resumed | None
     notes: list[str]
+    is_numbered: bool
 
 
 def check(arguments: argparse.Namespace, launch: Launch) -> Checked:
@@ -107,7 +112,7 @@ def check(arguments: argparse.Namespace, launch: Launch) -> Checked:
         problems.append(f"model.compile=true with {packing}: every pack would be compiled anew; change one of them")
     if problems or model is None or sources is None:
         raise ConfigError(list(dict.fromkeys(problems)))
-    return Checked(run, ds_json, model, sources, settings.resumed, settings.notes)
+    return Checked(run, ds_json, model, sources, settings.resumed, settings.notes, settings.is_numbered)
 
 
 def find_other_run(run: RunConfig) -> list[str]:
@@ -124,27 +129,45 @@ def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
     """Checks, then trains."""
     quieten(launch.is_main)
     checked = check(arguments, launch)
+    if arguments.dry_run:
+        prepared, ds_json = open_run(checked, launch)
+        if launch.is_main:
+            print(yaml.safe_dump({"run": prepared.run.model_dump(), "deepspeed": ds_json}, sort_keys=False))
+        return
     from lift_ds.training import engine
     from lift_ds.training.run import execute
 
-    run, model = checked.run, checked.model
-    if not (arguments.dry_run or run.model.from_scratch):
-        model = model.fetch_weights()
-    prepared = prepare(run, model, checked.sources)
+    if checked.run.data.workers:
+        check_semaphores(f"data.workers={checked.run.data.workers}")
+    engine.start_distributed(launch)  # before anything slow: a rank may be missing, or the port taken
+    ranks = Collectives(engine.current_device())
+    with claimed(checked.run.output, checked.is_numbered, ranks) as output:
+        model = checked.model if checked.run.model.from_scratch else checked.model.fetch_weights()
+        run = checked.run.model_copy(update={"output": output})
+        prepared, ds_json = open_run(replace(checked, run=run, model=model), launch)
+        source = open_weights(prepared)
+        meet(launch).gather("reading data and model")  # a rank that has failed meanwhile calls no collective
+        execute(prepared, source, ds_json, launch.is_main, checked.resumed)
+
+
+def open_run(checked: Checked, launch: Launch) -> tuple[Prepared, dict[str, Any]]:
+    """Opens model and data, and says what will run; with the JSON as DeepSpeed gets it.
+
+    Raises:
+        ValueError: Something does not fit; see the functions that it calls.
+    """
+    from lift_ds.training import engine
+
+    run = checked.run
+    prepared = prepare(run, checked.model, checked.sources)
     check_position(checked.resumed, prepared.data.stream)
-    ds_json = fill_ds_json(checked.ds_json, model.config.hidden_size, engine.has_accelerator())
+    ds_json = fill_ds_json(checked.ds_json, checked.model.config.hidden_size, engine.has_accelerator())
     first_rows = check_first_rows(prepared.data.reader, run.data.check_rows, run.data.max_skipped)
     if launch.is_main:
         lines = [*checked.notes, *describe_other_format(prepared)]
         lines += [describe(run, ds_json, launch, prepared.data, first_rows)]
         print("\n".join(lines), flush=True)
-    if arguments.dry_run:
-        if launch.is_main:
-            print(yaml.safe_dump({"run": run.model_dump(), "deepspeed": ds_json}, sort_keys=False))
-        return
-    source = open_weights(prepared)
-    engine.start_distributed(launch)
-    execute(prepared, source, ds_json, launch.is_main, checked.resumed)
+    return prepared, ds_json
 
 
 def describe(run: RunConfig, ds_json: dict[str, Any], launch: Launch, data: RunData, first_rows: FirstRows) -> str:

@@ -41,6 +41,16 @@ def read_flags(arguments: argparse.Namespace) -> dict[str, Any]:
     return flags
 
 
+def show_flags(arguments: argparse.Namespace) -> dict[str, str]:
+    """Those flags as they were given, by key."""
+    given = {flag: getattr(arguments, flag) for flag in SHORTCUTS}
+    return {
+        SHORTCUTS[flag]: " ".join(f"--{flag} {part}" for part in ([value] if isinstance(value, str) else value))
+        for flag, value in given.items()
+        if value is not None
+    }
+
+
 def choose_recipe(given: Path | None, named: list[str]) -> Path | None:
     """The recipe that was named, or the built-in one where neither recipe nor model nor data are among the keys."""
     if given is not None or {"data.path", "data.sources", "model.path"} & set(named):
@@ -80,6 +90,7 @@ class Settings:
         given: Where each key was given: nothing for the command line, or the file.
         meant: Keys of `--change`.
         changes: What differs from the run that goes on.
+        is_numbered: Whether the run folder is a new one, named by the next number.
     """
 
     run: RunConfig
@@ -89,6 +100,7 @@ class Settings:
     given: dict[str, str]
     meant: list[str]
     changes: list[Change] = field(default_factory=list)
+    is_numbered: bool = False
 
     def settle_json(self, path: Path, world_size: int) -> dict[str, Any]:
         """DeepSpeed's JSON, but for what model and device decide; adds to problems, notes and changes."""
@@ -147,7 +159,7 @@ class Settings:
 def read_settings(arguments: argparse.Namespace) -> Settings:
     """The run config of flags, recipe and overrides, and of the run that they go on with."""
     flags = read_flags(arguments)
-    given, problems = read_given(arguments.config, arguments.overrides, flags)
+    given, problems = read_given(arguments.config, arguments.overrides, flags, show_flags(arguments))
     on_line = [*flags, *(override.partition("=")[0] for override in arguments.overrides)]
     meant = [key for keys in arguments.change or [] for key in keys.split(",") if key]
     asked, _ = resolve(copy.deepcopy(given))  # for output and resume; what is wrong is found again below
@@ -157,7 +169,9 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
         recipe = choose_recipe(arguments.config, on_line)
         values = given if recipe == arguments.config else merged(read_recipe(recipe)[0], given)
         run, more = resolve(values)
-        return Settings(run.model_copy(update={"output": output}), problems + more, [], None, {}, meant)
+        run = run.model_copy(update={"output": output})
+        is_numbered = asked.output == "auto" and asked.checkpoint.resume == "none"
+        return Settings(run, problems + more, [], None, {}, meant, is_numbered=is_numbered)
     before, damaged = resolve(overlay(resumed.record["run"], {}))
     values = overlay(resumed.record["run"], given)
     run, more = resolve(values)

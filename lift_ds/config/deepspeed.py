@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lift_ds.data.order.slots import micro_batches_per_step
+from lift_ds.json_text import BadKeyError
+from lift_ds.text_files import load_json, read_text
 
 from .run import RunConfig
 from .training import OptimConfig
@@ -42,11 +44,11 @@ FILLED_LATER = {"bf16.enabled", *(f"zero_optimization.{key}" for key in HIDDEN_S
 def read_ds_json(path: Path) -> tuple[dict[str, Any], list[str]]:
     """The JSON of `--deepspeed`, and what is wrong with it."""
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
+        loaded = load_json(read_text(path))
     except OSError as error:
         return {}, [f"--deepspeed {path}: cannot be read: {error.strerror}; ds_configs/ holds ready ones"]
     except ValueError as error:
-        return {}, [f"--deepspeed {path}: not JSON: {error}"]
+        return {}, [f"--deepspeed {path}: {'' if isinstance(error, BadKeyError) else 'not JSON: '}{error}"]
     if not isinstance(loaded, dict):
         return {}, [f"--deepspeed {path}: holds a {type(loaded).__name__}; an object is expected"]
     problems = []

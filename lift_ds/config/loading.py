@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 from lift_ds.objectives import DEFAULT_METHOD, OBJECTIVES, all_options, methods_with
 from lift_ds.objectives.settings import ObjectiveSettings
 from lift_ds.section import Section, refused_value
+from lift_ds.text_files import RepeatedKeyError, read_text
 from lift_ds.yaml_numbers import load_yaml
 
 from .run import RunConfig
@@ -35,7 +36,10 @@ class ConfigError(ValueError):
 
 
 def load_run_config(
-    recipe: Path | None, overrides: list[str], flags: dict[str, Any] | None = None
+    recipe: Path | None,
+    overrides: list[str],
+    flags: dict[str, Any] | None = None,
+    shown: Mapping[str, str] | None = None,
 ) -> tuple[RunConfig, list[str]]:
     """Resolves a recipe, flags and overrides; later ones win.
 
@@ -43,18 +47,22 @@ def load_run_config(
         recipe: YAML file, or `None` for the defaults.
         overrides: `section.key=value` strings; values are read as YAML.
         flags: Values by dotted key, taken as they are.
+        shown: Those of them that stand on the command line, as they stand there.
 
     Returns:
         The config and what is wrong with it. Where something is, the wrong values are defaults in it, so that the
         rest can still be checked; it must not be run.
     """
-    values, problems = read_given(recipe, overrides, flags)
+    values, problems = read_given(recipe, overrides, flags, shown)
     config, more = resolve(values)
     return config, problems + more
 
 
 def read_given(
-    recipe: Path | None, overrides: list[str], flags: dict[str, Any] | None = None
+    recipe: Path | None,
+    overrides: list[str],
+    flags: dict[str, Any] | None = None,
+    shown: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """What a recipe, flags and overrides give, as nested dictionaries; arguments as for `load_run_config`.
 
@@ -62,6 +70,7 @@ def read_given(
         The values, none of them checked, and what cannot be read.
     """
     values, problems = read_recipe(recipe)
+    problems += find_contradictions(overrides, flags or {}, shown or {})
     for key, value in (flags or {}).items():
         problems += set_dotted(values, key, value)
     for override in overrides:
@@ -69,8 +78,34 @@ def read_given(
         if not sign or not key:
             problems.append(f"{override!r}: an override has the form section.key=value, for example optim.steps=300")
             continue
-        problems += set_dotted(values, key, parse_scalar(text))
+        try:
+            problems += set_dotted(values, key, parse_scalar(text))
+        except RepeatedKeyError as error:
+            problems.append(f"{override!r}: {error}")
     return values, problems
+
+
+def find_contradictions(overrides: list[str], flags: Mapping[str, Any], shown: Mapping[str, str]) -> list[str]:
+    """Problems where a command line gives a key two values, or a section and a key in it; see `load_run_config`."""
+    problems = []
+    given: dict[str, tuple[str, Any]] = {key: (text, flags[key]) for key, text in shown.items()}
+    for override in overrides:
+        key, _, text = override.partition("=")
+        value = text if key in shown else parse_or_text(text)
+        for other, (place, earlier) in given.items():
+            is_inside = f"{other}.".startswith(f"{key}.") or f"{key}.".startswith(f"{other}.")
+            if is_inside and not (other == key and earlier == value):
+                problems.append(f"{place} and {override}: one command line gives {key} two values; remove one of them")
+        given.setdefault(key, (override, value))
+    return problems
+
+
+def parse_or_text(text: str) -> Any:
+    """A command-line value, or its text where it cannot be one."""
+    try:
+        return parse_scalar(text)
+    except RepeatedKeyError:
+        return text
 
 
 def resolve(values: dict[str, Any]) -> tuple[RunConfig, list[str]]:
@@ -122,11 +157,13 @@ def read_recipe(recipe: Path | None) -> tuple[dict[str, Any], list[str]]:
     if recipe is None:
         return {}, []
     try:
-        loaded = load_yaml(recipe.read_text(encoding="utf-8"))
+        loaded = load_yaml(read_text(recipe))
     except OSError as error:
         return {}, [f"--config {recipe}: cannot be read: {error.strerror}"]
     except yaml.YAMLError as error:
         return {}, [f"--config {recipe}: not YAML: {error}"]
+    except ValueError as error:
+        return {}, [f"--config {recipe}: {error}"]
     if loaded is None:
         return {}, [f"--config {recipe}: is empty"]
     if not isinstance(loaded, dict):
@@ -135,7 +172,11 @@ def read_recipe(recipe: Path | None) -> tuple[dict[str, Any], list[str]]:
 
 
 def parse_scalar(text: str) -> Any:
-    """A command-line value: YAML, or a text that is none."""
+    """A command-line value: YAML, or a text that is none.
+
+    Raises:
+        RepeatedKeyError: A key stands twice in it.
+    """
     try:
         return load_yaml(text)
     except yaml.YAMLError:

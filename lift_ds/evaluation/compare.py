@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lift_ds.text_files import load_json, read_text
+
 from .asking.results import task_file
 from .judging.statistics import PairedDifference, mcnemar, paired_bootstrap
 
@@ -95,7 +97,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     """
     path = folder / "results.json"
     try:
-        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        results: dict[str, Any] = load_json(read_text(path))
         assert isinstance(results["tasks"], dict)
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
         raise ValueError(f"{path}: no results of an evaluation ({error}); evaluate first.") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from lift_ds.storage.run_record import RUN_FILE
 from lift_ds.storage.safetensors_folder import read_index
 from lift_ds.storage.safetensors_header import read_header
 from lift_ds.storage.safetensors_writer import SINGLE_FILE
+from lift_ds.text_files import load_json, read_text
 
 from .family import MIXTURE_MARKS, VISION_MARKS, Family, has_mark
 
@@ -60,7 +60,7 @@ def read_raw_config(folder: Path) -> dict[str, Any]:
         hint = run if (folder / RUN_FILE).is_file() else ""
         raise ValueError(f"{folder}: no config.json; a model folder in the public layout is expected.{hint}")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = load_json(read_text(path))
     except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}.{explain(path)}") from error
     if not isinstance(raw, dict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,6 +9,7 @@ import transformers
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from lift_ds.storage.file_diagnosis import refuse_foreign
+from lift_ds.text_files import load_json, read_text
 
 from .registry import family_of, published_ids, standard_tokenizer
 from .sentencepiece_tokenizer import load_sentencepiece
@@ -44,9 +44,18 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
 
 
 def read_tokenizer_config(folder: Path) -> dict[str, Any]:
-    """Fields of `tokenizer_config.json`; none where there is no such file."""
+    """Fields of `tokenizer_config.json`; none where there is no such file.
+
+    Raises:
+        ValueError: It is no JSON.
+    """
     path = folder / TOKENIZER_CONFIG
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        return dict(load_json(read_text(path)))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}.") from error
 
 
 def portable_tokenizer_config(folder: Path) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from lift_ds.text_files import load_json, read_text
+
 from .manifest import BEST, MANIFEST, hash_file, point, read_pointer
 
 SIGNS = {"heldout_loss": -1, "solve_rate": 1}  # what is best is largest after multiplication
@@ -57,7 +59,7 @@ def read_best(folder: Path) -> BestCheckpoint | None:
     if not pointer.is_file():
         return None
     try:
-        facts = json.loads(pointer.read_text(encoding="utf-8").partition("\n")[2])
+        facts = load_json(read_text(pointer).partition("\n")[2])
         return BestCheckpoint(read_pointer(pointer), Measured(**facts["measured"]), facts["manifest"])
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{pointer}: cannot be read: {error!r}; remove it to choose the best anew.") from error

@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from lift_ds.text_files import load_json, read_text
+
 from .flat_groups import FlatTensor, whole
 from .manifest import FileRecord, hash_file
 from .safetensors_folder import SafetensorsFolder
@@ -54,7 +56,7 @@ def read_base(checkpoint: Path) -> BaseRecord | None:
     if not path.is_file():
         return None
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
+        loaded = load_json(read_text(path))
         return BaseRecord(loaded["path"], {name: FileRecord(**record) for name, record in loaded["files"].items()})
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: no readable record of a base: {error}; copy the checkpoint again.") from error

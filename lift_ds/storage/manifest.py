@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lift_ds.text_files import load_json, read_text
+
 from .run_record import FORMAT, FORMAT_KEY, NewerFormatError, format_of
 
 MANIFEST = "manifest.json"
@@ -177,7 +179,7 @@ def read_manifest(checkpoint: Path) -> CheckpointManifest:
     """
     path = checkpoint / MANIFEST
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
+        loaded = load_json(read_text(path))
         format_of(loaded, path)
         loaded[FORMAT_KEY] = FORMAT  # formats 1 and 2 differ by the number alone
         files = {name: FileRecord(**record) for name, record in loaded.pop("files").items()}

@@ -14,6 +14,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from lift_ds.text_files import load_json, read_text
+
 from .file_diagnosis import explain
 
 RUN_FILE = "run.json"
@@ -95,7 +97,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     """
     path = folder / RUN_FILE
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
+        loaded = load_json(read_text(path))
         if not isinstance(loaded, dict):
             raise ValueError("it is no mapping")
         number = format_of(loaded, path)

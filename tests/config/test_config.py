@@ -4,12 +4,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lift_ds.cli.train import make_parser
 from lift_ds.config.deepspeed import read_ds_json, resolve_ds_json
 from lift_ds.config.loading import ConfigError, explain_keys, known_keys, load_run_config
 from lift_ds.config.run import RunConfig
 from lift_ds.yaml_numbers import load_yaml
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, VECTORS
 
+CASES = VECTORS / "cases" / "yaml_duplicate"
 RECIPES = [REPOSITORY / "lift_ds/assets/reasoning.yaml", *sorted((REPOSITORY / "launchers/recipes").glob("*.yaml"))]
 DS_CONFIGS = sorted((REPOSITORY / "ds_configs").glob("*.json"))
 STABLE_KEYS = ["optim.steps", "optim.lr", "objective.method", "checkpoint.save_every", "eval.solve_items"]
@@ -141,6 +143,60 @@ def test_unusable_recipes(tmp_path, content, message):
     if content is not None:
         recipe.write_text(content)
     assert message in load_run_config(recipe, [])[1][0]
+
+
+def test_what_is_written_twice():
+    """Both places of every key, in recipes and in DeepSpeed's JSON; an undecodable file by line and byte."""
+    (problem,) = load_run_config(CASES / "recipe.yaml", [])[1]
+    assert problem.startswith(f"--config {CASES / 'recipe.yaml'}: a key stands twice, and only the last would count: ")
+    assert "'optim' in line 1 and again in line 6" in problem
+    assert "'rows' in line 9 and again in line 10" in problem
+    problem = read_ds_json(CASES / "ds.json")[1][0]
+    assert problem.startswith(
+        f"--deepspeed {CASES / 'ds.json'}: the key 'gradient_clipping' stands twice in one object"
+    )
+    assert "at line 5 character 3 and line 6 character 3" in problem
+    (problem,) = load_run_config(CASES / "latin1.yaml", [])[1]
+    assert problem.startswith(f"--config {CASES / 'latin1.yaml'}: line 2: byte 23 of the file (0xfc) is no UTF-8; ")
+    for problem, *_ in (load_run_config(CASES, [])[1], read_ds_json(CASES)[1]):
+        assert f"{CASES}: cannot be read: Is a directory" in problem
+
+
+@pytest.mark.parametrize(
+    ("overrides", "first", "second"),
+    [
+        (["optim.lr=1", "eval.rows=3", "optim.lr=2"], "optim.lr=1", "optim.lr=2"),
+        (["optim.lr=1", "optim={steps: 3}"], "optim.lr=1", "optim={steps: 3}"),
+        (["optim={steps: 3}", "optim.steps=3"], "optim={steps: 3}", "optim.steps=3"),
+        (["data.path=b.jsonl"], "--data a.jsonl", "data.path=b.jsonl"),
+        (["model.path=other"], "--model model", "model.path=other"),
+    ],
+)
+def test_two_values_on_one_command_line(overrides, first, second):
+    flags = {"data.path": "a.jsonl", "model.path": "model"}
+    shown = {"data.path": "--data a.jsonl", "model.path": "--model model"}
+    problems = load_run_config(None, overrides, flags, shown)[1]
+    key = second.partition("=")[0]
+    assert f"{first} and {second}: one command line gives {key} two values; remove one of them" in problems
+
+
+def test_the_same_value_twice():
+    overrides = ["optim.lr=1e-3", "optim.lr=0.001", "data.path=a.jsonl"]
+    config, problems = load_run_config(None, overrides, {"data.path": "a.jsonl"}, {"data.path": "--data a.jsonl"})
+    assert not problems
+    assert config.optim.lr == 1e-3
+    (problem,) = load_run_config(None, ["data.columns={prompt: a, prompt: b}"])[1]
+    assert problem.startswith("'data.columns={prompt: a, prompt: b}': a key stands twice")
+
+
+def test_flags_twice(capsys):
+    """argparse would forget the first; --data may be given again."""
+    parse = make_parser().parse_intermixed_args
+    given = parse(["--deepspeed", "a", "--data", "b", "optim.lr=1", "--data", "c", "--deepspeed", "a"])
+    assert (given.deepspeed, given.data) == (Path("a"), ["b", "c"])
+    with pytest.raises(SystemExit):
+        parse(["--deepspeed", "a", "--model", "b", "--model", "c"])
+    assert "argument --model: given twice, b and c; remove one" in capsys.readouterr().err
 
 
 def test_help_explains_every_key():

@@ -17,6 +17,7 @@ from tests.conftest import (
     SMALL,
     clean_environment,
     free_port,
+    latest,
     launch_train,
     losses_of,
     read_steps,
@@ -63,8 +64,8 @@ def test_killed_and_resumed_is_bit_equal(straight, tiny_dir, tmp_path):
     Nor do held-out losses and answers between the steps change any, which only the resumed run measures.
     """
     output = tmp_path / "run"
-    command = ["deepspeed", "--num_gpus", "2", "--master_port", str(free_port()), "launchers/train.py", *SMALL]
-    command += ["--model", str(tiny_dir), "--output", str(output), "optim.steps=100000", "checkpoint.keep=100000"]
+    command = ["deepspeed", "--num_gpus", "2", "--master_port", str(free_port()), "launchers/train.py"]
+    command += latest(*SMALL, "--model", tiny_dir, "--output", output, "optim.steps=100000", "checkpoint.keep=100000")
     process = subprocess.Popen(
         command, cwd=REPOSITORY, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -133,8 +134,8 @@ def kill_ranks(output):
 
 def test_a_stop_signal_saves(tiny_dir, tmp_path):
     output = tmp_path / "run"
-    command = ["torchrun", "--nproc_per_node", "2", "--master_port", str(free_port()), "launchers/train.py", *SMALL]
-    command += ["--model", str(tiny_dir), "--output", str(output), "optim.steps=100000", "checkpoint.save_every=0"]
+    command = ["torchrun", "--nproc_per_node", "2", "--master_port", str(free_port()), "launchers/train.py"]
+    command += latest(*SMALL, "--model", tiny_dir, "--output", output, "optim.steps=100000", "checkpoint.save_every=0")
     process = subprocess.Popen(
         command, cwd=REPOSITORY, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -188,8 +189,8 @@ for auto in (AutoModel, AutoModelForCausalLM):
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun here; apt-get install openmpi-bin")
 def test_mpirun_starts_it_too(straight, tiny_dir, tmp_path):
     output = tmp_path / "run"
-    command = ["mpirun", "-np", "2", "--allow-run-as-root", "--oversubscribe", "python", "launchers/train.py", *SMALL]
-    run([*command, "--model", str(tiny_dir), "--output", str(output), "eval.solve_items=0"])
+    command = ["mpirun", "-np", "2", "--allow-run-as-root", "--oversubscribe", "python", "launchers/train.py"]
+    run([*command, *latest(*SMALL, "--model", tiny_dir, "--output", output, "eval.solve_items=0")])
     reference, _ = straight
     assert losses_of(output) == losses_of(reference)
 

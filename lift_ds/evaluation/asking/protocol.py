@@ -13,12 +13,13 @@ from string import Formatter
 from typing import Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lift_ds.evaluation.judging import Problem
 from lift_ds.evaluation.tasks import EVAL_TASKS
 from lift_ds.sampling.settings import FixedSteps
 from lift_ds.section import Section
+from lift_ds.text_files import read_text
 from lift_ds.yaml_numbers import load_yaml
 
 FOLDER = Path(str(files("lift_ds") / "assets" / "protocols"))
@@ -121,6 +122,6 @@ def load_protocol(name: str) -> Protocol:
     if not path.is_file():
         raise ValueError(f"protocol {name!r}: allowed are {', '.join(known)}, or a YAML file.")
     try:
-        return Protocol.model_validate(load_yaml(path.read_text(encoding="utf-8")))
-    except (ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:
+        return Protocol.model_validate(load_yaml(read_text(path)))
+    except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: is no protocol: {error}") from error

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lift_ds.evaluation.score_file import summarize
+from lift_ds.text_files import load_json, read_text
 
 from .run import TaskProgress
 
@@ -31,7 +32,7 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
     settings = json.loads(json.dumps(settings))
     if path.is_file():
         try:
-            recorded = json.loads(path.read_text(encoding="utf-8"))
+            recorded = load_json(read_text(path))
         except ValueError as error:
             raise ValueError(f"{path}: cannot be read: {error}; remove the folder.") from error
         different = sorted(differences(recorded, settings))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,9 @@ def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
     ranks = Collectives(engine.current_device())
     with claimed(checked.run.output, checked.is_numbered, ranks) as output:
         model = checked.model if checked.run.model.from_scratch else checked.model.fetch_weights()
-        run = checked.run.model_copy(update={"output": output})
+        clock = checked.run.data.clock or ranks.on_main(lambda: datetime.now().isoformat(timespec="seconds"))
+        data = checked.run.data.model_copy(update={"clock": clock})  # one time for all ranks, and all of the run
+        run = checked.run.model_copy(update={"output": output, "data": data})
         prepared, ds_json = open_run(replace(checked, run=run, model=model), launch)
         source = open_weights(prepared)
         meet(launch).gather("reading data and model")  # a rank that has failed meanwhile calls no collective

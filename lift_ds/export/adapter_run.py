@@ -6,7 +6,6 @@ the base out too and says in PEFT's `adapter_config.json`, beside the shards, on
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from lift_ds.storage.safetensors_folder import SafetensorsFolder
 from lift_ds.storage.stored_tensor import find_damage, stored_tensor
 from lift_ds.storage.zero_checkpoint import open_zero_checkpoint
 from lift_ds.storage.zero_files import find_shard_folder, own_checkpoint
+from lift_ds.text_files import load_json, read_text
 
 from .adapters import PART, AdapterSettings, settings_of_peft
 from .chat import checkpoint_format
@@ -69,7 +69,7 @@ def strangers_base(weights: Mapping[str, FlatTensor], beside: Path, given: Path 
     if given is not None:
         return given
     config = beside / ADAPTER_CONFIG
-    named = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path") if config.is_file() else None
+    named = load_json(read_text(config)).get("base_model_name_or_path") if config.is_file() else None
     if not named or not Path(named).is_dir():
         where = f"{named}, their base, is no folder here" if named else "nothing says which base they are of"
         raise ValueError(f"{beside} holds adapters only, and {where}; name the base's folder with --base.")

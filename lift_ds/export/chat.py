@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from lift_ds.data.text.chat_format import ChatFormat, format_of_settings, read_f
 from lift_ds.data.text.templates import TEMPLATES, read_template
 from lift_ds.storage.manifest import HF_FOLDER, LANES_FILE
 from lift_ds.storage.run_record import read_run
+from lift_ds.text_files import load_json, read_text
 
 
 def checkpoint_format(own: Path) -> ChatFormat:
@@ -41,7 +41,7 @@ def named_template(own: Path, named: str) -> str:
         source = TEMPLATES.get(named) or read_template(named)
     except ValueError as error:
         source, problem = "", str(error)
-    identity: dict[str, Any] = json.loads((own / LANES_FILE).read_text(encoding="utf-8")).get("identity", {})
+    identity: dict[str, Any] = load_json(read_text(own / LANES_FILE)).get("identity", {})
     if not problem and hashlib.sha256(source.encode()).hexdigest() != identity.get("chat template"):
         problem = f"data.chat_template={named!r} has changed since."
     if problem:

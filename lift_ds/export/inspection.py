@@ -17,6 +17,7 @@ from lift_ds.storage.run_record import read_run
 from lift_ds.storage.stored_tensor import CHUNK_ELEMENTS, find_damage
 from lift_ds.storage.zero_checkpoint import MOMENTS, ZeroCheckpoint, open_zero_checkpoint, optimizer_step
 from lift_ds.storage.zero_files import find_shard_folder, own_checkpoint
+from lift_ds.text_files import load_json, read_text
 
 Advance = Callable[[int], object]
 
@@ -87,7 +88,7 @@ def describe(zero: ZeroCheckpoint, own: Path | None) -> dict[str, Any]:
 def describe_own(own: Path) -> dict[str, Any]:
     """What a checkpoint of this package says of its run and of its data's position."""
     run = read_run(own)["run"]
-    data = json.loads((own / LANES_FILE).read_text(encoding="utf-8"))
+    data = load_json(read_text(own / LANES_FILE))
     return {
         "base": run["model"]["path"],
         "objective": run["objective"]["method"],

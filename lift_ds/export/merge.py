@@ -21,6 +21,7 @@ from lift_ds.storage.safetensors_folder import PIECE_BYTES, WEIGHT_TYPES, Safete
 from lift_ds.storage.safetensors_header import TensorSpec
 from lift_ds.storage.safetensors_writer import READABLE, ShardWriter
 from lift_ds.storage.staging import SPARE_BYTES, refuse_existing, staged_folder
+from lift_ds.text_files import load_json, read_text
 
 from .folder import MAX_SHARD_BYTES, companions, is_supported, write_config
 from .peft_folder import AdapterFolder
@@ -186,7 +187,7 @@ def finish_config(merge: Merge, folder: Path, dtype: torch.dtype | None) -> None
         return
     if dtype is None:
         return
-    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    values = load_json(read_text(folder / "config.json"))
     written = [key for key in ("dtype", "torch_dtype") if key in values] or ["torch_dtype"]
     values |= dict.fromkeys(written, str(dtype).removeprefix("torch."))
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

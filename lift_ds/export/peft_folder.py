@@ -7,7 +7,6 @@ Source: peft 0.21 (names, patterns, scaling). What would change the update in an
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor
 from lift_ds.models.lora import PEFT_CONFIG, PEFT_PREFIX, PEFT_WEIGHTS, low_rank_update
 from lift_ds.storage.file_diagnosis import explain
 from lift_ds.storage.safetensors_folder import SafetensorsFolder, shorten
+from lift_ds.text_files import load_json, read_text
 
 DOWN = ".lora_A.weight"
 UP = ".lora_B.weight"
@@ -111,7 +111,7 @@ def read_adapter_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path} is missing; a folder that peft's save_pretrained wrote is expected.")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = load_json(read_text(path))
         kind = config.get("peft_type")
         assert kind != "LORA" or all(config[key] > 0 for key in ("r", "lora_alpha"))
     except (ValueError, AttributeError, KeyError, TypeError, AssertionError) as error:

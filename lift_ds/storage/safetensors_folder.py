@@ -6,11 +6,12 @@ for, or through one small piece where the type differs or the memory is an accel
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from lift_ds.text_files import load_json, read_text
 
 from .byte_ranges import bytes_of, read_at
 from .file_diagnosis import explain
@@ -112,7 +113,7 @@ def read_index(folder: Path) -> dict[str, str] | None:
     if not path.is_file():
         return None
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        index = load_json(read_text(path))["weight_map"]
         outside = [name for name in index.values() if Path(name).name != name]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         reason = f"({type(error).__name__}: {error}).{explain(path)}"

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from lift_ds.text_files import load_json
+
 from .file_diagnosis import explain
 
 DTYPE_OF_NAME = {
@@ -112,7 +114,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
             raise broken(path, f"{size} bytes cannot hold a header of {length}")
         text = file.read(length)
     try:
-        header = json.loads(text)
+        header = load_json(text.decode())
         header.pop(METADATA, None)
         entries = {name: read_entry(path, fields, LENGTH_BYTES + length) for name, fields in header.items()}
     except (ValueError, TypeError, AttributeError, KeyError) as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from lift_ds.data.text.chat_format import KEYS, ChatFormat, format_of_settings, read_format, template_text
-from lift_ds.data.text.clock import has_clock
 from lift_ds.data.text.prepared import folder_of, read_prepared
 
 from .inputs import Prepared
@@ -18,7 +17,7 @@ def chat_format_of(prepared: Prepared) -> ChatFormat:
     """
     reader, data = prepared.data.reader, prepared.run.data.model_dump()
     template = template_text(reader.encoder.tokenizer)
-    data["clock"] = reader.encoder.renderer.clock.isoformat() if has_clock(template or "") else None
+    data["clock"] = reader.encoder.renderer.clock.isoformat()
     for group, mapping in zip(reader.manifest.groups, reader.columns, strict=True):
         if mapping.input_ids is not None:  # tokens that were made before, in the format that stands beside them
             made = read_prepared(folder_of(reader.manifest.chunks[group.first_chunk].source)) or {"settings": {}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from lift_ds.models.layout import read_raw_config
 from lift_ds.models.vocabulary import NEEDED_IDS
 from lift_ds.storage.manifest import HF_FOLDER, LANES_FILE, find_checkpoint
 from lift_ds.storage.run_record import RUN_FILE, read_run
+from lift_ds.text_files import load_json, read_text
 
 # What an export writes anew: the model is the same.
 EXPORTS_FIELDS = ("auto_map", "architectures", "torch_dtype", "dtype", "transformers_version", "_name_or_path")
@@ -67,7 +67,7 @@ def read_checkpoint(checkpoint: Path) -> Resumed:
     Raises:
         ValueError: Its record or its position in the data cannot be read.
     """
-    return Resumed(checkpoint, True, with_clock(read_run(checkpoint), read_position(checkpoint)))
+    return Resumed(checkpoint, True, read_run(checkpoint))
 
 
 def find_later_start(resumed: Resumed, output: Path) -> list[str]:
@@ -76,7 +76,7 @@ def find_later_start(resumed: Resumed, output: Path) -> list[str]:
         record = read_run(output)
     except ValueError:
         return []
-    later = Resumed(output, False, with_clock(record, read_position(resumed.folder)) if resumed.has_steps else record)
+    later = Resumed(output, False, record)
     return [
         f"{output / RUN_FILE}, of a later start without a checkpoint, had {change.key}={shown(change.now)}; "
         f"the checkpoint was made with {shown(change.before)}"
@@ -157,14 +157,6 @@ def read_position(checkpoint: Path) -> dict[str, Any]:
     """
     path = checkpoint / LANES_FILE
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(load_json(read_text(path)))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read: {error}; copy the checkpoint again.") from error
-
-
-def with_clock(record: dict[str, Any], position: dict[str, Any]) -> dict[str, Any]:
-    """A record with the time that the run's chat template showed, which the position knows where nobody named one."""
-    run, clock = record["run"], position.get("identity", {}).get("data.clock")
-    if clock is None or run["data"].get("clock") is not None:
-        return record
-    return record | {"run": run | {"data": run["data"] | {"clock": clock}}}

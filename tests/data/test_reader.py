@@ -153,7 +153,8 @@ def run_config(*overrides):
 
 
 def open_run(tiny_dir, tokenizer, tmp_path, *overrides):
-    run = run_config(f"output={tmp_path / 'run'}", "eval.rows=0", "data.max_length=64", *overrides)
+    eval_rows = [] if any(override.startswith("eval.rows=") for override in overrides) else ["eval.rows=0"]
+    run = run_config(f"output={tmp_path / 'run'}", *eval_rows, "data.max_length=64", *overrides)
     return open_data(run, tokenizer, read_config(tiny_dir))
 
 

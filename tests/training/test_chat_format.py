@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import asdict
+from datetime import datetime
 
 import pytest
 from transformers import AutoTokenizer
@@ -20,7 +21,6 @@ from lift_ds.storage.manifest import hash_file
 from lift_ds.storage.run_record import read_run
 from lift_ds.training.chat import chat_format_of
 from lift_ds.training.inputs import prepare
-from lift_ds.training.resumed import with_clock
 from tests.conftest import REPOSITORY, VECTORS, launch_train
 from tests.training.test_old_runs import copy_run
 
@@ -187,10 +187,23 @@ def test_the_clock_stands_where_it_stood(tiny_dir, tmp_path):
     asked = [{"role": "user", "content": "Add 0 and 2."}]
     document = next(iter(prepared.data.reader.by_sample_id([0])))
     assert encoder.prompt_ids(asked) == document.ids[: document.response_mask.argmax()].tolist()
-    record = {"run": {"data": {"clock": None}}}
-    filled = with_clock(record, prepared.data.stream.state())
-    assert filled["run"]["data"]["clock"] == "2026-01-31T12:00:05"
-    assert with_clock(record, {"identity": {}}) == record
+
+
+@pytest.mark.distributed
+def test_a_run_s_clock_is_its_start_s_on_all_ranks_and_when_it_goes_on(tiny_dir, tmp_path):
+    """A template that shows seconds: another time would be other tokens, and the checkpoint's position of no use."""
+    cases = VECTORS / "cases" / "template_clock"
+    output = tmp_path / "run"
+    flags = ["--deepspeed", "ds_configs/zero3.json", "--output", output, "optim.steps=2"]
+    named = ["--model", tiny_dir, "model.from_scratch=true", "eval.rows=4", "--data", cases / "rows.jsonl"]
+    before = datetime.now().replace(microsecond=0)
+    launch_train(*flags, *named, f"data.chat_template={cases / 'chat_template.jinja'}")
+    clock = read_run(output)["run"]["data"]["clock"]
+    assert before <= datetime.fromisoformat(clock) <= datetime.now()
+    launch_train(*flags[:-1], "--resume", "auto", "optim.steps=3", num_ranks=1)
+    for folder in (output, output / "checkpoints" / "step-000003"):
+        assert read_run(folder)["run"]["data"]["clock"] == clock
+    assert read_format(output / "export").clock == clock
 
 
 def test_a_run_folder_is_no_model_folder(tmp_path):

@@ -9,13 +9,14 @@ Source: `datasets` 5.2, `data_files.py`, for the words that name splits and the 
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+from lift_ds.text_files import load_json
 
 from .card import CARD_NAME, Card, read_card
 
@@ -56,7 +57,7 @@ class FolderView:
             ValueError: It is not JSON.
         """
         try:
-            return json.loads(self.read(name))
+            return load_json(self.read(name).decode("utf-8-sig"))
         except ValueError as error:
             raise ValueError(f"data.path: {self.path}/{name}: not JSON: {error}; copy the folder again.") from error
 

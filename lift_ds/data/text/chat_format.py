@@ -14,6 +14,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lift_ds.text_files import load_json, read_text
+
+from .clock import has_clock
+
 if TYPE_CHECKING:  # tools that write it read no tokenizer
     from transformers import PreTrainedTokenizerBase
 
@@ -85,7 +89,7 @@ def format_of_settings(
     """
     is_wrapped = any(mapping.get("reasoning") and mapping.get("answer") for mapping in columns)
     is_wrapped |= data.get("reasoning") == "tags"
-    named = {name: data[name] for name in FROM_DATA if name in data}
+    named = {name: data[name] for name in FROM_DATA if name in data and (name != "clock" or has_clock(template or ""))}
     return ChatFormat(**named, wrapping=REASONING_ANSWER if is_wrapped else None, template=template)
 
 
@@ -104,7 +108,7 @@ def read_format(folder: Path) -> ChatFormat | None:
     if not path.is_file():
         return None
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
+        loaded = load_json(read_text(path))
         return replace(ChatFormat(**loaded), template=stored_template(folder))
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(
@@ -122,7 +126,7 @@ def write_format(folder: Path, chat_format: ChatFormat) -> None:
         return
     (folder / CHAT_TEMPLATE_FILE).write_text(template, encoding="utf-8")
     config = folder / TOKENIZER_CONFIG
-    values = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    values = load_json(read_text(config)) if config.is_file() else {}
     if "chat_template" in values:  # older versions of transformers read no other
         config.write_text(json.dumps(values | {"chat_template": template}, indent=2) + "\n", encoding="utf-8")
 
@@ -132,7 +136,7 @@ def stored_template(folder: Path) -> str | None:
     path, config = folder / CHAT_TEMPLATE_FILE, folder / TOKENIZER_CONFIG
     if path.is_file():
         return path.read_text(encoding="utf-8")
-    stored = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
+    stored = load_json(read_text(config)).get("chat_template") if config.is_file() else None
     if isinstance(stored, list):
         stored = next((entry["template"] for entry in stored if entry.get("name") == "default"), None)
     return stored

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from lift_ds.data.settings import ColumnsConfig
 from lift_ds.data.sources import Manifest, Retry
 from lift_ds.data.sources.filesystem import DataFile, is_remote
+from lift_ds.text_files import load_json
 
 from .chat import ChatEncoder
 from .clock import has_clock
@@ -121,7 +122,7 @@ def read_prepared(folder: str) -> dict[str, Any] | None:
         warnings.warn(f"{path}: cannot be read, so nothing is known of the tokenizer: {error}", stacklevel=2)
         return None
     try:
-        kept = json.loads(text)
+        kept = load_json(text.decode("utf-8-sig"))
         if isinstance(kept["tokenizer_hash"], str) and isinstance(kept["settings"], dict) and kept["model"]:
             return dict(kept)
     except (ValueError, KeyError, TypeError):

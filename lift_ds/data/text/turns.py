@@ -6,12 +6,12 @@ A key that changes what is said or learned is read, or refused by name; what els
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from lift_ds.data.settings import ColumnsConfig, Reasoning
+from lift_ds.text_files import load_json
 
 Message = dict[str, Any]
 
@@ -195,7 +195,7 @@ def as_list(value: Any) -> Any:
         ValueError: It begins like JSON and is none, or its lists differ in length.
     """
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        value = json.loads(value)
+        value = load_json(value)
     if isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values()):
         if len(set(map(len, value.values()))) > 1:
             raise ValueError(f"its lists {sorted(value)} differ in length")
@@ -250,7 +250,7 @@ def as_calls(value: Any, where: str) -> list[dict[str, Any]]:
         arguments = function.get("arguments", {}) if isinstance(function, dict) else None
         if isinstance(arguments, str):
             try:
-                arguments = json.loads(arguments or "{}")
+                arguments = load_json(arguments or "{}")
             except ValueError:
                 arguments = None
         if not isinstance(arguments, dict) or not isinstance(function.get("name"), str):

@@ -91,7 +91,9 @@ def test_a_configs_format():
     assert found == replace(expected, pad_targets="all", pad_to_multiple=8)
     assert format_of_settings(data | {"reasoning": "tags"}, [], PLAIN) == replace(found, reasoning="tags")
     assert format_of_settings(data, [{"prompt": "p", "answer": None}], None).wrapping is None
-    assert format_of_settings(data | {"clock": "2026-01-02"}, [], None).clock == "2026-01-02"
+    with_clock = PLAIN + "{{ strftime_now('%d') }}"
+    clocks = [format_of_settings(data | {"clock": "2026-01-02"}, [], text).clock for text in (with_clock, PLAIN, None)]
+    assert clocks == ["2026-01-02", None, None]
 
 
 def test_differences():

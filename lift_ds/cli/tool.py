@@ -23,6 +23,7 @@ from lift_ds.text_files import check_locale
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(KB|MB|GB|TB)", re.IGNORECASE)
 INTERRUPTED = 128 + signal.SIGINT  # exit status after Ctrl-C, as shells have it
+CODE_WARNING = warnings.formatwarning
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -90,6 +91,7 @@ def run_tool(
         argv: The command line; `None` is this process's.
     """
     arguments = parser.parse_intermixed_args(argv)
+    warnings.formatwarning = warning_line
     try:
         check_locale()
         succeeded = action(arguments)
@@ -191,9 +193,15 @@ def write_json(path: Path, facts: dict[str, Any]) -> None:
     path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
+def warning_line(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
+    """A warning as a person reads it: what the package says of files and settings, without the place in its code."""
+    return f"warning: {message}\n" if category is UserWarning else CODE_WARNING(message, category, *place, **more)
+
+
 def quieten(is_main: bool) -> None:
     """Keeps the libraries' chatter off the screen; errors and warnings of rank 0 stay."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.formatwarning = warning_line
     warnings.filterwarnings("ignore", category=FutureWarning)
     if not is_main:  # what a data file is warned of, every rank would say
         warnings.simplefilter("ignore")

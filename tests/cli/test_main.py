@@ -7,6 +7,7 @@ from configparser import ConfigParser
 import pytest
 
 from lift_ds.cli.main import VERBS, main
+from lift_ds.cli.tool import warning_line
 from tests.conftest import REPOSITORY, free_port, run
 
 
@@ -88,3 +89,9 @@ def test_training_starts_under_a_launcher(launcher, tiny_dir, tmp_path):
     done = run([*command, "model.from_scratch=true", "eval.rows=0", f"output={tmp_path / 'run'}"])
     assert "2 ranks, ZeRO-3" in done.stdout
     assert not (tmp_path / "run").exists()
+
+
+def test_a_warning_is_one_line_without_its_place_in_the_code():
+    line = warning_line("r1/checkpoints/latest is missing", UserWarning, "manifest.py", 155)
+    assert line == "warning: r1/checkpoints/latest is missing\n"
+    assert "manifest.py:155: FutureWarning: soon" in warning_line("soon", FutureWarning, "manifest.py", 155)

@@ -14,7 +14,7 @@ export PATH := $(BIN):$(PATH)
 train: $(INSTALLED)  ## fine-tune the built-in base with LIFT-3 on two ranks, evaluate, export
 	deepspeed --num_gpus 2 launchers/train.py --deepspeed ds_configs/zero3.json $(ARGS)
 
-test: $(INSTALLED)  ## lint, types, layers, unit and property tests, two-rank runs, the README's commands
+test: $(INSTALLED)  ## lint, types, layers, unit and property tests, two-rank runs, the commands of README and docs
 	OMP_NUM_THREADS=1 pytest -m "not slow" --numprocesses 2 --dist worksteal $(ARGS)
 
 lint: $(INSTALLED)  ## only the static checks

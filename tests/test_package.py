@@ -1,4 +1,4 @@
-"""What a user installs, and the commands that the README gives."""
+"""What a user installs, and the commands that README and docs give."""
 
 import io
 import json
@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,8 @@ from tests.conftest import REPOSITORY, free_port, launch_train, read_steps, run,
 from tests.extras import copy_tracked
 from tests.file_map import PAGE, ROOMS, page
 
-README = (REPOSITORY / "README.md").read_text()
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+DOCS = {path.relative_to(REPOSITORY): path.read_text(encoding="utf-8") for path in (REPOSITORY / "docs").rglob("*.md")}
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +84,11 @@ def test_help(script):
 
 
 def commands(section_word):
-    """The shell commands of the README's code blocks that contain a word; continued lines are joined."""
-    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", README, re.DOTALL)
+    """The shell commands of all pages' code blocks that contain a word, each once; continued lines are joined."""
+    pages = (README, *DOCS.values())
+    blocks = [block for page in pages for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL)]
     lines = [line.split("  #")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [line for line in lines if section_word in line and not line.startswith("#")]
+    return list(dict.fromkeys(line for line in lines if section_word in line and not line.startswith("#")))
 
 
 def run_readme(command):
@@ -101,6 +104,13 @@ TRAINING_ON_DATA = [command for command in commands("launchers/train.py") if "--
 def test_readme_begins_with_the_two_commands():
     first_block = re.search(r"```bash\n(.*?)```", README, re.DOTALL).group(1)
     assert [line.split()[:2] for line in first_block.strip().splitlines()] == [["make", "train"], ["make", "test"]]
+
+
+def test_readme_is_short_and_its_links_lead_somewhere():
+    assert len(README.splitlines()) <= 150
+    for page, text in {Path("README.md"): README, **DOCS}.items():
+        for target in re.findall(r"\]\(([^)#:]+)\)", text.replace("\n", " ")):
+            assert (REPOSITORY / page.parent / target).exists(), f"{page}: {target}"
 
 
 def test_the_map_of_the_files_is_that_of_their_docstrings():

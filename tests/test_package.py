@@ -108,9 +108,9 @@ def test_readme_begins_with_the_two_commands():
 
 def test_readme_is_short_and_its_links_lead_somewhere():
     assert len(README.splitlines()) <= 150
-    for page, text in {Path("README.md"): README, **DOCS}.items():
+    for path, text in {Path("README.md"): README, **DOCS}.items():
         for target in re.findall(r"\]\(([^)#:]+)\)", text.replace("\n", " ")):
-            assert (REPOSITORY / page.parent / target).exists(), f"{page}: {target}"
+            assert (REPOSITORY / path.parent / target).exists(), f"{path}: {target}"
 
 
 def test_the_map_of_the_files_is_that_of_their_docstrings():

@@ -367,8 +367,8 @@ def test_levels_are_checked(llada):
 
 
 def test_an_objective_of_ones_own(llada, batch):
-    """The worked example of CONTRIBUTING.md, from the config to the loss, with an option of its own."""
-    text = (REPOSITORY / "CONTRIBUTING.md").read_text()
+    """The worked example of docs/extending.md, from the config to the loss, with an option of its own."""
+    text = (REPOSITORY / "docs" / "extending.md").read_text()
     try:
         exec(re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1), {"__name__": "last_part"})
         run, problems = load_run_config(None, ["objective.method=last_part", "objective.share=0.25"])

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lift_ds.data.settings import ColumnsConfig
-from lift_ds.data.text.turns import CHAT_KEYS, Message, RowRules, as_list, holds_something, keys_of_messages, read_turn
+from lift_ds.data.text.objects import as_list, holds_something
+from lift_ds.data.text.turns import CHAT_KEYS, Message, RowRules, keys_of_messages, read_turn
 from lift_ds.evaluation.score_file import json_objects
 
 NAMES = ("prompt", "question", "messages")

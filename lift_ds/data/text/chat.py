@@ -8,11 +8,11 @@ are when the model is used, so no token spans the border. What looks like a spec
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -225,17 +225,36 @@ class ChatEncoder:
             )
 
 
+def named_texts(conversation: Conversation) -> Iterator[tuple[str, str]]:
+    """Every text of a conversation, those inside of calls and tools too, with what to call it."""
+    if conversation.text is not None:
+        yield "text 1 of 1", conversation.text
+    count = len(conversation.messages)
+    for number, message in enumerate(conversation.messages, start=1):
+        yield f"text {number} of {count}", message["content"]
+        yield from ((f"{key!r} of message {number}", text) for key in message for text in strings_in(message[key]))
+    yield from (("a tool", text) for text in strings_in(conversation.tools))
+
+
+def strings_in(value: Any) -> Iterator[str]:
+    """The texts in a value, keys of objects too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for inner in [*value, *value.values()] if isinstance(value, dict) else value:
+            yield from strings_in(inner)
+
+
 def located(error: Exception, conversation: Conversation, where: str) -> ValueError:
     """The error of a template or tokenizer with its place, or a clearer one where a text is no Unicode."""
-    texts = [message["content"] for message in conversation.messages] or [conversation.text or ""]
     message = str(error) if str(error).startswith(where) else f"{where}: {type(error).__name__}: {error}"
-    for number, text in enumerate(texts, start=1):
+    for name, text in named_texts(conversation):
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as cause:
             message = (
-                f"{where}: text {number} of {len(texts)} has the lone surrogate {text[cause.start]!r} at character "
-                f"{cause.start}, which is no text; remove it or repair the escape that made it."
+                f"{where}: {name} has the lone surrogate {text[cause.start]!r} at character {cause.start}, which is no "
+                "text; remove it or repair the escape that made it."
             )
             break
     bad_row = ValueError(message)

@@ -12,6 +12,8 @@ from .turns import Message
 THOUGHTS_REMEDY = "data.reasoning=think writes thoughts into the answer, before it"
 TEMPLATE_REMEDY = "name a template that writes it: data.chat_template=FILE"
 
+FIRST_NUMBER = 7_310_000  # numbers that nothing else has
+
 Tools = Sequence[dict[str, Any]]
 
 
@@ -45,16 +47,29 @@ def texts_of(messages: Sequence[Message], tools: Tools) -> Iterator[Said]:
         for call in message.get("tool_calls", ()):
             function = call.get("function", call)
             yield Said(f"the tool call {of}", function["name"], TEMPLATE_REMEDY, turn)
-            for value in function["arguments"].values():
-                if isinstance(value, str):
-                    yield Said(f"an argument of the tool call {of}", value, TEMPLATE_REMEDY, turn)
+            for leaf in leaves_of(function["arguments"]):
+                yield Said(f"an argument of the tool call {of}", str(leaf), TEMPLATE_REMEDY, turn)
+
+
+def is_leaf(value: Any) -> bool:
+    """Whether an argument is a text or a number, which templates write as they are; true has two forms."""
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
+
+
+def leaves_of(value: Any) -> Iterator[str | int | float]:
+    """The texts and numbers in an argument, whatever it is."""
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from leaves_of(inner)
+    elif is_leaf(value):
+        yield value
 
 
 def find_dropped(messages: Sequence[Message], tools: Tools, rendered: str) -> Said | None:
     """The first text of a conversation that is not in its rendering; `None` where all are.
 
-    Turns are looked for in their order, a system's text anywhere. White space does not count, and what a template
-    writes as JSON counts as written.
+    Turns are looked for in their order, a system's text anywhere, and what one turn says in any order: some templates
+    write calls before the text. White space does not count, and what a template writes as JSON counts as written.
 
     Args:
         messages: As the template had them.
@@ -62,10 +77,13 @@ def find_dropped(messages: Sequence[Message], tools: Tools, rendered: str) -> Sa
         rendered: What it wrote.
     """
     rendering = squeezed(rendered)
-    place = 0
+    start = place = 0
+    turn = None
     for said in texts_of(messages, tools):
-        is_ordered = said.turn is not None and messages[said.turn]["role"] != "system"
-        end = find_end(rendering, said.text, place if is_ordered else 0)
+        if said.turn != turn:
+            turn, start = said.turn, place
+        is_ordered = turn is not None and messages[turn]["role"] != "system"
+        end = find_end(rendering, said.text, start if is_ordered else 0)
         if end is None:
             return said
         if is_ordered and said.is_content:
@@ -94,16 +112,18 @@ def form_of(messages: Sequence[Message], tools: Tools) -> str:
         (
             message["role"],
             sorted(key for key in message if message[key]),
-            [*map(arguments_of, message.get("tool_calls", ()))],
+            [shape_of(call.get("function", call)["arguments"]) for call in message.get("tool_calls", ())],
         )
         for message in messages
     ]
     return repr((len(tools), turns))
 
 
-def arguments_of(call: dict[str, Any]) -> list[str]:
-    """Names of a call's arguments that are texts."""
-    return [name for name, value in call.get("function", call)["arguments"].items() if isinstance(value, str)]
+def shape_of(value: Any) -> Any:
+    """An argument with the types of its texts and numbers in their stead."""
+    if isinstance(value, dict):
+        return {key: shape_of(inner) for key, inner in value.items()}
+    return [shape_of(inner) for inner in value] if isinstance(value, list) else type(value).__name__
 
 
 def find_unwritten(
@@ -120,12 +140,20 @@ def find_unwritten(
     """
     numbers = count()
 
-    def word(_: Any = None) -> str:
+    def word() -> str:
         return f"word{next(numbers)}of"
 
+    def other_value(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: other_value(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [other_value(inner) for inner in value]
+        if isinstance(value, str):
+            return word()
+        return type(value)(FIRST_NUMBER + next(numbers)) if is_leaf(value) else value
+
     def in_words(function: dict[str, Any]) -> dict[str, Any]:
-        arguments = {key: word() if isinstance(value, str) else value for key, value in function["arguments"].items()}
-        return {**function, "name": word(), "arguments": arguments}
+        return {**function, "name": word(), "arguments": other_value(function["arguments"])}
 
     def call_in_words(call: dict[str, Any]) -> dict[str, Any]:
         return {**call, "function": in_words(call["function"])} if "function" in call else in_words(call)

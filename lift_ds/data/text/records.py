@@ -21,17 +21,16 @@ from typing import Any
 from lift_ds.data.settings import ColumnsConfig
 from lift_ds.data.sources import Row
 
+from .objects import as_list, holds_something, tools_in
 from .turns import (
     CHAT_KEYS,
     LEARNED,
     THOUGHTS,
+    TURN_LEARNED,
     Message,
     RowRules,
-    as_list,
-    holds_something,
     in_tags,
     keys_of_messages,
-    objects_of,
     read_turn,
     refuse_keys,
 )
@@ -180,7 +179,7 @@ def unused_keys(row: Row, columns: ColumnsConfig) -> Iterator[str]:
             continue
         for turn in listed if isinstance(listed, list) else []:
             for key, value in turn.items() if isinstance(turn, dict) else ():
-                is_read = key in (columns.role, columns.content, "tool_calls", *THOUGHTS, *LEARNED)
+                is_read = key in (columns.role, columns.content, "tool_calls", *THOUGHTS, *TURN_LEARNED)
                 if not is_read and holds_something(value):
                     yield f"{column}.{key}"
 
@@ -202,7 +201,7 @@ def system_of(row: Row, columns: ColumnsConfig, first: Message) -> str | None:
 def tools_of(row: Row, columns: ColumnsConfig) -> tuple[dict[str, Any], ...]:
     """The row's tools; none where the column is empty or missing."""
     value = row.values.get(columns.tools) if columns.tools is not None else None
-    return tuple(objects_of(value, f"column {columns.tools!r}", row.where)) if holds_something(value) else ()
+    return tools_in(value, f"column {columns.tools!r}", row.where) if holds_something(value) else ()
 
 
 def side_of(

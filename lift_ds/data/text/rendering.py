@@ -9,14 +9,16 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from .calls import CallForm, find_form
 from .clock import stop_clock
-from .dropped import find_dropped, find_unwritten, form_of, texts_of
+from .dropped import TEMPLATE_REMEDY, THOUGHTS_REMEDY, find_dropped, find_unwritten, form_of, texts_of
 from .ids import TextTokenizer
 from .invitation import find_invitation
 from .records import Conversation
 from .shapes import Messages, Piece, Render, watch_template
+from .splitting import split_at_answers
 from .templates import TEMPLATES
-from .turns import PASSED_ON, Message
+from .turns import PASSED_ON, Message, with_thoughts_inside
 
 TrainOn = Literal["all", "last"]
 Shape = tuple[tuple[str, ...], frozenset[int]]  # roles, and places of the assistant's turns that are not learned
@@ -41,7 +43,7 @@ class ChatRenderer:
         clock: datetime | None = None,
         may_drop: bool = False,
     ) -> None:
-        """Stops the template's clock, and finds out how the template invites an answer.
+        """Stops the template's clock.
 
         Raises:
             ValueError: The template would give a row other tokens each time.
@@ -49,9 +51,18 @@ class ChatRenderer:
         self.tokenizer, self.text, self.train_on, self.may_drop = tokenizer, text, train_on, may_drop
         self.clock = clock or datetime.now()
         self.template = stop_clock(tokenizer.get_chat_template(), self.clock) if tokenizer.chat_template else ""
-        self.invitation = find_invitation(tokenizer, self.template) if self.template else ""
         self._shapes: dict[Shape, list[Piece] | None] = {}
+        self._call_forms: dict[bool, CallForm] = {}  # by whether there are tools
         self._unwritten: dict[str, set[int]] = {}
+
+    @cached_property
+    def invitation(self) -> str:
+        """How the template invites an answer; looked for when a chat is read, since texts and tokens need none.
+
+        Raises:
+            ValueError: The template cannot render a plain chat.
+        """
+        return find_invitation(self.tokenizer, self.template)
 
     def marked(self, messages: Messages) -> list[Message]:
         """The messages with what looks like a special token enclosed, so that it stays text."""
@@ -65,11 +76,20 @@ class ChatRenderer:
         if isinstance(value, str):
             return self.text.marked(value)
         if isinstance(value, dict):
-            return {key: self.marked_value(inner) for key, inner in value.items()}
+            return {self.marked_value(key): self.marked_value(inner) for key, inner in value.items()}
         return [self.marked_value(inner) for inner in value] if isinstance(value, list | tuple) else value
 
     def render(self, messages: Messages, invite: bool, tools: Sequence[dict[str, Any]] = ()) -> str:
         """Text of the messages, with or without the assistant's header at the end, whatever the template's habit."""
+        if any("tool_calls" in message for message in messages):
+            has_tools = bool(tools)
+            if has_tools not in self._call_forms:
+                self._call_forms[has_tools] = find_form(lambda probe: self.render_as_they_are(probe, False, tools))
+            messages = [self._call_forms[has_tools].of(message) for message in messages]
+        return self.render_as_they_are(messages, invite, tools)
+
+    def render_as_they_are(self, messages: Messages, invite: bool, tools: Sequence[dict[str, Any]]) -> str:
+        """As `render`, of calls in the template's own form."""
         template = self.template
         if tools and isinstance(self.tokenizer.chat_template, dict):  # some have another template for chats with tools
             template = stop_clock(self.tokenizer.get_chat_template(tools=list(tools)), self.clock)
@@ -202,11 +222,17 @@ class ChatRenderer:
             said for place, said in enumerate(texts_of(messages, tools)) if place in unwritten and said.text.strip()
         )
         dropped = next(never, None) or find_dropped(messages, tools, rendered)
-        if dropped is not None:
-            raise ValueError(
-                f"{where}: the chat template leaves out {dropped.what} {dropped.text[:60]!r}; {dropped.remedy}. Where "
-                "that is meant: data.dropped_text=allow."
-            )
+        if dropped is None:
+            return
+        remedy = dropped.remedy
+        if remedy is THOUGHTS_REMEDY:
+            inside = [with_thoughts_inside(message) for message in messages]
+            cut = find_dropped(inside, tools, self.render(inside, False, tools))
+            remedy = THOUGHTS_REMEDY if cut is None else TEMPLATE_REMEDY
+        raise ValueError(
+            f"{where}: the chat template leaves out {dropped.what} {dropped.text[:60]!r}; {remedy}. Where that is "
+            "meant: data.dropped_text=allow."
+        )
 
     @cached_property
     def written_keys(self) -> frozenset[str]:
@@ -220,39 +246,3 @@ class ChatRenderer:
             return bool(self.template) and "wordof" + key in self.render([first, last][role == "user" :], invite=False)
         except Exception:  # a template that has no such turns
             return False
-
-
-def split_at_answers(
-    render: Render, learned_places: list[int], num_messages: int, where: str
-) -> list[tuple[str, bool]]:
-    """(text, learned) pieces of a chat.
-
-    Args:
-        render: (number of messages, invite) -> text of so many messages, with or without the next answer's header.
-        learned_places: Places of the answers that are learned.
-        num_messages: How many messages there are; those after the last learned one are context.
-        where: File and line, for messages.
-
-    Raises:
-        ValueError: The template changes earlier turns when a turn is added.
-    """
-
-    def check(is_same: bool, turn: int) -> None:
-        if not is_same:
-            raise ValueError(
-                f"{where}: the chat template rewrites earlier turns when turn {turn + 1} is added, so the "
-                "response cannot be marked; use data.train_on=last or another template."
-            )
-
-    pieces: list[tuple[str, bool]] = []
-    done = ""
-    for turn in learned_places:
-        before, after = render(turn, True), render(turn + 1, False)
-        check(before.startswith(done) and after.startswith(before), turn)
-        pieces += [(before[len(done) :], False), (after[len(before) :], True)]
-        done = after
-    if learned_places[-1] + 1 < num_messages:
-        whole = render(num_messages, False)
-        check(whole.startswith(done), num_messages - 1)
-        pieces.append((whole[len(done) :], False))
-    return pieces

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lift_ds.data.settings import ColumnsConfig, Reasoning
-from lift_ds.text_files import load_json
+
+from .objects import as_calls, as_list, holds_something
 
 Message = dict[str, Any]
 
@@ -27,6 +28,7 @@ ROLES = {
 }
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 LEARNED = frozenset(("weight", "train", "trainable"))
+TURN_LEARNED = LEARNED | {"loss"}  # of a row, it is rather a number that was measured
 PASSED_ON = ("name", "tool_call_id")
 REFUSED_KEYS = {
     "function_call",
@@ -34,6 +36,7 @@ REFUSED_KEYS = {
     "tools",
     "refusal",
     "image",
+    "image_url",
     "images",
     "audio",
     "audios",
@@ -59,11 +62,6 @@ class RowRules:
     system: str | None = None
     reasoning: Reasoning = "template"
     ignore: frozenset[str] = field(default_factory=frozenset)
-
-
-def holds_something(value: Any) -> bool:
-    """Whether a value says anything: nulls, empty texts, lists and objects do not."""
-    return value is not None and not (hasattr(value, "__len__") and len(value) == 0)
 
 
 def refuse_keys(values: dict[str, Any], refused: Iterable[str], ignore: frozenset[str], where: str) -> None:
@@ -113,7 +111,9 @@ def read_keys(turn: Message, role: str, columns: ColumnsConfig, rules: RowRules,
     calls = as_calls(kept["tool_calls"], where) if "tool_calls" in kept else []
     content = turn.get(columns.content)
     text = (
-        "" if content is None and (calls or role == "assistant") else text_of(content, f"{where}: a {role}'s message")
+        ""
+        if content is None and (calls or role == "assistant")
+        else text_of(content, f"{where}: a {role}'s message", rules.ignore)
     )
     thoughts = [key for key in THOUGHTS if key in kept]
     message: Message = {"role": role, "content": text}
@@ -139,9 +139,22 @@ def place_thoughts(message: Message, found: list[Any], reasoning: Reasoning, whe
     if reasoning == "template":
         message["reasoning_content"] = thoughts
     elif reasoning == "think":
-        message["content"] = f"<think>\n{thoughts}\n</think>\n\n{message['content']}"
+        message["content"] = in_think(thoughts, message["content"])
     elif reasoning == "tags":
         message["content"] = in_tags(thoughts, message["content"])
+
+
+def in_think(thoughts: str, answer: str) -> str:
+    """Thoughts before the answer, as most models that think write them."""
+    return f"<think>\n{thoughts}\n</think>\n\n{answer}"
+
+
+def with_thoughts_inside(message: Message) -> Message:
+    """A message as `data.reasoning=think` has it."""
+    if "reasoning_content" not in message:
+        return message
+    others = {key: value for key, value in message.items() if key != "reasoning_content"}
+    return others | {"content": in_think(message["reasoning_content"], message["content"])}
 
 
 def in_tags(reasoning: str, answer: str) -> str:
@@ -156,12 +169,15 @@ def is_learned(turn: Message, role: str, ignore: frozenset[str], where: str) -> 
         ValueError: A weight is neither 0 nor 1, or would have another's turn learned.
     """
     learned = role == "assistant"
-    for key in sorted(LEARNED):
+    for key in sorted(TURN_LEARNED):
         value = None if key in ignore else turn.get(key)
         if value is None:
             continue
         if not isinstance(value, bool | int | float) or value not in (0, 1):
-            raise ValueError(f"{where}: {key}={value!r}: a turn is learned (1, true) or not (0, false).")
+            raise ValueError(
+                f"{where}: {key}={value!r}: a turn is learned (1, true) or not (0, false). Where it says something "
+                f"else, leave it out knowingly: data.ignore='[{key}]'."
+            )
         if value and role != "assistant":
             raise ValueError(
                 f"{where}: {key}={value!r} at a {role}'s turn; only the assistant's are learned. Set it to 0, or leave "
@@ -171,11 +187,11 @@ def is_learned(turn: Message, role: str, ignore: frozenset[str], where: str) -> 
     return learned
 
 
-def text_of(content: Any, where: str) -> str:
+def text_of(content: Any, where: str, ignore: frozenset[str]) -> str:
     """The text of a message: a text, or blocks of text as OpenAI and Anthropic have them, one after the other.
 
     Raises:
-        ValueError: It is something else.
+        ValueError: It is something else, or a block holds something beside its text that would not be used.
     """
     if isinstance(content, str):
         return content
@@ -185,22 +201,8 @@ def text_of(content: Any, where: str) -> str:
         kind = block.get("type") if isinstance(block, dict) else type(block).__name__
         if kind not in TEXT_BLOCKS or not isinstance(block.get("text"), str):
             raise ValueError(f"{where} has a content block of type {kind!r}; only {', '.join(TEXT_BLOCKS)} are read.")
+        refuse_keys(block, sorted(REFUSED_KEYS), ignore, where)
     return "".join(block["text"] for block in content)
-
-
-def as_list(value: Any) -> Any:
-    """A list of objects that stands as JSON text, or as one object of lists; what is neither stays what it is.
-
-    Raises:
-        ValueError: It begins like JSON and is none, or its lists differ in length.
-    """
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        value = load_json(value)
-    if isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values()):
-        if len(set(map(len, value.values()))) > 1:
-            raise ValueError(f"its lists {sorted(value)} differ in length")
-        value = [dict(zip(value, entries, strict=True)) for entries in zip(*value.values(), strict=True)]
-    return value
 
 
 def keys_of_messages(value: Any) -> dict[str, str]:
@@ -214,49 +216,3 @@ def keys_of_messages(value: Any) -> dict[str, str]:
         if role in first:
             return {"role": role, "content": content}
     return {}
-
-
-def objects_of(value: Any, what: str, where: str) -> list[dict[str, Any]]:
-    """A list of objects, without nulls in them: tables put them where another row's object has a key.
-
-    Raises:
-        ValueError: It is something else.
-    """
-    try:
-        listed = as_list(value)
-    except ValueError as error:
-        raise ValueError(f"{where}: {what}: {error}.") from error
-    if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
-        raise ValueError(f"{where}: {what} must be a list of objects, not {str(value)[:40]!r}.")
-    return [without_nulls(each) for each in listed]
-
-
-def without_nulls(value: Any) -> Any:
-    """Nested objects and lists without keys that hold null."""
-    if isinstance(value, dict):
-        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
-    return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
-
-
-def as_calls(value: Any, where: str) -> list[dict[str, Any]]:
-    """Tool calls as templates read them: arguments that are JSON text become what it says.
-
-    Raises:
-        ValueError: One has no function name, or arguments that are no object.
-    """
-    calls = objects_of(value, "tool_calls", where)
-    for call in calls:
-        function = call.get("function", call)
-        arguments = function.get("arguments", {}) if isinstance(function, dict) else None
-        if isinstance(arguments, str):
-            try:
-                arguments = load_json(arguments or "{}")
-            except ValueError:
-                arguments = None
-        if not isinstance(arguments, dict) or not isinstance(function.get("name"), str):
-            raise ValueError(
-                f"{where}: a tool call needs a function with a name and arguments (an object, or its JSON text), not "
-                f"{str(call)[:80]}."
-            )
-        function["arguments"] = arguments
-    return calls

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
+from math import isfinite
 from typing import Any, NamedTuple
 
 from .turns import Message
@@ -52,8 +53,10 @@ def texts_of(messages: Sequence[Message], tools: Tools) -> Iterator[Said]:
 
 
 def is_leaf(value: Any) -> bool:
-    """Whether an argument is a text or a number, which templates write as they are; true has two forms."""
-    return isinstance(value, str | int | float) and not isinstance(value, bool)
+    """Whether an argument is a text or a number, which templates write as they are; true and NaN have several forms."""
+    return isinstance(value, str) or (
+        isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    )
 
 
 def leaves_of(value: Any) -> Iterator[str | int | float]:

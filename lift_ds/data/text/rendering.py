@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from .calls import CallForm, find_form
+from .calls import needs_text, with_text
 from .clock import stop_clock
 from .dropped import TEMPLATE_REMEDY, THOUGHTS_REMEDY, find_dropped, find_unwritten, form_of, texts_of
 from .ids import TextTokenizer
@@ -52,7 +52,7 @@ class ChatRenderer:
         self.clock = clock or datetime.now()
         self.template = stop_clock(tokenizer.get_chat_template(), self.clock) if tokenizer.chat_template else ""
         self._shapes: dict[Shape, list[Piece] | None] = {}
-        self._call_forms: dict[bool, CallForm] = {}  # by whether there are tools
+        self._needs_text: dict[bool, bool] = {}  # whether arguments must be text, by whether there are tools
         self._unwritten: dict[str, set[int]] = {}
 
     @cached_property
@@ -83,13 +83,14 @@ class ChatRenderer:
         """Text of the messages, with or without the assistant's header at the end, whatever the template's habit."""
         if any("tool_calls" in message for message in messages):
             has_tools = bool(tools)
-            if has_tools not in self._call_forms:
-                self._call_forms[has_tools] = find_form(lambda probe: self.render_as_they_are(probe, False, tools))
-            messages = [self._call_forms[has_tools].of(message) for message in messages]
+            if has_tools not in self._needs_text:
+                self._needs_text[has_tools] = needs_text(lambda probe: self.render_as_they_are(probe, False, tools))
+            if self._needs_text[has_tools]:
+                messages = [with_text(message) for message in messages]
         return self.render_as_they_are(messages, invite, tools)
 
     def render_as_they_are(self, messages: Messages, invite: bool, tools: Sequence[dict[str, Any]]) -> str:
-        """As `render`, of calls in the template's own form."""
+        """As `render`, with arguments of calls as they are."""
         template = self.template
         if tools and isinstance(self.tokenizer.chat_template, dict):  # some have another template for chats with tools
             template = stop_clock(self.tokenizer.get_chat_template(tools=list(tools)), self.clock)

@@ -1,5 +1,7 @@
 """Templates that leave out texts, tools, thoughts; and what they write."""
 
+import json
+
 import pytest
 from transformers import AutoTokenizer
 
@@ -172,3 +174,44 @@ def test_what_stood_somewhere_by_chance_is_found_out():
     ):
         with pytest.raises(ValueError, match=f"the chat template leaves out {missing}"):
             texts(encoder_with(PLAIN), conversation)
+
+
+CALLS_FIRST = WITH_TOOLS.replace("{{ m.content }}{% for", "{% for").replace(
+    "</call>{% endfor %}", "</call>{% endfor %}{{ m.content }}"
+)
+NAMES_ONLY = WITH_TOOLS.replace("{{ call.function.arguments | tojson }}", "{}")
+
+
+def test_calls_may_stand_before_the_text():
+    answer = ("assistant", "I look.", {"tool_calls": [CALL]})
+    conversation = chat(("user", "q"), answer, ("tool", "rain"), ("assistant", "It rains."), tools=(TOOL,))
+    called = '<call>{"name": "weather", "arguments": {"town": "Neu \u00dclm"}}</call>'
+    assert texts(encoder_with(CALLS_FIRST), conversation)[1] == f"{called}I look.\nIt rains.\n"
+
+
+@pytest.mark.parametrize("arguments", [{"town": "Ulm"}, {"days": 3}, {"where": {"towns": ["Ulm"]}}, {"days": [2.5]}])
+def test_arguments_of_every_kind_are_looked_for(arguments):
+    call = {"function": {"name": "weather", "arguments": arguments}}
+    conversation = chat(("user", "Ulm 3 2.5"), ("assistant", "Ulm 3 2.5", {"tool_calls": [call]}))
+    with pytest.raises(ValueError, match="leaves out an argument of the tool call of message 2"):
+        texts(encoder_with(NAMES_ONLY), conversation)
+    assert json.dumps(arguments) in texts(encoder_with(WITH_TOOLS), conversation)[1]
+
+
+def test_the_remedy_for_thoughts_is_named_only_where_it_helps():
+    conversation = chat(("user", "q"), ("assistant", "a", {"reasoning_content": "hm"}))
+    with pytest.raises(ValueError, match="the thoughts of message 2, 'hm'; name a template that writes it"):
+        texts(encoder_with(CUTS_THOUGHTS), conversation)
+
+
+def test_a_lone_surrogate_is_found_wherever_it_stands():
+    call = {"function": {"name": "weather", "arguments": {"town": ["\ud800"]}}}
+    tool = {"type": "function", "function": {"name": "weather", "description": "\ud800"}}
+    thinks = ("assistant", "a", {"reasoning_content": "\ud800"})
+    for place, conversation in {
+        "'tool_calls' of message 2": chat(("user", "q"), ("assistant", "", {"tool_calls": [call]})),
+        "'reasoning_content' of message 2": chat(("user", "q"), thinks),
+        "a tool": chat(("user", "q"), ("assistant", "a"), tools=(tool,)),
+    }.items():
+        with pytest.raises(ValueError, match=f"rows.jsonl:7: {place} has the lone surrogate '.ud800' at character 0"):
+            texts(encoder_with(WITH_TOOLS), conversation)

@@ -90,7 +90,7 @@ def test_thoughts_under_two_keys_must_agree():
 
 def test_turns_of_weight_0_are_context():
     other = {"role": "assistant", "content": "b"}
-    for weight in ({"weight": 0}, {"weight": 0.0}, {"train": False}, {"trainable": False}):
+    for weight in ({"weight": 0}, {"weight": 0.0}, {"train": False}, {"trainable": False}, {"loss": False}):
         found = read({"messages": [USER, ANSWER | weight, USER | {"weight": 0}, other | {"weight": 1}]})
         assert found.messages == (USER, ANSWER, USER, other)
         assert found.context == {1}
@@ -204,3 +204,20 @@ def test_what_is_not_used_is_listed():
     assert sorted(unused_keys(found, columns)) == ["messages.id", "messages.name", "messages.score", "source"]
     prompts = Row({"prompt": "q", "response": "a", "input": "lost"}, "rows.jsonl:7")
     assert list(unused_keys(prompts, detect_columns(prompts))) == ["input"]
+
+
+def test_a_block_of_text_may_hold_nothing_else_that_counts():
+    block = {"type": "text", "text": "q", "image_url": None}
+    assert read({"messages": [USER | {"content": [block]}, ANSWER]}).messages[0] == USER
+    pictured = [USER | {"content": [block | {"image": "cat.png"}]}, ANSWER]
+    with pytest.raises(ValueError, match="a user's message: key 'image' holds 'cat.png', which would not be used"):
+        read({"messages": pictured})
+    assert read({"messages": pictured}, ignore=frozenset(["image"])).messages[0] == USER
+
+
+def test_a_row_s_loss_is_a_number_that_was_measured():
+    row = {"messages": [USER, ANSWER], "loss": 2.5}
+    assert list(unused_keys(Row(row, "x"), detect_columns(Row(row, "x")))) == ["loss"]
+    with pytest.raises(ValueError, match=r"loss=2.5: a turn is learned .* data.ignore='\[loss\]'"):
+        turn(loss=2.5)
+    assert turn(loss=None) == ANSWER

@@ -188,11 +188,17 @@ def prepare_data(opened: Opened, arguments: argparse.Namespace) -> bool:
         show_report(console, report.numbers, report.first_rows, reader.encoder.tokenizer)
         if arguments.json is not None:
             write_report(arguments.json, report, reader)
-        skipped = [source for source in report.numbers["sources"] if source["skipped_of_first"] > run.data.max_skipped]
+        skipped = [
+            source
+            for source in report.numbers["sources"]
+            if source["skipped_of_first"] > run.data.max_skipped or source["skipped_of_first"] == 1
+        ]
         for source in skipped:
+            share = source["skipped_of_first"]
+            reason = f"more than data.max_skipped={run.data.max_skipped:g} allows"
             console.print(
-                f"{source['name']}: {source['skipped_of_first']:.1%} of the first rows would be skipped, more than "
-                f"data.max_skipped={run.data.max_skipped:g} allows",
+                f"{source['name']}: {share:.1%} of the first rows would be skipped, "
+                f"{'and a run needs one that can be used' if share == 1 else reason}",
                 soft_wrap=True,
             )
         is_usable = is_usable and not skipped and report.numbers["rows"]["good"] > 0

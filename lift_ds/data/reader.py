@@ -80,7 +80,7 @@ class RowReader:
         first = rows[0] if readable is None or not self.skip_bad else readable
         if first.problem is not None:
             raise BadRowError(f"{first.where}: {first.problem}")
-        return detect_columns(first)
+        return detect_columns(first, self.rules.ignore)
 
     def chunk(self, chunk_index: int) -> Sequence[Row]:
         """Rows of one chunk.

@@ -161,6 +161,17 @@ class DataConfig(Section):
         return clock
 
     @model_validator(mode="after")
+    def check_ignored(self) -> DataConfig:
+        """Checks that no column is both named and left out."""
+        for columns in [self.columns, *(source.columns for source in self.sources or [])]:
+            both = sorted(columns.used() & set(self.ignore))
+            if both:
+                raise ValueError(
+                    f"data.columns names {', '.join(both)}, and data.ignore leaves it out; remove it from one of them"
+                )
+        return self
+
+    @model_validator(mode="after")
     def check_sources(self) -> DataConfig:
         """Checks that the rows have one home, and that a mixture is weighted throughout or not at all."""
         if self.sources is None:

@@ -58,6 +58,15 @@ def mixed(tmp_path):
     return write_jsonl(tmp_path / "rows.jsonl", rows)
 
 
+def test_what_a_run_would_refuse_is_no_success(tiny_dir, tmp_path, capsys):
+    """Training needs one of the first rows, whatever share of them may be skipped."""
+    path = write_jsonl(tmp_path / "rows.jsonl", ["nonsense", chat(1), chat(2)])
+    flags = [path, "--model", tiny_dir, "data.on_bad_row=skip", "data.max_skipped=1"]
+    assert call(*flags, "data.check_rows=1") == 1
+    assert "100.0% of the first rows would be skipped, and a run needs one that can be used" in capsys.readouterr().out
+    assert call(*flags, "data.check_rows=2") == 0
+
+
 def test_counts_locations_and_exit_codes(mixed, tiny_dir, tmp_path, capsys):
     report_path = tmp_path / "report.json"
     flags = [mixed, "--model", tiny_dir, "data.max_length=128", "--json", report_path]

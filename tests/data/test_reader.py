@@ -179,6 +179,37 @@ def test_a_column_that_no_row_has_is_an_error_although_bad_rows_are_skipped(toke
         check_first_rows(data.reader, 20)
 
 
+def test_the_remedies_for_skipped_first_rows_help(tokenizer, tiny_dir, tmp_path):
+    """Line 1 is bad and the other nine are good: all of the first row, half of the first two."""
+    good = '{"prompt": "q", "response": "r"}\n'
+    (tmp_path / "rows.jsonl").write_text("nonsense\n" + good * 9)
+    reader = open_run(tiny_dir, tokenizer, tmp_path, f"data.path={tmp_path}/rows.jsonl", "data.on_bad_row=skip").reader
+    for limit in (0.05, 1.0):
+        with pytest.raises(
+            ValueError, match="none of the first 1 rows can be used: .* look at more .* data.check_rows"
+        ):
+            check_first_rows(reader, 1, limit)
+    with pytest.raises(ValueError, match=r"1 of the first 2 rows would be skipped, .* set data.max_skipped=1"):
+        check_first_rows(reader, 2, 0.05)
+    assert str(check_first_rows(reader, 2, 1.0)) == "2 checked (1 bad: skipped)"
+    assert str(check_first_rows(reader, 10, 0.1)) == "10 checked (1 bad: skipped)"
+
+
+def test_a_column_is_not_named_and_left_out(tokenizer, tiny_dir, tmp_path):
+    row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "system": "Shout."}
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    named = ["data.columns.messages=messages", "data.columns.system=system", "data.ignore=[system]"]
+    source = f"{{path: {path}, columns: {{messages: messages, system: system}}}}"
+    for overrides in ([f"data.path={path}", *named], [f"data.sources=[{source}]", named[-1]]):
+        with pytest.raises(
+            ConfigError, match="data.columns names system, and data.ignore leaves it out; remove it from"
+        ):
+            run_config(*overrides)
+    reader = open_run(tiny_dir, tokenizer, tmp_path, f"data.path={path}", named[-1]).reader
+    assert "Shout." not in tokenizer.decode(reader.document(locate(reader.manifest, 0, 0)).ids)
+
+
 def test_a_run_keeps_its_indexes_in_its_folder(tokenizer, tiny_dir, tmp_path):
     for name in ("a", "b"):
         (tmp_path / f"{name}.jsonl").write_text('{"prompt": "q", "response": "r"}\n' * 40)

@@ -64,10 +64,13 @@ def check_first_rows(reader: RowReader, count: int, max_skipped: float = 1.0) ->
         refs = list(reader.first_rows(group, -(-count // len(groups))))
         outcomes = [(outcome, reader.settle(outcome)) for outcome in reader.outcomes(refs)]
         problems = [str(outcome) for outcome, _ in outcomes if isinstance(outcome, Exception)]
-        if problems and len(problems) > max_skipped * len(refs):
-            raise ValueError(too_many(group, problems, len(refs), max_skipped))
         if problems and len(problems) == len(refs):
-            raise ValueError(f"{group.name}: none of the first {len(refs)} rows can be used: {problems[0]}")
+            raise ValueError(
+                f"{group.name}: none of the first {len(refs)} rows can be used: {problems[0]} Mend the rows or their "
+                "columns, or look at more of them: data.check_rows."
+            )
+        if len(problems) > max_skipped * len(refs):
+            raise ValueError(too_many(group, problems, len(refs), max_skipped))
         totals.update(kept if isinstance(kept, Skipped) else None for _, kept in outcomes)
         unused[group.name] = Counter(
             key for ref in refs for key in reader.unused(reader.chunk(ref.chunk_index)[ref.row], columns)

@@ -72,24 +72,31 @@ class Conversation:
     context: frozenset[int] = frozenset()
 
 
-def detect_columns(row: Row) -> ColumnsConfig:
+def detect_columns(row: Row, ignore: frozenset[str] = frozenset()) -> ColumnsConfig:
     """The first known format whose columns the row has; of several that are joined, only the first is needed.
+
+    Args:
+        row: The record.
+        ignore: Columns that are left out, as if the row had none of them.
 
     Raises:
         ValueError: None fits; the message lists the row's columns.
     """
+    values = {name: value for name, value in row.values.items() if name not in ignore} if ignore else row.values
     for known in KNOWN_FORMATS:
         firsts = (column if isinstance(column, str) else column[0] for column in known.values())
-        if not all(column.split(".")[0] in row.values for column in firsts):
+        if not all(column.split(".")[0] in values for column in firsts):
             continue
-        beside = BESIDE_LABELS if "labels" in known else BESIDE_CHATS if {"messages", "prompt"} & set(known) else {}
-        found = {
-            meaning: name for meaning, names in beside.items() if (name := first_there(names, row.values)) is not None
+        kept: dict[str, Any] = {
+            meaning: column if isinstance(column, str) else [one for one in column if one not in ignore]
+            for meaning, column in known.items()
         }
-        keys = keys_of_messages(row.values[known["messages"]]) if "messages" in known else {}
-        return ColumnsConfig(**known, **found, **keys)
+        beside = BESIDE_LABELS if "labels" in known else BESIDE_CHATS if {"messages", "prompt"} & set(known) else {}
+        found = {meaning: name for meaning, names in beside.items() if (name := first_there(names, values)) is not None}
+        keys = keys_of_messages(values[known["messages"]]) if "messages" in known else {}
+        return ColumnsConfig(**kept, **found, **keys)
     raise ValueError(
-        f"{row.where}: columns {sorted(row.values)} are no known format. Name what holds what: "
+        f"{row.where}: columns {sorted(values)} are no known format. Name what holds what: "
         "data.columns.messages=..., or data.columns.prompt=... (several columns: '[one, two]') with "
         "data.columns.response=..., or data.columns.text=..."
     )

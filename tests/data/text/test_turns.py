@@ -221,3 +221,18 @@ def test_a_row_s_loss_is_a_number_that_was_measured():
     with pytest.raises(ValueError, match=r"loss=2.5: a turn is learned .* data.ignore='\[loss\]'"):
         turn(loss=2.5)
     assert turn(loss=None) == ANSWER
+
+
+def test_what_is_left_out_is_no_column_of_a_known_format():
+    rows = {
+        "system": {"messages": [USER, ANSWER], "system": "S"},
+        "tools": {"messages": [USER, ANSWER], "tools": [TOOL]},
+        "input": {"instruction": "q", "input": "more", "output": "a"},
+        "messages": {"messages": [ANSWER, ANSWER], "prompt": "q", "response": "a"},
+    }
+    for ignored, values in rows.items():
+        row = Row(values, "x")
+        found = read_conversation(row, detect_columns(row, frozenset([ignored])), RowRules(ignore=frozenset([ignored])))
+        assert (found.messages, found.tools) == ((USER, ANSWER), ())
+    with pytest.raises(ValueError, match=r"x: columns \['answer'\] are no known format"):
+        detect_columns(Row({"question": "q", "answer": "a"}, "x"), frozenset(["question"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from html import escape
 from itertools import count
 from math import isfinite
 from typing import Any, NamedTuple
@@ -72,7 +73,7 @@ def find_dropped(messages: Sequence[Message], tools: Tools, rendered: str) -> Sa
     """The first text of a conversation that is not in its rendering; `None` where all are.
 
     Turns are looked for in their order, a system's text anywhere, and what one turn says in any order: some templates
-    write calls before the text. White space does not count, and what a template writes as JSON counts as written.
+    write calls before the text. White space does not count, and what a template writes with escapes counts as written.
 
     Args:
         messages: As the template had them.
@@ -99,9 +100,22 @@ def squeezed(text: str) -> str:
     return "".join(text.split())
 
 
+def written_forms(text: str) -> Iterator[str]:
+    """How templates write a text: as it is, in JSON, in a call between single quotes, in XML."""
+    yield text
+    as_json = json.dumps(text, ensure_ascii=False)[1:-1]
+    yield as_json
+    yield json.dumps(text)[1:-1]
+    yield as_json.replace('\\"', '"').replace("'", "\\'")
+    in_xml = escape(text, quote=False)
+    yield in_xml
+    yield in_xml.replace('"', "&quot;")
+    yield in_xml.replace('"', "&#34;").replace("'", "&#39;")  # as jinja has it
+
+
 def find_end(rendering: str, text: str, start: int) -> int | None:
-    """Where a text ends in what was rendered, plain or as JSON; `None` where it is not there."""
-    for written in (text, json.dumps(text, ensure_ascii=False)[1:-1]):
+    """Where a text ends in what was rendered, in one of its forms; `None` where it is not there."""
+    for written in written_forms(text):
         wanted = squeezed(written)
         found = rendering.find(wanted, start)
         if found >= 0:

@@ -196,8 +196,11 @@ class ChatRenderer:
         *before, answer = messages
         if not self.may_drop and (len(answer) == 2 or answer["content"].strip()):
             return  # what is said is looked for
-        silent = [*before, {"role": "assistant", "content": ""}]
-        if self.render(messages, False, tools) == self.render(silent, False, tools):
+        try:
+            silence = self.render([*before, {"role": "assistant", "content": ""}], False, tools)
+        except Exception:  # the template refuses silence itself
+            return
+        if self.render(messages, False, tools) == silence:
             raise ValueError(
                 f"{where}: the chat template writes nothing of message {len(messages)}, so that silence would be "
                 "learned; name a template that writes it: data.chat_template=FILE."

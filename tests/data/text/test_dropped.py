@@ -215,3 +215,35 @@ def test_a_lone_surrogate_is_found_wherever_it_stands():
     }.items():
         with pytest.raises(ValueError, match=f"rows.jsonl:7: {place} has the lone surrogate '.ud800' at character 0"):
             texts(encoder_with(WITH_TOOLS), conversation)
+
+
+REFUSES_SILENCE = WITH_TOOLS.replace(
+    "{% for m in messages %}",
+    "{% for m in messages %}{% if not (m.content or m.tool_calls) %}{{ raise_exception('empty') }}{% endif %}",
+    1,
+)
+
+
+def test_a_template_may_refuse_silence_itself():
+    conversation = chat(("user", "q"), ("assistant", "", {"tool_calls": [CALL]}))
+    learned = '<call>{"name": "weather", "arguments": {"town": "Neu \u00dclm"}}</call>\n'
+    assert texts(encoder_with(REFUSES_SILENCE), conversation)[1] == learned
+
+
+ESCAPED = (
+    "replace('\\\\', '\\\\\\\\') | replace(\"'\", \"\\\\'\") | replace('\\n', '\\\\n')"  # as LFM2's templates have it
+)
+
+
+@pytest.mark.parametrize("escapes", ["tojson", ESCAPED, "e", "replace('&', '&amp;') | replace('<', '&lt;')"])
+@pytest.mark.parametrize(
+    "text", ["It's", 'two "words"', "C:\\new\\t", "a\nb", "1 < 2 & 3", "Stra\u00dfe", 'it\'s "x"\n\\']
+)
+def test_texts_that_a_template_escapes_are_written(escapes, text):
+    template = WITH_TOOLS.replace(
+        "{{ call.function.arguments | tojson }}",
+        "{% for value in call.function.arguments.values() %}'{{ value | " + escapes + " }}'{% endfor %}",
+    )
+    call = {"function": {"name": "weather", "arguments": {"town": text}}}
+    whole = texts(encoder_with(template), chat(("user", "q"), ("assistant", "", {"tool_calls": [call]})))[0]
+    assert "<call>" in whole

@@ -16,6 +16,7 @@ from lift_ds.data.order.stream import PackStream
 from lift_ds.data.reader import RowReader
 from lift_ds.data.settings import DataConfig
 from lift_ds.data.sources import Manifest, SourceGroup
+from lift_ds.data.survey.first_rows import check_first_rows
 from lift_ds.data.text.chat import ChatEncoder
 from lift_ds.data.text.templates import use_template
 from lift_ds.data.text.turns import RowRules
@@ -149,7 +150,8 @@ def open_data(
         sources: From `list_sources`, where they are listed already.
 
     Raises:
-        ValueError: A file is missing, empty or malformed, or a row does not fit the columns.
+        ValueError: A file is missing, empty or malformed, a row does not fit the columns, or too many of `eval.path`
+            are skipped.
         ConnectionError: A server did not answer.
     """
     data = run.data
@@ -164,6 +166,7 @@ def open_data(
         if sources.held_out is not None:
             apart = open_reader(data, encoder, sources.held_out, cache_dir)
             manifests.append(apart.manifest)
+            check_first_rows(apart, min(run.eval.rows, data.check_rows), data.max_skipped)
             held_out = list(apart.by_sample_id(range(min(run.eval.rows, apart.manifest.num_rows))))
         else:
             held_out_ids = choose_held_out(training.manifest, run.eval.rows, run.seed)

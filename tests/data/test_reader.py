@@ -195,6 +195,17 @@ def test_the_remedies_for_skipped_first_rows_help(tokenizer, tiny_dir, tmp_path)
     assert str(check_first_rows(reader, 10, 0.1)) == "10 checked (1 bad: skipped)"
 
 
+def test_most_held_out_rows_are_not_skipped_in_silence(tokenizer, tiny_dir, tmp_path):
+    """Three of the four rows of `eval.path` have another column."""
+    good, other = ({"prompt": "q", "response": "r"}, {"prompt": "q", "completion": "r"})
+    for name, rows in (("a", [good] * 20), ("b", [good, other, other, other])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    paths = [f"data.path={tmp_path}/a.jsonl", f"eval.path={tmp_path}/b.jsonl", "eval.rows=4", "data.on_bad_row=skip"]
+    with pytest.raises(ValueError, match=r"b.jsonl: 3 of the first 4 rows would be skipped, .*b.jsonl:2: no column"):
+        open_run(tiny_dir, tokenizer, tmp_path, *paths)
+    assert len(open_run(tiny_dir, tokenizer, tmp_path, *paths, "data.max_skipped=1").held_out) == 1
+
+
 def test_a_column_is_not_named_and_left_out(tokenizer, tiny_dir, tmp_path):
     row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "system": "Shout."}
     path = tmp_path / "rows.jsonl"

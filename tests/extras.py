@@ -4,9 +4,8 @@
     python -m tests.extras plain eval  these alone
 
 Each gets a new environment, gone when it was tried. No package cache of the machine is used, and no compiler can be
-found while pip runs: an extra that wants to build a language runtime fails. A compiler is there when the commands run,
-as DeepSpeed compiles its own parts then. They run in an empty folder whose path has a space and an umlaut. Needs Python
-and git alone.
+found while pip runs: an extra that wants to build a language runtime fails. The paths of the environment, of the source
+and of the empty folder where the commands run have a space and an umlaut. Needs Python and git alone.
 """
 
 from __future__ import annotations
@@ -42,14 +41,18 @@ FILES = {
     "tasks/sums.yaml": TASK,
 }
 """What lies in the folder where the commands run."""
+TRAIN = (
+    '--deepspeed "$SOURCE"/ds_configs/zero3.json --data rows.jsonl optim.steps=2 optim.global_batch=4 eval.every=0'
+    " eval.rows=4 eval.solve_items=0"
+)
 PROOFS = {
     PLAIN: [
         "python -c 'import lift_ds; lift_ds.load_pretrained'",
         "lift-ds --help",
         "lift-ds train --help",
         "lift-ds generate builtin:base --prompt 'Work out 3+4-2.' --gen-length 32",
-        'lift-ds train --deepspeed "$SOURCE"/ds_configs/zero3.json --data rows.jsonl optim.steps=2 optim.global_batch=4'
-        " eval.every=0 eval.rows=4 eval.solve_items=0 output=run",
+        f"lift-ds train {TRAIN} output=run",
+        f'python -m deepspeed.launcher.runner --num_gpus 2 "$SOURCE"/launchers/train.py {TRAIN} output=two',
     ],
     "test": ['cd "$SOURCE" && pytest --collect-only', 'cd "$SOURCE" && pytest tests/test_style.py'],
     "report": [

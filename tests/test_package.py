@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -12,12 +13,16 @@ from pathlib import Path
 import pytest
 
 from lift_ds.cli import evaluate, generate
-from tests.conftest import REPOSITORY, free_port, launch_train, read_steps, run, run_script
+from tests.conftest import REPOSITORY, clean_environment, free_port, launch_train, read_steps, run, run_script
 from tests.extras import copy_tracked
 from tests.file_map import PAGE, ROOMS, page
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 DOCS = {path.relative_to(REPOSITORY): path.read_text(encoding="utf-8") for path in (REPOSITORY / "docs").rglob("*.md")}
+RECORDER = """#!/bin/sh
+echo "${0##*/} $*" >> calls
+if [ "$1 $2" = "-m venv" ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/pip"; cp "$0" "$3/bin/python"; fi
+"""
 
 
 @pytest.fixture(scope="module")
@@ -331,3 +336,24 @@ def test_bad_input_is_one_clear_error(arguments, message, tiny_dir, tmp_path):
     assert message in done.stdout
     assert "Traceback" not in done.stdout
     assert not (tmp_path / "run").exists()
+
+
+def test_make_below_a_path_with_a_space(tmp_path):
+    """It sets up and starts; `deepspeed`, whose first line names its Python, could not be started there."""
+    folder = tmp_path / "für alle"
+    folder.mkdir()
+    for name in ("Makefile", "setup.cfg", "constraints.txt"):
+        shutil.copy(REPOSITORY / name, folder)
+    (folder / "recorder").write_text(RECORDER)
+    (folder / "recorder").chmod(0o755)
+    environment = clean_environment()
+    environment.pop("MAKEFLAGS", None)  # of the `make test` that runs this, whose variables would hold here too
+    run(["make", "train", "PYTHON=./recorder", "ARGS=--dry-run"], cwd=folder, env=environment)
+    pip = "pip install --quiet --constraint constraints.txt "
+    assert (folder / "calls").read_text().splitlines() == [
+        "recorder -m venv .venv",
+        f"{pip}torch setuptools wheel",
+        f"{pip}--no-build-isolation --editable .[test]",
+        "python -m deepspeed.launcher.runner --num_gpus 2 launchers/train.py"
+        " --deepspeed ds_configs/zero3.json --dry-run",
+    ]

@@ -74,7 +74,7 @@ def test_honest_programs_pass(source):
         ("import os\nx = [os.open('/', 0) for _ in range(1000)]", "OSError"),
         ("(" * 10_000 + ")" * 10_000, "SyntaxError"),
         ("raise KeyboardInterrupt", "KeyboardInterrupt"),
-        ("a\0b", "SyntaxError"),
+        ("a\0b", "SyntaxError" if sys.version_info >= (3, 11, 4) else "ValueError"),  # as Python calls it
         ("import ctypes\nassert ctypes.CDLL(None).syscall(41, 2, 1, 0) >= 0", "AssertionError"),
     ],
 )

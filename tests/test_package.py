@@ -18,7 +18,10 @@ from tests.extras import copy_tracked
 from tests.file_map import PAGE, ROOMS, page
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-DOCS = {path.relative_to(REPOSITORY): path.read_text(encoding="utf-8") for path in (REPOSITORY / "docs").rglob("*.md")}
+DOCS = {
+    path.relative_to(REPOSITORY): path.read_text(encoding="utf-8")
+    for path in sorted((REPOSITORY / "docs").rglob("*.md"))
+}
 RECORDER = """#!/bin/sh
 echo "${0##*/} $*" >> calls
 if [ "$1 $2" = "-m venv" ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/pip"; cp "$0" "$3/bin/python"; fi

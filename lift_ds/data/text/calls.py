@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .objects import with_function
 from .turns import Message
 
 WORDS = {"wordofkey": "wordofvalue"}
@@ -38,12 +39,7 @@ def with_text(message: Message) -> Message:
     """A message with its calls' arguments as JSON text."""
     if "tool_calls" not in message:
         return message
-    calls = message["tool_calls"]
-    return message | {
-        "tool_calls": [
-            call | {"function": as_text(call["function"])} if "function" in call else as_text(call) for call in calls
-        ]
-    }
+    return message | {"tool_calls": [with_function(call, as_text) for call in message["tool_calls"]]}
 
 
 def as_text(function: dict[str, Any]) -> dict[str, Any]:

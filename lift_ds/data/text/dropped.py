@@ -9,6 +9,7 @@ from itertools import count
 from math import isfinite
 from typing import Any, NamedTuple
 
+from .objects import with_function
 from .turns import Message
 
 THOUGHTS_REMEDY = "data.reasoning=think writes thoughts into the answer, before it"
@@ -172,22 +173,12 @@ def find_unwritten(
     def in_words(function: dict[str, Any]) -> dict[str, Any]:
         return {**function, "name": word(), "arguments": other_value(function["arguments"])}
 
-    def call_in_words(call: dict[str, Any]) -> dict[str, Any]:
-        return {**call, "function": in_words(call["function"])} if "function" in call else in_words(call)
-
-    def tool_in_words(tool: dict[str, Any]) -> dict[str, Any]:
-        return (
-            {**tool, "function": {**tool["function"], "name": word()}}
-            if "function" in tool
-            else {**tool, "name": word()}
-        )
-
-    other_tools = [tool_in_words(tool) for tool in tools]
+    other_tools = [with_function(tool, lambda function: {**function, "name": word()}) for tool in tools]
     others: list[Message] = []
     for message in messages:
         other = message | {key: word() for key in ("content", "reasoning_content") if message.get(key)}
         if "tool_calls" in message:
-            other["tool_calls"] = [call_in_words(call) for call in message["tool_calls"]]
+            other["tool_calls"] = [with_function(call, in_words) for call in message["tool_calls"]]
         others.append(other)
     try:
         text = render(others, other_tools)

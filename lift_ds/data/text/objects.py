@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,11 @@ def tools_in(value: Any, what: str, where: str) -> tuple[dict[str, Any], ...]:
         if not isinstance(tool.get("function", {}), dict):
             raise ValueError(f"{where}: {what}: the function of a tool is an object with a name, not {str(tool)[:80]}.")
     return tuple(tools)
+
+
+def with_function(outer: dict[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    """A tool or call with another function, which stands in it or is the object itself."""
+    return {**outer, "function": change(outer["function"])} if "function" in outer else change(outer)
 
 
 def as_calls(value: Any, where: str) -> list[dict[str, Any]]:

@@ -1,5 +1,5 @@
-# `make train` and `make test` do the whole set-up on a fresh machine: Debian with Python 3.11 or newer, its venv and
-# headers, and a compiler.
+# `make train` and `make test` do the whole set-up on a fresh machine: Debian with Python 3.11 (the version that
+# is tested), its venv and headers, and a compiler.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin

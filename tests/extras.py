@@ -41,16 +41,18 @@ FILES = {
     "tasks/sums.yaml": TASK,
 }
 """What lies in the folder where the commands run."""
-TRAIN = (
-    '--deepspeed "$SOURCE"/ds_configs/zero3.json --data rows.jsonl optim.steps=2 optim.global_batch=4 eval.every=0'
-    " eval.rows=4 eval.solve_items=0"
+DEFAULT = (
+    '--deepspeed "$SOURCE"/ds_configs/zero3.json optim.steps=2 optim.global_batch=4 eval.every=0 eval.rows=4'
+    " eval.solve_items=0"
 )
+TRAIN = f"{DEFAULT} --data rows.jsonl"
 PROOFS = {
     PLAIN: [
         "python -c 'import lift_ds; lift_ds.load_pretrained'",
         "lift-ds --help",
         "lift-ds train --help",
         "lift-ds generate builtin:base --prompt 'Work out 3+4-2.' --gen-length 32",
+        f"lift-ds train {DEFAULT} output=default",
         f"lift-ds train {TRAIN} output=run",
         f'python -m deepspeed.launcher.runner --num_gpus 2 "$SOURCE"/launchers/train.py {TRAIN} output=two',
     ],

@@ -1,4 +1,4 @@
-"""What a user installs, and the commands that README and docs give."""
+"""The commands that README and docs give, and the pages themselves."""
 
 import io
 import json
@@ -7,14 +7,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
 
 from lift_ds.cli import evaluate, generate
 from tests.conftest import REPOSITORY, clean_environment, free_port, launch_train, read_steps, run, run_script
-from tests.extras import copy_tracked
 from tests.file_map import PAGE, ROOMS, page
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -26,46 +24,6 @@ RECORDER = """#!/bin/sh
 echo "${0##*/} $*" >> calls
 if [ "$1 $2" = "-m venv" ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/pip"; cp "$0" "$3/bin/python"; fi
 """
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """A wheel of the tracked files, built as `pip install .` builds it."""
-    source, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    copy_tracked(source)
-    run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(output), str(source)])
-    return zipfile.ZipFile(next(output.glob("*.whl")))
-
-
-def test_the_wheel_has_everything(wheel):
-    names = set(wheel.namelist())
-    for path in (REPOSITORY / "lift_ds").rglob("*"):
-        if path.is_file() and "__pycache__" not in path.parts:
-            assert str(path.relative_to(REPOSITORY)) in names
-    shared = {name.split("/share/lift_ds/")[1] for name in names if "/share/lift_ds/" in name}
-    assert {"ds_configs/zero3.json", "ds_configs/zero2.json", "recipes/llada_8b_lift3_lora.yaml"} <= shared
-    assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
-    entry_points = next(name for name in names if name.endswith("entry_points.txt"))
-    assert "lift-ds = lift_ds.cli.main:main" in wheel.read(entry_points).decode()
-    assert "lift-ds-train = lift_ds.cli.train:main" in wheel.read(entry_points).decode()
-
-
-def test_dependencies_are_declared(wheel):
-    metadata = wheel.read(next(name for name in wheel.namelist() if name.endswith("METADATA"))).decode()
-    required = set(re.findall(r"^Requires-Dist: ([A-Za-z0-9_.-]+)", metadata, re.MULTILINE))
-    imported = set()
-    for path in (REPOSITORY / "lift_ds").rglob("*.py"):
-        imported |= set(re.findall(r"^\s*(?:from|import) ([a-z0-9_]+)", path.read_text(), re.MULTILINE))
-    names = {
-        "yaml": "pyyaml",
-        "lift_ds": None,
-        "pydantic_core": "pydantic",
-        "math_verify": "math-verify",
-        "lm_eval": "lm-eval",
-    }
-    outside = {names.get(name, name) for name in imported - set(sys.stdlib_module_names)} - {None}
-    assert {name.lower() for name in outside} <= {name.lower() for name in required}
-    assert {"datasets", "sentencepiece", "mpi4py", "rich"} <= required
 
 
 @pytest.mark.parametrize(
@@ -119,6 +77,21 @@ def test_readme_is_short_and_its_links_lead_somewhere():
     for path, text in {Path("README.md"): README, **DOCS}.items():
         for target in re.findall(r"\]\(([^)#:]+)\)", text.replace("\n", " ")):
             assert (REPOSITORY / path.parent / target).exists(), f"{path}: {target}"
+
+
+def test_every_table_of_results_says_when_where_and_how_it_was_measured():
+    """Commit, date, machine and command, once for each section that has a table."""
+    line = re.compile(r"\*Measured at `([0-9a-f]{7})`, 20\d\d-\d\d-\d\d, on [^:]+:\*\s`([^`]+)`")
+    results = {path: text for path, text in DOCS.items() if path.parent.name == "results"}
+    assert results
+    for path, text in results.items():
+        assert not re.search(r"an earlier order|not measured again|out of date|stale", text), path
+        for section in re.split(r"^## ", text, flags=re.MULTILINE):
+            if "| --- |" in section:
+                found = line.search(section)
+                assert found, f"{path}: {section.splitlines()[0]}"
+                script = re.search(r"benchmarks/\w+\.(py|sh)", found[2])
+                assert script and (REPOSITORY / script[0]).is_file(), found[2]
 
 
 def test_the_map_of_the_files_is_that_of_their_docstrings():

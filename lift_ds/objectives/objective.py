@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,8 +65,7 @@ class Choice:
     agreement: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class View:
+class View(NamedTuple):
     """The input of one training forward: `clean_ids` with the targets masked.
 
     Args:
@@ -85,14 +84,7 @@ class View:
 
 
 class Objective(ABC):
-    """One row of the table; see `CONTRIBUTING.md` for how to add one.
-
-    Args:
-        settings: Its options.
-
-    Attributes:
-        settings_type: The class of its options.
-    """
+    """One row of the table; `docs/extending.md` adds one."""
 
     settings_type: ClassVar[type[ObjectiveSettings]] = ObjectiveSettings
 
@@ -151,13 +143,7 @@ class Objective(ABC):
 
     @abstractmethod
     def choose(self, batch: MicroBatch, candidates: Candidates, scores: Tensor | None) -> Choice:
-        """What is learned.
-
-        Args:
-            batch: The documents.
-            candidates: What `noise` gave.
-            scores: float32 (B, L) of `scoring_pass`, 0 where nothing was scored; `None` where there is no pass.
-        """
+        """What is learned; `scores` (B, L) are `scoring_pass`'s, 0 where nothing was scored, `None` without a pass."""
 
     def view(self, batch: MicroBatch, choice: Choice) -> View:
         """What the training pass sees: each document once, with the chosen tokens masked."""

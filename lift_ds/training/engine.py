@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import deepspeed
@@ -25,7 +27,6 @@ from lift_ds.ranks.launch import Launch, check_device, share_cores
 from lift_ds.ranks.meeting import meet
 
 from .extensions import guard_builds, leave_out_shared_memory
-from .learning_rate import learning_rate
 from .step import DiffusionStep, DropoutKey, StepResult
 
 
@@ -62,7 +63,7 @@ def build_model(config: PretrainedConfig, source: WeightSource, ds_json: dict[st
     Args:
         config: The model's config.
         source: Its weights.
-        ds_json: Resolved DeepSpeed JSON.
+        ds_json: Resolved DeepSpeed JSON, here and below.
         label: What to call the weights in messages.
 
     Raises:
@@ -106,7 +107,6 @@ class WithoutInitialValues(TorchFunctionMode):
     """Leaves out the functions of `torch.nn.init`: the values would be replaced, and drawing them takes longer."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Calls any other function as it is."""
         if getattr(func, "__module__", None) == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
         return func(*args, **(kwargs or {}))
@@ -115,17 +115,7 @@ class WithoutInitialValues(TorchFunctionMode):
 def shard_for_inference(
     config: PretrainedConfig, source: WeightSource, ds_json: dict[str, Any], label: str
 ) -> MaskedDiffusionModel:
-    """A model in eval mode whose weights are cut over the ranks; every rank must run the same forwards.
-
-    Args:
-        config: The model's config.
-        source: Its weights.
-        ds_json: Resolved DeepSpeed JSON of stage 3.
-        label: What to call the weights in messages.
-
-    Raises:
-        ValueError: Names or shapes of the weights do not fit the config.
-    """
+    """A model in eval mode that `build_model` cut over the ranks; every rank must run the same forwards."""
     model = build_model(config, source, ds_json, label).requires_grad_(False)
     set_z3_leaf_modules(model, [family_of(config).layer_class])
     engine, *_ = deepspeed.initialize(model=model.eval(), config=ds_json)
@@ -133,16 +123,9 @@ def shard_for_inference(
 
 
 class Engine(Collectives):
-    """A partitioned model that trains, with what the loop needs of DeepSpeed.
-
-    Args:
-        root: The root module with its model.
-        ds_json: Resolved DeepSpeed JSON.
-        optim: Optimizer and schedule.
-    """
+    """A partitioned model that trains, with what the loop needs of DeepSpeed."""
 
     def __init__(self, root: DiffusionStep, ds_json: dict[str, Any], optim: OptimConfig) -> None:
-        """Marks the decoder layers as units and hands everything to DeepSpeed."""
         self.optim = optim
         zero = ds_json["zero_optimization"]
         self.stage = zero["stage"]
@@ -183,15 +166,9 @@ class Engine(Collectives):
         return rate
 
     def forward_backward(self, batch: MicroBatch, document_scale: Tensor, dropout_key: DropoutKey) -> StepResult:
-        """One micro-batch's forward and backward; gradients add up until `update`.
+        """One micro-batch's forward and backward, from the CPU; gradients add up until `update`.
 
-        Args:
-            batch: On the CPU.
-            document_scale: float32 (B,), normalised over the whole step, all ranks and micro-batches.
-            dropout_key: See `DiffusionStep.forward`.
-
-        Returns:
-            What it shows; its loss adds up over micro-batches and ranks.
+        `document_scale` (B,) is normalised over the whole step, so that losses add up over micro-batches and ranks.
         """
         scale = (document_scale * self.loss_factor).to(self.device)
         loss, result = self.ds(batch.to(self.device), scale, dropout_key)
@@ -222,19 +199,27 @@ class Engine(Collectives):
         self.root.train()
 
 
-def parameter_groups(root: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices with weight decay, vectors (norms, biases) without."""
-    trained = [parameter for parameter in root.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in trained if len(whole_shape(parameter)) > 1]
-    vectors = [parameter for parameter in trained if len(whole_shape(parameter)) <= 1]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
-
-
 def make_optimizer(root: nn.Module, optim: OptimConfig, is_offloaded: bool) -> torch.optim.Optimizer:
-    """AdamW; DeepSpeed's own where the optimizer state is kept off the accelerator."""
-    groups = parameter_groups(root, optim.weight_decay)
-    betas = (optim.beta1, optim.beta2)
-    if is_offloaded:
-        return DeepSpeedCPUAdam(groups, lr=optim.lr, betas=betas, eps=optim.eps, adamw_mode=True)
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, eps=optim.eps)
+    """AdamW, DeepSpeed's own where its state is kept off the accelerator; vectors (norms, biases) do not decay."""
+    matrices, vectors = [], []
+    for parameter in root.parameters():
+        if parameter.requires_grad:
+            (matrices if len(whole_shape(parameter)) > 1 else vectors).append(parameter)
+    groups = [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    options = {"lr": optim.lr, "betas": (optim.beta1, optim.beta2), "eps": optim.eps}
+    kind = partial(DeepSpeedCPUAdam, adamw_mode=True) if is_offloaded else torch.optim.AdamW
+    return kind([group for group in groups if group["params"]], **options)
+
+
+def learning_rate(step: int, optim: OptimConfig) -> float:
+    """The rate of optimizer step `step` (from 0): warm-up, then a schedule whose last step is short of its end."""
+    warmup_steps = round(optim.warmup_ratio * optim.steps)
+    if step < warmup_steps:
+        return optim.lr * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(optim.steps - warmup_steps, 1)
+    course = {
+        "constant": 1.0,
+        "linear": 1.0 - progress,
+        "cosine": 0.5 + 0.5 * math.cos(math.pi * progress),
+    }[optim.schedule]
+    return optim.lr * (optim.min_lr_ratio + (1 - optim.min_lr_ratio) * course)

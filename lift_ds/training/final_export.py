@@ -17,7 +17,7 @@ from lift_ds.storage.manifest import BEST, LATEST, pointed
 from .engine import Engine
 from .inputs import Prepared
 from .metrics import METRICS_FILE
-from .report import print_summary
+from .progress import print_summary
 
 FLOAT32_TOLERANCE = 1e-5
 BF16_TOLERANCE = 5e-2

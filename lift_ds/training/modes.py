@@ -1,9 +1,11 @@
-"""How the modules of a model run for a while: without dropout, in another type; and whether they draw numbers."""
+"""What surrounds a pass of the model: no dropout, another type, a stopwatch; and whether the model draws numbers."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,9 +34,36 @@ def without_dropout(root: nn.Module) -> Iterator[None]:
 
 def has_own_dropout(root: nn.Module) -> bool:
     """Whether a dropout module other than the adapters', or a dropout field of a config, is above 0."""
-    modules = list(root.modules())
     fields = ("attention_dropout", "residual_dropout", "embedding_dropout")
-    configs = [module.config for module in modules if hasattr(module, "config")]
-    return any(isinstance(module, nn.Dropout) and module.p > 0 for module in modules) or any(
-        getattr(config, field, 0) for config in configs for field in fields
+    return any(
+        (isinstance(module, nn.Dropout) and module.p > 0)
+        or any(getattr(getattr(module, "config", None), field, 0) for field in fields)
+        for module in root.modules()
     )
+
+
+class Stopwatch:
+    """The seconds inside one `with` block, on the device that computes; CUDA notes them, so that nothing waits."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.marks: list[Any] = []
+
+    def __enter__(self) -> None:
+        self._mark()
+
+    def __exit__(self, *problem: object) -> None:
+        self._mark()
+
+    def _mark(self) -> None:
+        if self.device.type != "cuda":
+            self.marks.append(time.perf_counter())
+            return
+        self.marks.append(torch.cuda.Event(enable_timing=True))
+        self.marks[-1].record(torch.cuda.current_stream(self.device))
+
+    @property
+    def seconds(self) -> float:
+        """What it took; on CUDA the device must have finished it."""
+        begin, end = self.marks
+        return float(begin.elapsed_time(end)) / 1000 if self.device.type == "cuda" else end - begin

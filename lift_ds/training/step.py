@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,19 +26,12 @@ from lift_ds.models.logits_model import LogitsModel
 from lift_ds.objectives import Objective
 from lift_ds.objectives.objective import Candidates, View, superset_level
 
-from .modes import has_own_dropout, scoring_autocast, without_dropout
-from .stopwatch import Stopwatch
+from .modes import Stopwatch, has_own_dropout, scoring_autocast, without_dropout
 
 DropoutKey = tuple[int, int]
-"""The run's seed and the step, of which a forward's dropout is a function."""
-
-
-class Observed(NamedTuple):
-    """What a pass showed of tokens' difficulty, all (R,): their ids, the level of the input, and -log p(gold)."""
-
-    token_ids: Tensor
-    levels: Tensor
-    nll: Tensor
+"""The run's seed and the step, of which a forward's dropout is a function, besides the documents."""
+Observed = tuple[Tensor, Tensor, Tensor]
+"""What a pass showed of tokens' difficulty, all (R,): their ids, the level of the input, and -log p(gold)."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +42,9 @@ class StepResult:
         loss: float32 scalar, detached.
         nll_sum: float32 (B,), summed -log p of learned tokens.
         num_kept: int64 (B,), learned tokens.
-        agreement: float32 (3,), see `objectives.objective.Choice`; 0 where nothing was compared.
+        agreement: float32 (3,), see `Choice`; 0 where nothing was compared.
         observed: What the difficulty table may learn, without bias by the choice.
-        scoring_time: What the pass without gradient took.
+        scoring_time: Of the pass without gradient.
         gradient_probe: float32 (B,), a leaf whose gradient is `gradient_norms`.
     """
 
@@ -97,10 +90,6 @@ class DiffusionStep(nn.Module):
         objective: What is seen and learned.
         keeps_observations: Report what the passes show of tokens' difficulty.
         is_packed: Run documents one after the other, without padding, each seeing only itself.
-
-    Attributes:
-        keyed_dropouts: Dropouts of the adapters, seeded by document.
-        has_own_dropout: Whether the model itself draws random numbers while it trains; seeded by micro-batch.
     """
 
     def __init__(
@@ -111,7 +100,7 @@ class DiffusionStep(nn.Module):
         is_packed: bool = False,
     ) -> None:
         super().__init__()
-        self.model: MaskedDiffusionModel = model  # the prefix that exports strip
+        self.model: MaskedDiffusionModel = model  # its name is the prefix that exports strip
         self.objective = objective
         self.keeps_observations = keeps_observations
         self.is_packed = is_packed
@@ -121,15 +110,9 @@ class DiffusionStep(nn.Module):
     def forward(
         self, batch: MicroBatch, document_scale: Tensor, dropout_key: DropoutKey = (0, 0)
     ) -> tuple[Tensor, StepResult]:
-        """Loss of one micro-batch.
+        """Loss of one micro-batch, and what else it shows; `document_scale` (B,) is the normaliser, see `normalizer`.
 
-        Args:
-            batch: The documents and their noise.
-            document_scale: float32 (B,), what each document's loss is multiplied by (the normaliser, see `normalizer`).
-            dropout_key: What dropout is a function of, besides the documents.
-
-        Returns:
-            sum_b document_scale_b sum_{i learned} w_bi c(-log p_bi), w and c being the objective's, and the rest.
+        sum_b document_scale_b sum_{i learned} w_bi c(-log p_bi), w and c being the objective's
         """
         scoring_time, probe = Stopwatch(batch.t.device), torch.zeros_like(batch.t, requires_grad=True)
         candidates = self.objective.noise(batch)
@@ -220,11 +203,11 @@ class DiffusionStep(nn.Module):
         observed = []
         if scores is not None and self.objective.scoring_pass == "gold_logprob":
             rows = candidates.superset & candidates.scored[:, None]
-            observed.append(Observed(batch.clean_ids[rows], superset_level(batch)[rows], -scores[rows]))
+            observed.append((batch.clean_ids[rows], superset_level(batch)[rows], -scores[rows]))
         if self.objective.observes_targets:
             rows = (batch.component[trained.document] == Component.RANDOM) & ~trained.is_filler
             levels = batch.t[trained.document[rows]]
-            observed.append(Observed(trained.token_ids[rows], levels, trained.token_nll[rows]))
+            observed.append((trained.token_ids[rows], levels, trained.token_nll[rows]))
         return tuple(observed)
 
     @contextmanager

@@ -23,11 +23,10 @@ from lift_ds.storage.manifest import (
 )
 
 from .buffers import DifficultyBuffers
-from .chat import chat_format_of
 from .checkpoint import agree, check_space, hash_base_files, load_checkpoint, save_checkpoint
 from .engine import Engine
 from .final_export import FinalExport
-from .inputs import Prepared, make_loader
+from .inputs import Prepared, chat_format_of, make_loader
 from .loop import StopRequest, train_steps
 from .measure import Measurements
 from .metrics import MetricsFile

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import deepspeed
@@ -16,6 +15,7 @@ from deepspeed.utils import set_z3_leaf_modules
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_utils import local_torch_dtype
 
 from lift_ds.config.training import OptimConfig
 from lift_ds.data.batch import MicroBatch
@@ -26,7 +26,7 @@ from lift_ds.ranks.collectives import Collectives
 from lift_ds.ranks.launch import Launch, check_device, share_cores
 from lift_ds.ranks.meeting import meet
 
-from .extensions import guard_builds, leave_out_shared_memory
+from .extensions import guard_builds
 from .step import DiffusionStep, DropoutKey, StepResult
 
 
@@ -53,7 +53,6 @@ def start_distributed(launch: Launch) -> None:
     get_accelerator().set_device(launch.local_rank)
     meet(launch)
     guard_builds()
-    leave_out_shared_memory()
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
 
 
@@ -72,7 +71,7 @@ def build_model(config: PretrainedConfig, source: WeightSource, ds_json: dict[st
     dtype = torch.bfloat16 if ds_json["bf16"]["enabled"] else torch.float32
     if ds_json["zero_optimization"]["stage"] == 3:
         zero_init = CutWithoutData(config_dict_or_path=ds_json)  # its dtype= means bf16 on CPUs without fp16
-        with zero_init, WithoutInitialValues(), default_dtype(dtype):
+        with zero_init, WithoutInitialValues(), local_torch_dtype(dtype):  # else it would copy each to the type
             model = family_of(config).model_class(config)
         torch.nn.Module.to(model, dtype=dtype)
     else:
@@ -82,17 +81,6 @@ def build_model(config: PretrainedConfig, source: WeightSource, ds_json: dict[st
         torch.nn.Module.to_empty(model, device=get_accelerator().current_device_name())
     fill_parameters(model.named_parameters(), source, label)
     return model
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """New tensors have this type: DeepSpeed converts others, which writes a whole copy of each."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 class CutWithoutData(deepspeed.zero.Init):
@@ -154,9 +142,8 @@ class Engine(Collectives):
 
     def num_parameters(self, only_trained: bool = False) -> int:
         """Parameters of the whole model, or only those that are trained."""
-        parameters = self.root.parameters()
-        counted = [parameter for parameter in parameters if parameter.requires_grad or not only_trained]
-        return sum(whole_shape(parameter).numel() for parameter in counted)
+        shapes = [whole_shape(each) for each in self.root.parameters() if each.requires_grad or not only_trained]
+        return sum(shape.numel() for shape in shapes)
 
     def set_learning_rate(self, step: int) -> float:
         """Sets and returns the rate of optimizer step `step`."""
@@ -201,14 +188,14 @@ class Engine(Collectives):
 
 def make_optimizer(root: nn.Module, optim: OptimConfig, is_offloaded: bool) -> torch.optim.Optimizer:
     """AdamW, DeepSpeed's own where its state is kept off the accelerator; vectors (norms, biases) do not decay."""
-    matrices, vectors = [], []
-    for parameter in root.parameters():
-        if parameter.requires_grad:
-            (matrices if len(whole_shape(parameter)) > 1 else vectors).append(parameter)
-    groups = [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    options = {"lr": optim.lr, "betas": (optim.beta1, optim.beta2), "eps": optim.eps}
-    kind = partial(DeepSpeedCPUAdam, adamw_mode=True) if is_offloaded else torch.optim.AdamW
-    return kind([group for group in groups if group["params"]], **options)
+    trained = [parameter for parameter in root.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if len(whole_shape(parameter)) > 1]
+    vectors = [parameter for parameter in trained if len(whole_shape(parameter)) <= 1]
+    both = [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups, betas = [group for group in both if group["params"]], (optim.beta1, optim.beta2)
+    if is_offloaded:
+        return DeepSpeedCPUAdam(groups, lr=optim.lr, betas=betas, eps=optim.eps, adamw_mode=True)
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, eps=optim.eps)
 
 
 def learning_rate(step: int, optim: OptimConfig) -> float:

@@ -25,14 +25,7 @@ BF16_TOLERANCE = 5e-2
 
 @dataclass(frozen=True)
 class FinalExport:
-    """The export at the end of a run.
-
-    Args:
-        prepared: What was opened.
-        engine: The trained model.
-        is_bf16: Whether it was trained in bf16.
-        checkpoints: Where the run's checkpoints are.
-    """
+    """The export at the end of a run."""
 
     prepared: Prepared
     engine: Engine
@@ -40,10 +33,7 @@ class FinalExport:
     checkpoints: Path
 
     def write(self, logits: torch.Tensor | None) -> None:
-        """Writes, reloads and compares the export, and prints the summary; for one rank to do.
-
-        Args:
-            logits: What `probe_logits` gave.
+        """Writes, reloads and compares the export with `probe_logits`, and prints the summary; for one rank to do.
 
         Raises:
             RuntimeError: There is no best checkpoint, or the export is not what was trained.
@@ -53,11 +43,11 @@ class FinalExport:
         best = self.best_checkpoint()
         chosen = best if best is not None and run.checkpoint.export == "best" else newest
         files = {"run folder": output, "checkpoint": newest} | ({} if best is None else {"best": best})
-        files["export"] = free_name(output / "export")
+        files["export"] = _free_name(output / "export")
         conversion = prepare_conversion(chosen, ConversionOptions())
         conversion.write(files["export"])
         if run.lora.rank:
-            files["adapters"] = free_name(output / "adapters")
+            files["adapters"] = _free_name(output / "adapters")
             convert_adapters(chosen, files["adapters"])
         if chosen != newest:
             verify_export(conversion, files["export"])
@@ -92,14 +82,12 @@ class FinalExport:
         if not self.prepared.data.held_out:
             return None
         with self.engine.evaluating() as model:
-            return model.head(model.encode(self.probe_ids())).float().cpu()
+            return model.head(model.encode(self._probe_ids())).float().cpu()
 
-    def probe_ids(self) -> torch.Tensor:
-        """Input (1, L) of the probe."""
+    def _probe_ids(self) -> torch.Tensor:
         document = self.prepared.data.held_out[0]
-        ids = torch.from_numpy(document.ids)[None]
-        masked = ids.masked_fill(torch.from_numpy(document.response_mask)[None], self.prepared.config.mask_token_id)
-        return masked.to(self.engine.device)
+        ids, response_mask = (torch.from_numpy(part)[None] for part in (document.ids, document.response_mask))
+        return ids.masked_fill(response_mask, self.prepared.config.mask_token_id).to(self.engine.device)
 
     def compare(self, export: Path, logits: torch.Tensor) -> str:
         """Largest difference of the reloaded export's logits from the trained model's, over the largest logit.
@@ -110,7 +98,7 @@ class FinalExport:
         model, _ = load_pretrained(export)
         torch.nn.Module.to(model, device=self.engine.device)
         with torch.no_grad():
-            reloaded = model(input_ids=self.probe_ids()).logits.float().cpu()
+            reloaded = model(input_ids=self._probe_ids()).logits.float().cpu()
         difference = float((reloaded - logits).abs().max() / logits.abs().max())
         tolerance = BF16_TOLERANCE if self.is_bf16 else FLOAT32_TOLERANCE
         if difference > tolerance:
@@ -120,7 +108,6 @@ class FinalExport:
         return f"{difference:.1e}"
 
 
-def free_name(path: Path) -> Path:
-    """The path itself, or with the first number behind it that is not taken."""
+def _free_name(path: Path) -> Path:
     candidates = chain([path], (path.with_name(f"{path.name}-{number}") for number in count(2)))
     return next(candidate for candidate in candidates if not candidate.exists())

@@ -110,7 +110,7 @@ def lift_loss(
     if t is None:
         t = level_from_uniform(u, t_min)
     else:
-        check_levels(t)
+        _check_levels(t)
         t = t.to(clean_ids.device, torch.float32)
         u = ((t - t_min) / (1 - t_min)).clamp(0, 1)
     extra, policy = drawn(None, num_documents), drawn(None, num_documents)
@@ -146,7 +146,7 @@ def own_objective(method: str, options: dict[str, Any]) -> Objective:
     try:
         objective = make_objective(objective_settings(method, **options))
     except ValidationError as error:
-        raise ValueError(" ".join(map(sentence, error.errors()))) from error
+        raise ValueError(" ".join(map(_sentence, error.errors()))) from error
     if objective.reads_difficulty:
         raise ValueError(
             f"scoring={options.get('scoring', method)!r}: the table of difficulties is the trainer's; "
@@ -155,8 +155,7 @@ def own_objective(method: str, options: dict[str, Any]) -> Objective:
     return objective
 
 
-def sentence(details: ErrorDetails) -> str:
-    """What is wrong with one option, and what is allowed."""
+def _sentence(details: ErrorDetails) -> str:
     if details["type"] == "value_error":
         return str(details["ctx"]["error"])
     name = str(details["loc"][0])
@@ -214,7 +213,7 @@ def sft_loss(
     Raises:
         ValueError: A level is outside (0, 1].
     """
-    check_levels(t)
+    _check_levels(t)
     noised_ids = clean_ids.masked_fill(kept, model.config.mask_token_id)
     rows = model.encode(noised_ids, attention_mask)[kept]
     token_weights = (1.0 / t if time_scaling else torch.ones_like(t))[:, None].expand_as(clean_ids)
@@ -250,7 +249,7 @@ def gift_loss(
     Raises:
         ValueError: A level is outside (0, 1].
     """
-    check_levels(t)
+    _check_levels(t)
     if uniform is None:
         uniform = torch.rand(clean_ids.shape, generator=generator, device=clean_ids.device)
     with torch.no_grad():
@@ -259,8 +258,7 @@ def gift_loss(
         entropy[response_mask] = model.head(hidden, chunked_entropy)
     levels = gift_levels(entropy, response_mask, t, over_batch=True)
     masked = response_mask & (uniform < levels)
-    every_level = torch.ones_like(t)
-    return sft_loss(model, clean_ids, masked, every_level, masked.sum().clamp(min=1), weights=1.0 / levels)
+    return sft_loss(model, clean_ids, masked, torch.ones_like(t), masked.sum().clamp(min=1), weights=1.0 / levels)
 
 
 def check_shapes(shape: torch.Size, **given: Tensor | None) -> None:
@@ -270,7 +268,6 @@ def check_shapes(shape: torch.Size, **given: Tensor | None) -> None:
             raise ValueError(f"{name} has the shape {tuple(tensor.shape)}; {tuple(shape)} is expected.")
 
 
-def check_levels(t: Tensor) -> None:
-    """Checks that levels lie in (0, 1]."""
+def _check_levels(t: Tensor) -> None:
     if not bool(((t > 0) & (t <= 1)).all()):
         raise ValueError(f"t={t.tolist()}: levels must lie in (0, 1]; 1 is fully masked.")

@@ -25,6 +25,7 @@ from lift_ds.data.text.turns import RowRules
 from lift_ds.models.families import max_length_of, start_token_of
 from lift_ds.models.vocabulary import check_tokenizer, load_tokenizer
 from lift_ds.models.weights import NewWeights, WeightSource
+from lift_ds.ranks.shares import Ranks
 from lift_ds.storage.safetensors_folder import SafetensorsFolder
 
 from .draws import make_noise_rule
@@ -164,23 +165,6 @@ def open_data(
     return RunData(encoder, training, stream, held_out, training.manifest.num_rows, manifests)
 
 
-def make_loader(
-    run: RunConfig, data: RunData, micro_batch: int, rank: int, world_size: int, pad_token_id: int, first_step: int
-) -> StepLoader:
-    """This rank's training steps from `first_step` on; the lanes must stand there already."""
-    return StepLoader(
-        data.stream,
-        make_noise_rule(run.objective, run.seed, run.optim.global_batch),
-        global_batch=run.optim.global_batch,
-        micro_batch=micro_batch,
-        rank=rank,
-        world_size=world_size,
-        pad_token_id=pad_token_id,
-        first_step=first_step,
-        num_workers=run.data.workers,
-    )
-
-
 @dataclass(frozen=True)
 class Prepared:
     """Everything but the weights that is opened and checked before an engine exists; `folder` is the model's."""
@@ -204,6 +188,22 @@ def prepare(run: RunConfig, model: ModelFolder | None = None, sources: RunSource
         raise ValueError(f"{folder}: no tokenizer; training needs one to read text.")
     check_tokenizer(config, tokenizer, folder)
     return Prepared(run, folder, config, open_data(run, tokenizer, config, sources))
+
+
+def make_loader(prepared: Prepared, micro_batch: int, ranks: Ranks, first_step: int) -> StepLoader:
+    """This rank's training steps from `first_step` on; the lanes must stand there already."""
+    run = prepared.run
+    return StepLoader(
+        prepared.data.stream,
+        make_noise_rule(run.objective, run.seed, run.optim.global_batch),
+        global_batch=run.optim.global_batch,
+        micro_batch=micro_batch,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        pad_token_id=prepared.config.pad_token_id,
+        first_step=first_step,
+        num_workers=run.data.workers,
+    )
 
 
 def open_weights(prepared: Prepared) -> WeightSource:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -42,28 +41,15 @@ def has_own_dropout(root: nn.Module) -> bool:
     )
 
 
-class Stopwatch:
-    """The seconds inside one `with` block, on the device that computes; CUDA notes them, so that nothing waits."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.marks: list[Any] = []
-
-    def __enter__(self) -> None:
-        self._mark()
-
-    def __exit__(self, *problem: object) -> None:
-        self._mark()
-
-    def _mark(self) -> None:
-        if self.device.type != "cuda":
-            self.marks.append(time.perf_counter())
-            return
-        self.marks.append(torch.cuda.Event(enable_timing=True))
-        self.marks[-1].record(torch.cuda.current_stream(self.device))
-
-    @property
-    def seconds(self) -> float:
-        """What it took; on CUDA the device must have finished it."""
-        begin, end = self.marks
-        return float(begin.elapsed_time(end)) / 1000 if self.device.type == "cuda" else end - begin
+@contextmanager
+def timed(device: torch.device) -> Iterator[Callable[[], float]]:
+    """Times its block on the device that computes; what it yields tells the seconds once the device has finished it."""
+    if device.type != "cuda":
+        times = [time.perf_counter()]
+        yield lambda: times[1] - times[0]
+        times.append(time.perf_counter())
+        return
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # nothing waits for them
+    begin.record(torch.cuda.current_stream(device))
+    yield lambda: float(begin.elapsed_time(end)) / 1000
+    end.record(torch.cuda.current_stream(device))

@@ -17,7 +17,7 @@ from rich.text import Text
 from .metrics import read_metrics
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
-CURVE_WIDTH = 60
+CURVE_WIDTH, BAR_WIDTH = 60, 74
 SPEED_WINDOW = 20
 COMPONENT_COLORS = {"easy": "green", "random": "yellow", "hard": "red"}
 
@@ -56,19 +56,18 @@ class PlainProgress(Progress):
 
     def show_step(self, step: int, record: dict[str, Any]) -> None:
         """Prints the step, unless the last line is too fresh."""
-        eta = self.eta(step)
+        eta = self._eta(step)
         if time.perf_counter() - self.last < self.every_seconds and step != self.num_steps:
             return
         self.last = time.perf_counter()
         shares = " ".join(f"{name} {share:.0%}" for name, share in record["component_share"].items())
         self.print(
             f"step {step}/{self.num_steps}  loss {record['loss']:.4f}  {shares}  grad {record['grad_norm']:.3f}  "
-            f"lr {record['lr']:.2e}  {record['tokens_per_second']:,.0f} tok/s  scoring {scoring_share(record):.0%}  "
+            f"lr {record['lr']:.2e}  {record['tokens_per_second']:,.0f} tok/s  scoring {_scoring_share(record):.0%}  "
             f"ETA {eta}"
         )
 
-    def eta(self, step: int) -> str:
-        """Time to the last step, by the speed of the last ones, as minutes and seconds."""
+    def _eta(self, step: int) -> str:
         self.times.append((step, time.perf_counter()))
         (first_step, first), (last_step, last) = self.times[0], self.times[-1]
         seconds = (last - first) / max(last_step - first_step, 1) * (self.num_steps - step)
@@ -93,29 +92,29 @@ class LiveProgress(PlainProgress):
     def show_step(self, step: int, record: dict[str, Any]) -> None:
         """Redraws the panel."""
         self.losses.append(record["loss"])
-        self.live.update(self.panel(step, record))
+        self.live.update(self._panel(step, record))
 
-    def panel(self, step: int, record: dict[str, Any]) -> Panel:
-        """The whole panel."""
+    def _panel(self, step: int, record: dict[str, Any]) -> Panel:
         numbers = Table.grid(padding=(0, 3))
         numbers.add_row("[bold]step", f"{step} / {self.num_steps}", "[bold]loss", f"{record['loss']:.4f}")
-        numbers.add_row("[bold]ETA", self.eta(step), "[bold]tokens/s", f"{record['tokens_per_second']:,.0f}")
+        numbers.add_row("[bold]ETA", self._eta(step), "[bold]tokens/s", f"{record['tokens_per_second']:,.0f}")
         numbers.add_row("[bold]lr", f"{record['lr']:.2e}", "[bold]grad norm", f"{record['grad_norm']:.3f}")
         levels = [float(count) for count in record["t_documents"]]
         rows = Table.grid(padding=(0, 2))
         rows.add_row("[bold]loss", Text(sparkline(self.losses, CURVE_WIDTH), "cyan"))
-        rows.add_row("[bold]learning", shares_bar(record["component_share"]))
-        rows.add_row("[bold]scoring", f"{scoring_share(record):.0%} of the step's time")
+        rows.add_row("[bold]learning", _shares_bar(record["component_share"]))
+        rows.add_row("[bold]scoring", f"{_scoring_share(record):.0%} of the step's time")
         rows.add_row("[bold]levels", Text.assemble("t 0 ", (sparkline(levels, 0), "magenta"), " 1"))
-        return Panel(Group(bar(step / self.num_steps, 74), numbers, rows), title=self.title, width=80)
+        done = round(step / self.num_steps * BAR_WIDTH)
+        bar = Text.assemble(("━" * done, "green"), ("━" * (BAR_WIDTH - done), "bright_black"))
+        return Panel(Group(bar, numbers, rows), title=self.title, width=80)
 
     def close(self) -> None:
         """Leaves the last panel on the screen."""
         self.live.stop()
 
 
-def scoring_share(record: dict[str, Any]) -> float:
-    """What the passes without gradient take of a step's time."""
+def _scoring_share(record: dict[str, Any]) -> float:
     return float(record["scoring_seconds"] / record["seconds"])
 
 
@@ -129,14 +128,7 @@ def sparkline(values: list[float], width: int) -> str:
     return "".join(BLOCKS[1 + int((value - bottom) / span * 7)] for value in values)
 
 
-def bar(share: float, width: int) -> Text:
-    """A line of which `share` is bright."""
-    filled = round(share * width)
-    return Text.assemble(("━" * filled, "green"), ("━" * (width - filled), "bright_black"))
-
-
-def shares_bar(shares: dict[str, float], width: int = 30) -> Text:
-    """Component shares as one coloured bar with its legend."""
+def _shares_bar(shares: dict[str, float], width: int = 30) -> Text:
     bar = Text()
     for name, share in shares.items():
         bar.append("█" * round(share * width), COMPONENT_COLORS[name])
@@ -160,7 +152,7 @@ def print_summary(metrics_path: Path, files: dict[str, Path]) -> None:
     console = Console()
     solves = {record["moment"]: record for record in read_metrics(metrics_path, "solve")}
     if "before" in solves and "after" in solves:
-        console.print(solve_table(solves["before"], solves["after"]))
+        console.print(_solve_table(solves["before"], solves["after"]))
     heldout = read_metrics(metrics_path, "heldout")
     if heldout and heldout[0]["mean"] is not None:
         losses = " -> ".join(f"{at['mean']:.4f} (step {at['step']})" for at in (heldout[0], heldout[-1]))
@@ -173,8 +165,7 @@ def print_summary(metrics_path: Path, files: dict[str, Path]) -> None:
         console.print(f"{label:<14} {path}", highlight=False, soft_wrap=True)
 
 
-def solve_table(before: dict[str, Any], after: dict[str, Any]) -> Table:
-    """Solve and parse-failure rates of held-out items, by task and in all."""
+def _solve_table(before: dict[str, Any], after: dict[str, Any]) -> Table:
     table = Table(title="Held-out items, before -> after fine-tuning")
     table.add_column("task")
     for heading in ("items", "no parse", "solved"):
@@ -188,12 +179,11 @@ def solve_table(before: dict[str, Any], after: dict[str, Any]) -> Table:
         table.add_row(
             name,
             str(last["num_items"]),
-            *(f"{share(first, key)} -> {share(last, key)}" for key in ("num_unparsed", "num_solved")),
+            *(f"{_share(first, key)} -> {_share(last, key)}" for key in ("num_unparsed", "num_solved")),
             style="bold" if name == "all" else None,
         )
     return table
 
 
-def share(score: dict[str, int], key: str) -> str:
-    """A count as a percentage of the items."""
+def _share(score: dict[str, int], key: str) -> str:
     return f"{100 * score[key] / max(score['num_items'], 1):.1f} %"

@@ -9,7 +9,7 @@ Shapes: B documents, D documents of the training view, L tokens, R masked tokens
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,12 +26,10 @@ from lift_ds.models.logits_model import LogitsModel
 from lift_ds.objectives import Objective
 from lift_ds.objectives.objective import Candidates, View, superset_level
 
-from .modes import Stopwatch, has_own_dropout, scoring_autocast, without_dropout
+from .modes import has_own_dropout, scoring_autocast, timed, without_dropout
 
-DropoutKey = tuple[int, int]
-"""The run's seed and the step, of which a forward's dropout is a function, besides the documents."""
-Observed = tuple[Tensor, Tensor, Tensor]
-"""What a pass showed of tokens' difficulty, all (R,): their ids, the level of the input, and -log p(gold)."""
+DropoutKey = tuple[int, int]  # the run's seed and the step: a forward's dropout is a function of them and the documents
+Observed = tuple[Tensor, Tensor, Tensor]  # of tokens (R,): their ids, the level of the input, and -log p(gold)
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class StepResult:
         num_kept: int64 (B,), learned tokens.
         agreement: float32 (3,), see `Choice`; 0 where nothing was compared.
         observed: What the difficulty table may learn, without bias by the choice.
-        scoring_time: Of the pass without gradient.
+        scoring_seconds: Tells what the pass without gradient took.
         gradient_probe: float32 (B,), a leaf whose gradient is `gradient_norms`.
     """
 
@@ -53,7 +51,7 @@ class StepResult:
     num_kept: Tensor
     agreement: Tensor
     observed: tuple[Observed, ...]
-    scoring_time: Stopwatch
+    scoring_seconds: Callable[[], float]
     gradient_probe: Tensor
 
     @property
@@ -101,6 +99,7 @@ class DiffusionStep(nn.Module):
     ) -> None:
         super().__init__()
         self.model: MaskedDiffusionModel = model  # its name is the prefix that exports strip
+        self.mask_token_id = model.config.mask_token_id
         self.objective = objective
         self.keeps_observations = keeps_observations
         self.is_packed = is_packed
@@ -114,9 +113,9 @@ class DiffusionStep(nn.Module):
 
         sum_b document_scale_b sum_{i learned} w_bi c(-log p_bi), w and c being the objective's
         """
-        scoring_time, probe = Stopwatch(batch.t.device), torch.zeros_like(batch.t, requires_grad=True)
+        probe = torch.zeros_like(batch.t, requires_grad=True)
         candidates = self.objective.noise(batch)
-        with scoring_time:
+        with timed(batch.t.device) as scoring_seconds:
             scores = self.score(batch, candidates)
         choice = self.objective.choose(batch, candidates, scores)
         view = self.objective.view(batch, choice)  # twice as many documents where the complement is learned, too
@@ -128,7 +127,7 @@ class DiffusionStep(nn.Module):
         agreement = zeros.new_zeros(3) if choice.agreement is None else choice.agreement
         observed = self.observe(batch, candidates, scores, trained)
         loss = trained.loss.detach()
-        return trained.loss, StepResult(loss, nll_sum, num_kept, agreement, observed, scoring_time, probe)
+        return trained.loss, StepResult(loss, nll_sum, num_kept, agreement, observed, scoring_seconds, probe)
 
     def score(self, batch: MicroBatch, candidates: Candidates) -> Tensor | None:
         """The pass that the objective declares, without dropout or gradient.
@@ -157,7 +156,8 @@ class DiffusionStep(nn.Module):
             return chunked_gold_logprob(hidden, matrix, gold_ids)
 
         with without_dropout(self), torch.no_grad(), scoring_autocast(clean_ids.device, self.objective.scores_in_bf16):
-            hidden = encode_rows(self.model, self.mask(clean_ids, seen), rows, visible, self.is_packed)
+            noised_ids = clean_ids.masked_fill(seen, self.mask_token_id)
+            hidden = encode_rows(self.model, noised_ids, rows, visible, self.is_packed)
             row_scores = self.model.head(hidden, score_rows)
         scores = torch.zeros_like(batch.mask_uniform)
         scores[masked & wanted[:, None]] = row_scores
@@ -174,7 +174,7 @@ class DiffusionStep(nn.Module):
     ) -> Trained:
         """The pass with gradient; where the objective chooses in it, it learns only what its own scores choose."""
         with self.seeded_dropout(batch, view, dropout_key):
-            noised_ids = self.mask(view.clean_ids, view.targets)
+            noised_ids = view.clean_ids.masked_fill(view.targets, self.mask_token_id)
             rows = encode_rows(self.model, noised_ids, view.targets, view.attention_mask, self.is_packed)
         document = view.document[view.targets.nonzero()[:, 0]]
         rows = _DocumentGradientNorms.apply(rows, document, probe)
@@ -231,10 +231,6 @@ class DiffusionStep(nn.Module):
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(document_seeds(*key, samples[:1], 1, 1)[0][0])
             yield
-
-    def mask(self, clean_ids: Tensor, masked: Tensor) -> Tensor:
-        """The ids with the mask token on the masked positions."""
-        return clean_ids.masked_fill(masked, self.model.config.mask_token_id)
 
 
 class _DocumentGradientNorms(torch.autograd.Function):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,16 +15,10 @@ from lift_ds.models.weights import whole_shape
 from lift_ds.objectives import Objective
 from lift_ds.storage.best import offer, read_best
 from lift_ds.storage.frozen_base import BaseRecord
-from lift_ds.storage.manifest import (
-    BEST,
-    checkpoint_name,
-    find_checkpoint,
-    model_fingerprint,
-    remove_old,
-)
+from lift_ds.storage.manifest import BEST, checkpoint_name, find_checkpoint, model_fingerprint, remove_old
 
 from .buffers import DifficultyBuffers
-from .checkpoint import agree, check_space, hash_base_files, load_checkpoint, save_checkpoint
+from .checkpoint import agree_on_main, check_space, hash_base_files, load_checkpoint, save_checkpoint
 from .engine import Engine
 from .final_export import FinalExport
 from .inputs import Prepared, chat_format_of, make_loader
@@ -44,10 +39,10 @@ class Trainer:
         objective: What is seen and learned.
         engine: The training engine.
         progress: The display.
-        metrics: `metrics.jsonl`, on rank 0 only.
+        metrics: The log.
         stop: Whether this process was asked to stop.
         buffers: The difficulty table, where one is kept.
-        resumed: The run that goes on, by whose settings this one was started; `None` for a new one.
+        resumed: The run that goes on, by whose settings this one was started.
     """
 
     prepared: Prepared
@@ -55,7 +50,7 @@ class Trainer:
     objective: Objective
     engine: Engine
     progress: Progress
-    metrics: MetricsFile | None
+    metrics: MetricsFile
     stop: StopRequest
     buffers: DifficultyBuffers | None
     resumed: Resumed | None
@@ -66,14 +61,9 @@ class Trainer:
         return self.prepared.run
 
     @property
-    def output(self) -> Path:
-        """The run folder."""
-        return Path(self.run.output)
-
-    @property
     def checkpoints(self) -> Path:
         """Where the run's checkpoints are."""
-        return self.output / "checkpoints"
+        return Path(self.run.output) / "checkpoints"
 
     @property
     def fingerprint(self) -> str:
@@ -94,20 +84,19 @@ class Trainer:
         return chat_format_of(self.prepared)
 
     @property
+    def micro_batch(self) -> int:
+        """Documents of one forward."""
+        return int(self.ds_json["train_micro_batch_size_per_gpu"])
+
+    @property
     def resolved(self) -> dict[str, Any]:
         """What `run.json` holds."""
         return {"run": self.run.model_dump(), "deepspeed": self.ds_json, "world_size": self.engine.world_size}
 
-    def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Writes a line of `metrics.jsonl`, on rank 0."""
-        if self.metrics is not None:
-            self.metrics.write(kind, step, values)
-
     @cached_property
     def measurements(self) -> Measurements:
         """What is measured of the model."""
-        batch_size = self.ds_json["train_micro_batch_size_per_gpu"]
-        return Measurements(self.prepared, self.engine, batch_size, self.progress, self.record)
+        return Measurements(self.prepared, self.engine, self.micro_batch, self.progress, self.metrics.write)
 
     def resume(self) -> int:
         """Restores the newest checkpoint if the config asks for it; returns the steps already taken."""
@@ -116,9 +105,9 @@ class Trainer:
         for reason in passed_over:
             self.progress.say(f"passed over {reason}")
         if checkpoint is None:
-            if self.run.checkpoint.resume == "auto":
-                self.progress.say(f"no checkpoint in {self.output}: starting at step 0")
-                self.record("resume", 0, {"checkpoint": None})
+            if wanted == "auto":
+                self.progress.say(f"no checkpoint in {self.checkpoints.parent}: starting at step 0")
+                self.metrics.write("resume", 0, {"checkpoint": None})
             return 0
         if self.resumed is not None:
             require_same_settings(self.resumed, checkpoint)
@@ -127,7 +116,7 @@ class Trainer:
         if self.buffers is not None:
             self.buffers.load(checkpoint)
         self.progress.say(f"resumed from {checkpoint} at step {step}")
-        self.record("resume", step, {"checkpoint": str(checkpoint)})
+        self.metrics.write("resume", step, {"checkpoint": str(checkpoint)})
         if step < self.run.optim.steps:  # the run may have ended before it was measured
             self.consider(checkpoint, step)
         return step
@@ -164,14 +153,14 @@ class Trainer:
         measured = self.measurements.measured(settings.best_by, step)
 
         def choose() -> str | None:
-            if self.engine.rank != 0 or checkpoint.resolve().parent != self.checkpoints.resolve():
+            if checkpoint.resolve().parent != self.checkpoints.resolve():
                 return None
             message = offer(self.checkpoints, checkpoint, measured)
             if message is not None:
                 remove_old(self.checkpoints, step, settings.keep)
             return message
 
-        message = agree(self.engine, choose, self.checkpoints / BEST)
+        message = agree_on_main(self.engine, choose, self.checkpoints / BEST)
         if message is not None:
             self.progress.say(f"step {step}: {message}")
 
@@ -184,27 +173,16 @@ class Trainer:
         if first_step == 0:
             self.measurements.heldout(0)
             self.measurements.solving(0, "before")
-        micro_batch = self.ds_json["train_micro_batch_size_per_gpu"]
-        engine, run = self.engine, self.run
-        loader = make_loader(
-            run,
-            self.prepared.data,
-            micro_batch,
-            engine.rank,
-            engine.world_size,
-            self.prepared.config.pad_token_id,
-            first_step,
-        )
-        saved_at = first_step
+        engine, run, saved_at = self.engine, self.run, first_step
+        loader = make_loader(self.prepared, self.micro_batch, engine, first_step)
 
         def after_step(step: int, record: dict[str, Any]) -> None:
             nonlocal saved_at
             if step % run.log_every == 0 or step == run.optim.steps:
-                self.record("step", step, record)
+                self.metrics.write("step", step, record)
                 self.progress.show_step(step, record)
-                engine.write_monitor(
-                    {key: record[key] for key in ("loss", "grad_norm", "lr", "tokens_per_second")}, step
-                )
+                scalars = ("loss", "grad_norm", "lr", "tokens_per_second")
+                engine.write_monitor({key: record[key] for key in scalars}, step)
             self.measurements.between_steps(step)
             if run.checkpoint.save_every and step % run.checkpoint.save_every == 0:
                 checkpoint = self.save(step, loader.state)
@@ -212,15 +190,15 @@ class Trainer:
                 if step < run.optim.steps:
                     self.consider(checkpoint, step)
 
-        try:
-            outcome = train_steps(engine, run, self.objective, loader, first_step, self.stop, self.buffers, after_step)
-        finally:
-            loader.close()
-        if outcome.step > saved_at:
-            self.save(outcome.step, loader.state)
-        if outcome.problem is not None:
-            raise outcome.problem
-        return outcome.step
+        with closing(loader):
+            step, problem = train_steps(
+                engine, run, self.objective, loader, first_step, self.stop, self.buffers, after_step
+            )
+        if step > saved_at:
+            self.save(step, loader.state)
+        if problem is not None:
+            raise problem
+        return step
 
     def finish(self, step: int) -> None:
         """Measures the trained model, exports it, reloads the export and prints the summary."""

@@ -23,7 +23,7 @@ from lift_ds.method.components import Component, lift2_component, lift3_componen
 from lift_ds.method.noise import extra_level
 from lift_ds.method.selection import num_kept, select_kept
 
-from .objective import Candidates, Choice, ScoringPass, candidates
+from .objective import Candidates, Choice, candidates
 from .settings import ComplementarySettings, ScoredSettings
 from .vanilla import Vanilla
 
@@ -86,26 +86,18 @@ class Lift(SupersetObjective):
 
     settings: LiftSettings
 
+    def __init__(self, settings: LiftSettings) -> None:
+        super().__init__(settings)
+        self.reads_difficulty = settings.scoring in ("buffer", "hybrid")
+        self.chooses_in_training = settings.scoring == "approximate"
+        is_ever_refreshed = settings.refresh_share or settings.warm_start_steps
+        if not self.chooses_in_training and (is_ever_refreshed or not self.reads_difficulty):
+            self.scoring_pass = "gold_logprob"
+
     def is_refreshed(self, u: Tensor, step: int) -> Tensor:
         """A fixed share of the documents, and all of the first steps."""
         always = not self.reads_difficulty or step < self.settings.warm_start_steps
         return (u < self.settings.refresh_share) | always
-
-    @property
-    def reads_difficulty(self) -> bool:
-        """Whether the difficulty table chooses."""
-        return self.settings.scoring in ("buffer", "hybrid")
-
-    @property
-    def chooses_in_training(self) -> bool:
-        """Where scores are approximate."""
-        return self.settings.scoring == "approximate"
-
-    @property
-    def scoring_pass(self) -> ScoringPass:
-        """Log p(gold), unless no document is ever scored by a pass of its own."""
-        never_refreshed = not (self.settings.refresh_share or self.settings.warm_start_steps)
-        return "none" if self.chooses_in_training or (self.reads_difficulty and never_refreshed) else "gold_logprob"
 
     def noise(self, batch: MicroBatch) -> Candidates:
         """The superset; scores are wanted where the component asks for them, and the table does not answer."""

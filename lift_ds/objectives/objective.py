@@ -84,12 +84,25 @@ class View(NamedTuple):
 
 
 class Objective(ABC):
-    """One row of the table; `docs/extending.md` adds one."""
+    """One row of the table; `docs/extending.md` adds one.
+
+    Attributes:
+        scoring_pass: The pass without gradient before the choice.
+        chooses_in_training: Whether the training pass sees all candidates, and its own log p(gold) chooses of them.
+        reads_difficulty: Whether micro-batches must carry the difficulties of their supersets.
+        scores_in_bf16: Whether the scoring pass multiplies in bf16.
+    """
 
     settings_type: ClassVar[type[ObjectiveSettings]] = ObjectiveSettings
 
+    # constants of a run, never a matter of data: under ZeRO-3 passes are collective
+    scoring_pass: ScoringPass = "none"
+    chooses_in_training = False
+    reads_difficulty = False
+
     def __init__(self, settings: ObjectiveSettings) -> None:
         self.settings = settings
+        self.scores_in_bf16 = isinstance(settings, ScoredSettings) and settings.scoring_precision == "bf16"
 
     # what is drawn for each document, before anything is computed
 
@@ -105,23 +118,6 @@ class Objective(ABC):
         """Bool (B,): documents that are scored exactly in step `step` where others are not; `u` (B,) are uniforms."""
         return torch.ones_like(u, dtype=torch.bool)
 
-    # constants of a run, alike on all ranks
-
-    @property
-    def scoring_pass(self) -> ScoringPass:
-        """The pass without gradient before the choice; it is collective under ZeRO-3, so never a matter of data."""
-        return "none"
-
-    @property
-    def scores_in_bf16(self) -> bool:
-        """Whether that pass multiplies in bf16."""
-        return isinstance(self.settings, ScoredSettings) and self.settings.scoring_precision == "bf16"
-
-    @property
-    def chooses_in_training(self) -> bool:
-        """Whether the training pass sees all candidates, and its own log p(gold) chooses which of them are learned."""
-        return False
-
     @property
     def observes_targets(self) -> bool:
         """Whether the learned tokens of random documents are masked at level t, independently of their difficulty.
@@ -129,11 +125,6 @@ class Objective(ABC):
         The difficulty table may learn from them then.
         """
         return not self.chooses_in_training
-
-    @property
-    def reads_difficulty(self) -> bool:
-        """Whether micro-batches must carry the difficulties of their supersets."""
-        return False
 
     # a step
 

@@ -23,14 +23,14 @@ class Vanilla(Objective):
     settings: ComplementarySettings
     settings_type = ComplementarySettings
 
-    def choose(self, batch: MicroBatch, candidates: Candidates, scores: Tensor | None) -> Choice:
-        """All that is masked."""
-        return Choice(candidates.masked, batch.t)
-
     @property
     def observes_targets(self) -> bool:
         """Not of complements, which are masked where the targets are not."""
         return super().observes_targets and not self.settings.complementary
+
+    def choose(self, batch: MicroBatch, candidates: Candidates, scores: Tensor | None) -> Choice:
+        """All that is masked."""
+        return Choice(candidates.masked, batch.t)
 
     def view(self, batch: MicroBatch, choice: Choice) -> View:
         """Each document once, or with its complement below it, both at half weight."""

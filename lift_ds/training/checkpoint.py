@@ -66,8 +66,8 @@ def save_checkpoint(
     chat_format: ChatFormat,
     fingerprint: str,
     keep: int,
-    buffers: DifficultyBuffers | None = None,
-    base: BaseRecord | None = None,
+    buffers: DifficultyBuffers | None,
+    base: BaseRecord | None,
 ) -> Path:
     """Writes the state of all ranks; returns the checkpoint's folder.
 
@@ -80,7 +80,7 @@ def save_checkpoint(
         hf_folder: Where the model's config and tokenizer are.
         chat_format: How the run's chats became tokens.
         fingerprint: `model_fingerprint` of the model.
-        keep: Newest checkpoints to keep.
+        keep: How many of the newest checkpoints stay.
         buffers: The difficulty table, where one is kept.
         base: The frozen weights' files, which are then left out.
 

@@ -123,22 +123,11 @@ class Engine(Collectives):
         optimizer = make_optimizer(root, optim, is_offloaded=offload != "none")
         self.ds, *_ = deepspeed.initialize(model=root, optimizer=optimizer, config=ds_json)
         super().__init__(torch.device(self.ds.device))
+        self.root: DiffusionStep = self.ds.module
+        self.model: MaskedDiffusionModel = self.root.model
         self.num_micro_batches = int(self.ds.gradient_accumulation_steps())
-
-    @property
-    def root(self) -> DiffusionStep:
-        """The root module inside DeepSpeed's engine."""
-        return self.ds.module
-
-    @property
-    def model(self) -> MaskedDiffusionModel:
-        """The language model inside the root module."""
-        return self.root.model
-
-    @property
-    def loss_factor(self) -> int:
-        """What a loss that is normalised over the whole step is multiplied by: DeepSpeed divides by the same."""
-        return self.world_size * self.num_micro_batches
+        # of a loss that is normalised over the whole step: DeepSpeed divides by the same
+        self.loss_factor = self.world_size * self.num_micro_batches
 
     def num_parameters(self, only_trained: bool = False) -> int:
         """Parameters of the whole model, or only those that are trained."""

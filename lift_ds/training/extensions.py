@@ -71,14 +71,13 @@ def building(name: str) -> Iterator[None]:
 
     with held(root / f"{name}.held", say_waiting):
         if (folder / TORCH_LOCK).exists():
-            remove_half_built(folder)
+            _remove_half_built(folder)
         if not (folder / f"{name}.so").is_file():
             print(f"compiling DeepSpeed's {name}: once in this environment, about 40 s, in {folder}", flush=True)
         yield
 
 
-def remove_half_built(folder: Path) -> None:
-    """Removes a killed process's folder; its compiler may still run, and must not write to the next."""
+def _remove_half_built(folder: Path) -> None:  # moved first: the compiler of a killed process may still write there
     aside = Path(tempfile.mkdtemp(prefix=f"{folder.name}-killed-", dir=folder.parent))
     os.rename(folder, aside / folder.name)
     shutil.rmtree(aside, ignore_errors=True)

@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lift_ds.config.run import RunConfig
 from lift_ds.data.order.stream import merge_states
 from lift_ds.data.text.chat_format import ChatFormat
 from lift_ds.models.weights import whole_shape
@@ -31,19 +30,7 @@ from .resumed import Resumed, require_same_settings
 
 @dataclass
 class Trainer:
-    """One run on one rank.
-
-    Args:
-        prepared: What was opened.
-        ds_json: Resolved DeepSpeed JSON.
-        objective: What is seen and learned.
-        engine: The training engine.
-        progress: The display.
-        metrics: The log.
-        stop: Whether this process was asked to stop.
-        buffers: The difficulty table, where one is kept.
-        resumed: The run that goes on, by whose settings this one was started.
-    """
+    """One run on one rank; `resumed` is the run that goes on, by whose settings this one was started."""
 
     prepared: Prepared
     ds_json: dict[str, Any]
@@ -55,21 +42,14 @@ class Trainer:
     buffers: DifficultyBuffers | None
     resumed: Resumed | None
 
-    @property
-    def run(self) -> RunConfig:
-        """The run config."""
-        return self.prepared.run
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where the run's checkpoints are."""
-        return Path(self.run.output) / "checkpoints"
-
-    @property
-    def fingerprint(self) -> str:
-        """Names and shapes of all weights, adapters included, as a hash."""
-        parameters = self.engine.root.named_parameters()
-        return model_fingerprint({name: whole_shape(parameter) for name, parameter in parameters})
+    def __post_init__(self) -> None:
+        engine, self.run = self.engine, self.prepared.run
+        self.checkpoints = Path(self.run.output) / "checkpoints"
+        self.resolved = {"run": self.run.model_dump(), "deepspeed": self.ds_json, "world_size": engine.world_size}
+        shapes = {name: whole_shape(parameter) for name, parameter in engine.root.named_parameters()}
+        self.fingerprint = model_fingerprint(shapes)  # of all weights, adapters included
+        self.micro_batch = int(self.ds_json["train_micro_batch_size_per_gpu"])
+        self.measurements = Measurements(self.prepared, engine, self.micro_batch, self.progress, self.metrics.write)
 
     @cached_property
     def base(self) -> BaseRecord | None:
@@ -82,21 +62,6 @@ class Trainer:
     def chat_format(self) -> ChatFormat:
         """How the run's chats become tokens."""
         return chat_format_of(self.prepared)
-
-    @property
-    def micro_batch(self) -> int:
-        """Documents of one forward."""
-        return int(self.ds_json["train_micro_batch_size_per_gpu"])
-
-    @property
-    def resolved(self) -> dict[str, Any]:
-        """What `run.json` holds."""
-        return {"run": self.run.model_dump(), "deepspeed": self.ds_json, "world_size": self.engine.world_size}
-
-    @cached_property
-    def measurements(self) -> Measurements:
-        """What is measured of the model."""
-        return Measurements(self.prepared, self.engine, self.micro_batch, self.progress, self.metrics.write)
 
     def resume(self) -> int:
         """Restores the newest checkpoint if the config asks for it; returns the steps already taken."""

@@ -152,18 +152,16 @@ class Objective(ABC):
 
     def token_weights(self, batch: MicroBatch, choice: Choice) -> Tensor:
         """1 / t (with `time_scaling`), times CART's weights where they are asked for: float32 (B, L)."""
-        targets = choice.targets
         level = choice.levels[:, None] if choice.levels.dim() == 1 else choice.levels
-        weights = (1.0 / level if self.settings.time_scaling else torch.ones_like(level)).expand(targets.shape)
+        weights = (1.0 / level if self.settings.time_scaling else torch.ones_like(level)).expand(choice.targets.shape)
         if self.settings.token_weight == "cart":
-            weights = weights * cart_weights(targets, self.settings.cart_p, batch.attention_mask)
+            weights = weights * cart_weights(choice.targets, self.settings.cart_p, batch.attention_mask)
         return weights
 
     def curve(self) -> Curve | None:
         """What a token's loss goes through."""
-        if self.settings.token_weight != "mgdm":
-            return None
-        return mgdm_curve(self.settings.mgdm_alpha, self.settings.mgdm_gamma)
+        settings = self.settings
+        return mgdm_curve(settings.mgdm_alpha, settings.mgdm_gamma) if settings.token_weight == "mgdm" else None
 
 
 def candidates(batch: MicroBatch) -> Candidates:

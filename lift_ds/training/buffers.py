@@ -41,12 +41,11 @@ class DifficultyBuffers:
     def sync(self, step: int) -> None:
         """Hands pending observations to their owners."""
         sent = [torch.stack([part.keys.double(), part.sums, part.counts], 1) for part in self.table.outgoing(step)]
-        received = [part.view(-1, 3) for part in self.exchange([part.flatten() for part in sent])]
+        received = [part.view(-1, 3) for part in self._exchange([part.flatten() for part in sent])]
         parts = [Observations(part[:, 0].long(), part[:, 1], part[:, 2]) for part in received]
         self.table.set_groups(self.ranks.all_reduce(self.table.absorb(parts, step)))
 
-    def exchange(self, parts: list[Tensor]) -> list[Tensor]:
-        """Sends parts to their ranks, and counts what leaves this one."""
+    def _exchange(self, parts: list[Tensor]) -> list[Tensor]:
         self.bytes_moved += sum(part.nbytes for rank, part in enumerate(parts) if rank != self.ranks.rank)
         return self.ranks.exchange(parts)
 
@@ -54,8 +53,8 @@ class DifficultyBuffers:
         """Float32 (R,) expected -log p in nats of tokens (R,) at levels (R,), and the decayed counts behind it."""
         keys, inverse = (tokens * NUM_BINS + level_bin(levels)).unique(return_inverse=True)
         edges = torch.searchsorted(keys, self.table.bounds).tolist()
-        asked = self.exchange(list(keys.tensor_split(edges)))
-        answers = self.exchange([torch.stack(self.table.look_up(part), 1).flatten() for part in asked])
+        asked = self._exchange(list(keys.tensor_split(edges)))
+        answers = self._exchange([torch.stack(self.table.look_up(part), 1).flatten() for part in asked])
         difficulties = torch.cat(answers).view(-1, 2)[inverse]
         return difficulties[:, 0], difficulties[:, 1]
 

@@ -27,7 +27,7 @@ from typing import Any
 
 from lift_ds.data.text.chat_format import ChatFormat, write_format
 from lift_ds.export.folder import companions
-from lift_ds.storage.frozen_base import BaseRecord, hash_base, read_base
+from lift_ds.storage.frozen_base import BaseRecord, read_base
 from lift_ds.storage.manifest import (
     HF_FOLDER,
     LANES_FILE,
@@ -177,12 +177,6 @@ def _not_written(path: Path, reason: str) -> RuntimeError:
         f"checkpoint {path} could not be written: {reason}. "
         "Older checkpoints are untouched; free space or set another output, and resume."
     )
-
-
-def hash_base_files(engine: Engine, folder: Path) -> BaseRecord:
-    """The record of a run's base; every rank hashes its share of the files."""
-    everyones = engine.gather_objects(hash_base(folder, engine.rank, engine.world_size))
-    return BaseRecord(str(folder.resolve()), {name: record for part in everyones for name, record in part.items()})
 
 
 def load_checkpoint(

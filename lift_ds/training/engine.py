@@ -119,15 +119,14 @@ class Engine(Collectives):
         self.stage = zero["stage"]
         if self.stage == 3:
             set_z3_leaf_modules(root, [family_of(root.model.config).layer_class])
-        offload = zero.get("offload_optimizer", {}).get("device", "none")
-        optimizer = make_optimizer(root, optim, is_offloaded=offload != "none")
+        is_offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+        optimizer = make_optimizer(root, optim, is_offloaded)
         self.ds, *_ = deepspeed.initialize(model=root, optimizer=optimizer, config=ds_json)
         super().__init__(torch.device(self.ds.device))
         self.root: DiffusionStep = self.ds.module
         self.model: MaskedDiffusionModel = self.root.model
-        self.num_micro_batches = int(self.ds.gradient_accumulation_steps())
-        # of a loss that is normalised over the whole step: DeepSpeed divides by the same
-        self.loss_factor = self.world_size * self.num_micro_batches
+        # micro-batches of a step, over all ranks: DeepSpeed divides by it what is normalised over the step already
+        self.loss_factor = self.world_size * int(self.ds.gradient_accumulation_steps())
 
     def num_parameters(self, only_trained: bool = False) -> int:
         """Parameters of the whole model, or only those that are trained."""

@@ -63,10 +63,9 @@ def building(name: str) -> Iterator[None]:
     """
     root = settle_root()
     folder = root / name
-    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
 
     def say_waiting(holder: str) -> None:
-        if is_first:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"waiting for DeepSpeed's {name}, which is being compiled by {holder}", flush=True)
 
     with held(root / f"{name}.held", say_waiting):

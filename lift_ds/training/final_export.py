@@ -36,11 +36,12 @@ class FinalExport:
         """Writes, reloads and compares the export with `probe_logits`, and prints the summary; for one rank to do.
 
         Raises:
-            RuntimeError: There is no best checkpoint, or the export is not what was trained.
+            RuntimeError: No checkpoint is the best one, which is to be exported, as none had a finite value; or the
+                export's logits differ from the trained model's by more than rounding explains.
         """
         run, output = self.prepared.run, self.checkpoints.parent
         newest = pointed(self.checkpoints / LATEST)
-        best = self.best_checkpoint()
+        best = self._best_checkpoint()
         chosen = best if best is not None and run.checkpoint.export == "best" else newest
         files = {"run folder": output, "checkpoint": newest} | ({} if best is None else {"best": best})
         files["export"] = _free_name(output / "export")
@@ -53,17 +54,12 @@ class FinalExport:
             verify_export(conversion, files["export"])
             reloaded = f"every tensor and the logits of the export are those of {chosen.name}"
         else:
-            difference = "not compared" if logits is None else self.compare(files["export"], logits)
+            difference = "not compared" if logits is None else self._compare(files["export"], logits)
             reloaded = f"largest difference of the export's logits from the trained model's: {difference}"
         print_summary(output / METRICS_FILE, files)
         print(f"reloaded       {reloaded}")
 
-    def best_checkpoint(self) -> Path | None:
-        """The best checkpoint, where the run keeps one.
-
-        Raises:
-            RuntimeError: It is to be exported, and no checkpoint had a finite value.
-        """
+    def _best_checkpoint(self) -> Path | None:
         settings, pointer = self.prepared.run.checkpoint, self.checkpoints / BEST
         if settings.best_by == "none":
             return None
@@ -89,12 +85,7 @@ class FinalExport:
         ids, response_mask = (torch.from_numpy(part)[None] for part in (document.ids, document.response_mask))
         return ids.masked_fill(response_mask, self.prepared.config.mask_token_id).to(self.engine.device)
 
-    def compare(self, export: Path, logits: torch.Tensor) -> str:
-        """Largest difference of the reloaded export's logits from the trained model's, over the largest logit.
-
-        Raises:
-            RuntimeError: It is more than rounding explains.
-        """
+    def _compare(self, export: Path, logits: torch.Tensor) -> str:
         model, _ = load_pretrained(export)
         torch.nn.Module.to(model, device=self.engine.device)
         with torch.no_grad():

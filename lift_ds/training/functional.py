@@ -91,15 +91,15 @@ def lift_loss(
         ValueError: A level, a shape or an option is out of range, the method has no such option, an option needs the
             trainer, or no mask token is known.
     """
-    objective = own_objective(method, options)
+    objective = _own_objective(method, options)
     tokens = {"response_mask": response_mask, "attention_mask": attention_mask, "mask_uniform": mask_uniform}
-    check_shapes(clean_ids.shape, **tokens, tie_uniform=tie_uniform)
-    check_shapes(clean_ids.shape[:1], t=t, rho=rho, v=v)
+    _check_shapes(clean_ids.shape, **tokens, tie_uniform=tie_uniform)
+    _check_shapes(clean_ids.shape[:1], t=t, rho=rho, v=v)
     if not len(clean_ids):
         raise ValueError("clean_ids has no document; at least one is needed.")
     if attention_mask is not None and bool((response_mask.bool() & ~attention_mask.bool()).any()):
         raise ValueError("response_mask is true on padding, where attention_mask is false; clear it there.")
-    root = DiffusionStep(as_diffusion_model(model, mask_token_id, right_shift_logits), objective)
+    root = DiffusionStep(_as_diffusion_model(model, mask_token_id, right_shift_logits), objective)
 
     def drawn(given: Tensor | None, *shape: int) -> Tensor:
         fresh = torch.rand(shape, generator=generator, device=generator.device if generator else clean_ids.device)
@@ -134,12 +134,7 @@ def lift_loss(
     return cast(Tensor, loss)
 
 
-def own_objective(method: str, options: dict[str, Any]) -> Objective:
-    """The objective of a loop of one's own.
-
-    Raises:
-        ValueError: The method or an option is unknown or out of range, or needs the trainer.
-    """
+def _own_objective(method: str, options: dict[str, Any]) -> Objective:
     for name, reason in TRAINERS_OPTIONS.items():
         if name in options:
             raise ValueError(f"{name}={options[name]!r}: only the trainer has it; {reason}.")
@@ -165,12 +160,7 @@ def _sentence(details: ErrorDetails) -> str:
     return f"{refused_value(name, details)}."
 
 
-def as_diffusion_model(model: nn.Module, mask_token_id: int | None, right_shift_logits: bool) -> MaskedDiffusionModel:
-    """The model itself where it is one of this package's, else one that takes its logits.
-
-    Raises:
-        ValueError: No mask token is known, or an argument contradicts the model.
-    """
+def _as_diffusion_model(model: nn.Module, mask_token_id: int | None, right_shift_logits: bool) -> MaskedDiffusionModel:
     known = getattr(getattr(model, "config", None), "mask_token_id", None)
     if hasattr(type(model), "encode") and hasattr(type(model), "head"):  # a wrapper passes its model's attributes on
         if right_shift_logits or mask_token_id not in (None, known):
@@ -261,10 +251,9 @@ def gift_loss(
     return sft_loss(model, clean_ids, masked, torch.ones_like(t), masked.sum().clamp(min=1), weights=1.0 / levels)
 
 
-def check_shapes(shape: torch.Size, **given: Tensor | None) -> None:
-    """Checks that tensors, where they are given, have one shape: others might broadcast to another loss."""
+def _check_shapes(shape: torch.Size, **given: Tensor | None) -> None:
     for name, tensor in given.items():
-        if tensor is not None and tensor.shape != shape:
+        if tensor is not None and tensor.shape != shape:  # it might broadcast to another loss
             raise ValueError(f"{name} has the shape {tuple(tensor.shape)}; {tuple(shape)} is expected.")
 
 

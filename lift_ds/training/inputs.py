@@ -56,11 +56,6 @@ class RunData:
     num_rows: int
     manifests: list[Manifest]
 
-    def save_indexes(self) -> None:
-        """Keeps the files' indexes in the run folder; for one rank to do."""
-        for manifest in self.manifests:
-            manifest.save_indexes()
-
 
 def make_encoder(data: DataConfig, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> ChatEncoder:
     """The encoder that the config asks for.
@@ -141,8 +136,7 @@ def open_data(
     cache_dir = Path(run.output) / INDEX_FOLDER
     training = open_reader(data, encoder, sources.training, cache_dir)
     manifests = [training.manifest]
-    held_out_ids: set[int] = set()
-    held_out: list[Document] = []
+    held_out_ids, held_out = set[int](), list[Document]()
     if run.eval.rows:
         if sources.held_out is not None:
             apart = open_reader(data, encoder, sources.held_out, cache_dir)
@@ -182,12 +176,11 @@ def prepare(run: RunConfig, model: ModelFolder | None = None, sources: RunSource
         ValueError: Something is missing or does not fit; see the functions that it calls.
     """
     model = model or open_model(run.model.path, not run.model.from_scratch)
-    folder, config = model.folder, model.config
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(model.folder)
     if tokenizer is None:
-        raise ValueError(f"{folder}: no tokenizer; training needs one to read text.")
-    check_tokenizer(config, tokenizer, folder)
-    return Prepared(run, folder, config, open_data(run, tokenizer, config, sources))
+        raise ValueError(f"{model.folder}: no tokenizer; training needs one to read text.")
+    check_tokenizer(model.config, tokenizer, model.folder)
+    return Prepared(run, model.folder, model.config, open_data(run, tokenizer, model.config, sources))
 
 
 def make_loader(prepared: Prepared, micro_batch: int, ranks: Ranks, first_step: int) -> StepLoader:
@@ -225,7 +218,6 @@ def chat_format_of(prepared: Prepared) -> ChatFormat:
         ConnectionError: A server did not answer.
     """
     reader, data = prepared.data.reader, prepared.run.data.model_dump()
-    template = template_text(reader.encoder.tokenizer)
     data["clock"] = reader.encoder.renderer.clock.isoformat()
     for group, mapping in zip(reader.manifest.groups, reader.columns, strict=True):
         if mapping.input_ids is not None:  # tokens that were made before, in the format that stands beside them
@@ -234,7 +226,7 @@ def chat_format_of(prepared: Prepared) -> ChatFormat:
                 key.removeprefix("data."): value for key, value in made["settings"].items() if key in KEYS.values()
             }
     columns = [mapping.named() for mapping in reader.columns]
-    return format_of_settings(data, columns, template)
+    return format_of_settings(data, columns, template_text(reader.encoder.tokenizer))
 
 
 def describe_other_format(prepared: Prepared) -> list[str]:

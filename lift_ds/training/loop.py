@@ -94,9 +94,8 @@ def compute_step(
         micro_batches = buffers.fill(micro_batches)
     totals, observed = StepTotals(), list[Observed]()
     totals.add(num_tokens=fetched.num_tokens, num_skipped=fetched.num_skipped, num_bad_rows=fetched.num_bad_rows)
-    num_micro_batches = engine.num_micro_batches * engine.world_size
     for index, batch in enumerate(micro_batches):
-        scale = document_scale(batch, run.objective.normalizer, plan.totals, num_micro_batches)
+        scale = document_scale(batch, run.objective.normalizer, plan.totals, engine.loss_factor)
         result = engine.forward_backward(batch, scale, (run.seed, step))
         _add_result(totals, batch, result, engine)
         observed += result.observed

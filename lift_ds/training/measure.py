@@ -51,10 +51,9 @@ class Measurements:
         Raises:
             ValueError: A question and its answer are longer than the model allows.
         """
-        run = self.prepared.run
+        prepared, run = self.prepared, self.prepared.run
         if run.eval.solve_every or run.checkpoint.best_by == "solve_rate":
-            encoder, system = self.prepared.data.encoder, run.data.system
-            encode_questions(encoder, self.subset, self.process, self.prepared.config, system)
+            encode_questions(prepared.data.encoder, self.subset, self.process, prepared.config, run.data.system)
 
     def heldout(self, step: int) -> None:
         """Held-out cross-entropy, if there are held-out rows.

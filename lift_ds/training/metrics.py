@@ -71,8 +71,7 @@ class StepTotals:
         are known, and `scoring_chance` the share that two random choices have in common. `scoring_seconds` is the
         mean over the ranks.
         """
-        loss, num_tokens, num_skipped, num_bad_rows, *compared, seconds = self.scalars.tolist()
-        num_in_common, num_compared, num_by_chance = compared
+        loss, num_tokens, num_skipped, num_bad_rows, in_common, compared, by_chance, seconds = self.scalars.tolist()
         documents, nll, kept, gradient = self.binned
         shares = self.components / self.components.sum().clamp(min=1)
         return {
@@ -83,8 +82,8 @@ class StepTotals:
             "num_bad_rows": int(num_bad_rows),
             "component_share": dict(zip(COMPONENTS, shares.tolist(), strict=True)),
             "scoring_seconds": seconds,
-            "scoring_agreement": num_in_common / num_compared if num_compared else None,
-            "scoring_chance": num_by_chance / num_compared if num_compared else None,
+            "scoring_agreement": in_common / compared if compared else None,
+            "scoring_chance": by_chance / compared if compared else None,
             "max_inverse_t": float(self.max_weight.max()) if time_scaling else 1.0,
             "t_documents": documents.int().tolist(),
             "t_token_nll": _ratio(nll, kept),

@@ -45,13 +45,12 @@ class PlainProgress(Progress):
 
     def say(self, message: str) -> None:
         """Prints and logs one line."""
-        self.print(message)
+        self._print(message)
         if self.log is not None:
             self.log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
             self.log.flush()
 
-    def print(self, message: str) -> None:
-        """Prints one line."""
+    def _print(self, message: str) -> None:
         self.console.print(message, highlight=False, markup=False, soft_wrap=True)
 
     def show_step(self, step: int, record: dict[str, Any]) -> None:
@@ -61,7 +60,7 @@ class PlainProgress(Progress):
             return
         self.last = time.perf_counter()
         shares = " ".join(f"{name} {share:.0%}" for name, share in record["component_share"].items())
-        self.print(
+        self._print(
             f"step {step}/{self.num_steps}  loss {record['loss']:.4f}  {shares}  grad {record['grad_norm']:.3f}  "
             f"lr {record['lr']:.2e}  {record['tokens_per_second']:,.0f} tok/s  scoring {_scoring_share(record):.0%}  "
             f"ETA {eta}"
@@ -84,10 +83,6 @@ class LiveProgress(PlainProgress):
         self.losses: list[float] = []
         self.live = Live(console=console, refresh_per_second=4, transient=False)
         self.live.start()
-
-    def print(self, message: str) -> None:
-        """Prints above the panel."""
-        self.live.console.print(message, highlight=False, markup=False)
 
     def show_step(self, step: int, record: dict[str, Any]) -> None:
         """Redraws the panel."""
@@ -175,15 +170,10 @@ def _solve_table(before: dict[str, Any], after: dict[str, Any]) -> Table:
         {key: sum(pair[side][key] for pair in rows.values()) for key in ("num_items", "num_unparsed", "num_solved")}
         for side in (0, 1)
     )
-    for name, (first, last) in {**rows, "all": totals}.items():
-        table.add_row(
-            name,
-            str(last["num_items"]),
-            *(f"{_share(first, key)} -> {_share(last, key)}" for key in ("num_unparsed", "num_solved")),
-            style="bold" if name == "all" else None,
+    for name, pair in {**rows, "all": totals}.items():
+        shares = (
+            " -> ".join(f"{100 * score[key] / max(score['num_items'], 1):.1f} %" for score in pair)
+            for key in ("num_unparsed", "num_solved")
         )
+        table.add_row(name, str(pair[1]["num_items"]), *shares, style="bold" if name == "all" else None)
     return table
-
-
-def _share(score: dict[str, int], key: str) -> str:
-    return f"{100 * score[key] / max(score['num_items'], 1):.1f} %"

@@ -59,8 +59,7 @@ def _fill_groups(engine: Engine, state: dict[str, Any], zero: ZeroCheckpoint) ->
         )
     step = steps.pop()
     counts_in_tensors = isinstance(engine.ds.optimizer.optimizer, torch.optim.AdamW)
-    groups = engine.ds._get_zero_param_shapes()
-    for number, (shapes, master) in enumerate(zip(groups, masters, strict=True)):
+    for number, (shapes, master) in enumerate(zip(engine.ds._get_zero_param_shapes(), masters, strict=True)):
         for name, shape in shapes.items():
             saved = sources[MASTER].get(name)
             if saved is None or saved.shape != torch.Size(shape):

@@ -75,7 +75,8 @@ def execute(
     output = Path(run.output)
     if is_main:
         output.mkdir(parents=True, exist_ok=True)
-        prepared.data.save_indexes()
+        for manifest in prepared.data.manifests:
+            manifest.save_indexes()
     metrics = MetricsFile(output / METRICS_FILE if is_main else None)
     progress = make_progress(is_main, run.optim.steps, f"lift_ds  {run.objective.method}  {output}", output / "log.txt")
     stop, buffers = StopRequest(), make_buffers(prepared, engine)

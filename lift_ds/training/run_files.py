@@ -77,8 +77,7 @@ class ModelFolder:
         Raises:
             ValueError: They do not fit the config, cannot be read, or contradict each other.
         """
-        is_local = self.path == BUILTIN_BASE or Path(self.path).is_dir()
-        model = self if is_local else open_model(self.path)
+        model = self if self.path == BUILTIN_BASE or Path(self.path).is_dir() else open_model(self.path)
         check_fit(model.config, model.folder)
         return model
 

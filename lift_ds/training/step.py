@@ -100,9 +100,7 @@ class DiffusionStep(nn.Module):
         super().__init__()
         self.model: MaskedDiffusionModel = model  # its name is the prefix that exports strip
         self.mask_token_id = model.config.mask_token_id
-        self.objective = objective
-        self.keeps_observations = keeps_observations
-        self.is_packed = is_packed
+        self.objective, self.keeps_observations, self.is_packed = objective, keeps_observations, is_packed
         self.keyed_dropouts = [module for module in self.modules() if isinstance(module, KeyedDropout)]
         self.has_own_dropout = has_own_dropout(self)
 
@@ -206,8 +204,7 @@ class DiffusionStep(nn.Module):
             observed.append((batch.clean_ids[rows], superset_level(batch)[rows], -scores[rows]))
         if self.objective.observes_targets:
             rows = (batch.component[trained.document] == Component.RANDOM) & ~trained.is_filler
-            levels = batch.t[trained.document[rows]]
-            observed.append((trained.token_ids[rows], levels, trained.token_nll[rows]))
+            observed.append((trained.token_ids[rows], batch.t[trained.document[rows]], trained.token_nll[rows]))
         return tuple(observed)
 
     @contextmanager

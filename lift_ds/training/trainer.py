@@ -13,11 +13,11 @@ from lift_ds.data.text.chat_format import ChatFormat
 from lift_ds.models.weights import whole_shape
 from lift_ds.objectives import Objective
 from lift_ds.storage.best import offer, read_best
-from lift_ds.storage.frozen_base import BaseRecord
+from lift_ds.storage.frozen_base import BaseRecord, hash_base
 from lift_ds.storage.manifest import BEST, checkpoint_name, find_checkpoint, model_fingerprint, remove_old
 
 from .buffers import DifficultyBuffers
-from .checkpoint import agree_on_main, check_space, hash_base_files, load_checkpoint, save_checkpoint
+from .checkpoint import agree_on_main, check_space, load_checkpoint, save_checkpoint
 from .engine import Engine
 from .final_export import FinalExport
 from .inputs import Prepared, chat_format_of, make_loader
@@ -46,8 +46,8 @@ class Trainer:
         engine, self.run = self.engine, self.prepared.run
         self.checkpoints = Path(self.run.output) / "checkpoints"
         self.resolved = {"run": self.run.model_dump(), "deepspeed": self.ds_json, "world_size": engine.world_size}
-        shapes = {name: whole_shape(parameter) for name, parameter in engine.root.named_parameters()}
-        self.fingerprint = model_fingerprint(shapes)  # of all weights, adapters included
+        # of all weights, adapters included
+        self.fingerprint = model_fingerprint({name: whole_shape(each) for name, each in engine.root.named_parameters()})
         self.micro_batch = int(self.ds_json["train_micro_batch_size_per_gpu"])
         self.measurements = Measurements(self.prepared, engine, self.micro_batch, self.progress, self.metrics.write)
 
@@ -56,7 +56,9 @@ class Trainer:
         """The files of the frozen weights, where checkpoints hold adapters only: not without adapters or files."""
         if not self.run.lora.rank or self.run.model.from_scratch:
             return None
-        return hash_base_files(self.engine, self.prepared.folder)
+        folder, engine = self.prepared.folder, self.engine
+        shares = engine.gather_objects(hash_base(folder, engine.rank, engine.world_size))
+        return BaseRecord(str(folder.resolve()), {name: record for share in shares for name, record in share.items()})
 
     @cached_property
     def chat_format(self) -> ChatFormat:

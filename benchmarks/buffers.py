@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lift_ds.method.difficulty import NUM_BINS, Observations
+from lift_ds.method.difficulty import NUM_BINS
 from lift_ds.ranks.collectives import Collectives, leave
 from lift_ds.ranks.launch import read_launch
 from lift_ds.training.buffers import DifficultyBuffers
@@ -71,7 +71,7 @@ def main() -> None:
         for step in range(1, SYNC_EVERY + 1):
             drawn = draw(generator)
             began = time.perf_counter()
-            buffers.observe([Observations.of(*drawn)], round_ * SYNC_EVERY + step)
+            buffers.observe([drawn], round_ * SYNC_EVERY + step)
             observing.append(time.perf_counter() - began)
         now = (round_ + 1) * SYNC_EVERY
         syncs.append(timed(buffers, lambda now=now: buffers.sync(now)))  # type: ignore[misc]

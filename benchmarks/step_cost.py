@@ -82,15 +82,15 @@ class Variant:
         batch = StepBatch([collate(documents, noises, 1)], sum(len(document.ids) for document in documents), 0, 0, {})
         self.engine.barrier()
         began = time.perf_counter()
-        totals = self.engine.all_reduce(step_counts(batch.micro_batches, self.objective))
-        plan = StepPlan(batch, totals, False, None)
-        computed = compute_step(self.engine, self.run, self.objective, plan, number, self.buffers)
+        counts = self.engine.all_reduce(step_counts(batch.micro_batches, self.objective))
+        plan = StepPlan(batch, counts, False, None)
+        totals, observed = compute_step(self.engine, self.run, self.objective, plan, number, self.buffers)
         self.engine.update()
         if self.buffers is not None:
-            self.buffers.observe(computed.observations(), number + 1)
+            self.buffers.observe(observed, number + 1)
         self.engine.barrier()
         self.seconds.append(time.perf_counter() - began)
-        self.scoring_seconds.append(computed.totals.record(time_scaling=True)["scoring_seconds"])
+        self.scoring_seconds.append(totals.record(time_scaling=True)["scoring_seconds"])
 
 
 def draw_documents(rank: int, step: int, length: int, vocabulary: int) -> list[Document]:

@@ -28,12 +28,10 @@ from lift_ds.ranks.launch import Launch, check_semaphores
 from lift_ds.ranks.meeting import meet
 from lift_ds.ranks.running import run_on_ranks
 from lift_ds.storage.run_record import refuse_newer_run
-from lift_ds.training.chat import describe_other_format
-from lift_ds.training.inputs import Prepared, RunData, open_weights, prepare
+from lift_ds.training.inputs import Prepared, RunData, describe_other_format, open_weights, prepare
 from lift_ds.training.metrics import METRICS_FILE
 from lift_ds.training.resumed import Resumed, check_position
-from lift_ds.training.run_files import ModelFolder, RunSources, list_sources, open_model
-from lift_ds.training.run_folder import claimed
+from lift_ds.training.run_files import ModelFolder, RunSources, claimed, list_sources, open_model
 
 from .tool import StrictParser, quieten, tool_parser
 from .train_settings import attempt, read_settings

@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from lift_ds.data.batch import collate, stand_in
 
 from .gift import Gift
-from .lift import Easy, Hard, Lift2, Lift3, RandomKept
+from .lift import Lift2, Lift3, RandomKept, Single
 from .objective import Objective
 from .settings import ObjectiveSettings
 from .vanilla import Vanilla
@@ -19,8 +19,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "vanilla": Vanilla,
     "lift2": Lift2,
     "lift3": Lift3,
-    "easy": Easy,
-    "hard": Hard,
+    "easy": Single,
+    "hard": Single,
     "random": RandomKept,
     "gift": Gift,
 }
@@ -28,11 +28,7 @@ DEFAULT_METHOD = "lift3"
 
 
 def objective_settings(method: str = DEFAULT_METHOD, **options: Any) -> ObjectiveSettings:
-    """Checked settings of a method: a union told apart by `method`.
-
-    Args:
-        method: A row of `OBJECTIVES`.
-        options: Keys of the config's `objective` section.
+    """Checked settings of a method, from keys of the config's `objective` section.
 
     Raises:
         ValueError: The method is unknown, or has no such option or value.
@@ -55,7 +51,10 @@ def read_settings(values: Mapping[Any, Any] | ObjectiveSettings) -> ObjectiveSet
         ValueError: As `objective_settings`; or the normaliser counts what the objective does not know beforehand.
     """
     settings = values if isinstance(values, ObjectiveSettings) else settings_of(values)
-    if settings.normalizer == "masked_tokens" and not knows_num_targets(make_objective(settings)):
+    if settings.normalizer != "masked_tokens":
+        return settings
+    document, noise = stand_in(pad_token_id=0)
+    if make_objective(settings).num_targets(collate([document], [noise], pad_token_id=0)) is None:
         raise ValueError(
             f"objective.normalizer=masked_tokens: {settings.method} has no mask before its forward; use another"
         )
@@ -65,12 +64,6 @@ def read_settings(values: Mapping[Any, Any] | ObjectiveSettings) -> ObjectiveSet
 def make_objective(settings: ObjectiveSettings) -> Objective:
     """The objective that the settings name."""
     return OBJECTIVES[settings.method](settings)
-
-
-def knows_num_targets(objective: Objective) -> bool:
-    """Whether an objective can tell, before any forward, how many tokens it will learn."""
-    document, noise = stand_in(pad_token_id=0)
-    return objective.num_targets(collate([document], [noise], pad_token_id=0)) is not None
 
 
 def all_options() -> dict[str, FieldInfo]:

@@ -11,8 +11,6 @@ that how a step is cut changes its masks (`gift_loss` can do the same), and retu
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
@@ -26,7 +24,7 @@ def gift_levels(entropy: Tensor, response_mask: Tensor, t: Tensor, over_batch: b
     """Mask probabilities t_i of tokens.
 
     Args:
-        entropy: (B, L) entropies in nats, at least 0.
+        entropy: (B, L) in nats, at least 0.
         response_mask: bool (B, L).
         t: (B,) levels in (0, 1].
         over_batch: Take the mean over all responses, as the public code does, instead of each document's own.
@@ -41,26 +39,12 @@ def gift_levels(entropy: Tensor, response_mask: Tensor, t: Tensor, over_batch: b
     return (1 - (1 - t[:, None]) ** exponent).clamp(min=SMALLEST_LEVEL, max=1.0)
 
 
-class GiftSettings(ScoredSettings):
-    """No option of its own."""
-
-    method: Literal["gift"] = "gift"
-
-
 class Gift(Objective):
     """Masks drawn by entropy; their number is known only after the pass that measures it."""
 
-    settings_type = GiftSettings
-
-    @property
-    def scoring_pass(self) -> ScoringPass:
-        """The entropies."""
-        return "entropy"
-
-    @property
-    def observes_targets(self) -> bool:
-        """Its masks follow the model's entropy."""
-        return False
+    settings_type = ScoredSettings
+    scoring_pass: ScoringPass = "entropy"
+    observes_targets = False  # its masks follow the model's entropy
 
     def noise(self, batch: MicroBatch) -> Candidates:
         """The whole response of every document."""

@@ -12,7 +12,7 @@ Source: LIFT (arXiv 2605.22939) and its public code. Differs: the component is e
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -23,9 +23,9 @@ from lift_ds.method.components import Component, lift2_component, lift3_componen
 from lift_ds.method.noise import extra_level
 from lift_ds.method.selection import num_kept, select_kept
 
-from .complementary import Complementary
-from .objective import Candidates, Choice, ScoringPass, candidates
+from .objective import Candidates, Choice, candidates
 from .settings import ComplementarySettings, ScoredSettings
+from .vanilla import Vanilla
 
 TIE_NATS = 1e-4  # repeats of a token have the same expected score: the keyed uniform decides
 TRUSTED_COUNT = 8.0
@@ -58,7 +58,7 @@ class LiftSettings(SupersetSettings, ScoredSettings):
         return problems
 
 
-class SupersetObjective(Complementary):
+class SupersetObjective(Vanilla):
     """What all that choose from a superset share."""
 
     settings: SupersetSettings
@@ -72,10 +72,10 @@ class SupersetObjective(Complementary):
         superset, ties, v = candidates.superset, batch.tie_uniform, batch.count_uniform
         return select_kept(scores, superset, batch.t, batch.rho, batch.component, scores=ties, v=v)
 
-    def num_targets(self, batch: MicroBatch) -> Tensor:
-        """Known from the masks: how many are kept does not depend on the scores."""
+    def num_targets(self, batch: MicroBatch) -> Tensor | None:
+        """How many are kept does not depend on the scores."""
         if self.settings.complementary:
-            return self.half_of_response(batch)
+            return super().num_targets(batch)
         masks = candidates(batch)
         kept = num_kept(masks.superset.sum(-1), batch.t, batch.rho, v=batch.count_uniform)
         return kept + masks.fillers.sum(-1)
@@ -86,26 +86,18 @@ class Lift(SupersetObjective):
 
     settings: LiftSettings
 
+    def __init__(self, settings: LiftSettings) -> None:
+        super().__init__(settings)
+        self.reads_difficulty = settings.scoring in ("buffer", "hybrid")
+        self.chooses_in_training = settings.scoring == "approximate"
+        is_ever_refreshed = settings.refresh_share or settings.warm_start_steps
+        if not self.chooses_in_training and (is_ever_refreshed or not self.reads_difficulty):
+            self.scoring_pass = "gold_logprob"
+
     def is_refreshed(self, u: Tensor, step: int) -> Tensor:
         """A fixed share of the documents, and all of the first steps."""
         always = not self.reads_difficulty or step < self.settings.warm_start_steps
         return (u < self.settings.refresh_share) | always
-
-    @property
-    def reads_difficulty(self) -> bool:
-        """Whether the difficulty table chooses."""
-        return self.settings.scoring in ("buffer", "hybrid")
-
-    @property
-    def chooses_in_training(self) -> bool:
-        """Where scores are approximate."""
-        return self.settings.scoring == "approximate"
-
-    @property
-    def scoring_pass(self) -> ScoringPass:
-        """Log p(gold), unless no document is ever scored by a pass of its own."""
-        never_refreshed = not (self.settings.refresh_share or self.settings.warm_start_steps)
-        return "none" if self.chooses_in_training or (self.reads_difficulty and never_refreshed) else "gold_logprob"
 
     def noise(self, batch: MicroBatch) -> Candidates:
         """The superset; scores are wanted where the component asks for them, and the table does not answer."""
@@ -154,17 +146,11 @@ class PolicySettings(LiftSettings):
     policy: Literal["time", "random"] = Field("time", description="LIFT's component by level, or drawn uniformly")
 
 
-class Lift2Settings(PolicySettings):
-    """Two components."""
-
-    method: Literal["lift2"] = "lift2"
-
-
 class Lift2(Lift):
     """Hard below t = 1/2, easy above."""
 
-    settings: Lift2Settings
-    settings_type = Lift2Settings
+    settings: PolicySettings
+    settings_type = PolicySettings
 
     def component(self, t: Tensor, u: Tensor) -> Tensor:
         """By level, or drawn."""
@@ -174,9 +160,8 @@ class Lift2(Lift):
 
 
 class Lift3Settings(PolicySettings):
-    """Three components."""
+    """How levels are divided."""
 
-    method: Literal["lift3"] = "lift3"
     random_weight: float = Field(3.0, gt=0, description="c of LIFT-3: how wide the random middle is")
 
 
@@ -194,51 +179,19 @@ class Lift3(Lift):
 
 
 class Single(Lift):
-    """One component at every level: the ablations, "what without when"."""
+    """The method's namesake at every level, the tokens that are predicted best or worst: "what without when"."""
 
-    kept_component: ClassVar[Component]
+    settings_type = LiftSettings
 
     def component(self, t: Tensor, u: Tensor) -> Tensor:
         """Always the same."""
-        return torch.full_like(t, int(self.kept_component), dtype=torch.int64)
-
-
-class EasySettings(LiftSettings):
-    """No option of its own."""
-
-    method: Literal["easy"] = "easy"
-
-
-class Easy(Single):
-    """The tokens that are predicted best."""
-
-    settings_type = EasySettings
-    kept_component = Component.EASY
-
-
-class HardSettings(LiftSettings):
-    """No option of its own."""
-
-    method: Literal["hard"] = "hard"
-
-
-class Hard(Single):
-    """The tokens that are predicted worst."""
-
-    settings_type = HardSettings
-    kept_component = Component.HARD
-
-
-class RandomSettings(SupersetSettings):
-    """No option of its own."""
-
-    method: Literal["random"] = "random"
+        return torch.full_like(t, int(Component[self.settings.method.upper()]), dtype=torch.int64)
 
 
 class RandomKept(SupersetObjective):
     """Random tokens of the superset, at every level: vanilla SFT with another way of drawing the mask."""
 
-    settings_type = RandomSettings
+    settings_type = SupersetSettings
 
     def choose(self, batch: MicroBatch, candidates: Candidates, scores: Tensor | None) -> Choice:
         """By the keyed uniforms; no scores are needed."""

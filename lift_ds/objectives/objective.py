@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,8 +65,7 @@ class Choice:
     agreement: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class View:
+class View(NamedTuple):
     """The input of one training forward: `clean_ids` with the targets masked.
 
     Args:
@@ -85,19 +84,25 @@ class View:
 
 
 class Objective(ABC):
-    """One row of the table; see `CONTRIBUTING.md` for how to add one.
-
-    Args:
-        settings: Its options.
+    """One row of the table; `docs/extending.md` adds one.
 
     Attributes:
-        settings_type: The class of its options.
+        scoring_pass: The pass without gradient before the choice.
+        chooses_in_training: Whether the training pass sees all candidates, and its own log p(gold) chooses of them.
+        reads_difficulty: Whether micro-batches must carry the difficulties of their supersets.
+        scores_in_bf16: Whether the scoring pass multiplies in bf16.
     """
 
     settings_type: ClassVar[type[ObjectiveSettings]] = ObjectiveSettings
 
+    # constants of a run, never a matter of data: under ZeRO-3 passes are collective
+    scoring_pass: ScoringPass = "none"
+    chooses_in_training = False
+    reads_difficulty = False
+
     def __init__(self, settings: ObjectiveSettings) -> None:
         self.settings = settings
+        self.scores_in_bf16 = isinstance(settings, ScoredSettings) and settings.scoring_precision == "bf16"
 
     # what is drawn for each document, before anything is computed
 
@@ -113,23 +118,6 @@ class Objective(ABC):
         """Bool (B,): documents that are scored exactly in step `step` where others are not; `u` (B,) are uniforms."""
         return torch.ones_like(u, dtype=torch.bool)
 
-    # constants of a run, alike on all ranks
-
-    @property
-    def scoring_pass(self) -> ScoringPass:
-        """The pass without gradient before the choice; it is collective under ZeRO-3, so never a matter of data."""
-        return "none"
-
-    @property
-    def scores_in_bf16(self) -> bool:
-        """Whether that pass multiplies in bf16."""
-        return isinstance(self.settings, ScoredSettings) and self.settings.scoring_precision == "bf16"
-
-    @property
-    def chooses_in_training(self) -> bool:
-        """Whether the training pass sees all candidates, and its own log p(gold) chooses which of them are learned."""
-        return False
-
     @property
     def observes_targets(self) -> bool:
         """Whether the learned tokens of random documents are masked at level t, independently of their difficulty.
@@ -137,11 +125,6 @@ class Objective(ABC):
         The difficulty table may learn from them then.
         """
         return not self.chooses_in_training
-
-    @property
-    def reads_difficulty(self) -> bool:
-        """Whether micro-batches must carry the difficulties of their supersets."""
-        return False
 
     # a step
 
@@ -151,13 +134,7 @@ class Objective(ABC):
 
     @abstractmethod
     def choose(self, batch: MicroBatch, candidates: Candidates, scores: Tensor | None) -> Choice:
-        """What is learned.
-
-        Args:
-            batch: The documents.
-            candidates: What `noise` gave.
-            scores: float32 (B, L) of `scoring_pass`, 0 where nothing was scored; `None` where there is no pass.
-        """
+        """What is learned; `scores` (B, L) are `scoring_pass`'s, 0 where nothing was scored, `None` without a pass."""
 
     def view(self, batch: MicroBatch, choice: Choice) -> View:
         """What the training pass sees: each document once, with the chosen tokens masked."""
@@ -175,18 +152,16 @@ class Objective(ABC):
 
     def token_weights(self, batch: MicroBatch, choice: Choice) -> Tensor:
         """1 / t (with `time_scaling`), times CART's weights where they are asked for: float32 (B, L)."""
-        targets = choice.targets
         level = choice.levels[:, None] if choice.levels.dim() == 1 else choice.levels
-        weights = (1.0 / level if self.settings.time_scaling else torch.ones_like(level)).expand(targets.shape)
+        weights = (1.0 / level if self.settings.time_scaling else torch.ones_like(level)).expand(choice.targets.shape)
         if self.settings.token_weight == "cart":
-            weights = weights * cart_weights(targets, self.settings.cart_p, batch.attention_mask)
+            weights = weights * cart_weights(choice.targets, self.settings.cart_p, batch.attention_mask)
         return weights
 
     def curve(self) -> Curve | None:
         """What a token's loss goes through."""
-        if self.settings.token_weight != "mgdm":
-            return None
-        return mgdm_curve(self.settings.mgdm_alpha, self.settings.mgdm_gamma)
+        settings = self.settings
+        return mgdm_curve(settings.mgdm_alpha, settings.mgdm_gamma) if settings.token_weight == "mgdm" else None
 
 
 def candidates(batch: MicroBatch) -> Candidates:

@@ -46,8 +46,7 @@ class ObjectiveSettings(Section):
         return [f"objective.{name}={getattr(self, name)}: only read with {needed}" for name in changed]
 
     @model_validator(mode="after")
-    def check_options(self) -> ObjectiveSettings:
-        """Reports all problems at once."""
+    def _check_options(self) -> ObjectiveSettings:
         problems = self.problems()
         if problems:
             raise ValueError("\n".join(problems))

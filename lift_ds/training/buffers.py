@@ -7,9 +7,9 @@ pair of a step's supersets. Both are counted in `bytes_moved`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,66 +19,42 @@ from lift_ds.data.batch import MicroBatch
 from lift_ds.method.components import Component
 from lift_ds.method.difficulty import NUM_BINS, DifficultyTable, Observations, level_bin
 from lift_ds.objectives.objective import candidates, superset_level
-from lift_ds.ranks.shares import Ranks
+from lift_ds.ranks.collectives import Collectives
 from lift_ds.storage.manifest import DIFFICULTY_FOLDER
 
 
-class Exchange(Ranks, Protocol):
-    """What moves data between ranks; `ranks.collectives.Collectives` is one."""
-
-    def exchange(self, parts: list[Tensor]) -> list[Tensor]:
-        """Sends part r to rank r and returns what each rank sent here."""
-
-
 class DifficultyBuffers:
-    """A sharded `DifficultyTable` and its traffic.
+    """A sharded `DifficultyTable`, at first empty, and its traffic; `sync_every` is in steps."""
 
-    Args:
-        vocab_size: Rows of the model's vocabulary matrix.
-        ranks: The run.
-        decay: Factor of a step.
-        sync_every: Steps between syncs.
-    """
-
-    def __init__(self, vocab_size: int, ranks: Exchange, decay: float, sync_every: int) -> None:
-        """Starts empty."""
+    def __init__(self, vocab_size: int, ranks: Collectives, decay: float, sync_every: int) -> None:
         self.table = DifficultyTable(vocab_size, ranks.rank, ranks.world_size, decay)
         self.ranks, self.sync_every = ranks, sync_every
         self.bytes_moved = 0
 
-    def observe(self, observations: list[Observations], step: int) -> None:
-        """Notes what this rank observed in optimizer step `step` (from 1), and syncs where it is time."""
-        for observed in observations:
-            self.table.observe(observed, step)
+    def observe(self, observed: Iterable[tuple[Tensor, Tensor, Tensor]], step: int) -> None:
+        """Notes what this rank's passes showed in optimizer step `step` (from 1), and syncs where it is time."""
+        for shown in observed:
+            self.table.observe(Observations.of(*shown), step)
         if step % self.sync_every == 0:
             self.sync(step)
 
     def sync(self, step: int) -> None:
         """Hands pending observations to their owners."""
         sent = [torch.stack([part.keys.double(), part.sums, part.counts], 1) for part in self.table.outgoing(step)]
-        received = [part.view(-1, 3) for part in self.exchange([part.flatten() for part in sent])]
+        received = [part.view(-1, 3) for part in self._exchange([part.flatten() for part in sent])]
         parts = [Observations(part[:, 0].long(), part[:, 1], part[:, 2]) for part in received]
         self.table.set_groups(self.ranks.all_reduce(self.table.absorb(parts, step)))
 
-    def exchange(self, parts: list[Tensor]) -> list[Tensor]:
-        """Sends parts to their ranks, and counts what leaves this one."""
+    def _exchange(self, parts: list[Tensor]) -> list[Tensor]:
         self.bytes_moved += sum(part.nbytes for rank, part in enumerate(parts) if rank != self.ranks.rank)
         return self.ranks.exchange(parts)
 
     def look_up(self, tokens: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-        """Difficulties of tokens at mask levels.
-
-        Args:
-            tokens: int64 (R,) token ids.
-            levels: (R,) mask levels in (0, 1].
-
-        Returns:
-            float32 (R,) expected -log p in nats, and (R,) decayed counts that it rests on.
-        """
+        """Float32 (R,) expected -log p in nats of tokens (R,) at levels (R,), and the decayed counts behind it."""
         keys, inverse = (tokens * NUM_BINS + level_bin(levels)).unique(return_inverse=True)
         edges = torch.searchsorted(keys, self.table.bounds).tolist()
-        asked = self.exchange(list(keys.tensor_split(edges)))
-        answers = self.exchange([torch.stack(self.table.look_up(part), 1).flatten() for part in asked])
+        asked = self._exchange(list(keys.tensor_split(edges)))
+        answers = self._exchange([torch.stack(self.table.look_up(part), 1).flatten() for part in asked])
         difficulties = torch.cat(answers).view(-1, 2)[inverse]
         return difficulties[:, 0], difficulties[:, 1]
 
@@ -87,14 +63,13 @@ class DifficultyBuffers:
         wanted = [candidates(batch).superset & (batch.component != Component.RANDOM)[:, None] for batch in batches]
         pairs = list(zip(batches, wanted, strict=True))
         tokens = torch.cat([batch.clean_ids[rows] for batch, rows in pairs])
-        difficulties = self.look_up(tokens, torch.cat([superset_level(batch)[rows] for batch, rows in pairs]))
-        filled, start = [], 0
-        for batch, rows in pairs:
-            end = start + int(rows.sum())
-            difficulty, count = (torch.zeros_like(batch.mask_uniform) for _ in range(2))
-            difficulty[rows], count[rows] = difficulties[0][start:end], difficulties[1][start:end]
+        levels = torch.cat([superset_level(batch)[rows] for batch, rows in pairs])
+        sizes = [int(rows.sum()) for rows in wanted]
+        answers = zip(*(each.split(sizes) for each in self.look_up(tokens, levels)), strict=True)
+        filled = []
+        for (batch, rows), answer in zip(pairs, answers, strict=True):
+            difficulty, count = (torch.zeros_like(batch.mask_uniform).masked_scatter(rows, each) for each in answer)
             filled.append(replace(batch, difficulty=difficulty, difficulty_count=count))
-            start = end
         return filled
 
     def save(self, checkpoint: Path) -> None:

@@ -20,13 +20,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lift_ds.data.text.chat_format import ChatFormat, write_format
 from lift_ds.export.folder import companions
-from lift_ds.storage.frozen_base import BaseRecord, hash_base, read_base
+from lift_ds.storage.frozen_base import BaseRecord, read_base
 from lift_ds.storage.manifest import (
     HF_FOLDER,
     LANES_FILE,
@@ -65,8 +66,8 @@ def save_checkpoint(
     chat_format: ChatFormat,
     fingerprint: str,
     keep: int,
-    buffers: DifficultyBuffers | None = None,
-    base: BaseRecord | None = None,
+    buffers: DifficultyBuffers | None,
+    base: BaseRecord | None,
 ) -> Path:
     """Writes the state of all ranks; returns the checkpoint's folder.
 
@@ -75,13 +76,13 @@ def save_checkpoint(
         folder: `checkpoints` of the run.
         step: Optimizer steps taken.
         lanes: Data position.
-        run: Resolved configuration.
+        run: What `run.json` holds.
         hf_folder: Where the model's config and tokenizer are.
         chat_format: How the run's chats became tokens.
         fingerprint: `model_fingerprint` of the model.
-        keep: Newest checkpoints to keep.
+        keep: How many of the newest checkpoints stay.
         buffers: The difficulty table, where one is kept.
-        base: The frozen weights' files, which are then left out; `None` saves all weights.
+        base: The frozen weights' files, which are then left out.
 
     Raises:
         RuntimeError: The disk is too full, or a rank could not write; older checkpoints are untouched.
@@ -89,23 +90,30 @@ def save_checkpoint(
     final = folder / checkpoint_name(step)
     temporary = folder / f"{TEMPORARY_PREFIX}{final.name}"
     check_space(engine, folder, base is not None, temporary)
-    write_shards(engine, temporary, base is not None)
+    try:
+        engine.ds.save_checkpoint(str(temporary), tag=ZERO_TAG, exclude_frozen_parameters=base is not None)
+    except (OSError, RuntimeError) as error:
+        # the other ranks may be inside a collective of DeepSpeed's: nothing can be agreed on any more, so this process
+        # ends, and the launcher ends the others
+        raise _not_written(temporary, f"rank {engine.rank}: {error}") from error
 
     def finish_own() -> dict[str, FileRecord]:
         if buffers is not None:
             buffers.save(temporary)
-        return hash_own_shards(engine, temporary)
+        files = sorted((temporary / ZERO_TAG).iterdir())  # whoever wrote them: the file system is shared
+        mine = files[engine.rank :: engine.world_size]
+        return {str(path.relative_to(temporary)): sync_and_hash(path) for path in mine}
 
-    mine = agree(engine, finish_own, final)
-    everyones = engine.gather_objects(mine)
+    everyones = engine.gather_objects(agree(engine, finish_own, final))
 
     def finish() -> None:
-        if engine.rank != 0:
-            return
         (temporary / LANES_FILE).write_text(json.dumps(lanes), encoding="utf-8")
         write_run(temporary, run)
-        copy_hf_files(hf_folder, temporary / HF_FOLDER)
-        write_format(temporary / HF_FOLDER, chat_format)
+        copied = temporary / HF_FOLDER
+        copied.mkdir(exist_ok=True)
+        for path in (hf_folder / "config.json", *companions(hf_folder)):
+            shutil.copyfile(path, copied / path.name)
+        write_format(copied, chat_format)
         if base is not None:
             base.write(temporary)
         files = {name: record for part in everyones for name, record in part.items()}
@@ -113,18 +121,21 @@ def save_checkpoint(
             name = str(path.relative_to(temporary))
             if path.is_file() and name not in files:
                 files[name] = sync_and_hash(path)
-        write_synced(
-            temporary / MANIFEST,
-            json.dumps(asdict(CheckpointManifest(step, engine.world_size, engine.stage, fingerprint, files)), indent=1),
-        )
+        manifest = CheckpointManifest(step, engine.world_size, engine.stage, fingerprint, files)
+        write_synced(temporary / MANIFEST, json.dumps(asdict(manifest), indent=1))
         publish_checkpoint(temporary, final)
         remove_old(folder, step, keep)
 
-    agree(engine, finish, final)
+    agree_on_main(engine, finish, final)
     return final
 
 
-def agree(engine: Engine, action: Any, final: Path) -> Any:
+def agree_on_main(engine: Engine, action: Callable[[], Any], final: Path) -> Any:
+    """What `agree` returns on rank 0, which alone acts; `None` on others."""
+    return agree(engine, action if engine.rank == 0 else lambda: None, final)
+
+
+def agree(engine: Engine, action: Callable[[], Any], final: Path) -> Any:
     """Runs `action` on every rank; if it fails anywhere, every rank raises the same error.
 
     Raises:
@@ -137,18 +148,12 @@ def agree(engine: Engine, action: Any, final: Path) -> Any:
         problem = f"rank {engine.rank}: {error}"
     problems = [problem_of_rank for problem_of_rank in engine.gather_objects(problem) if problem_of_rank]
     if problems:
-        raise RuntimeError(describe_failure(final, "; ".join(problems)))
+        raise _not_written(final, "; ".join(problems))
     return result
 
 
 def check_space(engine: Engine, folder: Path, only_trained: bool, temporary: Path | None = None) -> None:
     """Makes the folder, clears the place of a new checkpoint, and compares free space with what one takes.
-
-    Args:
-        engine: The training engine.
-        folder: `checkpoints` of the run.
-        only_trained: Whether frozen weights are left out.
-        temporary: What is to be cleared.
 
     Raises:
         RuntimeError: The folder cannot be written, or there is too little space; every rank raises it.
@@ -157,8 +162,6 @@ def check_space(engine: Engine, folder: Path, only_trained: bool, temporary: Pat
     needed = WEIGHT_BYTES * weights + OPTIMIZER_BYTES * trained + SPARE_BYTES
 
     def check() -> None:
-        if engine.rank != 0:
-            return
         folder.mkdir(parents=True, exist_ok=True)
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -166,60 +169,20 @@ def check_space(engine: Engine, folder: Path, only_trained: bool, temporary: Pat
         if free < needed:
             raise OSError(f"{free / 2**30:.2f} GiB free in {folder}, about {needed / 2**30:.2f} GiB needed")
 
-    agree(engine, check, folder)
+    agree_on_main(engine, check, folder)
 
 
-def write_shards(engine: Engine, temporary: Path, only_trained: bool) -> None:
-    """DeepSpeed's own save, into the temporary folder, with frozen weights or without.
-
-    Raises:
-        RuntimeError: This rank could not write. The other ranks may be inside a collective of DeepSpeed's, so nothing
-            can be agreed on any more: this process ends, and the launcher ends the others.
-    """
-    try:
-        engine.ds.save_checkpoint(str(temporary), tag=ZERO_TAG, exclude_frozen_parameters=only_trained)
-    except (OSError, RuntimeError) as error:
-        raise RuntimeError(describe_failure(temporary, f"rank {engine.rank}: {error}")) from error
-
-
-def describe_failure(path: Path, reason: str) -> str:
-    """The message of a failed save."""
-    return (
+def _not_written(path: Path, reason: str) -> RuntimeError:
+    return RuntimeError(
         f"checkpoint {path} could not be written: {reason}. "
         "Older checkpoints are untouched; free space or set another output, and resume."
     )
 
 
-def hash_own_shards(engine: Engine, temporary: Path) -> dict[str, FileRecord]:
-    """Syncs and hashes this rank's share of the shards, whoever wrote them: the folder is on a shared file system."""
-    files = sorted((temporary / ZERO_TAG).iterdir())
-    mine = files[engine.rank :: engine.world_size]
-    return {str(path.relative_to(temporary)): sync_and_hash(path) for path in mine}
-
-
-def copy_hf_files(source: Path, target: Path) -> None:
-    """Copies config and tokenizer files, not weights."""
-    target.mkdir(exist_ok=True)
-    for path in (source / "config.json", *companions(source)):
-        shutil.copyfile(path, target / path.name)
-
-
-def hash_base_files(engine: Engine, folder: Path) -> BaseRecord:
-    """The record of a run's base; every rank hashes its share of the files."""
-    everyones = engine.gather_objects(hash_base(folder, engine.rank, engine.world_size))
-    return BaseRecord(str(folder.resolve()), {name: record for part in everyones for name, record in part.items()})
-
-
 def load_checkpoint(
     engine: Engine, checkpoint: Path, fingerprint: str, base: BaseRecord | None
 ) -> tuple[int, dict[str, Any]]:
-    """Restores weights and optimizer, whatever world size and ZeRO stage wrote them.
-
-    Args:
-        engine: The training engine; frozen weights that the checkpoint leaves out are loaded.
-        checkpoint: The checkpoint.
-        fingerprint: `model_fingerprint` of the model.
-        base: The frozen weights' files, where the run has adapters.
+    """Restores weights and optimizer; frozen weights that the checkpoint leaves out, `base`, are loaded already.
 
     Returns:
         The step and the data position.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from deepspeed.utils import set_z3_leaf_modules
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_utils import local_torch_dtype
 
 from lift_ds.config.training import OptimConfig
 from lift_ds.data.batch import MicroBatch
@@ -24,8 +26,7 @@ from lift_ds.ranks.collectives import Collectives
 from lift_ds.ranks.launch import Launch, check_device, share_cores
 from lift_ds.ranks.meeting import meet
 
-from .extensions import guard_builds, leave_out_shared_memory
-from .learning_rate import learning_rate
+from .extensions import guard_builds
 from .step import DiffusionStep, DropoutKey, StepResult
 
 
@@ -52,7 +53,6 @@ def start_distributed(launch: Launch) -> None:
     get_accelerator().set_device(launch.local_rank)
     meet(launch)
     guard_builds()
-    leave_out_shared_memory()
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
 
 
@@ -62,7 +62,7 @@ def build_model(config: PretrainedConfig, source: WeightSource, ds_json: dict[st
     Args:
         config: The model's config.
         source: Its weights.
-        ds_json: Resolved DeepSpeed JSON.
+        ds_json: Resolved DeepSpeed JSON, here and below.
         label: What to call the weights in messages.
 
     Raises:
@@ -71,7 +71,7 @@ def build_model(config: PretrainedConfig, source: WeightSource, ds_json: dict[st
     dtype = torch.bfloat16 if ds_json["bf16"]["enabled"] else torch.float32
     if ds_json["zero_optimization"]["stage"] == 3:
         zero_init = CutWithoutData(config_dict_or_path=ds_json)  # its dtype= means bf16 on CPUs without fp16
-        with zero_init, WithoutInitialValues(), default_dtype(dtype):
+        with zero_init, WithoutInitialValues(), local_torch_dtype(dtype):  # else it would copy each to the type
             model = family_of(config).model_class(config)
         torch.nn.Module.to(model, dtype=dtype)
     else:
@@ -81,17 +81,6 @@ def build_model(config: PretrainedConfig, source: WeightSource, ds_json: dict[st
         torch.nn.Module.to_empty(model, device=get_accelerator().current_device_name())
     fill_parameters(model.named_parameters(), source, label)
     return model
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """New tensors have this type: DeepSpeed converts others, which writes a whole copy of each."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 class CutWithoutData(deepspeed.zero.Init):
@@ -106,7 +95,6 @@ class WithoutInitialValues(TorchFunctionMode):
     """Leaves out the functions of `torch.nn.init`: the values would be replaced, and drawing them takes longer."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Calls any other function as it is."""
         if getattr(func, "__module__", None) == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
         return func(*args, **(kwargs or {}))
@@ -115,17 +103,7 @@ class WithoutInitialValues(TorchFunctionMode):
 def shard_for_inference(
     config: PretrainedConfig, source: WeightSource, ds_json: dict[str, Any], label: str
 ) -> MaskedDiffusionModel:
-    """A model in eval mode whose weights are cut over the ranks; every rank must run the same forwards.
-
-    Args:
-        config: The model's config.
-        source: Its weights.
-        ds_json: Resolved DeepSpeed JSON of stage 3.
-        label: What to call the weights in messages.
-
-    Raises:
-        ValueError: Names or shapes of the weights do not fit the config.
-    """
+    """A model in eval mode that `build_model` cut over the ranks; every rank must run the same forwards."""
     model = build_model(config, source, ds_json, label).requires_grad_(False)
     set_z3_leaf_modules(model, [family_of(config).layer_class])
     engine, *_ = deepspeed.initialize(model=model.eval(), config=ds_json)
@@ -133,47 +111,27 @@ def shard_for_inference(
 
 
 class Engine(Collectives):
-    """A partitioned model that trains, with what the loop needs of DeepSpeed.
-
-    Args:
-        root: The root module with its model.
-        ds_json: Resolved DeepSpeed JSON.
-        optim: Optimizer and schedule.
-    """
+    """A partitioned model that trains, with what the loop needs of DeepSpeed."""
 
     def __init__(self, root: DiffusionStep, ds_json: dict[str, Any], optim: OptimConfig) -> None:
-        """Marks the decoder layers as units and hands everything to DeepSpeed."""
         self.optim = optim
         zero = ds_json["zero_optimization"]
         self.stage = zero["stage"]
         if self.stage == 3:
             set_z3_leaf_modules(root, [family_of(root.model.config).layer_class])
-        offload = zero.get("offload_optimizer", {}).get("device", "none")
-        optimizer = make_optimizer(root, optim, is_offloaded=offload != "none")
+        is_offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+        optimizer = make_optimizer(root, optim, is_offloaded)
         self.ds, *_ = deepspeed.initialize(model=root, optimizer=optimizer, config=ds_json)
         super().__init__(torch.device(self.ds.device))
-        self.num_micro_batches = int(self.ds.gradient_accumulation_steps())
-
-    @property
-    def root(self) -> DiffusionStep:
-        """The root module inside DeepSpeed's engine."""
-        return self.ds.module
-
-    @property
-    def model(self) -> MaskedDiffusionModel:
-        """The language model inside the root module."""
-        return self.root.model
-
-    @property
-    def loss_factor(self) -> int:
-        """What a loss that is normalised over the whole step is multiplied by: DeepSpeed divides by the same."""
-        return self.world_size * self.num_micro_batches
+        self.root: DiffusionStep = self.ds.module
+        self.model: MaskedDiffusionModel = self.root.model
+        # micro-batches of a step, over all ranks: DeepSpeed divides by it what is normalised over the step already
+        self.loss_factor = self.world_size * int(self.ds.gradient_accumulation_steps())
 
     def num_parameters(self, only_trained: bool = False) -> int:
         """Parameters of the whole model, or only those that are trained."""
-        parameters = self.root.parameters()
-        counted = [parameter for parameter in parameters if parameter.requires_grad or not only_trained]
-        return sum(whole_shape(parameter).numel() for parameter in counted)
+        shapes = [whole_shape(each) for each in self.root.parameters() if each.requires_grad or not only_trained]
+        return sum(shape.numel() for shape in shapes)
 
     def set_learning_rate(self, step: int) -> float:
         """Sets and returns the rate of optimizer step `step`."""
@@ -183,15 +141,9 @@ class Engine(Collectives):
         return rate
 
     def forward_backward(self, batch: MicroBatch, document_scale: Tensor, dropout_key: DropoutKey) -> StepResult:
-        """One micro-batch's forward and backward; gradients add up until `update`.
+        """One micro-batch's forward and backward, from the CPU; gradients add up until `update`.
 
-        Args:
-            batch: On the CPU.
-            document_scale: float32 (B,), normalised over the whole step, all ranks and micro-batches.
-            dropout_key: See `DiffusionStep.forward`.
-
-        Returns:
-            What it shows; its loss adds up over micro-batches and ranks.
+        `document_scale` (B,) is normalised over the whole step, so that losses add up over micro-batches and ranks.
         """
         scale = (document_scale * self.loss_factor).to(self.device)
         loss, result = self.ds(batch.to(self.device), scale, dropout_key)
@@ -222,19 +174,27 @@ class Engine(Collectives):
         self.root.train()
 
 
-def parameter_groups(root: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices with weight decay, vectors (norms, biases) without."""
+def make_optimizer(root: nn.Module, optim: OptimConfig, is_offloaded: bool) -> torch.optim.Optimizer:
+    """AdamW, DeepSpeed's own where its state is kept off the accelerator; vectors (norms, biases) do not decay."""
     trained = [parameter for parameter in root.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if len(whole_shape(parameter)) > 1]
     vectors = [parameter for parameter in trained if len(whole_shape(parameter)) <= 1]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
-
-
-def make_optimizer(root: nn.Module, optim: OptimConfig, is_offloaded: bool) -> torch.optim.Optimizer:
-    """AdamW; DeepSpeed's own where the optimizer state is kept off the accelerator."""
-    groups = parameter_groups(root, optim.weight_decay)
-    betas = (optim.beta1, optim.beta2)
+    both = [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups, betas = [group for group in both if group["params"]], (optim.beta1, optim.beta2)
     if is_offloaded:
         return DeepSpeedCPUAdam(groups, lr=optim.lr, betas=betas, eps=optim.eps, adamw_mode=True)
     return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, eps=optim.eps)
+
+
+def learning_rate(step: int, optim: OptimConfig) -> float:
+    """The rate of optimizer step `step` (from 0): warm-up, then a schedule whose last step is short of its end."""
+    warmup_steps = round(optim.warmup_ratio * optim.steps)
+    if step < warmup_steps:
+        return optim.lr * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(optim.steps - warmup_steps, 1)
+    course = {
+        "constant": 1.0,
+        "linear": 1.0 - progress,
+        "cosine": 0.5 + 0.5 * math.cos(math.pi * progress),
+    }[optim.schedule]
+    return optim.lr * (optim.min_lr_ratio + (1 - optim.min_lr_ratio) * course)

@@ -29,20 +29,16 @@ from lift_ds.storage.file_lock import held
 
 ROOT = "TORCH_EXTENSIONS_DIR"
 TORCH_LOCK = "lock"  # torch's own, in the operation's folder
-SHARED_MEMORY_OP = "deepspeed_shm_comm"
-
-
-def leave_out_shared_memory() -> None:
-    """Has DeepSpeed do without its all-reduce in shared memory, which only its tensor-parallel inference calls.
-
-    It would compile it in the first run on a CPU, and take 69 MB of /dev/shm for every rank.
-    """
-    if get_accelerator().device_name() == "cpu":
-        deepspeed.ops.__compatible_ops__[SHARED_MEMORY_OP] = False
 
 
 def guard_builds() -> None:
-    """Has every operation that DeepSpeed compiles from now on be compiled by one process at a time, in our folder."""
+    """Has every operation that DeepSpeed compiles from now on be compiled by one process at a time, in our folder.
+
+    None is compiled for its all-reduce in shared memory, which only its tensor-parallel inference calls: the first run
+    on a CPU would do so, and take 69 MB of /dev/shm for every rank.
+    """
+    if get_accelerator().device_name() == "cpu":
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     unguarded = OpBuilder.jit_load
     if hasattr(unguarded, "__wrapped__"):
         return
@@ -67,22 +63,20 @@ def building(name: str) -> Iterator[None]:
     """
     root = settle_root()
     folder = root / name
-    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
 
     def say_waiting(holder: str) -> None:
-        if is_first:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"waiting for DeepSpeed's {name}, which is being compiled by {holder}", flush=True)
 
     with held(root / f"{name}.held", say_waiting):
         if (folder / TORCH_LOCK).exists():
-            remove_half_built(folder)
+            _remove_half_built(folder)
         if not (folder / f"{name}.so").is_file():
             print(f"compiling DeepSpeed's {name}: once in this environment, about 40 s, in {folder}", flush=True)
         yield
 
 
-def remove_half_built(folder: Path) -> None:
-    """Removes the folder of a process that was killed; its compiler may still run, and must not write to the next."""
+def _remove_half_built(folder: Path) -> None:  # moved first: the compiler of a killed process may still write there
     aside = Path(tempfile.mkdtemp(prefix=f"{folder.name}-killed-", dir=folder.parent))
     os.rename(folder, aside / folder.name)
     shutil.rmtree(aside, ignore_errors=True)
@@ -131,24 +125,17 @@ def make_private(folder: Path) -> None:
 
 
 def environment_key() -> str:
-    """A hash of all that decides what is compiled: environment, versions, processor, and the machine.
+    """A hash of all that decides what is compiled: environment, versions, what the processor is and can.
 
-    The machine counts because file systems that several machines share do not always pass on locks.
+    The machine counts, too: file systems that several machines share do not always pass on locks.
     """
-    facts = [
-        socket.gethostname(), sys.prefix, sys.version, torch.__version__, str(torch.version.cuda),
-        deepspeed.__version__,        os.environ.get("CXX", ""), get_accelerator().device_name(), *processor(),
-    ]  # fmt: skip
-    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:12]
-
-
-def processor() -> list[str]:
-    """What the processor is and can: code is compiled for exactly this one."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return [platform.machine(), platform.processor()]
-    return [
-        platform.machine(),
+        lines = [f"model name: {platform.processor()}"]
+    facts = [
+        socket.gethostname(), sys.prefix, sys.version, torch.__version__, str(torch.version.cuda),
+        deepspeed.__version__, os.environ.get("CXX", ""), get_accelerator().device_name(), platform.machine(),
         *sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}),
-    ]
+    ]  # fmt: skip
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:12]

@@ -17,7 +17,7 @@ from lift_ds.storage.manifest import BEST, LATEST, pointed
 from .engine import Engine
 from .inputs import Prepared
 from .metrics import METRICS_FILE
-from .report import print_summary
+from .progress import print_summary
 
 FLOAT32_TOLERANCE = 1e-5
 BF16_TOLERANCE = 5e-2
@@ -25,14 +25,7 @@ BF16_TOLERANCE = 5e-2
 
 @dataclass(frozen=True)
 class FinalExport:
-    """The export at the end of a run.
-
-    Args:
-        prepared: What was opened.
-        engine: The trained model.
-        is_bf16: Whether it was trained in bf16.
-        checkpoints: Where the run's checkpoints are.
-    """
+    """The export at the end of a run."""
 
     prepared: Prepared
     engine: Engine
@@ -40,40 +33,33 @@ class FinalExport:
     checkpoints: Path
 
     def write(self, logits: torch.Tensor | None) -> None:
-        """Writes, reloads and compares the export, and prints the summary; for one rank to do.
-
-        Args:
-            logits: What `probe_logits` gave.
+        """Writes, reloads and compares the export with `probe_logits`, and prints the summary; for one rank to do.
 
         Raises:
-            RuntimeError: There is no best checkpoint, or the export is not what was trained.
+            RuntimeError: No checkpoint is the best one, which is to be exported, as none had a finite value; or the
+                export's logits differ from the trained model's by more than rounding explains.
         """
         run, output = self.prepared.run, self.checkpoints.parent
         newest = pointed(self.checkpoints / LATEST)
-        best = self.best_checkpoint()
+        best = self._best_checkpoint()
         chosen = best if best is not None and run.checkpoint.export == "best" else newest
         files = {"run folder": output, "checkpoint": newest} | ({} if best is None else {"best": best})
-        files["export"] = free_name(output / "export")
+        files["export"] = _free_name(output / "export")
         conversion = prepare_conversion(chosen, ConversionOptions())
         conversion.write(files["export"])
         if run.lora.rank:
-            files["adapters"] = free_name(output / "adapters")
+            files["adapters"] = _free_name(output / "adapters")
             convert_adapters(chosen, files["adapters"])
         if chosen != newest:
             verify_export(conversion, files["export"])
             reloaded = f"every tensor and the logits of the export are those of {chosen.name}"
         else:
-            difference = "not compared" if logits is None else self.compare(files["export"], logits)
+            difference = "not compared" if logits is None else self._compare(files["export"], logits)
             reloaded = f"largest difference of the export's logits from the trained model's: {difference}"
         print_summary(output / METRICS_FILE, files)
         print(f"reloaded       {reloaded}")
 
-    def best_checkpoint(self) -> Path | None:
-        """The best checkpoint, where the run keeps one.
-
-        Raises:
-            RuntimeError: It is to be exported, and no checkpoint had a finite value.
-        """
+    def _best_checkpoint(self) -> Path | None:
         settings, pointer = self.prepared.run.checkpoint, self.checkpoints / BEST
         if settings.best_by == "none":
             return None
@@ -92,25 +78,18 @@ class FinalExport:
         if not self.prepared.data.held_out:
             return None
         with self.engine.evaluating() as model:
-            return model.head(model.encode(self.probe_ids())).float().cpu()
+            return model.head(model.encode(self._probe_ids())).float().cpu()
 
-    def probe_ids(self) -> torch.Tensor:
-        """Input (1, L) of the probe."""
+    def _probe_ids(self) -> torch.Tensor:
         document = self.prepared.data.held_out[0]
-        ids = torch.from_numpy(document.ids)[None]
-        masked = ids.masked_fill(torch.from_numpy(document.response_mask)[None], self.prepared.config.mask_token_id)
-        return masked.to(self.engine.device)
+        ids, response_mask = (torch.from_numpy(part)[None] for part in (document.ids, document.response_mask))
+        return ids.masked_fill(response_mask, self.prepared.config.mask_token_id).to(self.engine.device)
 
-    def compare(self, export: Path, logits: torch.Tensor) -> str:
-        """Largest difference of the reloaded export's logits from the trained model's, over the largest logit.
-
-        Raises:
-            RuntimeError: It is more than rounding explains.
-        """
+    def _compare(self, export: Path, logits: torch.Tensor) -> str:
         model, _ = load_pretrained(export)
         torch.nn.Module.to(model, device=self.engine.device)
         with torch.no_grad():
-            reloaded = model(input_ids=self.probe_ids()).logits.float().cpu()
+            reloaded = model(input_ids=self._probe_ids()).logits.float().cpu()
         difference = float((reloaded - logits).abs().max() / logits.abs().max())
         tolerance = BF16_TOLERANCE if self.is_bf16 else FLOAT32_TOLERANCE
         if difference > tolerance:
@@ -120,7 +99,6 @@ class FinalExport:
         return f"{difference:.1e}"
 
 
-def free_name(path: Path) -> Path:
-    """The path itself, or with the first number behind it that is not taken."""
+def _free_name(path: Path) -> Path:
     candidates = chain([path], (path.with_name(f"{path.name}-{number}") for number in count(2)))
     return next(candidate for candidate in candidates if not candidate.exists())

@@ -91,15 +91,15 @@ def lift_loss(
         ValueError: A level, a shape or an option is out of range, the method has no such option, an option needs the
             trainer, or no mask token is known.
     """
-    objective = own_objective(method, options)
+    objective = _own_objective(method, options)
     tokens = {"response_mask": response_mask, "attention_mask": attention_mask, "mask_uniform": mask_uniform}
-    check_shapes(clean_ids.shape, **tokens, tie_uniform=tie_uniform)
-    check_shapes(clean_ids.shape[:1], t=t, rho=rho, v=v)
+    _check_shapes(clean_ids.shape, **tokens, tie_uniform=tie_uniform)
+    _check_shapes(clean_ids.shape[:1], t=t, rho=rho, v=v)
     if not len(clean_ids):
         raise ValueError("clean_ids has no document; at least one is needed.")
     if attention_mask is not None and bool((response_mask.bool() & ~attention_mask.bool()).any()):
         raise ValueError("response_mask is true on padding, where attention_mask is false; clear it there.")
-    root = DiffusionStep(as_diffusion_model(model, mask_token_id, right_shift_logits), objective)
+    root = DiffusionStep(_as_diffusion_model(model, mask_token_id, right_shift_logits), objective)
 
     def drawn(given: Tensor | None, *shape: int) -> Tensor:
         fresh = torch.rand(shape, generator=generator, device=generator.device if generator else clean_ids.device)
@@ -110,7 +110,7 @@ def lift_loss(
     if t is None:
         t = level_from_uniform(u, t_min)
     else:
-        check_levels(t)
+        _check_levels(t)
         t = t.to(clean_ids.device, torch.float32)
         u = ((t - t_min) / (1 - t_min)).clamp(0, 1)
     extra, policy = drawn(None, num_documents), drawn(None, num_documents)
@@ -134,19 +134,14 @@ def lift_loss(
     return cast(Tensor, loss)
 
 
-def own_objective(method: str, options: dict[str, Any]) -> Objective:
-    """The objective of a loop of one's own.
-
-    Raises:
-        ValueError: The method or an option is unknown or out of range, or needs the trainer.
-    """
+def _own_objective(method: str, options: dict[str, Any]) -> Objective:
     for name, reason in TRAINERS_OPTIONS.items():
         if name in options:
             raise ValueError(f"{name}={options[name]!r}: only the trainer has it; {reason}.")
     try:
         objective = make_objective(objective_settings(method, **options))
     except ValidationError as error:
-        raise ValueError(" ".join(map(sentence, error.errors()))) from error
+        raise ValueError(" ".join(map(_sentence, error.errors()))) from error
     if objective.reads_difficulty:
         raise ValueError(
             f"scoring={options.get('scoring', method)!r}: the table of difficulties is the trainer's; "
@@ -155,8 +150,7 @@ def own_objective(method: str, options: dict[str, Any]) -> Objective:
     return objective
 
 
-def sentence(details: ErrorDetails) -> str:
-    """What is wrong with one option, and what is allowed."""
+def _sentence(details: ErrorDetails) -> str:
     if details["type"] == "value_error":
         return str(details["ctx"]["error"])
     name = str(details["loc"][0])
@@ -166,12 +160,7 @@ def sentence(details: ErrorDetails) -> str:
     return f"{refused_value(name, details)}."
 
 
-def as_diffusion_model(model: nn.Module, mask_token_id: int | None, right_shift_logits: bool) -> MaskedDiffusionModel:
-    """The model itself where it is one of this package's, else one that takes its logits.
-
-    Raises:
-        ValueError: No mask token is known, or an argument contradicts the model.
-    """
+def _as_diffusion_model(model: nn.Module, mask_token_id: int | None, right_shift_logits: bool) -> MaskedDiffusionModel:
     known = getattr(getattr(model, "config", None), "mask_token_id", None)
     if hasattr(type(model), "encode") and hasattr(type(model), "head"):  # a wrapper passes its model's attributes on
         if right_shift_logits or mask_token_id not in (None, known):
@@ -214,7 +203,7 @@ def sft_loss(
     Raises:
         ValueError: A level is outside (0, 1].
     """
-    check_levels(t)
+    _check_levels(t)
     noised_ids = clean_ids.masked_fill(kept, model.config.mask_token_id)
     rows = model.encode(noised_ids, attention_mask)[kept]
     token_weights = (1.0 / t if time_scaling else torch.ones_like(t))[:, None].expand_as(clean_ids)
@@ -250,7 +239,7 @@ def gift_loss(
     Raises:
         ValueError: A level is outside (0, 1].
     """
-    check_levels(t)
+    _check_levels(t)
     if uniform is None:
         uniform = torch.rand(clean_ids.shape, generator=generator, device=clean_ids.device)
     with torch.no_grad():
@@ -259,18 +248,15 @@ def gift_loss(
         entropy[response_mask] = model.head(hidden, chunked_entropy)
     levels = gift_levels(entropy, response_mask, t, over_batch=True)
     masked = response_mask & (uniform < levels)
-    every_level = torch.ones_like(t)
-    return sft_loss(model, clean_ids, masked, every_level, masked.sum().clamp(min=1), weights=1.0 / levels)
+    return sft_loss(model, clean_ids, masked, torch.ones_like(t), masked.sum().clamp(min=1), weights=1.0 / levels)
 
 
-def check_shapes(shape: torch.Size, **given: Tensor | None) -> None:
-    """Checks that tensors, where they are given, have one shape: others might broadcast to another loss."""
+def _check_shapes(shape: torch.Size, **given: Tensor | None) -> None:
     for name, tensor in given.items():
-        if tensor is not None and tensor.shape != shape:
+        if tensor is not None and tensor.shape != shape:  # it might broadcast to another loss
             raise ValueError(f"{name} has the shape {tuple(tensor.shape)}; {tuple(shape)} is expected.")
 
 
-def check_levels(t: Tensor) -> None:
-    """Checks that levels lie in (0, 1]."""
+def _check_levels(t: Tensor) -> None:
     if not bool(((t > 0) & (t <= 1)).all()):
         raise ValueError(f"t={t.tolist()}: levels must lie in (0, 1]; 1 is fully masked.")

@@ -23,16 +23,9 @@ from lift_ds.storage.frozen_base import hash_base
 from lift_ds.storage.manifest import hash_file
 from lift_ds.storage.safetensors_folder import SafetensorsFolder
 
-CONFIG = "config.json"
-
 
 def load_whole(path: str, adapters: str | None, launch: Launch) -> tuple[Answerer, Ranks]:
-    """The whole model on every rank; each answers on its own.
-
-    Args:
-        path: Model folder, hub name or `builtin:base`.
-        adapters: Folder of LoRA adapters in PEFT's format, put onto the model unmerged.
-        launch: This process.
+    """The whole model, with LoRA adapters in PEFT's format unmerged, on every rank; each answers on its own.
 
     Raises:
         ValueError: The model, its tokenizer or the adapters cannot be used.
@@ -55,10 +48,7 @@ def load_whole(path: str, adapters: str | None, launch: Launch) -> tuple[Answere
 def load_cut(path: str, json_path: Path, launch: Launch) -> tuple[Answerer, Ranks]:
     """A model whose weights are cut over the ranks, each of which reads its own part; all run the same forwards.
 
-    Args:
-        path: Model folder, hub name or `builtin:base`.
-        json_path: DeepSpeed JSON of ZeRO-3; "auto" is filled in, numbers of training do not matter.
-        launch: This process.
+    Of a DeepSpeed JSON of ZeRO-3 "auto" is filled in; numbers of training do not matter.
 
     Raises:
         ValueError: The model, its tokenizer or the JSON cannot be used.
@@ -88,15 +78,9 @@ def load_cut(path: str, json_path: Path, launch: Launch) -> tuple[Answerer, Rank
 
 
 def weight_hashes(path: str, adapters: str | None, ranks: Ranks) -> dict[str, str]:
-    """SHA-256 of every file with weights, and of those that say how they are used; the ranks share the work.
-
-    Args:
-        path: Model folder, hub name or `builtin:base`.
-        adapters: Folder of LoRA adapters in PEFT's format.
-        ranks: The ranks; all of them call it.
-    """
+    """SHA-256 of every file with weights, and of those that say how they are used; all ranks call it and share it."""
     folder = resolve_folder(path)
-    small = {CONFIG: folder / CONFIG}
+    small = {"config.json": folder / "config.json"}
     if adapters is not None:
         small |= {name: Path(adapters) / name for name in (PEFT_WEIGHTS, PEFT_CONFIG)}
     shares = ranks.gather_objects(hash_base(folder, ranks.rank, ranks.world_size))

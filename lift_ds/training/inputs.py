@@ -18,11 +18,14 @@ from lift_ds.data.settings import DataConfig
 from lift_ds.data.sources import Manifest, SourceGroup
 from lift_ds.data.survey.first_rows import check_first_rows
 from lift_ds.data.text.chat import ChatEncoder
+from lift_ds.data.text.chat_format import KEYS, ChatFormat, format_of_settings, read_format, template_text
+from lift_ds.data.text.prepared import folder_of, read_prepared
 from lift_ds.data.text.templates import use_template
 from lift_ds.data.text.turns import RowRules
 from lift_ds.models.families import max_length_of, start_token_of
 from lift_ds.models.vocabulary import check_tokenizer, load_tokenizer
 from lift_ds.models.weights import NewWeights, WeightSource
+from lift_ds.ranks.shares import Ranks
 from lift_ds.storage.safetensors_folder import SafetensorsFolder
 
 from .draws import make_noise_rule
@@ -35,12 +38,12 @@ LANE_ROWS, PACKED_LANE_ROWS = 16, 1024
 
 @dataclass(frozen=True)
 class RunData:
-    """What training reads.
+    """What training reads: rows as documents and, in their order, as packs.
 
     Args:
         encoder: Conversations to tokens.
-        reader: Training rows as documents.
-        stream: Training rows as packs, in their order.
+        reader: Training rows.
+        stream: The packs.
         held_out: Documents that are never trained on.
         num_rows: Training rows, held-out ones included.
         manifests: All that was opened; their indexes can be kept once the run has a folder.
@@ -52,11 +55,6 @@ class RunData:
     held_out: list[Document]
     num_rows: int
     manifests: list[Manifest]
-
-    def save_indexes(self) -> None:
-        """Keeps the files' indexes in the run folder; for one rank to do."""
-        for manifest in self.manifests:
-            manifest.save_indexes()
 
 
 def make_encoder(data: DataConfig, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> ChatEncoder:
@@ -83,13 +81,7 @@ def make_encoder(data: DataConfig, tokenizer: PreTrainedTokenizerBase, config: P
 def open_reader(
     data: DataConfig, encoder: ChatEncoder, groups: list[SourceGroup], cache_dir: Path | None = None
 ) -> RowReader:
-    """The rows of some sources.
-
-    Args:
-        data: How they are read.
-        encoder: Conversations to tokens.
-        groups: What is read.
-        cache_dir: Where indexes may be kept.
+    """The rows of some sources; `cache_dir` is where indexes may be kept.
 
     Raises:
         ValueError: A file is malformed, or its first row does not fit the columns.
@@ -108,12 +100,8 @@ def open_reader(
 def pack_capacity(data: DataConfig, max_length: int) -> int:
     """Most tokens of a pack.
 
-    Args:
-        data: May name it.
-        max_length: Most tokens of a document.
-
     Raises:
-        ValueError: A document may be longer than a pack.
+        ValueError: A document, of `max_length`, may be longer than a pack.
     """
     capacity = data.pack_length or max_length
     if capacity < max_length:
@@ -125,13 +113,7 @@ def pack_capacity(data: DataConfig, max_length: int) -> int:
 
 
 def fitting_lanes(wanted: int, num_rows: int, is_packed: bool) -> int:
-    """Fewer lanes for small data: each needs rows of its own, and packs hold some of them back while they are open.
-
-    Args:
-        wanted: Lanes of the config; halved until they fit.
-        num_rows: Rows of the data.
-        is_packed: Whether lanes pack them.
-    """
+    """The wanted lanes, halved until the rows suffice: each needs some of its own, more where packs hold them back."""
     rows_per_lane = PACKED_LANE_ROWS if is_packed else LANE_ROWS
     while wanted > 1 and num_rows < wanted * rows_per_lane:
         wanted //= 2
@@ -141,13 +123,7 @@ def fitting_lanes(wanted: int, num_rows: int, is_packed: bool) -> int:
 def open_data(
     run: RunConfig, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, sources: RunSources | None = None
 ) -> RunData:
-    """Scans the files, sets held-out rows apart and reads those.
-
-    Args:
-        run: The run config.
-        tokenizer: The model's.
-        config: The model's.
-        sources: From `list_sources`, where they are listed already.
+    """Scans the files, from `list_sources` where they are listed already, sets held-out rows apart and reads those.
 
     Raises:
         ValueError: A file is missing, empty or malformed, a row does not fit the columns, or too many of `eval.path`
@@ -160,8 +136,7 @@ def open_data(
     cache_dir = Path(run.output) / INDEX_FOLDER
     training = open_reader(data, encoder, sources.training, cache_dir)
     manifests = [training.manifest]
-    held_out_ids: set[int] = set()
-    held_out: list[Document] = []
+    held_out_ids, held_out = set[int](), list[Document]()
     if run.eval.rows:
         if sources.held_out is not None:
             apart = open_reader(data, encoder, sources.held_out, cache_dir)
@@ -184,33 +159,9 @@ def open_data(
     return RunData(encoder, training, stream, held_out, training.manifest.num_rows, manifests)
 
 
-def make_loader(
-    run: RunConfig, data: RunData, micro_batch: int, rank: int, world_size: int, pad_token_id: int, first_step: int
-) -> StepLoader:
-    """This rank's training steps from `first_step` on; the lanes must stand there already."""
-    return StepLoader(
-        data.stream,
-        make_noise_rule(run.objective, run.seed, run.optim.global_batch),
-        global_batch=run.optim.global_batch,
-        micro_batch=micro_batch,
-        rank=rank,
-        world_size=world_size,
-        pad_token_id=pad_token_id,
-        first_step=first_step,
-        num_workers=run.data.workers,
-    )
-
-
 @dataclass(frozen=True)
 class Prepared:
-    """Everything but the weights that is opened and checked before an engine exists.
-
-    Args:
-        run: Run config.
-        folder: Where model config and tokenizer were found.
-        config: The model's config.
-        data: Training and held-out data.
-    """
+    """Everything but the weights that is opened and checked before an engine exists; `folder` is the model's."""
 
     run: RunConfig
     folder: Path
@@ -219,23 +170,33 @@ class Prepared:
 
 
 def prepare(run: RunConfig, model: ModelFolder | None = None, sources: RunSources | None = None) -> Prepared:
-    """Opens model folder and data, and checks both.
-
-    Args:
-        run: The run config.
-        model: From `open_model`, where it is open already.
-        sources: From `list_sources`, where they are listed already.
+    """Opens model folder and data, from `open_model` and `list_sources` where they are open already, and checks both.
 
     Raises:
         ValueError: Something is missing or does not fit; see the functions that it calls.
     """
     model = model or open_model(run.model.path, not run.model.from_scratch)
-    folder, config = model.folder, model.config
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(model.folder)
     if tokenizer is None:
-        raise ValueError(f"{folder}: no tokenizer; training needs one to read text.")
-    check_tokenizer(config, tokenizer, folder)
-    return Prepared(run, folder, config, open_data(run, tokenizer, config, sources))
+        raise ValueError(f"{model.folder}: no tokenizer; training needs one to read text.")
+    check_tokenizer(model.config, tokenizer, model.folder)
+    return Prepared(run, model.folder, model.config, open_data(run, tokenizer, model.config, sources))
+
+
+def make_loader(prepared: Prepared, micro_batch: int, ranks: Ranks, first_step: int) -> StepLoader:
+    """This rank's training steps from `first_step` on; the lanes must stand there already."""
+    run = prepared.run
+    return StepLoader(
+        prepared.data.stream,
+        make_noise_rule(run.objective, run.seed, run.optim.global_batch),
+        global_batch=run.optim.global_batch,
+        micro_batch=micro_batch,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        pad_token_id=prepared.config.pad_token_id,
+        first_step=first_step,
+        num_workers=run.data.workers,
+    )
 
 
 def open_weights(prepared: Prepared) -> WeightSource:
@@ -247,3 +208,36 @@ def open_weights(prepared: Prepared) -> WeightSource:
     if prepared.run.model.from_scratch:
         return NewWeights(prepared.config, prepared.run.seed)
     return SafetensorsFolder(prepared.folder)
+
+
+def chat_format_of(prepared: Prepared) -> ChatFormat:
+    """How a run's chats become tokens.
+
+    Raises:
+        ValueError: What stands beside tokens that were made before is damaged.
+        ConnectionError: A server did not answer.
+    """
+    reader, data = prepared.data.reader, prepared.run.data.model_dump()
+    data["clock"] = reader.encoder.renderer.clock.isoformat()
+    for group, mapping in zip(reader.manifest.groups, reader.columns, strict=True):
+        if mapping.input_ids is not None:  # tokens that were made before, in the format that stands beside them
+            made = read_prepared(folder_of(reader.manifest.chunks[group.first_chunk].source)) or {"settings": {}}
+            data |= {
+                key.removeprefix("data."): value for key, value in made["settings"].items() if key in KEYS.values()
+            }
+    columns = [mapping.named() for mapping in reader.columns]
+    return format_of_settings(data, columns, template_text(reader.encoder.tokenizer))
+
+
+def describe_other_format(prepared: Prepared) -> list[str]:
+    """A line where the model was trained in another format than this run trains it in; `data.*` decides.
+
+    Raises:
+        ValueError: The model's format cannot be read.
+    """
+    taught = read_format(prepared.folder)
+    differ = [] if taught is None else taught.differences(chat_format_of(prepared), "clock")
+    if not differ:
+        return []
+    before, now = (", ".join(f"{entry[0]}={entry[side]}" for entry in differ) for side in (1, 2))
+    return [f"{prepared.folder} was trained with {before}; this run: {now}"]

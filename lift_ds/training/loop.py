@@ -15,7 +15,6 @@ import torch
 from lift_ds.config.run import RunConfig
 from lift_ds.data.batch import MicroBatch
 from lift_ds.data.order.loader import StepBatch, StepLoader
-from lift_ds.method.difficulty import Observations
 from lift_ds.objectives import Objective
 
 from .buffers import DifficultyBuffers
@@ -33,9 +32,7 @@ class StopRequest:
     It listens for as long as anything could be lost: a second signal must not end a save.
     """
 
-    def __init__(self) -> None:
-        """Nobody has asked yet."""
-        self.signal_name: str | None = None
+    signal_name: str | None = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -68,45 +65,14 @@ class StepPlan:
     problem: Exception | None
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How training ended.
-
-    Args:
-        step: Steps taken in all; fewer than `optim.steps` where a rank was asked to stop or could not read its data.
-        problem: What this rank could not read, if anything; the steps before it are taken, and can be saved.
-    """
-
-    step: int
-    problem: Exception | None
-
-
-@dataclass(frozen=True)
-class ComputedStep:
-    """Gradients of one step, not applied yet.
-
-    Args:
-        totals: Over all ranks; sample ids of micro-batches whose loss is not finite are this rank's.
-        observed: What this rank's passes showed of tokens' difficulty, in the order of the passes.
-    """
-
-    totals: StepTotals
-    observed: list[Observed]
-
-    def observations(self) -> list[Observations]:
-        """For the difficulty table; fetched from the device."""
-        return [Observations.of(*shown) for shown in self.observed]
-
-
 def plan_step(engine: Engine, objective: Objective, loader: StepLoader, stop: StopRequest) -> StepPlan:
     """Fetches the next step and agrees on its totals, and on stopping, in one collective."""
-    batch, problem = None, None
+    batch, problem, counts = None, None, torch.zeros(3, dtype=torch.float64)
     try:
         batch = next(loader)
     except Exception as error:  # whatever it is, the other ranks must not wait for this one
         problem = error
-    counts = torch.zeros(3, dtype=torch.float64)
-    if batch is not None:
+    else:
         counts = step_counts(batch.micro_batches, objective)
     wants_stop = float(stop.signal_name is not None or problem is not None)
     agreed = engine.all_reduce(torch.cat([counts, torch.tensor([wants_stop], dtype=torch.float64)]))
@@ -115,38 +81,38 @@ def plan_step(engine: Engine, objective: Objective, loader: StepLoader, stop: St
 
 def compute_step(
     engine: Engine, run: RunConfig, objective: Objective, plan: StepPlan, step: int, buffers: DifficultyBuffers | None
-) -> ComputedStep:
-    """Forwards and backwards of one step; gradients are accumulated, nothing is updated yet."""
+) -> tuple[StepTotals, list[Observed]]:
+    """Forwards and backwards of one step; gradients are accumulated, nothing is updated yet.
+
+    Returns:
+        Totals over all ranks, but for this rank's `bad_sample_ids`; and what this rank's passes showed of difficulty.
+    """
     assert plan.batch is not None
-    micro_batches = plan.batch.micro_batches
+    fetched, micro_batches = plan.batch, plan.batch.micro_batches
     if objective.reads_difficulty:
         assert buffers is not None
         micro_batches = buffers.fill(micro_batches)
-    totals = StepTotals()
-    observed: list[Observed] = []
-    totals.add(num_tokens=plan.batch.num_tokens, num_skipped=plan.batch.num_skipped)
-    totals.add(num_bad_rows=plan.batch.num_bad_rows)
-    num_micro_batches = engine.num_micro_batches * engine.world_size
+    totals, observed = StepTotals(), list[Observed]()
+    totals.add(num_tokens=fetched.num_tokens, num_skipped=fetched.num_skipped, num_bad_rows=fetched.num_bad_rows)
     for index, batch in enumerate(micro_batches):
-        scale = document_scale(batch, run.objective.normalizer, plan.totals, num_micro_batches)
+        scale = document_scale(batch, run.objective.normalizer, plan.totals, engine.loss_factor)
         result = engine.forward_backward(batch, scale, (run.seed, step))
-        add_result(totals, batch, result, engine)
+        _add_result(totals, batch, result, engine)
         observed += result.observed
         if index + 1 < len(micro_batches):
             engine.end_micro_batch()
     totals.replace(engine.all_reduce(totals.summed()), engine.all_reduce(totals.max_weight, "max"))
-    return ComputedStep(totals, observed)
+    return totals, observed
 
 
-def add_result(totals: StepTotals, batch: MicroBatch, result: StepResult, engine: Engine) -> None:
-    """Adds what a micro-batch shows to this rank's totals, which the ranks will sum up."""
+def _add_result(totals: StepTotals, batch: MicroBatch, result: StepResult, engine: Engine) -> None:
     in_common, compared, by_chance = result.agreement.tolist()
     totals.add(
         loss=float(result.loss) / engine.loss_factor,
         num_in_common=in_common,
         num_compared=compared,
         num_by_chance=by_chance,
-        scoring_seconds=result.scoring_time.seconds / engine.world_size,
+        scoring_seconds=result.scoring_seconds() / engine.world_size,
     )
     if not math.isfinite(totals.loss) and not totals.bad_sample_ids:
         totals.bad_sample_ids = batch.sample_ids.tolist()
@@ -164,21 +130,14 @@ def train_steps(
     stop: StopRequest,
     buffers: DifficultyBuffers | None,
     after_step: Callable[[int, dict[str, Any]], None],
-) -> Outcome:
-    """Trains from `first_step` to `optim.steps`, or until somebody asks to stop.
+) -> tuple[int, Exception | None]:
+    """Trains from `first_step`, where `loader` stands, to `optim.steps`, or until somebody asks to stop.
 
-    Args:
-        engine: The training engine.
-        run: The run config.
-        objective: What is seen and learned.
-        loader: Steps from `first_step` on.
-        first_step: Steps already taken.
-        stop: Whether this process was asked to stop.
-        buffers: The difficulty table, where one is kept.
-        after_step: Called on every rank with the number of steps taken and the step's metrics.
+    After each step every rank calls `after_step` with the number of steps taken and the step's metrics.
 
     Returns:
-        Where and why it ended.
+        Steps taken in all, fewer than `optim.steps` where a rank was asked to stop or could not read its data; and what
+        this rank could not read, if anything: the steps before it are taken, and can be saved.
 
     Raises:
         RuntimeError: More than `optim.max_bad_steps` steps had a loss or gradient that is not finite.
@@ -190,18 +149,18 @@ def train_steps(
         plan = plan_step(engine, objective, loader, stop)
         if plan.must_stop:
             loader.state = position  # the step was fetched, but is not taken
-            return Outcome(step, plan.problem)
-        computed = compute_step(engine, run, objective, plan, step, buffers)
-        totals = computed.totals
+            return step, plan.problem
+        totals, observed = compute_step(engine, run, objective, plan, step, buffers)
         rate = engine.set_learning_rate(step)
         grad_norm = engine.update()  # DeepSpeed leaves the step out on every rank where the norm is not finite
         is_bad = not (math.isfinite(totals.loss) and math.isfinite(grad_norm))
         if buffers is not None:
-            buffers.observe([] if is_bad else computed.observations(), step + 1)
+            buffers.observe([] if is_bad else observed, step + 1)
         record = totals.record(run.objective.time_scaling)
         if is_bad:
             num_bad += 1
-            record["bad_sample_ids"] = samples = gather_bad_samples(engine, totals)
+            samples = sorted({sample for of_rank in engine.gather_objects(totals.bad_sample_ids) for sample in of_rank})
+            record["bad_sample_ids"] = samples
             if num_bad > run.optim.max_bad_steps:
                 raise RuntimeError(
                     f"step {step + 1}: loss {totals.loss}, gradient norm {grad_norm}, samples {samples}; {num_bad} "
@@ -209,21 +168,6 @@ def train_steps(
                     "samples, lower optim.lr or raise objective.t_min, and resume from the last checkpoint."
                 )
         seconds = time.perf_counter() - began
-        speed = record["num_tokens"] / seconds
-        after_step(
-            step + 1,
-            record
-            | {
-                "num_bad_steps": num_bad,
-                "grad_norm": grad_norm,
-                "lr": rate,
-                "seconds": seconds,
-                "tokens_per_second": speed,
-            },
-        )
-    return Outcome(run.optim.steps, None)
-
-
-def gather_bad_samples(engine: Engine, totals: StepTotals) -> list[int]:
-    """Sample ids, over all ranks, of the micro-batches that first had a loss that is not finite."""
-    return sorted({sample for of_rank in engine.gather_objects(totals.bad_sample_ids) for sample in of_rank})
+        record |= {"num_bad_steps": num_bad, "grad_norm": grad_norm, "lr": rate, "seconds": seconds}
+        after_step(step + 1, record | {"tokens_per_second": record["num_tokens"] / seconds})
+    return run.optim.steps, None

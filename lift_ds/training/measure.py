@@ -11,7 +11,7 @@ from typing import Any
 
 from lift_ds.evaluation.asking.solve import Question, SolveReport, builtin_questions, encode_questions, solve_questions
 from lift_ds.evaluation.frequency import class_label
-from lift_ds.evaluation.heldout import LEVELS, HeldoutLoss, heldout_loss
+from lift_ds.evaluation.heldout import LEVELS, heldout_loss
 from lift_ds.sampling.settings import SamplingSettings
 from lift_ds.storage.best import Measured
 
@@ -19,20 +19,12 @@ from .engine import Engine
 from .inputs import Prepared
 from .progress import Progress
 
-Record = Callable[[str, int, dict[str, Any]], None]
+Record = Callable[[str, int, dict[str, Any]], None]  # writes a line of `metrics.jsonl`: its kind, step and values
 
 
 @dataclass
 class Measurements:
-    """Measures the model of a run, records and shows what it finds.
-
-    Args:
-        prepared: What was opened.
-        engine: The training engine.
-        batch_size: Held-out documents of one forward.
-        progress: The display.
-        record: Writes a line of `metrics.jsonl`, given its kind, step and values.
-    """
+    """Measures the model of a run, `batch_size` held-out documents a forward, records and shows what it finds."""
 
     prepared: Prepared
     engine: Engine
@@ -41,13 +33,11 @@ class Measurements:
     record: Record
     last: dict[str, tuple[int, float]] = field(default_factory=dict, init=False)
 
-    @cached_property
+    @property
     def process(self) -> SamplingSettings:
         """How answers are made."""
-        settings = self.prepared.run.eval
-        return SamplingSettings(
-            gen_length=settings.gen_length, block_length=settings.block_length, steps=settings.steps
-        )
+        asked = self.prepared.run.eval
+        return SamplingSettings(gen_length=asked.gen_length, block_length=asked.block_length, steps=asked.steps)
 
     @cached_property
     def subset(self) -> list[Question]:
@@ -61,45 +51,71 @@ class Measurements:
         Raises:
             ValueError: A question and its answer are longer than the model allows.
         """
-        run = self.prepared.run
+        prepared, run = self.prepared, self.prepared.run
         if run.eval.solve_every or run.checkpoint.best_by == "solve_rate":
-            encoder, system = self.prepared.data.encoder, run.data.system
-            encode_questions(encoder, self.subset, self.process, self.prepared.config, system)
+            encode_questions(prepared.data.encoder, self.subset, self.process, prepared.config, run.data.system)
 
     def heldout(self, step: int) -> None:
-        """Held-out cross-entropy, if there are held-out rows."""
+        """Held-out cross-entropy, if there are held-out rows.
+
+        Class c of `by_frequency` holds tokens that occur 2^c to 2^(c+1) - 1 times in the held-out responses.
+        """
         data = self.prepared.data
         if not data.held_out:
             return
         with self.engine.evaluating() as model:
             loss = heldout_loss(model, data.held_out, self.engine, self.batch_size, self.prepared.run.seed)
         self.last["heldout_loss"] = (step, loss.mean)
-        self.record("heldout", step, heldout_record(loss))
+        record = {
+            "mean": loss.mean,
+            "levels": list(LEVELS),
+            "by_level": list(loss.by_level),
+            "by_frequency": list(loss.by_frequency),
+            "by_level_and_frequency": loss.by_level_and_frequency,
+            "num_tokens_by_level_and_frequency": loss.num_tokens.int().tolist(),
+        }
+        self.record("heldout", step, record)
         by_level = "  ".join(f"t {level}: {value:.3f}" for level, value in zip(LEVELS, loss.by_level, strict=True))
+        classes = [(class_label(number), value) for number, value in enumerate(loss.by_frequency)]
+        by_frequency = "  ".join(f"{label}: {value:.3f}" for label, value in classes if math.isfinite(value))
         self.progress.say(f"step {step}: held-out loss {loss.mean:.4f}   ({by_level})")
-        self.progress.say(f"step {step}: held-out loss by how often a token occurs   ({by_frequency_text(loss)})")
+        self.progress.say(f"step {step}: held-out loss by how often a token occurs   ({by_frequency})")
 
     def solving(self, step: int, moment: str) -> None:
-        """Solve rates of all items before and after training, if any are asked for; `moment` is one of the two."""
+        """Solve rates of all items, if any are asked for, `before` or `after` training."""
         run = self.prepared.run
-        if not run.eval.solve_items:
-            return
-        report = self.answer(builtin_questions(run.eval.solve_items, run.data.builtin_seed))
-        self.record("solve", step, solve_record(report, moment))
-        self.progress.say(f"{moment} training: {solve_text(report)}")
+        if run.eval.solve_items:
+            questions = builtin_questions(run.eval.solve_items, run.data.builtin_seed)
+            self.answer(questions, step, moment, f"{moment} training")
 
     def solving_subset(self, step: int) -> None:
         """Solve rate of the subset."""
-        report = self.answer(self.subset)
+        report = self.answer(self.subset, step, "during", f"step {step}")
         self.last["solve_rate"] = (step, report.total.solve_rate)
-        self.record("solve", step, solve_record(report, "during"))
-        self.progress.say(f"step {step}: {solve_text(report)}")
 
-    def answer(self, questions: list[Question]) -> SolveReport:
+    def answer(self, questions: list[Question], step: int, moment: str, label: str) -> SolveReport:
         """Answers questions on all ranks."""
         with self.engine.evaluating() as model:
             encoder, system = self.prepared.data.encoder, self.prepared.run.data.system
-            return solve_questions(model, encoder, questions, self.process, self.engine, system)
+            report = solve_questions(model, encoder, questions, self.process, self.engine, system)
+        total = report.total
+        record = {
+            "moment": moment,
+            "scores": {name: asdict(score) for name, score in report.scores.items()},
+            "solve_rate": total.solve_rate,
+            "parse_failure_rate": total.parse_failure_rate,
+            "truncation_rate": total.truncation_rate,
+            "forwards_per_item": total.forwards_per_item,
+            "tokens_per_second": report.tokens_per_second,
+            "seconds": report.seconds,
+        }
+        self.record("solve", step, record)
+        rates = "  ".join(f"{name} {score.solve_rate:.1%}" for name, score in report.scores.items())
+        self.progress.say(
+            f"{label}: solved {rates}   (no parse {total.parse_failure_rate:.1%}, no end {total.truncation_rate:.1%}, "
+            f"{total.forwards_per_item:.4g} forwards an answer, {report.seconds:.0f} s)"
+        )
+        return report
 
     def between_steps(self, step: int) -> None:
         """What is due after step `step`; the held-out loss of the last one is measured when the run is done."""
@@ -131,50 +147,3 @@ class Measurements:
             for question in self.subset:
                 digest.update(repr((question.task, question.text)).encode())
         return digest.hexdigest()
-
-
-def heldout_record(loss: HeldoutLoss) -> dict[str, Any]:
-    """A held-out loss as a line of `metrics.jsonl`.
-
-    Class c of `by_frequency` holds tokens that occur 2^c to 2^(c+1) - 1 times in the held-out responses.
-    """
-    return {
-        "mean": loss.mean,
-        "levels": list(LEVELS),
-        "by_level": list(loss.by_level),
-        "by_frequency": list(loss.by_frequency),
-        "by_level_and_frequency": loss.by_level_and_frequency,
-        "num_tokens_by_level_and_frequency": loss.num_tokens.int().tolist(),
-    }
-
-
-def by_frequency_text(loss: HeldoutLoss) -> str:
-    """The loss of each frequency class that has masked tokens."""
-    return "  ".join(
-        f"{class_label(number)}: {value:.3f}" for number, value in enumerate(loss.by_frequency) if math.isfinite(value)
-    )
-
-
-def solve_record(report: SolveReport, moment: str) -> dict[str, Any]:
-    """A report as a line of `metrics.jsonl`; `moment` is `before`, `during` or `after`."""
-    total = report.total
-    return {
-        "moment": moment,
-        "scores": {name: asdict(score) for name, score in report.scores.items()},
-        "solve_rate": total.solve_rate,
-        "parse_failure_rate": total.parse_failure_rate,
-        "truncation_rate": total.truncation_rate,
-        "forwards_per_item": total.forwards_per_item,
-        "tokens_per_second": report.tokens_per_second,
-        "seconds": report.seconds,
-    }
-
-
-def solve_text(report: SolveReport) -> str:
-    """A report in one line."""
-    rates = "  ".join(f"{name} {score.solve_rate:.1%}" for name, score in report.scores.items())
-    total = report.total
-    return (
-        f"solved {rates}   (no parse {total.parse_failure_rate:.1%}, no end {total.truncation_rate:.1%}, "
-        f"{total.forwards_per_item:.4g} forwards an answer, {report.seconds:.0f} s)"
-    )

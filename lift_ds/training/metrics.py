@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -22,24 +23,15 @@ COMPONENTS = ("easy", "random", "hard")
 class StepTotals:
     """Sums of one step, as one float64 vector, so that one collective adds them over the ranks."""
 
-    SCALARS = (
-        "loss",
-        "num_tokens",
-        "num_skipped",
-        "num_bad_rows",
-        "num_in_common",
-        "num_compared",
-        "num_by_chance",
-        "scoring_seconds",
+    SCALARS = tuple(
+        "loss num_tokens num_skipped num_bad_rows num_in_common num_compared num_by_chance scoring_seconds".split()
     )
     BINNED = ("documents", "nll", "kept", "gradient")
 
     def __init__(self) -> None:
-        """Starts at zero."""
-        self.scalars = torch.zeros(len(self.SCALARS), dtype=torch.float64)
-        self.components = torch.zeros(len(COMPONENTS), dtype=torch.float64)
-        self.binned = torch.zeros(len(self.BINNED), NUM_TENTHS, dtype=torch.float64)
-        self.max_weight = torch.zeros(NUM_TENTHS, dtype=torch.float64)
+        zeros = partial(torch.zeros, dtype=torch.float64)
+        self.scalars, self.components = zeros(len(self.SCALARS)), zeros(len(COMPONENTS))
+        self.binned, self.max_weight = zeros(len(self.BINNED), NUM_TENTHS), zeros(NUM_TENTHS)
         self.bad_sample_ids: list[int] = []
 
     def add(self, **values: float) -> None:
@@ -63,10 +55,9 @@ class StepTotals:
 
     def replace(self, summed: Tensor, max_weight: Tensor) -> None:
         """Takes the sums and maxima over all ranks."""
-        pieces = summed.split([len(self.scalars), len(self.components), self.binned.numel()])
-        self.scalars, self.components = pieces[0], pieces[1]
-        self.binned = pieces[2].view_as(self.binned)
-        self.max_weight = max_weight
+        sizes = [len(self.scalars), len(self.components), self.binned.numel()]
+        self.scalars, self.components, binned = summed.split(sizes)
+        self.binned, self.max_weight = binned.view_as(self.binned), max_weight
 
     @property
     def loss(self) -> float:
@@ -80,8 +71,7 @@ class StepTotals:
         are known, and `scoring_chance` the share that two random choices have in common. `scoring_seconds` is the
         mean over the ranks.
         """
-        loss, num_tokens, num_skipped, num_bad_rows, *compared, seconds = self.scalars.tolist()
-        num_in_common, num_compared, num_by_chance = compared
+        loss, num_tokens, num_skipped, num_bad_rows, in_common, compared, by_chance, seconds = self.scalars.tolist()
         documents, nll, kept, gradient = self.binned
         shares = self.components / self.components.sum().clamp(min=1)
         return {
@@ -92,50 +82,53 @@ class StepTotals:
             "num_bad_rows": int(num_bad_rows),
             "component_share": dict(zip(COMPONENTS, shares.tolist(), strict=True)),
             "scoring_seconds": seconds,
-            "scoring_agreement": num_in_common / num_compared if num_compared else None,
-            "scoring_chance": num_by_chance / num_compared if num_compared else None,
+            "scoring_agreement": in_common / compared if compared else None,
+            "scoring_chance": by_chance / compared if compared else None,
             "max_inverse_t": float(self.max_weight.max()) if time_scaling else 1.0,
             "t_documents": documents.int().tolist(),
-            "t_token_nll": ratio(nll, kept),
+            "t_token_nll": _ratio(nll, kept),
             "t_max_inverse_t": [value or None for value in self.max_weight.tolist()],
-            "t_gradient_norm": ratio(gradient, documents),
+            "t_gradient_norm": _ratio(gradient, documents),
         }
 
 
-def ratio(numerator: Tensor, denominator: Tensor) -> list[float | None]:
-    """Quotients, `None` where the denominator is 0."""
-    pairs = zip(numerator.tolist(), denominator.tolist(), strict=True)
-    return [top / bottom if bottom else None for top, bottom in pairs]
+def _ratio(numerator: Tensor, denominator: Tensor) -> list[float | None]:
+    return [
+        top / bottom if bottom else None for top, bottom in zip(numerator.tolist(), denominator.tolist(), strict=True)
+    ]
 
 
 class MetricsFile:
-    """Appends records to `metrics.jsonl`, one line each, flushed at once."""
+    """Appends records to `metrics.jsonl`, one line each, flushed at once; nowhere without a path, on other ranks."""
 
-    def __init__(self, path: Path) -> None:
-        """Opens the file for appending."""
+    def __init__(self, path: Path | None) -> None:
+        self.file: TextIO | None = None
+        if path is None:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         is_torn = path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-        self.file: TextIO = path.open("a", encoding="utf-8")
+        self.file = path.open("a", encoding="utf-8")
         if is_torn:  # a killed run's last line
             self.file.write("\n")
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Appends one record with its kind, step and time of day; numbers that are not finite become `None`."""
-        record = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
-        self.file.write(json.dumps(finite(record)) + "\n")
-        self.file.flush()
+        if self.file is not None:
+            record = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
+            self.file.write(json.dumps(_finite(record)) + "\n")
+            self.file.flush()
 
     def close(self) -> None:
         """Closes the file."""
-        self.file.close()
+        if self.file is not None:
+            self.file.close()
 
 
-def finite(value: Any) -> Any:
-    """The value with NaN and infinities, which JSON does not have, as `None`."""
+def _finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: finite(entry) for key, entry in value.items()}
+        return {key: _finite(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [finite(entry) for entry in value]
+        return [_finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -1,8 +1,9 @@
-"""How the modules of a model run for a while: without dropout, in another type; and whether they draw numbers."""
+"""What surrounds a pass of the model: no dropout, another type, a stopwatch; and whether the model draws numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -32,9 +33,23 @@ def without_dropout(root: nn.Module) -> Iterator[None]:
 
 def has_own_dropout(root: nn.Module) -> bool:
     """Whether a dropout module other than the adapters', or a dropout field of a config, is above 0."""
-    modules = list(root.modules())
     fields = ("attention_dropout", "residual_dropout", "embedding_dropout")
-    configs = [module.config for module in modules if hasattr(module, "config")]
-    return any(isinstance(module, nn.Dropout) and module.p > 0 for module in modules) or any(
-        getattr(config, field, 0) for config in configs for field in fields
+    return any(
+        (isinstance(module, nn.Dropout) and module.p > 0)
+        or any(getattr(getattr(module, "config", None), field, 0) for field in fields)
+        for module in root.modules()
     )
+
+
+@contextmanager
+def timed(device: torch.device) -> Iterator[Callable[[], float]]:
+    """Times its block on the device that computes; what it yields tells the seconds once the device has finished it."""
+    if device.type != "cuda":
+        times = [time.perf_counter()]
+        yield lambda: times[1] - times[0]
+        times.append(time.perf_counter())
+        return
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # nothing waits for them
+    begin.record(torch.cuda.current_stream(device))
+    yield lambda: float(begin.elapsed_time(end)) / 1000
+    end.record(torch.cuda.current_stream(device))

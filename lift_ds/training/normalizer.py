@@ -11,15 +11,12 @@ All but `reference` give the same gradient however the step is cut into micro-ba
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lift_ds.data.batch import MicroBatch
 from lift_ds.objectives import Objective
-
-Normalizer = Literal["response_tokens", "masked_tokens", "per_example", "reference"]
 
 
 def step_counts(micro_batches: list[MicroBatch], objective: Objective) -> Tensor:
@@ -34,15 +31,8 @@ def step_counts(micro_batches: list[MicroBatch], objective: Objective) -> Tensor
     return torch.tensor([response, kept, documents], dtype=torch.float64)
 
 
-def document_scale(batch: MicroBatch, normalizer: Normalizer, totals: Tensor, num_micro_batches: int) -> Tensor:
-    """Factor of each document's summed loss: float32 (B,).
-
-    Args:
-        batch: One micro-batch.
-        normalizer: See the module's table.
-        totals: `step_counts` summed over all ranks.
-        num_micro_batches: Micro-batches of the step over all ranks.
-    """
+def document_scale(batch: MicroBatch, normalizer: str, totals: Tensor, num_micro_batches: int) -> Tensor:
+    """Factor of each document's summed loss: float32 (B,); `totals` are `step_counts`, both sums over all ranks."""
     response, kept, documents = totals.clamp(min=1.0).tolist()
     lengths = batch.response_mask.sum(-1).clamp(min=1).float()
     ones = torch.ones_like(lengths)

@@ -1,4 +1,4 @@
-"""What the person at the terminal sees: a live panel, or plain lines where the output is no terminal."""
+"""What the person at the terminal sees: a live panel, or plain lines where it is none, and the table at the end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -14,14 +14,16 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from .metrics import read_metrics
+
 BLOCKS = " ▁▂▃▄▅▆▇█"
-CURVE_WIDTH = 60
+CURVE_WIDTH, BAR_WIDTH = 60, 74
 SPEED_WINDOW = 20
 COMPONENT_COLORS = {"easy": "green", "random": "yellow", "hard": "red"}
 
 
-class Progress(Protocol):
-    """Shows steps and messages."""
+class Progress:
+    """Shows steps and messages; this one shows none, for ranks other than 0."""
 
     def say(self, message: str) -> None:
         """Prints one line."""
@@ -33,16 +35,38 @@ class Progress(Protocol):
         """Ends the display."""
 
 
-class Clock:
-    """Steps per second over the last steps, and the time that remains."""
+class PlainProgress(Progress):
+    """One line a step, at most one every `every_seconds`; messages also go to `log`, with the time of day."""
 
-    def __init__(self, num_steps: int) -> None:
-        """Starts with the first step that it is told of."""
-        self.num_steps = num_steps
+    def __init__(self, console: Console, num_steps: int, every_seconds: float = 5.0, log: TextIO | None = None) -> None:
+        self.console, self.num_steps, self.every_seconds, self.log = console, num_steps, every_seconds, log
         self.times: deque[tuple[int, float]] = deque(maxlen=SPEED_WINDOW)
+        self.last = 0.0
 
-    def eta(self, step: int) -> str:
-        """Time to the last step, as minutes and seconds."""
+    def say(self, message: str) -> None:
+        """Prints and logs one line."""
+        self._print(message)
+        if self.log is not None:
+            self.log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
+            self.log.flush()
+
+    def _print(self, message: str) -> None:
+        self.console.print(message, highlight=False, markup=False, soft_wrap=True)
+
+    def show_step(self, step: int, record: dict[str, Any]) -> None:
+        """Prints the step, unless the last line is too fresh."""
+        eta = self._eta(step)
+        if time.perf_counter() - self.last < self.every_seconds and step != self.num_steps:
+            return
+        self.last = time.perf_counter()
+        shares = " ".join(f"{name} {share:.0%}" for name, share in record["component_share"].items())
+        self._print(
+            f"step {step}/{self.num_steps}  loss {record['loss']:.4f}  {shares}  grad {record['grad_norm']:.3f}  "
+            f"lr {record['lr']:.2e}  {record['tokens_per_second']:,.0f} tok/s  scoring {_scoring_share(record):.0%}  "
+            f"ETA {eta}"
+        )
+
+    def _eta(self, step: int) -> str:
         self.times.append((step, time.perf_counter()))
         (first_step, first), (last_step, last) = self.times[0], self.times[-1]
         seconds = (last - first) / max(last_step - first_step, 1) * (self.num_steps - step)
@@ -50,112 +74,42 @@ class Clock:
         return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
-class PlainProgress:
-    """One line a step, at most one every `every_seconds`."""
-
-    def __init__(self, console: Console, num_steps: int, every_seconds: float = 5.0) -> None:
-        """Stores where to print."""
-        self.console, self.num_steps, self.every_seconds = console, num_steps, every_seconds
-        self.clock, self.last = Clock(num_steps), 0.0
-
-    def say(self, message: str) -> None:
-        """Prints one line."""
-        self.console.print(message, highlight=False, markup=False, soft_wrap=True)
-
-    def show_step(self, step: int, record: dict[str, Any]) -> None:
-        """Prints the step, unless the last line is too fresh."""
-        eta = self.clock.eta(step)
-        if time.perf_counter() - self.last < self.every_seconds and step != self.num_steps:
-            return
-        self.last = time.perf_counter()
-        shares = " ".join(f"{name} {share:.0%}" for name, share in record["component_share"].items())
-        self.say(
-            f"step {step}/{self.num_steps}  loss {record['loss']:.4f}  {shares}  grad {record['grad_norm']:.3f}  "
-            f"lr {record['lr']:.2e}  {record['tokens_per_second']:,.0f} tok/s  scoring {scoring_share(record):.0%}  "
-            f"ETA {eta}"
-        )
-
-    def close(self) -> None:
-        """Nothing to end."""
-
-
-class LiveProgress:
+class LiveProgress(PlainProgress):
     """A panel that is redrawn in place: loss curve, component shares, levels, speed."""
 
-    def __init__(self, console: Console, num_steps: int, title: str) -> None:
-        """Starts the live display."""
-        self.console, self.num_steps, self.title = console, num_steps, title
-        self.clock = Clock(num_steps)
+    def __init__(self, console: Console, num_steps: int, title: str, log: TextIO | None = None) -> None:
+        super().__init__(console, num_steps, log=log)
+        self.title = title
         self.losses: list[float] = []
         self.live = Live(console=console, refresh_per_second=4, transient=False)
         self.live.start()
 
-    def say(self, message: str) -> None:
-        """Prints above the panel."""
-        self.live.console.print(message, highlight=False, markup=False)
-
     def show_step(self, step: int, record: dict[str, Any]) -> None:
         """Redraws the panel."""
         self.losses.append(record["loss"])
-        self.live.update(self.panel(step, record, self.clock.eta(step)))
+        self.live.update(self._panel(step, record))
 
-    def panel(self, step: int, record: dict[str, Any], eta: str) -> Panel:
-        """The whole panel."""
+    def _panel(self, step: int, record: dict[str, Any]) -> Panel:
         numbers = Table.grid(padding=(0, 3))
         numbers.add_row("[bold]step", f"{step} / {self.num_steps}", "[bold]loss", f"{record['loss']:.4f}")
-        numbers.add_row("[bold]ETA", eta, "[bold]tokens/s", f"{record['tokens_per_second']:,.0f}")
+        numbers.add_row("[bold]ETA", self._eta(step), "[bold]tokens/s", f"{record['tokens_per_second']:,.0f}")
         numbers.add_row("[bold]lr", f"{record['lr']:.2e}", "[bold]grad norm", f"{record['grad_norm']:.3f}")
         levels = [float(count) for count in record["t_documents"]]
         rows = Table.grid(padding=(0, 2))
         rows.add_row("[bold]loss", Text(sparkline(self.losses, CURVE_WIDTH), "cyan"))
-        rows.add_row("[bold]learning", shares_bar(record["component_share"]))
-        rows.add_row("[bold]scoring", f"{scoring_share(record):.0%} of the step's time")
+        rows.add_row("[bold]learning", _shares_bar(record["component_share"]))
+        rows.add_row("[bold]scoring", f"{_scoring_share(record):.0%} of the step's time")
         rows.add_row("[bold]levels", Text.assemble("t 0 ", (sparkline(levels, 0), "magenta"), " 1"))
-        return Panel(Group(bar(step / self.num_steps, 74), numbers, rows), title=self.title, width=80)
+        done = round(step / self.num_steps * BAR_WIDTH)
+        bar = Text.assemble(("━" * done, "green"), ("━" * (BAR_WIDTH - done), "bright_black"))
+        return Panel(Group(bar, numbers, rows), title=self.title, width=80)
 
     def close(self) -> None:
         """Leaves the last panel on the screen."""
         self.live.stop()
 
 
-class NoProgress:
-    """For ranks other than 0."""
-
-    def say(self, message: str) -> None:
-        """Prints nothing."""
-
-    def show_step(self, step: int, record: dict[str, Any]) -> None:
-        """Shows nothing."""
-
-    def close(self) -> None:
-        """Nothing to end."""
-
-
-class LoggedProgress:
-    """Another display, whose messages also go to `log.txt` with the time of day."""
-
-    def __init__(self, shown: Progress, path: Path) -> None:
-        """Opens the file for appending."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.shown, self.file = shown, path.open("a", encoding="utf-8")
-
-    def say(self, message: str) -> None:
-        """Prints and logs one line."""
-        self.shown.say(message)
-        self.file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
-        self.file.flush()
-
-    def show_step(self, step: int, record: dict[str, Any]) -> None:
-        """Shows a step."""
-        self.shown.show_step(step, record)
-
-    def close(self) -> None:
-        """Ends the display; the log stays open for last messages."""
-        self.shown.close()
-
-
-def scoring_share(record: dict[str, Any]) -> float:
-    """What the passes without gradient take of a step's time."""
+def _scoring_share(record: dict[str, Any]) -> float:
     return float(record["scoring_seconds"] / record["seconds"])
 
 
@@ -169,14 +123,7 @@ def sparkline(values: list[float], width: int) -> str:
     return "".join(BLOCKS[1 + int((value - bottom) / span * 7)] for value in values)
 
 
-def bar(share: float, width: int) -> Text:
-    """A line of which `share` is bright."""
-    filled = round(share * width)
-    return Text.assemble(("━" * filled, "green"), ("━" * (width - filled), "bright_black"))
-
-
-def shares_bar(shares: dict[str, float], width: int = 30) -> Text:
-    """Component shares as one coloured bar with its legend."""
+def _shares_bar(shares: dict[str, float], width: int = 30) -> Text:
     bar = Text()
     for name, share in shares.items():
         bar.append("█" * round(share * width), COMPONENT_COLORS[name])
@@ -188,8 +135,45 @@ def shares_bar(shares: dict[str, float], width: int = 30) -> Text:
 def make_progress(is_main: bool, num_steps: int, title: str, log_path: Path) -> Progress:
     """The display that fits: live in a terminal, plain elsewhere, none on other ranks; messages are logged."""
     if not is_main:
-        return NoProgress()
+        return Progress()
+    console, log = Console(), log_path.open("a", encoding="utf-8")
+    if console.is_terminal:
+        return LiveProgress(console, num_steps, title, log)
+    return PlainProgress(console, num_steps, log=log)
+
+
+def print_summary(metrics_path: Path, files: dict[str, Path]) -> None:
+    """Prints what `metrics.jsonl` holds of a finished run, and where the files are, by label."""
     console = Console()
-    is_live = console.is_terminal
-    shown = LiveProgress(console, num_steps, title) if is_live else PlainProgress(console, num_steps)
-    return LoggedProgress(shown, log_path)
+    solves = {record["moment"]: record for record in read_metrics(metrics_path, "solve")}
+    if "before" in solves and "after" in solves:
+        console.print(_solve_table(solves["before"], solves["after"]))
+    heldout = read_metrics(metrics_path, "heldout")
+    if heldout and heldout[0]["mean"] is not None:
+        losses = " -> ".join(f"{at['mean']:.4f} (step {at['step']})" for at in (heldout[0], heldout[-1]))
+        console.print(f"held-out loss  {losses}", highlight=False)
+    steps = read_metrics(metrics_path, "step")
+    if steps:
+        speed = sum(step["num_tokens"] for step in steps) / sum(step["seconds"] for step in steps)
+        console.print(f"training       {len(steps)} steps, {speed:,.0f} tokens/s", highlight=False)
+    for label, path in files.items():
+        console.print(f"{label:<14} {path}", highlight=False, soft_wrap=True)
+
+
+def _solve_table(before: dict[str, Any], after: dict[str, Any]) -> Table:
+    table = Table(title="Held-out items, before -> after fine-tuning")
+    table.add_column("task")
+    for heading in ("items", "no parse", "solved"):
+        table.add_column(heading, justify="right")
+    rows = {name: (before["scores"][name], after["scores"][name]) for name in after["scores"]}
+    totals = tuple(
+        {key: sum(pair[side][key] for pair in rows.values()) for key in ("num_items", "num_unparsed", "num_solved")}
+        for side in (0, 1)
+    )
+    for name, pair in {**rows, "all": totals}.items():
+        shares = (
+            " -> ".join(f"{100 * score[key] / max(score['num_items'], 1):.1f} %" for score in pair)
+            for key in ("num_unparsed", "num_solved")
+        )
+        table.add_row(name, str(pair[1]["num_items"]), *shares, style="bold" if name == "all" else None)
+    return table

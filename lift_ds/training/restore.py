@@ -20,11 +20,7 @@ from .engine import Engine
 
 
 def restore_engine(engine: Engine, zero: ZeroCheckpoint) -> None:
-    """Fills weights, optimizer state, frozen parameters and buffers, and sets the engine's counters.
-
-    Args:
-        engine: The training engine, just built; its parameters are those of the checkpoint.
-        zero: The shards.
+    """Fills weights, optimizer state, frozen parameters and buffers of a new engine, and sets its counters.
 
     Raises:
         ValueError: A parameter is not in the checkpoint, or has another shape.
@@ -32,10 +28,12 @@ def restore_engine(engine: Engine, zero: ZeroCheckpoint) -> None:
     optimizer = engine.ds.optimizer
     if engine.stage == FULL_STAGE:
         optimizer.checkpoint_event_prologue()
-    fill_frozen(engine, zero.frozen)
-    fill_buffers(engine, zero.buffers)
+    _fill_frozen(engine, zero.frozen)
+    for name, buffer in engine.root.named_buffers():
+        if name in zero.buffers:
+            buffer.copy_(zero.buffers[name].load())
     state = optimizer.state_dict()  # its tensors are the engine's own
-    fill_groups(engine, state, zero)
+    _fill_groups(engine, state, zero)
     ranks: list[Any] = [None] * engine.world_size
     ranks[engine.rank] = state
     optimizer.load_state_dict(ranks, load_from_fp32_weights=True)
@@ -49,21 +47,24 @@ def restore_engine(engine: Engine, zero: ZeroCheckpoint) -> None:
     engine.ds.global_samples = saved.get("global_samples", 0)
 
 
-def fill_groups(engine: Engine, state: dict[str, Any], zero: ZeroCheckpoint) -> None:
-    """Float32 weights and moments of every flat group of this rank.
-
-    Raises:
-        ValueError: A parameter is not in the checkpoint, or has another shape.
-    """
+def _fill_groups(engine: Engine, state: dict[str, Any], zero: ZeroCheckpoint) -> None:
     is_full = engine.stage == FULL_STAGE
     masters = state["fp32_flat_groups" if is_full else "single_partition_of_fp32_groups"]
     moments = state["optimizer_state_dict" if is_full else "base_optimizer_state"]["state"]
     sources = {key: zero.trained(key) for key in (MASTER, *MOMENTS)}
-    step = saved_step(zero)
+    steps = set(optimizer_step(zero.optimizer_files[0]))
+    if len(steps) != 1:
+        raise ValueError(
+            f"{zero.folder}: the optimizer's groups have taken {sorted(steps)} steps; one number is needed."
+        )
+    step = steps.pop()
     counts_in_tensors = isinstance(engine.ds.optimizer.optimizer, torch.optim.AdamW)
-    groups = engine.ds._get_zero_param_shapes()
-    for number, (shapes, master) in enumerate(zip(groups, masters, strict=True)):
-        check_group(shapes, sources[MASTER])
+    for number, (shapes, master) in enumerate(zip(engine.ds._get_zero_param_shapes(), masters, strict=True)):
+        for name, shape in shapes.items():
+            saved = sources[MASTER].get(name)
+            if saved is None or saved.shape != torch.Size(shape):
+                found = "not trained" if saved is None else tuple(saved.shape)
+                raise ValueError(f"{name} is {tuple(shape)} in this run and {found} in the checkpoint.")
         counter = torch.tensor(step) if counts_in_tensors else int(step)
         # under ZeRO-1 and 2 the saved weights of the last rank may lack the filling that its moments have
         own = getattr(engine.ds.optimizer, "single_partition_of_fp32_groups", masters)
@@ -74,47 +75,19 @@ def fill_groups(engine: Engine, state: dict[str, Any], zero: ZeroCheckpoint) -> 
         else:
             paddings = state.get("param_alignment_paddings", {number: [0] * len(shapes)})[number]
             ranges = list(zero2_ranges(shapes, paddings, engine.world_size, engine.rank))
-        fill(master, ranges, sources[MASTER])
+        _fill(master, ranges, sources[MASTER])
         for key in MOMENTS:
-            fill(moments[number][key], ranges, sources[key])
+            _fill(moments[number][key], ranges, sources[key])
 
 
-def saved_step(zero: ZeroCheckpoint) -> float:
-    """Steps that the optimizer has taken.
-
-    Raises:
-        ValueError: Its groups do not agree.
-    """
-    steps = set(optimizer_step(zero.optimizer_files[0]))
-    if len(steps) != 1:
-        raise ValueError(
-            f"{zero.folder}: the optimizer's groups have taken {sorted(steps)} steps; one number is needed."
-        )
-    return steps.pop()
-
-
-def check_group(shapes: dict[str, torch.Size], tensors: dict[str, FlatTensor]) -> None:
-    """Checks that the checkpoint has all parameters of a group.
-
-    Raises:
-        ValueError: One is missing or has another shape.
-    """
-    for name, shape in shapes.items():
-        if name not in tensors or tensors[name].shape != torch.Size(shape):
-            saved = tuple(tensors[name].shape) if name in tensors else "not trained"
-            raise ValueError(f"{name} is {tuple(shape)} in this run and {saved} in the checkpoint.")
-
-
-def fill(target: Tensor, ranges: list[Range], sources: dict[str, FlatTensor]) -> None:
-    """Copies a rank's ranges of parameters into its flat group."""
+def _fill(target: Tensor, ranges: list[Range], sources: dict[str, FlatTensor]) -> None:
     for part in ranges:
         for start, stop in blocks(part.start, part.stop):
             offset = part.offset + start - part.start
             target.data[offset : offset + stop - start].copy_(sources[part.name].read(start, stop))
 
 
-def fill_frozen(engine: Engine, frozen: dict[str, FlatTensor]) -> None:
-    """Parameters that are not trained; each rank reads its own part where they are cut."""
+def _fill_frozen(engine: Engine, frozen: dict[str, FlatTensor]) -> None:
     for name, parameter in engine.root.named_parameters():
         if name not in frozen:
             continue
@@ -122,11 +95,4 @@ def fill_frozen(engine: Engine, frozen: dict[str, FlatTensor]) -> None:
         start = 0 if part is None else min(part.numel() * engine.rank, whole)
         stop = whole if part is None else min(start + part.numel(), whole)
         target = parameter if part is None else part
-        fill(target.data.flatten(), [Range(name, start, stop, 0)], frozen)
-
-
-def fill_buffers(engine: Engine, buffers: dict[str, FlatTensor]) -> None:
-    """Persistent buffers."""
-    for name, buffer in engine.root.named_buffers():
-        if name in buffers:
-            buffer.copy_(buffers[name].load())
+        _fill(target.data.flatten(), [Range(name, start, stop, 0)], frozen)

@@ -22,12 +22,12 @@ EXPORTS_FIELDS = ("auto_map", "architectures", "torch_dtype", "dtype", "transfor
 
 @dataclass(frozen=True)
 class Resumed:
-    """The run that goes on.
+    """The run that goes on, by its `run.json`.
 
     Args:
-        folder: Where its record is: the checkpoint, or the run folder where no checkpoint was written yet.
+        folder: Where that is: the checkpoint, or the run folder where no checkpoint was written yet.
         has_steps: Whether it is a checkpoint.
-        record: Its `run.json`.
+        record: Its content.
     """
 
     folder: Path
@@ -41,13 +41,9 @@ class Resumed:
 
 
 def find_resumed(output: Path, resume: str) -> Resumed | None:
-    """The run that `checkpoint.resume` asks to go on with, or `None` where there is none.
+    """The run in folder `output` that `checkpoint.resume` asks to go on with, or `None` where there is none.
 
     A run that ended before its first checkpoint is the same run, too, if it left its record.
-
-    Args:
-        output: The run folder.
-        resume: As `checkpoint.resume` has it.
 
     Raises:
         NewerFormatError: A later version wrote it.
@@ -55,19 +51,10 @@ def find_resumed(output: Path, resume: str) -> Resumed | None:
     """
     checkpoint, _ = find_checkpoint(output / "checkpoints", resume, by_content=False)
     if checkpoint is not None:
-        return read_checkpoint(checkpoint)
+        return Resumed(checkpoint, True, read_run(checkpoint))
     if resume == "auto" and (output / RUN_FILE).is_file():
         return Resumed(output, False, read_run(output))
     return None
-
-
-def read_checkpoint(checkpoint: Path) -> Resumed:
-    """A checkpoint as the run that goes on.
-
-    Raises:
-        ValueError: Its record or its position in the data cannot be read.
-    """
-    return Resumed(checkpoint, True, read_run(checkpoint))
 
 
 def find_later_start(resumed: Resumed, output: Path) -> list[str]:
@@ -76,11 +63,10 @@ def find_later_start(resumed: Resumed, output: Path) -> list[str]:
         record = read_run(output)
     except ValueError:
         return []
-    later = Resumed(output, False, record)
     return [
         f"{output / RUN_FILE}, of a later start without a checkpoint, had {change.key}={shown(change.now)}; "
         f"the checkpoint was made with {shown(change.before)}"
-        for change in changes_of_meaning(resumed, later)
+        for change in changes_of_meaning(resumed, Resumed(output, False, record))
     ]
 
 
@@ -104,7 +90,7 @@ def require_same_settings(resumed: Resumed, checkpoint: Path) -> None:
     """
     if not resumed.has_steps or checkpoint.resolve() == resumed.folder.resolve():
         return
-    changes = changes_of_meaning(resumed, read_checkpoint(checkpoint))
+    changes = changes_of_meaning(resumed, Resumed(checkpoint, True, read_run(checkpoint)))
     if changes:
         raise ValueError(
             f"{resumed.folder} is damaged, and {checkpoint}, the one before, was made with other settings: "
@@ -120,11 +106,10 @@ def find_model_changes(resumed: Resumed, folder: Path) -> list[str]:
     """
     if not resumed.has_steps:
         return []
-    sides = [flat(read_raw_config(side)) for side in (resumed.folder / HF_FOLDER, folder)]
-    changes = differing(*sides)
+    before, now = (flat(read_raw_config(side)) for side in (resumed.folder / HF_FOLDER, folder))
     return [
         str(change)
-        for change in changes
+        for change in differing(before, now)
         if change.key.split(".")[0] not in EXPORTS_FIELDS
         and not (change.key in NEEDED_IDS and MISSING in (change.before, change.now))  # an export fills them in
     ]
@@ -143,20 +128,13 @@ def check_position(resumed: Resumed | None, stream: PackStream) -> None:
     """Checks that a checkpoint's position in the data means the same in this run, before weights are read.
 
     Raises:
-        ValueError: Rows, held-out rows, tokenizer or what decides the tokens are others.
+        ValueError: Rows, held-out rows, tokenizer or what decides the tokens are others, or it cannot be read.
     """
-    if resumed is not None and resumed.has_steps:
-        stream.check_state(read_position(resumed.folder))
-
-
-def read_position(checkpoint: Path) -> dict[str, Any]:
-    """A checkpoint's position in the data.
-
-    Raises:
-        ValueError: It cannot be read.
-    """
-    path = checkpoint / LANES_FILE
+    if resumed is None or not resumed.has_steps:
+        return
+    path = resumed.folder / LANES_FILE
     try:
-        return dict(load_json(read_text(path)))
+        position = dict(load_json(read_text(path)))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read: {error}; copy the checkpoint again.") from error
+    stream.check_state(position)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,8 +34,8 @@ def build_root(
     """The root module that the config describes: weights loaded, adapters and checkpointing in place."""
     run = prepared.run
     model = build_model(prepared.config, source, ds_json, str(prepared.folder))
-    if run.lora.rank:
-        lora = run.lora
+    lora = run.lora
+    if lora.rank:
         add_adapters(model, lora.rank, lora.alpha, lora.dropout, lora.targets, run.seed)
     if run.model.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -72,18 +73,17 @@ def execute(
     objective = make_objective(run.objective)
     engine = Engine(build_root(prepared, source, ds_json, objective), ds_json, run.optim)
     output = Path(run.output)
-    metrics = None
     if is_main:
         output.mkdir(parents=True, exist_ok=True)
-        prepared.data.save_indexes()
-        metrics = MetricsFile(output / METRICS_FILE)
+        for manifest in prepared.data.manifests:
+            manifest.save_indexes()
+    metrics = MetricsFile(output / METRICS_FILE if is_main else None)
     progress = make_progress(is_main, run.optim.steps, f"lift_ds  {run.objective.method}  {output}", output / "log.txt")
-    stop = StopRequest()
-    buffers = make_buffers(prepared, engine)
+    stop, buffers = StopRequest(), make_buffers(prepared, engine)
     trainer = Trainer(prepared, ds_json, objective, engine, progress, metrics, stop, buffers, resumed)
     if is_main:
         write_run(output, trainer.resolved)
-    try:
+    with closing(metrics), closing(progress):
         gc.freeze()  # modules and model stay: without this, every full collection walks through them for 0.1 s
         with stop.listening():
             step = trainer.fit()
@@ -91,7 +91,3 @@ def execute(
             trainer.finish(step)
         else:
             progress.say(f"stopped after step {step}; continue with --resume auto --output {output}")
-    finally:
-        progress.close()
-        if metrics is not None:
-            metrics.close()

@@ -1,7 +1,9 @@
-"""Files that a run names, found and not read yet: its model's folder with the config, and the sources of its data."""
+"""What a run names, found and not read yet: its own folder, its model's with the config, the sources of its data."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,17 +14,58 @@ from lift_ds.data.settings import SourceConfig
 from lift_ds.data.sources import BUILTIN_PREFIX, Retry, SourceGroup, open_groups
 from lift_ds.models.families import read_config
 from lift_ds.models.weights import BUILTIN_BASE, check_fit, resolve_folder
+from lift_ds.ranks.shares import Ranks
+from lift_ds.storage.file_lock import HeldError, held
+
+LOCK = ".run.lock"
+
+
+@contextmanager
+def claimed(output: str, is_numbered: bool, ranks: Ranks) -> Iterator[str]:
+    """Holds the run folder, by rank 0's name, against other runs; the kernel lets go of it when rank 0 is killed.
+
+    Args:
+        output: The folder.
+        is_numbered: It is new, and named by a number: the next free one is taken, and yielded.
+        ranks: All of them call it.
+
+    Raises:
+        ValueError: Another run is at work there, or it cannot be written; on every rank.
+    """
+    with ExitStack() as stack:
+        yield ranks.on_main(lambda: str(_claim(Path(output), is_numbered, stack)))
+
+
+def _claim(folder: Path, is_numbered: bool, stack: ExitStack) -> Path:
+    try:
+        while True:
+            try:
+                folder.mkdir(parents=True, exist_ok=not is_numbered)
+                break
+            except FileExistsError:
+                if not is_numbered:
+                    raise
+                folder = folder.with_name(f"{int(folder.name) + 1:03d}")
+        stack.callback(_remove_if_empty, folder)
+        stack.enter_context(held(folder / LOCK))
+    except HeldError as error:
+        raise ValueError(
+            f"output={folder}: another run is writing there: {error}; wait for its end, or name another folder"
+        ) from error
+    except OSError as error:
+        raise ValueError(f"output={folder}: cannot be written: {error.strerror}; name a place that can") from error
+    return folder
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if [path.name for path in folder.iterdir()] == [LOCK]:  # nothing has come of the run
+        (folder / LOCK).unlink()
+        folder.rmdir()
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model's folder, and what its config says.
-
-    Args:
-        path: As `model.path` has it.
-        folder: Where it is on this machine.
-        config: The model's config.
-    """
+    """Where the model of `model.path` is on this machine, and what its config says."""
 
     path: str
     folder: Path
@@ -34,18 +77,13 @@ class ModelFolder:
         Raises:
             ValueError: They do not fit the config, cannot be read, or contradict each other.
         """
-        is_local = self.path == BUILTIN_BASE or Path(self.path).is_dir()
-        model = self if is_local else open_model(self.path)
+        model = self if self.path == BUILTIN_BASE or Path(self.path).is_dir() else open_model(self.path)
         check_fit(model.config, model.folder)
         return model
 
 
 def open_model(path: str, with_weights: bool = True) -> ModelFolder:
-    """Resolves `model.path` and reads its config.
-
-    Args:
-        path: A folder, a hub name or `builtin:base`.
-        with_weights: Fetch the weights of a hub name too.
+    """Resolves `model.path`, a folder, hub name or `builtin:base`, and reads its config.
 
     Raises:
         ValueError: There is no such model, or its config is of no known family.
@@ -58,19 +96,13 @@ class SourcesError(ValueError):
     """Everything that is wrong with what a run is to read, one problem a line."""
 
     def __init__(self, problems: list[str]) -> None:
-        """Joins the problems into one message."""
         self.problems = problems
         super().__init__("\n".join(problems))
 
 
 @dataclass(frozen=True)
 class RunSources:
-    """The files of a run, listed; none of their rows is read.
-
-    Args:
-        training: In the config's order.
-        held_out: What held-out rows are read from; `None` where they are training rows set apart.
-    """
+    """The files of a run in the config's order, none of their rows read; `held_out` is `None` for training rows."""
 
     training: list[SourceGroup]
     held_out: list[SourceGroup] | None
@@ -103,13 +135,12 @@ def list_sources(run: RunConfig) -> RunSources:
     held_out = None
     if run.eval.path is not None:
         held_out = [open_group(SourceConfig(path=run.eval.path), "test", run.eval.rows)]
-    elif run.eval.rows and not problems and all(is_builtin(source) for source in sources):
+    elif (
+        run.eval.rows
+        and not problems
+        and all(path.startswith(BUILTIN_PREFIX) for source in sources for path in source.paths())
+    ):  # built-in tasks have a test split
         held_out = [open_group(source, "test", run.eval.rows) for source in sources]
     if problems:
         raise SourcesError(problems)
     return RunSources(training, held_out)
-
-
-def is_builtin(source: SourceConfig) -> bool:
-    """Whether all rows are of built-in tasks, which have a test split."""
-    return all(path.startswith(BUILTIN_PREFIX) for path in source.paths())

@@ -9,10 +9,10 @@ Shapes: B documents, D documents of the training view, L tokens, R masked tokens
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,19 +26,10 @@ from lift_ds.models.logits_model import LogitsModel
 from lift_ds.objectives import Objective
 from lift_ds.objectives.objective import Candidates, View, superset_level
 
-from .modes import has_own_dropout, scoring_autocast, without_dropout
-from .stopwatch import Stopwatch
+from .modes import has_own_dropout, scoring_autocast, timed, without_dropout
 
-DropoutKey = tuple[int, int]
-"""The run's seed and the step, of which a forward's dropout is a function."""
-
-
-class Observed(NamedTuple):
-    """What a pass showed of tokens' difficulty, all (R,): their ids, the level of the input, and -log p(gold)."""
-
-    token_ids: Tensor
-    levels: Tensor
-    nll: Tensor
+DropoutKey = tuple[int, int]  # the run's seed and the step: a forward's dropout is a function of them and the documents
+Observed = tuple[Tensor, Tensor, Tensor]  # of tokens (R,): their ids, the level of the input, and -log p(gold)
 
 
 @dataclass(frozen=True)
@@ -49,9 +40,9 @@ class StepResult:
         loss: float32 scalar, detached.
         nll_sum: float32 (B,), summed -log p of learned tokens.
         num_kept: int64 (B,), learned tokens.
-        agreement: float32 (3,), see `objectives.objective.Choice`; 0 where nothing was compared.
+        agreement: float32 (3,), see `Choice`; 0 where nothing was compared.
         observed: What the difficulty table may learn, without bias by the choice.
-        scoring_time: What the pass without gradient took.
+        scoring_seconds: Tells what the pass without gradient took.
         gradient_probe: float32 (B,), a leaf whose gradient is `gradient_norms`.
     """
 
@@ -60,7 +51,7 @@ class StepResult:
     num_kept: Tensor
     agreement: Tensor
     observed: tuple[Observed, ...]
-    scoring_time: Stopwatch
+    scoring_seconds: Callable[[], float]
     gradient_probe: Tensor
 
     @property
@@ -97,10 +88,6 @@ class DiffusionStep(nn.Module):
         objective: What is seen and learned.
         keeps_observations: Report what the passes show of tokens' difficulty.
         is_packed: Run documents one after the other, without padding, each seeing only itself.
-
-    Attributes:
-        keyed_dropouts: Dropouts of the adapters, seeded by document.
-        has_own_dropout: Whether the model itself draws random numbers while it trains; seeded by micro-batch.
     """
 
     def __init__(
@@ -111,29 +98,22 @@ class DiffusionStep(nn.Module):
         is_packed: bool = False,
     ) -> None:
         super().__init__()
-        self.model: MaskedDiffusionModel = model  # the prefix that exports strip
-        self.objective = objective
-        self.keeps_observations = keeps_observations
-        self.is_packed = is_packed
+        self.model: MaskedDiffusionModel = model  # its name is the prefix that exports strip
+        self.mask_token_id = model.config.mask_token_id
+        self.objective, self.keeps_observations, self.is_packed = objective, keeps_observations, is_packed
         self.keyed_dropouts = [module for module in self.modules() if isinstance(module, KeyedDropout)]
         self.has_own_dropout = has_own_dropout(self)
 
     def forward(
         self, batch: MicroBatch, document_scale: Tensor, dropout_key: DropoutKey = (0, 0)
     ) -> tuple[Tensor, StepResult]:
-        """Loss of one micro-batch.
+        """Loss of one micro-batch, and what else it shows; `document_scale` (B,) is the normaliser, see `normalizer`.
 
-        Args:
-            batch: The documents and their noise.
-            document_scale: float32 (B,), what each document's loss is multiplied by (the normaliser, see `normalizer`).
-            dropout_key: What dropout is a function of, besides the documents.
-
-        Returns:
-            sum_b document_scale_b sum_{i learned} w_bi c(-log p_bi), w and c being the objective's, and the rest.
+        sum_b document_scale_b sum_{i learned} w_bi c(-log p_bi), w and c being the objective's
         """
-        scoring_time, probe = Stopwatch(batch.t.device), torch.zeros_like(batch.t, requires_grad=True)
+        probe = torch.zeros_like(batch.t, requires_grad=True)
         candidates = self.objective.noise(batch)
-        with scoring_time:
+        with timed(batch.t.device) as scoring_seconds:
             scores = self.score(batch, candidates)
         choice = self.objective.choose(batch, candidates, scores)
         view = self.objective.view(batch, choice)  # twice as many documents where the complement is learned, too
@@ -145,7 +125,7 @@ class DiffusionStep(nn.Module):
         agreement = zeros.new_zeros(3) if choice.agreement is None else choice.agreement
         observed = self.observe(batch, candidates, scores, trained)
         loss = trained.loss.detach()
-        return trained.loss, StepResult(loss, nll_sum, num_kept, agreement, observed, scoring_time, probe)
+        return trained.loss, StepResult(loss, nll_sum, num_kept, agreement, observed, scoring_seconds, probe)
 
     def score(self, batch: MicroBatch, candidates: Candidates) -> Tensor | None:
         """The pass that the objective declares, without dropout or gradient.
@@ -174,7 +154,8 @@ class DiffusionStep(nn.Module):
             return chunked_gold_logprob(hidden, matrix, gold_ids)
 
         with without_dropout(self), torch.no_grad(), scoring_autocast(clean_ids.device, self.objective.scores_in_bf16):
-            hidden = encode_rows(self.model, self.mask(clean_ids, seen), rows, visible, self.is_packed)
+            noised_ids = clean_ids.masked_fill(seen, self.mask_token_id)
+            hidden = encode_rows(self.model, noised_ids, rows, visible, self.is_packed)
             row_scores = self.model.head(hidden, score_rows)
         scores = torch.zeros_like(batch.mask_uniform)
         scores[masked & wanted[:, None]] = row_scores
@@ -191,7 +172,7 @@ class DiffusionStep(nn.Module):
     ) -> Trained:
         """The pass with gradient; where the objective chooses in it, it learns only what its own scores choose."""
         with self.seeded_dropout(batch, view, dropout_key):
-            noised_ids = self.mask(view.clean_ids, view.targets)
+            noised_ids = view.clean_ids.masked_fill(view.targets, self.mask_token_id)
             rows = encode_rows(self.model, noised_ids, view.targets, view.attention_mask, self.is_packed)
         document = view.document[view.targets.nonzero()[:, 0]]
         rows = _DocumentGradientNorms.apply(rows, document, probe)
@@ -220,11 +201,10 @@ class DiffusionStep(nn.Module):
         observed = []
         if scores is not None and self.objective.scoring_pass == "gold_logprob":
             rows = candidates.superset & candidates.scored[:, None]
-            observed.append(Observed(batch.clean_ids[rows], superset_level(batch)[rows], -scores[rows]))
+            observed.append((batch.clean_ids[rows], superset_level(batch)[rows], -scores[rows]))
         if self.objective.observes_targets:
             rows = (batch.component[trained.document] == Component.RANDOM) & ~trained.is_filler
-            levels = batch.t[trained.document[rows]]
-            observed.append(Observed(trained.token_ids[rows], levels, trained.token_nll[rows]))
+            observed.append((trained.token_ids[rows], batch.t[trained.document[rows]], trained.token_nll[rows]))
         return tuple(observed)
 
     @contextmanager
@@ -248,10 +228,6 @@ class DiffusionStep(nn.Module):
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(document_seeds(*key, samples[:1], 1, 1)[0][0])
             yield
-
-    def mask(self, clean_ids: Tensor, masked: Tensor) -> Tensor:
-        """The ids with the mask token on the masked positions."""
-        return clean_ids.masked_fill(masked, self.model.config.mask_token_id)
 
 
 class _DocumentGradientNorms(torch.autograd.Function):

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lift_ds.config.run import RunConfig
 from lift_ds.data.order.stream import merge_states
 from lift_ds.data.text.chat_format import ChatFormat
 from lift_ds.models.weights import whole_shape
 from lift_ds.objectives import Objective
 from lift_ds.storage.best import offer, read_best
-from lift_ds.storage.frozen_base import BaseRecord
-from lift_ds.storage.manifest import (
-    BEST,
-    checkpoint_name,
-    find_checkpoint,
-    model_fingerprint,
-    remove_old,
-)
+from lift_ds.storage.frozen_base import BaseRecord, hash_base
+from lift_ds.storage.manifest import BEST, checkpoint_name, find_checkpoint, model_fingerprint, remove_old
 
 from .buffers import DifficultyBuffers
-from .chat import chat_format_of
-from .checkpoint import agree, check_space, hash_base_files, load_checkpoint, save_checkpoint
+from .checkpoint import agree_on_main, check_space, load_checkpoint, save_checkpoint
 from .engine import Engine
 from .final_export import FinalExport
-from .inputs import Prepared, make_loader
+from .inputs import Prepared, chat_format_of, make_loader
 from .loop import StopRequest, train_steps
 from .measure import Measurements
 from .metrics import MetricsFile
@@ -37,78 +30,40 @@ from .resumed import Resumed, require_same_settings
 
 @dataclass
 class Trainer:
-    """One run on one rank.
-
-    Args:
-        prepared: What was opened.
-        ds_json: Resolved DeepSpeed JSON.
-        objective: What is seen and learned.
-        engine: The training engine.
-        progress: The display.
-        metrics: `metrics.jsonl`, on rank 0 only.
-        stop: Whether this process was asked to stop.
-        buffers: The difficulty table, where one is kept.
-        resumed: The run that goes on, by whose settings this one was started; `None` for a new one.
-    """
+    """One run on one rank; `resumed` is the run that goes on, by whose settings this one was started."""
 
     prepared: Prepared
     ds_json: dict[str, Any]
     objective: Objective
     engine: Engine
     progress: Progress
-    metrics: MetricsFile | None
+    metrics: MetricsFile
     stop: StopRequest
     buffers: DifficultyBuffers | None
     resumed: Resumed | None
 
-    @property
-    def run(self) -> RunConfig:
-        """The run config."""
-        return self.prepared.run
-
-    @property
-    def output(self) -> Path:
-        """The run folder."""
-        return Path(self.run.output)
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where the run's checkpoints are."""
-        return self.output / "checkpoints"
-
-    @property
-    def fingerprint(self) -> str:
-        """Names and shapes of all weights, adapters included, as a hash."""
-        parameters = self.engine.root.named_parameters()
-        return model_fingerprint({name: whole_shape(parameter) for name, parameter in parameters})
+    def __post_init__(self) -> None:
+        engine, self.run = self.engine, self.prepared.run
+        self.checkpoints = Path(self.run.output) / "checkpoints"
+        self.resolved = {"run": self.run.model_dump(), "deepspeed": self.ds_json, "world_size": engine.world_size}
+        # of all weights, adapters included
+        self.fingerprint = model_fingerprint({name: whole_shape(each) for name, each in engine.root.named_parameters()})
+        self.micro_batch = int(self.ds_json["train_micro_batch_size_per_gpu"])
+        self.measurements = Measurements(self.prepared, engine, self.micro_batch, self.progress, self.metrics.write)
 
     @cached_property
     def base(self) -> BaseRecord | None:
         """The files of the frozen weights, where checkpoints hold adapters only: not without adapters or files."""
         if not self.run.lora.rank or self.run.model.from_scratch:
             return None
-        return hash_base_files(self.engine, self.prepared.folder)
+        folder, engine = self.prepared.folder, self.engine
+        shares = engine.gather_objects(hash_base(folder, engine.rank, engine.world_size))
+        return BaseRecord(str(folder.resolve()), {name: record for share in shares for name, record in share.items()})
 
     @cached_property
     def chat_format(self) -> ChatFormat:
         """How the run's chats become tokens."""
         return chat_format_of(self.prepared)
-
-    @property
-    def resolved(self) -> dict[str, Any]:
-        """What `run.json` holds."""
-        return {"run": self.run.model_dump(), "deepspeed": self.ds_json, "world_size": self.engine.world_size}
-
-    def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Writes a line of `metrics.jsonl`, on rank 0."""
-        if self.metrics is not None:
-            self.metrics.write(kind, step, values)
-
-    @cached_property
-    def measurements(self) -> Measurements:
-        """What is measured of the model."""
-        batch_size = self.ds_json["train_micro_batch_size_per_gpu"]
-        return Measurements(self.prepared, self.engine, batch_size, self.progress, self.record)
 
     def resume(self) -> int:
         """Restores the newest checkpoint if the config asks for it; returns the steps already taken."""
@@ -117,9 +72,9 @@ class Trainer:
         for reason in passed_over:
             self.progress.say(f"passed over {reason}")
         if checkpoint is None:
-            if self.run.checkpoint.resume == "auto":
-                self.progress.say(f"no checkpoint in {self.output}: starting at step 0")
-                self.record("resume", 0, {"checkpoint": None})
+            if wanted == "auto":
+                self.progress.say(f"no checkpoint in {self.checkpoints.parent}: starting at step 0")
+                self.metrics.write("resume", 0, {"checkpoint": None})
             return 0
         if self.resumed is not None:
             require_same_settings(self.resumed, checkpoint)
@@ -128,7 +83,7 @@ class Trainer:
         if self.buffers is not None:
             self.buffers.load(checkpoint)
         self.progress.say(f"resumed from {checkpoint} at step {step}")
-        self.record("resume", step, {"checkpoint": str(checkpoint)})
+        self.metrics.write("resume", step, {"checkpoint": str(checkpoint)})
         if step < self.run.optim.steps:  # the run may have ended before it was measured
             self.consider(checkpoint, step)
         return step
@@ -165,14 +120,14 @@ class Trainer:
         measured = self.measurements.measured(settings.best_by, step)
 
         def choose() -> str | None:
-            if self.engine.rank != 0 or checkpoint.resolve().parent != self.checkpoints.resolve():
+            if checkpoint.resolve().parent != self.checkpoints.resolve():
                 return None
             message = offer(self.checkpoints, checkpoint, measured)
             if message is not None:
                 remove_old(self.checkpoints, step, settings.keep)
             return message
 
-        message = agree(self.engine, choose, self.checkpoints / BEST)
+        message = agree_on_main(self.engine, choose, self.checkpoints / BEST)
         if message is not None:
             self.progress.say(f"step {step}: {message}")
 
@@ -185,27 +140,16 @@ class Trainer:
         if first_step == 0:
             self.measurements.heldout(0)
             self.measurements.solving(0, "before")
-        micro_batch = self.ds_json["train_micro_batch_size_per_gpu"]
-        engine, run = self.engine, self.run
-        loader = make_loader(
-            run,
-            self.prepared.data,
-            micro_batch,
-            engine.rank,
-            engine.world_size,
-            self.prepared.config.pad_token_id,
-            first_step,
-        )
-        saved_at = first_step
+        engine, run, saved_at = self.engine, self.run, first_step
+        loader = make_loader(self.prepared, self.micro_batch, engine, first_step)
 
         def after_step(step: int, record: dict[str, Any]) -> None:
             nonlocal saved_at
             if step % run.log_every == 0 or step == run.optim.steps:
-                self.record("step", step, record)
+                self.metrics.write("step", step, record)
                 self.progress.show_step(step, record)
-                engine.write_monitor(
-                    {key: record[key] for key in ("loss", "grad_norm", "lr", "tokens_per_second")}, step
-                )
+                scalars = ("loss", "grad_norm", "lr", "tokens_per_second")
+                engine.write_monitor({key: record[key] for key in scalars}, step)
             self.measurements.between_steps(step)
             if run.checkpoint.save_every and step % run.checkpoint.save_every == 0:
                 checkpoint = self.save(step, loader.state)
@@ -213,15 +157,15 @@ class Trainer:
                 if step < run.optim.steps:
                     self.consider(checkpoint, step)
 
-        try:
-            outcome = train_steps(engine, run, self.objective, loader, first_step, self.stop, self.buffers, after_step)
-        finally:
-            loader.close()
-        if outcome.step > saved_at:
-            self.save(outcome.step, loader.state)
-        if outcome.problem is not None:
-            raise outcome.problem
-        return outcome.step
+        with closing(loader):
+            step, problem = train_steps(
+                engine, run, self.objective, loader, first_step, self.stop, self.buffers, after_step
+            )
+        if step > saved_at:
+            self.save(step, loader.state)
+        if problem is not None:
+            raise problem
+        return step
 
     def finish(self, step: int) -> None:
         """Measures the trained model, exports it, reloads the export and prints the summary."""

@@ -10,7 +10,7 @@ from lift_ds.cli import train
 from lift_ds.ranks.launch import Launch, check_semaphores
 from lift_ds.ranks.shares import Alone
 from lift_ds.training import engine
-from lift_ds.training.run_folder import LOCK, claimed
+from lift_ds.training.run_files import LOCK, claimed
 from tests.conftest import REPOSITORY, SMALL, clean_environment, free_port, latest, launch_train, run, run_script
 
 ONE_RANK_FAILS = """

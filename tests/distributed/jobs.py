@@ -250,7 +250,7 @@ def buffers(rank: int) -> dict:
         mine = slice(0, 60) if rank == 0 else slice(60, 60 if step == 3 else 80)
         everyone = slice(0, 60 if step == 3 else 80)
         alone.observe(Observations.of(tokens[everyone], levels[everyone], nll[everyone]), step)
-        sharded.observe([Observations.of(tokens[mine], levels[mine], nll[mine])], step)
+        sharded.observe([(tokens[mine], levels[mine], nll[mine])], step)
         if step % 3 == 0:
             alone.set_groups(alone.absorb(alone.outgoing(step), step))
             asked = slice(0, 40) if rank == 0 else slice(40, 40 if step == 6 else 80)

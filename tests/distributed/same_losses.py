@@ -115,8 +115,7 @@ def run_setting(overrides: list[str], stage: int, launch: Any) -> dict[str, Any]
     assert not problems, problems
     objective = make_objective(run.objective)
     engine = Engine(build_root(prepared, open_weights(prepared), ds_json, objective), ds_json, run.optim)
-    pad = prepared.config.pad_token_id
-    loader = make_loader(run, prepared.data, 2, engine.rank, engine.world_size, pad, 0)
+    loader = make_loader(prepared, 2, engine, 0)
     steps: list[dict[str, Any]] = []
 
     def after_step(step: int, record: dict[str, Any]) -> None:

@@ -11,7 +11,6 @@ from lift_ds.evaluation.frequency import frequency_class
 from lift_ds.evaluation.heldout import fixed_noise
 from lift_ds.evaluation.learnability import LEVELS, Learnability, from_difficulty, measure
 from lift_ds.evaluation.learnability_page import curves_title
-from lift_ds.method.difficulty import Observations
 from lift_ds.method.noise import superset_mask
 from lift_ds.ranks.shares import Alone
 from lift_ds.training.buffers import DifficultyBuffers
@@ -124,7 +123,7 @@ def test_the_report_of_a_runs_buffers(tmp_path, capsys):
         buffers = DifficultyBuffers(vocabulary, Alone(), decay=1.0, sync_every=100)
         tokens = torch.arange(300, 340).repeat(20)
         level = torch.linspace(0.05, 1, len(tokens))
-        buffers.observe([Observations.of(tokens, level, torch.full((len(tokens),), nll))], step)
+        buffers.observe([(tokens, level, torch.full((len(tokens),), nll))], step)
         checkpoint = tmp_path / "checkpoints" / f"step-{step:06d}"
         buffers.save(checkpoint)
         (checkpoint / "manifest.json").write_text(

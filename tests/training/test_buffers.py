@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lift_ds.method.difficulty import Observations
 from lift_ds.ranks.shares import Alone
 from lift_ds.rng import Stream, keyed_uniform
 from lift_ds.training.buffers import DifficultyBuffers
@@ -35,7 +34,7 @@ def train_on(model, buffers, refresh_share):
         choice = root.objective.choose(filled, candidates, root.score(filled, candidates))
         num_kept += int(choice.targets[0, PLACE])
         _, stats = root(filled, torch.ones(1))
-        buffers.observe([Observations.of(*shown) for shown in stats.observed], step)
+        buffers.observe(stats.observed, step)
     return num_kept
 
 
@@ -49,7 +48,7 @@ def thought_hard(model, times):
     buffers = DifficultyBuffers(model.get_input_embeddings().weight.shape[0], NoOthers(), decay=0.97, sync_every=1)
     level = torch.full((times,), T + RHO)
     for token, nll in ((TOKEN, 30.0), (OTHER, 1.0)):
-        buffers.observe([Observations.of(torch.full((times,), token), level, torch.full((times,), nll))], 0)
+        buffers.observe([(torch.full((times,), token), level, torch.full((times,), nll))], 0)
     return buffers
 
 

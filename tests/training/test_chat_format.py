@@ -19,8 +19,7 @@ from lift_ds.export.chat import checkpoint_format
 from lift_ds.export.convert import ConversionOptions, prepare_conversion
 from lift_ds.storage.manifest import hash_file
 from lift_ds.storage.run_record import read_run
-from lift_ds.training.chat import chat_format_of
-from lift_ds.training.inputs import prepare
+from lift_ds.training.inputs import chat_format_of, prepare
 from tests.conftest import REPOSITORY, VECTORS, launch_train
 from tests.training.test_old_runs import copy_run
 

@@ -5,8 +5,7 @@ import torch
 from rich.console import Console
 
 from lift_ds.training.metrics import MetricsFile, StepTotals, read_metrics
-from lift_ds.training.progress import LiveProgress, PlainProgress, sparkline
-from lift_ds.training.report import print_summary
+from lift_ds.training.progress import LiveProgress, PlainProgress, print_summary, sparkline
 
 
 def make_totals():

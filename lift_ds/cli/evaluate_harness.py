@@ -6,7 +6,6 @@ import argparse
 import json
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -16,8 +15,8 @@ from lift_ds.evaluation.harness.settings import HarnessSettings, describe
 from lift_ds.ranks.launch import Launch
 from lift_ds.training.inference import weight_hashes
 
+from .answer_flags import given_settings
 from .evaluate_run import default_output, load_model
-from .sampling_flags import given_settings
 from .tool import writing
 
 RESULTS = "harness.json"
@@ -71,7 +70,7 @@ def run_harness_tasks(arguments: argparse.Namespace, launch: Launch) -> None:
     from lm_eval.utils import handle_non_serializable, make_table
 
     print(make_table(results))
-    write_json(output / RESULTS, plain(results, handle_non_serializable))
+    write_json(output / RESULTS, json.loads(json.dumps(results, default=handle_non_serializable)))
     num_kept = results["config"]["num_batches_kept"]
     print(f"results: {output / RESULTS}" + (f" ({num_kept} batches from before a cut)" if num_kept else ""))
 
@@ -87,8 +86,3 @@ def open_output(folder: Path) -> None:
     with writing(folder, "--output"):
         folder.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=folder).close()
-
-
-def plain(results: dict[str, Any], convert: Any) -> Any:
-    """Results as JSON has them."""
-    return json.loads(json.dumps(results, default=convert))

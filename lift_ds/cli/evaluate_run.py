@@ -13,7 +13,7 @@ import torch
 
 from lift_ds.evaluation.asking.answering import Answerer
 from lift_ds.evaluation.asking.plan import TaskPlan, plan_task, task_problems, task_scorers
-from lift_ds.evaluation.asking.protocol import Protocol, load_protocol
+from lift_ds.evaluation.asking.protocol import load_protocol
 from lift_ds.evaluation.asking.results import open_folder, write_results
 from lift_ds.evaluation.asking.run import evaluate
 from lift_ds.evaluation.asking.samples import SampleLog
@@ -27,9 +27,8 @@ from lift_ds.ranks.shares import Ranks
 from lift_ds.sampling.settings import SamplingSettings
 from lift_ds.training.inference import load_cut, load_whole, weight_hashes
 
+from .answer_flags import process_of, with_flags
 from .evaluate_tables import LiveTable, print_results, wide_console
-from .format_flags import with_flags
-from .sampling_flags import process_of
 from .tool import check_counts, writing
 
 EVALUATIONS = Path("evaluations")
@@ -69,15 +68,6 @@ def data_files(flags: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:
             raise ValueError(f"--data {flag}: {task} has {paths[task]} already.")
         paths[task] = path
     return paths
-
-
-def task_process(arguments: argparse.Namespace, protocol: Protocol, task: str) -> SamplingSettings:
-    """How a task's answers are made: by the protocol, but for what the flags say.
-
-    Raises:
-        ValueError: A flag is out of range.
-    """
-    return process_of(arguments, protocol.tasks[task].decoding or protocol.decoding, protocol.stop_early)
 
 
 def check_agreement(plans: Sequence[TaskPlan], ranks: Ranks) -> None:
@@ -136,7 +126,7 @@ def load_model(arguments: argparse.Namespace, launch: Launch) -> tuple[Answerer,
 
 
 def run_evaluation(arguments: argparse.Namespace, launch: Launch) -> None:
-    """Checks, answers, scores, writes.
+    """Checks, answers, scores, writes; rank 0 scores, shows and writes.
 
     Raises:
         ValueError: Something is wrong with flags, data or model.
@@ -150,7 +140,8 @@ def run_evaluation(arguments: argparse.Namespace, launch: Launch) -> None:
         scorers = task_scorers(task, arguments.scorers or protocol.scorers)
         for scorer in scorers:
             check_task(task, scorer)
-        tasks[task] = (problems, task_process(arguments, protocol, task), scorers)
+        decoding = protocol.tasks[task].decoding or protocol.decoding
+        tasks[task] = (problems, process_of(arguments, decoding, protocol.stop_early), scorers)
     answerer, ranks = load_model(arguments, launch)
     plans = [
         plan_task(task, problems, protocol, process, arguments.samples, scorers, answerer)
@@ -174,18 +165,11 @@ def run_evaluation(arguments: argparse.Namespace, launch: Launch) -> None:
                 held.enter_context(log.locked())
 
         ranks.on_main(claim_output)
-        if launch.is_main:
-            answer_and_score(arguments, plans, answerer, ranks, output, settings, log)
-        else:
-            evaluate(plans, answerer, ranks, arguments.batch_size, arguments.seed, log, None, lambda progress: None)
-
-
-def answer_and_score(
-    arguments: argparse.Namespace, plans: Sequence[TaskPlan], answerer: Answerer, ranks: Ranks, output: Path,
-    settings: dict[str, Any], log: SampleLog,
-) -> None:  # fmt: skip
-    """What rank 0 does: as the others, and scoring, showing and writing."""
-    with ScoringPool(Limits(), arguments.workers) as pool, LiveTable(plans) as table:
-        done = evaluate(plans, answerer, ranks, arguments.batch_size, arguments.seed, log, pool, table.show)
-        results = write_results(output, settings, environment_of(arguments, ranks), done)
-    print_results(results, output, wide_console())
+        given = (plans, answerer, ranks, arguments.batch_size, arguments.seed, log)
+        if not launch.is_main:
+            evaluate(*given, None, lambda progress: None)
+            return
+        with ScoringPool(Limits(), arguments.workers) as pool, LiveTable(plans) as table:
+            done = evaluate(*given, pool, table.show)
+            results = write_results(output, settings, environment_of(arguments, ranks), done)
+        print_results(results, output, wide_console())

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -23,40 +24,17 @@ from lift_ds.evaluation.asking.answering import Answer, Answerer, load_answerer
 from lift_ds.sampling.reverse import RowSeeds, check_length
 from lift_ds.sampling.settings import FixedSteps, SamplingSettings
 
-from .format_flags import add_format_flags, with_flags
+from .answer_flags import FORMAT_FLAGS, process_of, sampling_flags, with_flags
 from .prompts import Messages, Prompt, given_prompts
-from .sampling_flags import add_sampling_flags, process_of
-from .tool import check_counts, check_writable, run_tool, tool_parser
+from .tool import check_counts, check_writable, flag, tool
 
 LENGTHS = FixedSteps(gen_length=128, block_length=32, steps=128)
 MASK_SIGN = "\u2591"
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The flags."""
-    parser = tool_parser(__doc__)
-    parser.add_argument("model", help="model folder, hub name or builtin:base")
-    parser.add_argument("--prompt", action="append", help="the user's turn; more than once for several")
-    parser.add_argument(
-        "--file",
-        type=Path,
-        help="jsonl whose rows have a prompt, question or messages (and system), answered in batches",
-    )
-    add_format_flags(parser)
-    parser.add_argument("--json", type=Path, help="jsonl to write: question, generation, num_forwards")
-    add_sampling_flags(parser, **LENGTHS.model_dump() | {"steps": "a step a token"})
-    return parser
-
-
 @dataclass(frozen=True)
 class Session:
-    """A model, and the way its answers are made.
-
-    Args:
-        answerer: The model.
-        process: How.
-        seed: Of what is drawn.
-    """
+    """A model, the way its answers are made, and the seed of what is drawn."""
 
     answerer: Answerer
     process: SamplingSettings
@@ -118,7 +96,10 @@ def answer_all(session: Session, prompts: list[Prompt], arguments: argparse.Name
         with shown(session, console, len(batch) == 1) as watch:
             answers = session.answer(encoded[start : start + arguments.batch_size], start, watch)
         if arguments.json:
-            append_answers(arguments.json, batch, answers)
+            with arguments.json.open("a", encoding="utf-8") as file:
+                for prompt, answer in zip(batch, answers, strict=True):
+                    record = {"question": prompt.text, "generation": answer.text, "num_forwards": answer.num_forwards}
+                    file.write(json.dumps(record) + "\n")
             continue
         for prompt, answer in zip(batch, answers, strict=True):
             if len(prompts) > 1:
@@ -126,14 +107,6 @@ def answer_all(session: Session, prompts: list[Prompt], arguments: argparse.Name
             console.print(answer.text, markup=False, highlight=False)
     if arguments.json:
         console.print(f"{len(prompts)} answers in {arguments.json}")
-
-
-def append_answers(path: Path, prompts: list[Prompt], answers: list[Answer]) -> None:
-    """Adds a line for each answer."""
-    with path.open("a", encoding="utf-8") as file:
-        for prompt, answer in zip(prompts, answers, strict=True):
-            record = {"question": prompt.text, "generation": answer.text, "num_forwards": answer.num_forwards}
-            file.write(json.dumps(record) + "\n")
 
 
 def chat(session: Session, console: Console) -> None:
@@ -183,25 +156,30 @@ def shown(session: Session, console: Console, is_single: bool) -> Iterator[Calla
 def partly_masked(ids: list[int], answerer: Answerer) -> Text:
     """An answer with a sign for every token that is still masked."""
     mask_id = answerer.model.config.mask_token_id
-    text, run = Text(), list[int]()
-    for token_id in [*ids, mask_id]:
-        if token_id != mask_id:
-            run.append(token_id)
-            continue
-        text.append(answerer.encoder.answer_text(run))
-        text.append(MASK_SIGN, style="dim")
-        run = []
-    text.right_crop(1)
+    text = Text()
+    for is_masked, run in groupby(ids, lambda token_id: token_id == mask_id):
+        if is_masked:
+            text.append(MASK_SIGN * len(list(run)), style="dim")
+        else:
+            text.append(answerer.encoder.answer_text(list(run)))
     return text
 
 
-def generate(arguments: argparse.Namespace) -> None:
-    """Answers the prompts of the flags, or chats.
-
-    Raises:
-        ValueError: A flag, a prompt or the model is wrong.
-        OSError: A file cannot be read or written.
-    """
+@tool(
+    __doc__,
+    flag("model", help="model folder, hub name or builtin:base"),
+    flag("--prompt", action="append", help="the user's turn; more than once for several"),
+    flag(
+        "--file",
+        type=Path,
+        help="jsonl whose rows have a prompt, question or messages (and system), answered in batches",
+    ),
+    *FORMAT_FLAGS,
+    flag("--json", type=Path, help="jsonl to write: question, generation, num_forwards"),
+    *sampling_flags(**LENGTHS.model_dump() | {"steps": "a step a token"}),
+)
+def main(arguments: argparse.Namespace) -> None:
+    """Answers the prompts of the flags, or chats."""
     console = Console()
     prompts = given_prompts(arguments)
     if arguments.json is not None:
@@ -213,11 +191,6 @@ def generate(arguments: argparse.Namespace) -> None:
         answer_all(session, prompts, arguments, console)
     else:
         chat(session, console)
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Entry point; exits with 2 where something is missing or wrong."""
-    run_tool(make_parser(), generate, argv)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from lift_ds.evaluation.harness.settings import read_arguments
 from lift_ds.ranks.launch import read_launch
 from lift_ds.training.inference import load_whole, weight_hashes
 
-from .format_flags import with_flags
+from .answer_flags import with_flags
 
 HARNESS_DEFAULT_DEVICE = "cuda:0"  # what the harness's command says where nobody said anything
 

@@ -1,4 +1,4 @@
-"""What command lines share: help, exits, sizes, progress, summaries, and what libraries may print."""
+"""What command lines share: flags, help, exits, sizes, progress, summaries, and what libraries may print."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(KB|MB|GB|TB)", re.IGNORECASE)
 INTERRUPTED = 128 + signal.SIGINT  # exit status after Ctrl-C, as shells have it
 CODE_WARNING = warnings.formatwarning
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+Flag = tuple[tuple[str, ...], dict[str, Any]]
+Action = Callable[[argparse.Namespace], bool | None]
 
 
 class Paragraphs(argparse.HelpFormatter):
@@ -54,7 +57,6 @@ class StrictParser(argparse.ArgumentParser):
     """A parser whose flags take one value each, as keys do, but for those that may be given again."""
 
     def __init__(self, **settings: Any) -> None:
-        """Begins without values."""
         super().__init__(**settings)
         self.given: dict[str, Any] = {}
         self.register("action", None, OneValue)
@@ -65,44 +67,69 @@ class StrictParser(argparse.ArgumentParser):
         return super().parse_known_args(*arguments, **settings)
 
 
+def flag(*names: str, **settings: Any) -> Flag:
+    """A flag, as `add_argument` takes it; one without dashes is an argument."""
+    return names, settings
+
+
+LOCAL_RANK = flag("--local_rank", "--local-rank", type=int, help="set by the launcher; ignored")
+
+
 def tool_parser(
     description: str | None,
-    epilog: str | None = None,
+    flags: tuple[Flag, ...],
     kind: type[argparse.ArgumentParser] = argparse.ArgumentParser,
+    epilog: str | None = None,
 ) -> argparse.ArgumentParser:
-    """A parser without flags.
+    """A parser.
 
     Args:
         description: The tool's docstring.
-        epilog: What the help ends with.
+        flags: In the order of the help.
         kind: `StrictParser` where flags stand beside keys of the run config.
+        epilog: What the help ends with.
     """
-    return kind(description=description, epilog=epilog, formatter_class=Paragraphs)
+    parser = kind(description=description, epilog=epilog, formatter_class=Paragraphs)
+    for names, settings in flags:
+        parser.add_argument(*names, **settings)
+    return parser
 
 
-def run_tool(
-    parser: argparse.ArgumentParser, action: Callable[[argparse.Namespace], bool | None], argv: list[str] | None
-) -> None:
-    """Runs a tool; exits with 2 where it cannot do its work, 1 where it returns false, and 130 after Ctrl-C.
+@dataclass(frozen=True)
+class Tool:
+    """A command line, which a call runs; see `tool_parser`. Its flags may stand between its arguments."""
 
-    Args:
-        parser: With the tool's flags, which may stand between the arguments.
-        action: What the tool does with them.
-        argv: The command line; `None` is this process's.
-    """
-    arguments = parser.parse_intermixed_args(argv)
-    warnings.formatwarning = warning_line
-    try:
-        check_locale()
-        succeeded = action(arguments)
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    if succeeded is False:
-        sys.exit(1)
+    action: Action
+    description: str | None
+    flags: tuple[Flag, ...]
+    kind: type[argparse.ArgumentParser]
+
+    def parser(self) -> argparse.ArgumentParser:
+        """Named as the process is by now."""
+        return tool_parser(self.description, self.flags, self.kind)
+
+    def __call__(self, argv: list[str] | None = None) -> None:
+        """Runs it; exits with 2 where it cannot do its work, 1 where the action returns false, 130 after Ctrl-C."""
+        arguments = self.parser().parse_intermixed_args(argv)
+        warnings.formatwarning = warning_line
+        try:
+            check_locale()
+            succeeded = self.action(arguments)
+        except (ValueError, RuntimeError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            sys.exit(INTERRUPTED)
+        if succeeded is False:
+            sys.exit(1)
+
+
+def tool(
+    description: str | None, *flags: Flag, kind: type[argparse.ArgumentParser] = argparse.ArgumentParser
+) -> Callable[[Action], Tool]:
+    """Makes a command line of what is done with its flags; see `tool_parser`."""
+    return lambda action: Tool(action, description, flags, kind)
 
 
 def check_counts(arguments: argparse.Namespace, *names: str) -> None:

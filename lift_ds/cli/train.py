@@ -35,40 +35,38 @@ from lift_ds.training.resumed import Resumed, check_position
 from lift_ds.training.run_files import ModelFolder, RunSources, list_sources, open_model
 from lift_ds.training.run_folder import claimed
 
-from .tool import StrictParser, quieten, tool_parser
+from .tool import LOCAL_RANK, StrictParser, flag, quieten, tool_parser
 from .train_settings import attempt, read_settings
 
-
-def make_parser() -> argparse.ArgumentParser:
-    """The flags; every key of the run config is explained below them."""
-    parser = tool_parser(__doc__, "keys for overrides and recipes:\n" + explain_keys(), StrictParser)
-    parser.add_argument(
+FLAGS = (
+    flag(
         "--deepspeed",
         type=Path,
         required=True,
         metavar="JSON",
         help="DeepSpeed configuration, as ds_configs/zero3.json",
-    )
-    parser.add_argument("--config", type=Path, metavar="YAML", help="recipe, as in launchers/recipes")
-    parser.add_argument("--model", help="same as model.path=...")
-    parser.add_argument("--data", action="append", help="same as data.path=...; give it again for more files")
-    parser.add_argument("--output", help="same as output=...")
-    parser.add_argument("--resume", help="same as checkpoint.resume=...: auto, or a checkpoint folder")
-    parser.add_argument(
+    ),
+    flag("--config", type=Path, metavar="YAML", help="recipe, as in launchers/recipes"),
+    flag("--model", help="same as model.path=..."),
+    flag("--data", action="append", help="same as data.path=...; give it again for more files"),
+    flag("--output", help="same as output=..."),
+    flag("--resume", help="same as checkpoint.resume=...: auto, or a checkpoint folder"),
+    flag(
         "--change",
         action="append",
         metavar="KEY[,KEY...]",
         help="with --resume: keys whose given values differ from the run's and are meant, as optim.lr; "
         "deepspeed.gradient_clipping for one of the JSON",
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check everything, print the resolved configuration, stop"
-    )
-    parser.add_argument("--local_rank", "--local-rank", type=int, help="set by the launcher; ignored")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="for example objective.method=lift2 optim.steps=300"
-    )
-    return parser
+    ),
+    flag("--dry-run", action="store_true", help="check everything, print the resolved configuration, stop"),
+    LOCAL_RANK,
+    flag("overrides", nargs="*", metavar="key=value", help="for example objective.method=lift2 optim.steps=300"),
+)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The flags; every key of the run config is explained below them."""
+    return tool_parser(__doc__, FLAGS, StrictParser, "keys for overrides and recipes:\n" + explain_keys())
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def test_chat(monkeypatch, capsys):
 
 
 def test_masks_are_shown():
-    arguments = generate.make_parser().parse_args(SHORT)
+    arguments = generate.main.parser().parse_args(SHORT)
     session = generate.load(arguments)
     answerer = session.answerer
     ids = answerer.encoder.tokenizer("3+4=7", add_special_tokens=False).input_ids

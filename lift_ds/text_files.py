@@ -1,17 +1,24 @@
-"""Text files that people write or edit, read strictly: every byte is a letter, and no key stands twice."""
+"""Text files that people write or edit, read strictly: every byte is a letter, and no key stands twice.
+
+In YAML, as in YAML 1.2 and JSON, 5e-6 is a number, wherever a file or an override has it.
+"""
 
 from __future__ import annotations
 
 import codecs
 import os
+import re
 import sys
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lift_ds.json_text import STRICT, BadKeyError, describe_repeated
 
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+EXPONENT_NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
 
 
 class RepeatedKeyError(ValueError):
@@ -71,3 +78,43 @@ def load_json(text: str) -> Any:
         return STRICT.decode(text)
     except BadKeyError as error:
         raise BadKeyError(describe_repeated(text, 0, len(text))) from error
+
+
+class NumberLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, which keeps the last of equal keys; and YAML 1.1 takes 5e-6 and 1.5e3 for strings."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.repeated: list[tuple[str, int, int]] = []
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """A mapping as it is written; what `<<` takes over is no repetition."""
+        node = super().compose_mapping_node(anchor)
+        first_lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                name, line = (key.tag, key.value), key.start_mark.line + 1
+                if name in first_lines:
+                    self.repeated.append((key.value, first_lines[name], line))
+                first_lines.setdefault(name, line)
+        return node
+
+
+NumberLoader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT_NUMBER, list("-+.0123456789"))
+
+
+def load_yaml(text: str) -> Any:
+    """The values of a YAML text; what stands in quotes is a string.
+
+    Raises:
+        RepeatedKeyError: A key stands twice in a mapping.
+        yaml.YAMLError: It is none.
+    """
+    loader = NumberLoader(text)
+    try:
+        loaded = loader.get_single_data()
+    finally:
+        loader.dispose()
+    if loader.repeated:
+        raise RepeatedKeyError(loader.repeated)
+    return loaded

@@ -11,14 +11,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lift_ds.config.deepspeed import read_ds_json, settle_ds_json
+from lift_ds.config.deepspeed import flat, read_ds_json, settle_ds_json
 from lift_ds.config.loading import read_given, read_recipe, resolve
 from lift_ds.config.resuming import (
     Change,
     Meaning,
     find_changes,
     find_json_changes,
-    flat,
     inherit_json,
     merged,
     overlay,

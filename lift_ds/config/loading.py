@@ -6,7 +6,6 @@ All problems are collected and reported at once: key, value, what is allowed, wh
 from __future__ import annotations
 
 import copy
-import difflib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,9 +17,8 @@ from pydantic_core import ErrorDetails
 
 from lift_ds.objectives import DEFAULT_METHOD, OBJECTIVES, all_options, methods_with
 from lift_ds.objectives.settings import ObjectiveSettings
-from lift_ds.section import Section, refused_value
-from lift_ds.text_files import RepeatedKeyError, read_text
-from lift_ds.yaml_numbers import load_yaml
+from lift_ds.section import Section, hint_at, refused_value
+from lift_ds.text_files import RepeatedKeyError, load_yaml, read_text
 
 from .run import RunConfig
 
@@ -29,7 +27,6 @@ class ConfigError(ValueError):
     """Everything that is wrong with a configuration, one problem a line."""
 
     def __init__(self, problems: list[str]) -> None:
-        """Joins the problems into one message."""
         self.problems = problems
         count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
         super().__init__(f"{count} in the configuration:\n" + "\n".join(f"  - {problem}" for problem in problems))
@@ -203,15 +200,14 @@ def describe(details: ErrorDetails, values: dict[str, Any]) -> list[str]:
         if methods:
             method = values["objective"].get("method", DEFAULT_METHOD)
             return [f"{key}={details['input']}: {method} has no such option; remove it, or use {', '.join(methods)}"]
-        close = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}?" if close else "see --help for all keys"
-        return [f"{key}: unknown key; {hint}"]
+        return [f"{key}: unknown key; {hint_at(key, known_keys(), 'see --help for all keys')}"]
     if details["type"] == "value_error":
         return str(details["ctx"]["error"]).splitlines()
     hint = ""
     if details["type"] == "string_type" and isinstance(details["input"], int | float):
         hint = """; a text that reads as a number needs quotes, on a command line '"1e5"'"""
-    return [f"{refused_value(key, details)}{hint} ({help_of(key)})"]
+    field = dict(walk_fields(RunConfig)).get(key)
+    return [f"{refused_value(key, details)}{hint} ({field.description or '' if field else 'see --help'})"]
 
 
 def walk_fields(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -226,11 +222,6 @@ def walk_fields(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[st
 def known_keys() -> list[str]:
     """Every dotted key."""
     return [key for key, _ in walk_fields(RunConfig)]
-
-
-def help_of(key: str) -> str:
-    """What a key means."""
-    return next((field.description or "" for known, field in walk_fields(RunConfig) if known == key), "see --help")
 
 
 def explain_keys() -> str:

@@ -22,7 +22,3 @@ from .zero_to_hf import CONVERSION_FLAGS, read_options, write_conversion
 def main(arguments: argparse.Namespace) -> None:
     """Checks, averages, writes."""
     write_conversion(prepare_average(arguments.checkpoints, read_options(arguments)), arguments)
-
-
-if __name__ == "__main__":
-    main()

@@ -191,7 +191,3 @@ def main(arguments: argparse.Namespace) -> None:
         answer_all(session, prompts, arguments, console)
     else:
         chat(session, console)
-
-
-if __name__ == "__main__":
-    main()

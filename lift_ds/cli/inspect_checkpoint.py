@@ -55,7 +55,3 @@ def compare_with(arguments: argparse.Namespace) -> dict[str, Any]:
         differences, changed = compare(first, second, advance)
     most = {f"differs {name}": value for name, value in list(changed.items())[:SHOWN_TENSORS]}
     return facts | differences | most
-
-
-if __name__ == "__main__":
-    main()

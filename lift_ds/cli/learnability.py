@@ -172,7 +172,3 @@ def main(arguments: argparse.Namespace) -> None:
     measured, tokenizer, output = (measure_buffers if arguments.buffers else measure_models)(arguments)
     write_report(output, measured, tokenizer)
     print(f"{output}/learnability.html, .png, .csv")
-
-
-if __name__ == "__main__":
-    main()

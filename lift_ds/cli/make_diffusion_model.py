@@ -32,7 +32,3 @@ def main(arguments: argparse.Namespace) -> None:
     print(f"mask token     {mask.text} (id {mask.token_id}, {origin}); its row is the mean of the others")
     print(f"embedding      {mask.rows_before} -> {mask.rows_after} rows")
     print(f"{arguments.source} -> {arguments.output}")
-
-
-if __name__ == "__main__":
-    main()

@@ -65,7 +65,3 @@ def main(arguments: argparse.Namespace) -> None:
         print(f"chat format of the adapters, not the base's: {'; '.join(differ)}")
     if plan.left_out:
         print(f"not copied from the base: {', '.join(plan.left_out)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -218,7 +218,3 @@ def main(arguments: argparse.Namespace) -> bool:
         return False
     print(plan(run, reader, arguments))
     return True
-
-
-if __name__ == "__main__":
-    main()

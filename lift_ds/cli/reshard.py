@@ -32,7 +32,3 @@ def main(arguments: argparse.Namespace) -> None:
         with progress("writing", arguments.world_size) as advance:
             facts = reshard(arguments.checkpoint, arguments.world_size, arguments.output, advance)
     show(facts | {"output": str(arguments.output), "dry_run": arguments.dry_run}, arguments.json)
-
-
-if __name__ == "__main__":
-    main()

@@ -14,30 +14,25 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn
-from rich.table import Table
 
 from lift_ds.evaluation.judging import SCORER_VERSIONS
 from lift_ds.evaluation.sandbox import Limits
 from lift_ds.evaluation.score_file import check_task, read_rows, score_rows, summarize
 from lift_ds.evaluation.tasks import EVAL_TASKS
 
-from .tool import check_counts, check_writable, flag, progress, tool, write_json
+from .tool import check_counts, check_writable, figures, flag, percent_range, progress, tool, write_json
 
 
 def show(counts: dict[str, Any]) -> None:
     """Prints the table."""
-    table = Table(title=f"{counts['task']}, {counts['scorer']} scorer, version {counts['scorer_version']}")
-    for name in ("", "count", "of", "share", "95 % interval"):
-        table.add_column(name, justify="left" if name == "" else "right")
-    interval = counts["solved_interval"]
-    shown = "" if interval is None else f"{interval[0]:.1%} to {interval[1]:.1%}"
-    solved = [f"{counts['solved']:,}", f"{counts['generations']:,}", f"{counts['solved_share']:.1%}", shown]
-    if counts["parts"] == "answers":
-        table.add_row("correct", *solved)
-    else:
+    title = f"{counts['task']}, {counts['scorer']} scorer, version {counts['scorer_version']}"
+    table = figures(title, ("",), ("count", "of", "share", "95 % interval"))
+    has_parts = counts["parts"] != "answers"
+    if has_parts:
         parts = [f"{counts['correct']:,}", f"{counts['total']:,}", f"{counts['accuracy']:.1%}"]
         table.add_row(f"correct {counts['parts']}", *parts)
-        table.add_row("solved", *solved)
+    solved = [f"{counts['solved']:,}", f"{counts['generations']:,}", f"{counts['solved_share']:.1%}"]
+    table.add_row("solved" if has_parts else "correct", *solved, percent_range(counts["solved_interval"]))
     for k, share in counts["pass_at_k"].items():
         table.add_row(f"pass@{k}", "", f"{counts['rows']:,}", f"{share:.1%}")
     for name in ("parse_failures", "timeouts"):
@@ -81,7 +76,3 @@ def main(arguments: argparse.Namespace) -> None:
     show(counts)
     if arguments.json is not None:
         write_json(arguments.json, counts)
-
-
-if __name__ == "__main__":
-    main()

@@ -11,7 +11,7 @@ import signal
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from lift_ds.text_files import check_locale
 
@@ -128,8 +129,21 @@ class Tool:
 def tool(
     description: str | None, *flags: Flag, kind: type[argparse.ArgumentParser] = argparse.ArgumentParser
 ) -> Callable[[Action], Tool]:
-    """Makes a command line of what is done with its flags; see `tool_parser`."""
-    return lambda action: Tool(action, description, flags, kind)
+    """Makes a command line of a module's last function; it runs where the module itself is the program.
+
+    Args:
+        description: See `tool_parser`, as for the others.
+        flags: What the function is given.
+        kind: Of the parser.
+    """
+
+    def make(action: Action) -> Tool:
+        made = Tool(action, description, flags, kind)
+        if action.__module__ == "__main__":
+            made()
+        return made
+
+    return make
 
 
 def check_counts(arguments: argparse.Namespace, *names: str) -> None:
@@ -223,6 +237,19 @@ def write_json(path: Path, facts: dict[str, Any]) -> None:
 def warning_line(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
     """A warning as a person reads it: what the package says of files and settings, without the place in its code."""
     return f"warning: {message}\n" if category is UserWarning else CODE_WARNING(message, category, *place, **more)
+
+
+def figures(title: str, texts: tuple[str, ...], numbers: tuple[str, ...]) -> Table:
+    """A table without rows: columns of texts, then columns of numbers."""
+    table = Table(title=title)
+    for heading in (*texts, *numbers):
+        table.add_column(heading, justify="left" if heading in texts else "right")
+    return table
+
+
+def percent_range(interval: Sequence[float] | None) -> str:
+    """An interval of shares, where there is one."""
+    return "" if interval is None else f"{interval[0]:.1%} to {interval[1]:.1%}"
 
 
 def quieten(is_main: bool) -> None:

@@ -108,7 +108,3 @@ def main(arguments: argparse.Namespace) -> None:
         raise ValueError("--lora split writes the adapters as they are; leave out the flags of whole models.")
     checkpoint = convert_adapters(arguments.checkpoint, arguments.output)
     show({"checkpoint": str(checkpoint), "output": str(arguments.output)}, arguments.json)
-
-
-if __name__ == "__main__":
-    main()

@@ -24,8 +24,7 @@ from lift_ds.ranks.meeting import meet
 from lift_ds.ranks.running import run_on_ranks
 
 from .answer_flags import FORMAT_FLAGS, sampling_flags
-from .evaluate_harness import run_harness_tasks
-from .evaluate_run import check_arguments, run_evaluation
+from .evaluate_run import check_arguments, run_evaluation, run_harness_tasks
 from .evaluate_tables import print_comparison, wide_console
 from .tool import LOCAL_RANK, check_writable, flag, quieten, tool_parser
 

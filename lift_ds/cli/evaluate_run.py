@@ -1,22 +1,27 @@
-"""From the flags of `tools/evaluate.py` to results."""
+"""From the flags of `tools/evaluate.py` to results: by a protocol, or with `--harness` by lm-evaluation-harness."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from lift_ds.evaluation.asking.answering import Answerer
 from lift_ds.evaluation.asking.plan import TaskPlan, plan_task, task_problems, task_scorers
 from lift_ds.evaluation.asking.protocol import load_protocol
-from lift_ds.evaluation.asking.results import open_folder, write_results
+from lift_ds.evaluation.asking.results import open_folder, write_json, write_results
 from lift_ds.evaluation.asking.run import evaluate
 from lift_ds.evaluation.asking.samples import SampleLog
+from lift_ds.evaluation.harness.run import require_harness, run_harness
+from lift_ds.evaluation.harness.settings import HarnessSettings, describe
 from lift_ds.evaluation.judging import Problem
 from lift_ds.evaluation.sandbox import Limits
 from lift_ds.evaluation.score_file import ScoringPool, check_task
@@ -27,11 +32,12 @@ from lift_ds.ranks.shares import Ranks
 from lift_ds.sampling.settings import SamplingSettings
 from lift_ds.training.inference import load_cut, load_whole, weight_hashes
 
-from .answer_flags import process_of, with_flags
+from .answer_flags import given_settings, process_of, with_flags
 from .evaluate_tables import LiveTable, print_results, wide_console
 from .tool import check_counts, writing
 
 EVALUATIONS = Path("evaluations")
+HARNESS_RESULTS = "harness.json"
 PACKAGES = ("lift_ds", "torch", "transformers")
 
 
@@ -91,11 +97,7 @@ def environment_of(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, Any
     """What decides an evaluation's speed, and where things were."""
     on_gpu = ranks.device.type == "cuda"
     return {
-        "model": arguments.model,
-        "adapters": arguments.adapters,
-        "protocol": arguments.protocol,
-        "data": arguments.data,
-        "batch_size": arguments.batch_size,
+        **{name: getattr(arguments, name) for name in ("model", "adapters", "protocol", "data", "batch_size")},
         "world_size": ranks.world_size,
         "device": torch.cuda.get_device_name(ranks.device) if on_gpu else "cpu",
         "deepspeed": None if arguments.deepspeed is None else str(arguments.deepspeed),
@@ -173,3 +175,54 @@ def run_evaluation(arguments: argparse.Namespace, launch: Launch) -> None:
             done = evaluate(*given, pool, table.show)
             results = write_results(output, settings, environment_of(arguments, ranks), done)
         print_results(results, output, wide_console())
+
+
+def run_harness_tasks(arguments: argparse.Namespace, launch: Launch) -> None:
+    """Runs tasks of lm-evaluation-harness, prints its table, writes its results and samples.
+
+    Raises:
+        ValueError: A flag, a task or the model is wrong, or the folder has results already.
+        RuntimeError: The harness is not installed.
+    """
+    require_harness()
+    output = arguments.output or default_output(arguments, "harness")
+    try:
+        settings = HarnessSettings(
+            **given_settings(arguments),
+            seed=arguments.seed,
+            batch_size=arguments.batch_size,
+            mc_num=arguments.mc_num,
+            progress=str(output / "progress"),
+        )
+    except ValidationError as error:
+        raise ValueError("; ".join(describe(details) for details in error.errors())) from error
+    answerer, ranks = load_model(arguments, launch)
+
+    def claim_output() -> None:  # before the work of hours
+        if (output / HARNESS_RESULTS).exists():
+            raise ValueError(f"{output / HARNESS_RESULTS} exists; remove it, or name another --output.")
+        with writing(output, "--output"):
+            output.mkdir(parents=True, exist_ok=True)
+            TemporaryFile(dir=output).close()
+
+    ranks.on_main(claim_output)
+    results = run_harness(
+        answerer,
+        ranks,
+        settings,
+        arguments.tasks,
+        name=arguments.model,
+        identity=json.dumps([weight_hashes(arguments.model, arguments.adapters, ranks), arguments.deepspeed is None]),
+        include_path=arguments.include_path,
+        limit=arguments.limit,
+        num_fewshot=arguments.num_fewshot,
+        apply_chat_template=arguments.apply_chat_template,
+    )
+    if results is None:
+        return
+    from lm_eval.utils import handle_non_serializable, make_table
+
+    print(make_table(results))
+    write_json(output / HARNESS_RESULTS, json.loads(json.dumps(results, default=handle_non_serializable)))
+    num_kept = results["config"]["num_batches_kept"]
+    print(f"results: {output / HARNESS_RESULTS}" + (f" ({num_kept} batches from before a cut)" if num_kept else ""))

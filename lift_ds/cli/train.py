@@ -71,7 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class Checked:
-    """What a run is started with, found good.
+    """What a run is started with, found good; see `Settings`.
 
     Args:
         run: The run config, with its run folder settled.
@@ -104,24 +104,17 @@ def check(arguments: argparse.Namespace, launch: Launch) -> Checked:
     model = attempt(partial(open_model, run.model.path, with_weights=False), problems)
     sources = attempt(partial(list_sources, run), problems)
     settings.judge(None if model is None else model.folder)
-    problems += find_other_run(run)
-    attempt(partial(refuse_newer_run, Path(run.output)), problems)  # before this run's own record replaces that one
+    output = Path(run.output)
+    holds_run = (output / METRICS_FILE).exists() or any(output.glob("checkpoints/step-*"))
+    if holds_run and run.checkpoint.resume == "none":
+        problems.append(f"output={output}: holds a run already; continue it with --resume auto, or name another folder")
+    attempt(partial(refuse_newer_run, output), problems)  # before this run's own record replaces that one
     if run.model.compile and run.data.packing != "none":
         packing = f"data.packing={run.data.packing}"
         problems.append(f"model.compile=true with {packing}: every pack would be compiled anew; change one of them")
     if problems or model is None or sources is None:
         raise ConfigError(list(dict.fromkeys(problems)))
     return Checked(run, ds_json, model, sources, settings.resumed, settings.notes, settings.is_numbered)
-
-
-def find_other_run(run: RunConfig) -> list[str]:
-    """A problem where the run folder holds a run that is not to be resumed."""
-    output = Path(run.output)
-    if run.checkpoint.resume == "none" and (
-        (output / METRICS_FILE).exists() or list(output.glob("checkpoints/step-*"))
-    ):
-        return [f"output={output}: holds a run already; continue it with --resume auto, or name another folder"]
-    return []
 
 
 def run_training(arguments: argparse.Namespace, launch: Launch) -> None:

@@ -22,11 +22,7 @@ class BadKeyError(ValueError):
 
 
 def as_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of its pairs.
-
-    Raises:
-        BadKeyError: A key repeats.
-    """
+    """An object of its pairs; a BadKeyError where a key repeats."""
     values = dict(pairs)
     if len(values) != len(pairs):
         raise BadKeyError

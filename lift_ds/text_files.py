@@ -68,12 +68,7 @@ def read_text(path: Path) -> str:
 
 
 def load_json(text: str) -> Any:
-    """The values of a JSON text.
-
-    Raises:
-        BadKeyError: A key stands twice in an object; the message names both places.
-        ValueError: It is none.
-    """
+    """The values of a JSON text; a ValueError, or a BadKeyError where a key stands twice, which names both places."""
     try:
         return STRICT.decode(text)
     except BadKeyError as error:
@@ -104,12 +99,7 @@ NumberLoader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT_NUMBER, l
 
 
 def load_yaml(text: str) -> Any:
-    """The values of a YAML text; what stands in quotes is a string.
-
-    Raises:
-        RepeatedKeyError: A key stands twice in a mapping.
-        yaml.YAMLError: It is none.
-    """
+    """The values of a YAML text; a YAMLError, or a RepeatedKeyError where a key stands twice."""
     loader = NumberLoader(text)
     try:
         loaded = loader.get_single_data()

@@ -64,11 +64,7 @@ FLAGS = (
 
 
 def check_flags(arguments: argparse.Namespace) -> None:
-    """Refuses flags of another mode, which would be ignored.
-
-    Raises:
-        ValueError: One is given.
-    """
+    """Refuses flags of another mode, which would be ignored, with a ValueError."""
     if arguments.compare is not None:
         mode, others = "--compare", [*ANSWERS_ONLY, *HARNESS_ONLY, *EVALUATION_ONLY]
         others.remove("scorers")
@@ -85,12 +81,7 @@ def check_flags(arguments: argparse.Namespace) -> None:
 
 
 def run_comparison(arguments: argparse.Namespace) -> None:
-    """Compares two evaluations.
-
-    Raises:
-        ValueError: They cannot be compared.
-        OSError: The page or the figures cannot be written.
-    """
+    """Compares two evaluations; a ValueError where they cannot be, an OSError where a file cannot be written."""
     first, second = arguments.compare
     for name in ("html", "json"):
         if getattr(arguments, name) is not None:

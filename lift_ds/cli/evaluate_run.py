@@ -42,11 +42,7 @@ PACKAGES = ("lift_ds", "torch", "transformers")
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
-    """Refuses what makes no sense without looking at files.
-
-    Raises:
-        ValueError: Something does not.
-    """
+    """Refuses what makes no sense without looking at files, with a ValueError."""
     if arguments.model is None or not arguments.tasks:
         raise ValueError("--model and --tasks are needed (or --compare with two folders).")
     check_counts(arguments, "limit", "samples", "batch_size", "workers")

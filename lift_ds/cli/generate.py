@@ -68,11 +68,7 @@ class Session:
 
 
 def load(arguments: argparse.Namespace) -> Session:
-    """Everything that the flags ask for.
-
-    Raises:
-        ValueError: A flag is out of range, or the model or its tokenizer cannot be used.
-    """
+    """Everything that the flags ask for; a ValueError where one is wrong, or the model cannot be used."""
     check_counts(arguments, "batch_size")
     process = process_of(arguments, LENGTHS, stop_early=True)  # errors of flags come before the model is read
     answerer, lines = with_flags(load_answerer(arguments.model), arguments.system, arguments.chat_template)

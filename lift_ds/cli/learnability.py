@@ -21,11 +21,7 @@ Measured = tuple[dict[str, Any], Any, Path]  # by label; the tokenizer; where th
 
 
 def resolve(arguments: argparse.Namespace) -> tuple[RunConfig, dict[str, str], Path]:
-    """The config whose data is measured, the models by label, and where the report goes.
-
-    Raises:
-        ConfigError: Something is missing or wrong.
-    """
+    """The config whose data is measured, the models by label, and where the report goes, or a ConfigError."""
     folder = Path(arguments.model)
     flags: dict[str, Any] = {}
     models = {arguments.compare: arguments.compare} if arguments.compare else {}
@@ -87,11 +83,7 @@ def are_apart(recorded: dict[str, Any]) -> bool:
 
 
 def measure_buffers(arguments: argparse.Namespace) -> Measured:
-    """A run's difficulty tables.
-
-    Raises:
-        ConfigError: It is no run, or other arguments say what to measure.
-    """
+    """A run's difficulty tables; a ConfigError where it is no run, or other arguments say what to measure."""
     folder = Path(arguments.model)
     if not (folder / RUN_FILE).is_file():
         raise ConfigError([f"{folder}: --buffers needs a run folder; {RUN_FILE} is not there"])
@@ -116,11 +108,7 @@ def measure_buffers(arguments: argparse.Namespace) -> Measured:
 
 
 def measure_models(arguments: argparse.Namespace) -> Measured:
-    """The models, on the held-out documents of the config.
-
-    Raises:
-        ValueError: Something is missing or wrong.
-    """
+    """The models, on the held-out documents of the config; errors are those of `resolve` and of what it names."""
     run, models, output = resolve(arguments)
     import torch
 

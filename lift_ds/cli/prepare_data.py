@@ -40,11 +40,7 @@ MIB = 1 << 20
 
 
 def resolve(arguments: argparse.Namespace) -> RunConfig:
-    """The config of a run on this data.
-
-    Raises:
-        ConfigError: Something is missing or wrong; all problems at once.
-    """
+    """The config of a run on this data, or a ConfigError with all that is missing or wrong."""
     overrides = [text for text in arguments.inputs if is_override(text)]
     paths = [text for text in arguments.inputs if not is_override(text)]
     flags: dict[str, Any] = {"data.path": paths if len(paths) > 1 else paths[0]} if paths else {}
@@ -163,11 +159,7 @@ def locate_duplicates(report: SurveyReport, reader: RowReader) -> list[list[str]
 
 
 def write_report(path: Path, report: SurveyReport, reader: RowReader) -> None:
-    """The report as JSON, with the first rows of each source as text: targets stand between « and ».
-
-    Raises:
-        OSError: It cannot be written.
-    """
+    """The report as JSON, with the first rows of each source as text: targets stand between « and »."""
     texts = [[marked_text(document, reader.encoder.tokenizer) for document in rows] for rows in report.first_rows]
     text = json.dumps(report.numbers | {"first_rows": texts}, indent=2, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")

@@ -32,12 +32,7 @@ class Prompt:
 
 
 def given_prompts(arguments: argparse.Namespace) -> list[Prompt]:
-    """The prompts of `--prompt` and `--file`.
-
-    Raises:
-        ValueError: A row of the file has none, or the file has no rows.
-        OSError: It cannot be read.
-    """
+    """The prompts of `--prompt` and `--file`; errors are those of `read_prompts`."""
     typed = [Prompt(text, f"--prompt {number}") for number, text in enumerate(arguments.prompt or [], start=1)]
     return typed + ([] if arguments.file is None else read_prompts(arguments.file))
 

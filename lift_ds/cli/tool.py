@@ -82,14 +82,7 @@ def tool_parser(
     kind: type[argparse.ArgumentParser] = argparse.ArgumentParser,
     epilog: str | None = None,
 ) -> argparse.ArgumentParser:
-    """A parser.
-
-    Args:
-        description: The tool's docstring.
-        flags: In the order of the help.
-        kind: `StrictParser` where flags stand beside keys of the run config.
-        epilog: What the help ends with.
-    """
+    """A parser, described by the tool's docstring; a `StrictParser` where flags stand beside keys of the run config."""
     parser = kind(description=description, epilog=epilog, formatter_class=Paragraphs)
     for names, settings in flags:
         parser.add_argument(*names, **settings)
@@ -129,13 +122,7 @@ class Tool:
 def tool(
     description: str | None, *flags: Flag, kind: type[argparse.ArgumentParser] = argparse.ArgumentParser
 ) -> Callable[[Action], Tool]:
-    """Makes a command line of a module's last function; it runs where the module itself is the program.
-
-    Args:
-        description: See `tool_parser`, as for the others.
-        flags: What the function is given.
-        kind: Of the parser.
-    """
+    """Makes a command line of a module's last function, see `tool_parser`; it runs where the module is the program."""
 
     def make(action: Action) -> Tool:
         made = Tool(action, description, flags, kind)
@@ -147,11 +134,7 @@ def tool(
 
 
 def check_counts(arguments: argparse.Namespace, *names: str) -> None:
-    """Refuses numbers below 1; flags that are not given are left out.
-
-    Raises:
-        ValueError: One is.
-    """
+    """Refuses numbers below 1 with a ValueError; flags that are not given are left out."""
     for name in names:
         value = getattr(arguments, name)
         if value is not None and value < 1:
@@ -159,11 +142,7 @@ def check_counts(arguments: argparse.Namespace, *names: str) -> None:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as `200MB`; decimal units.
-
-    Raises:
-        ValueError: It is no size.
-    """
+    """Bytes of a size such as `200MB`, in decimal units; a ValueError where it is none."""
     match = SIZE.fullmatch(text.strip())
     if match is None or float(match[1]) <= 0:
         raise ValueError(f"{text!r} is no size; write for example 200MB or 5GB.")
@@ -171,11 +150,7 @@ def parse_size(text: str) -> int:
 
 
 def check_writable(path: Path, flag: str) -> None:
-    """Tries, before the work, whether a file can be written; one that exists is left as it is.
-
-    Raises:
-        ValueError: It cannot.
-    """
+    """Tries, before the work, whether a file can be written, as `writing` does; one that exists is left as it is."""
     existed = path.exists()
     with writing(path, flag):
         path.open("ab").close()
@@ -185,11 +160,7 @@ def check_writable(path: Path, flag: str) -> None:
 
 @contextmanager
 def writing(path: Path, flag: str) -> Iterator[None]:
-    """Names the flag where what it names cannot be written.
-
-    Raises:
-        ValueError: In place of an OSError.
-    """
+    """Makes an OSError a ValueError that names the flag and its path."""
     try:
         yield
     except OSError as error:
@@ -213,11 +184,7 @@ def progress(what: str, total: int, amount: ProgressColumn | None = None) -> Ite
 
 
 def show(facts: dict[str, Any], path: Path | None = None) -> None:
-    """Prints facts as lines, and writes them as JSON where a path is given.
-
-    Raises:
-        OSError: It cannot be written.
-    """
+    """Prints facts as lines, and writes them as JSON where a path is given."""
     width = max(map(len, facts))
     for name, value in facts.items():
         print(f"{name:{width}}  {f'{value:,}' if isinstance(value, int) and abs(value) > 9999 else value}")
@@ -226,11 +193,7 @@ def show(facts: dict[str, Any], path: Path | None = None) -> None:
 
 
 def write_json(path: Path, facts: dict[str, Any]) -> None:
-    """Writes facts for programs.
-
-    Raises:
-        OSError: It cannot be written.
-    """
+    """Writes facts for programs."""
     path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 

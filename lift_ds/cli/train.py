@@ -145,11 +145,7 @@ def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
 
 
 def open_run(checked: Checked, launch: Launch) -> tuple[Prepared, dict[str, Any]]:
-    """Opens model and data, and says what will run; with the JSON as DeepSpeed gets it.
-
-    Raises:
-        ValueError: Something does not fit; see the functions that it calls.
-    """
+    """Opens model and data, or raises a ValueError; says what will run; gives the JSON as DeepSpeed gets it."""
     from lift_ds.training import engine
 
     run = checked.run

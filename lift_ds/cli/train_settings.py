@@ -67,16 +67,10 @@ def attempt(action: Callable[[], Opened], problems: list[str]) -> Opened | None:
 
 @dataclass
 class Settings:
-    """The settings of a run, as they are settled.
+    """The settings of a run, as they are settled; see `Meaning` for `given` and `meant`.
 
     Args:
-        run: The run config; its folder is settled.
-        problems: What is wrong, so far.
         notes: What is to be said at the start.
-        resumed: The run that goes on, if any.
-        given: Where each key was given: nothing for the command line, or the file.
-        meant: Keys of `--change`.
-        changes: What differs from the run that goes on.
         is_numbered: Whether the run folder is a new one, named by the next number.
     """
 
@@ -108,11 +102,7 @@ class Settings:
         return settled
 
     def judge(self, model_folder: Path | None) -> None:
-        """Lists what differs from the run that goes on, or adds why it is refused to the problems.
-
-        Args:
-            model_folder: Where the model was found, if it was.
-        """
+        """Lists what differs from the run that goes on, or adds why it is refused to the problems."""
         if self.resumed is None:
             if self.meant and self.run.checkpoint.resume == "none":
                 self.problems.append("--change: there is no run that goes on; remove it, or add --resume")

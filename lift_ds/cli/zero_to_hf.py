@@ -46,11 +46,7 @@ CONVERSION_FLAGS = (
 
 
 def read_options(arguments: argparse.Namespace) -> ConversionOptions:
-    """What `CONVERSION_FLAGS` ask for.
-
-    Raises:
-        ValueError: A folder is not there, or a size is none.
-    """
+    """What `CONVERSION_FLAGS` ask for; a ValueError where a folder is not there, or a size is none."""
     for folder in (arguments.config, arguments.base_code, arguments.base):
         if folder is not None and not folder.is_dir():
             raise ValueError(f"{folder}: no such folder.")

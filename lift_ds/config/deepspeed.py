@@ -83,12 +83,6 @@ def settle_ds_json(
 ) -> tuple[dict[str, Any], list[str]]:
     """Fills what the run config decides, and checks the numbers that both files hold.
 
-    Args:
-        loaded: The JSON as read.
-        path: Where it was read from, for messages.
-        config: The run config.
-        world_size: Number of ranks.
-
     Returns:
         The JSON for `fill_ds_json`, without optimizer and scheduler (built from the run config), and problems.
     """
@@ -111,13 +105,7 @@ def settle_ds_json(
 
 
 def fill_ds_json(settled: dict[str, Any], hidden_size: int, has_bf16: bool) -> dict[str, Any]:
-    """The JSON that DeepSpeed gets: what model and device decide is filled, too.
-
-    Args:
-        settled: From `settle_ds_json`.
-        hidden_size: Model width, for bucket sizes that are "auto".
-        has_bf16: What "auto" means for bf16: true on accelerators, false on CPU.
-    """
+    """The JSON that DeepSpeed gets: "auto" becomes what the model's width and the device decide."""
     bf16, zero = dict(settled["bf16"]), dict(settled["zero_optimization"])
     if bf16["enabled"] == "auto":
         bf16["enabled"] = has_bf16
@@ -133,21 +121,13 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def settle(section: dict[str, Any], key: str, value: Any, where: str, ours: str) -> list[str]:
-    """Writes the run config's value into a part of the JSON; a problem where that has another one.
-
-    Args:
-        section: Changed in place.
-        key: The key in it.
-        value: What the run config gives.
-        where: What stands before the key in messages.
-        ours: The run config's key, for messages.
-    """
+def settle(section: dict[str, Any], key: str, value: Any, place: str, ours: str) -> list[str]:
+    """Writes the run config's value of a key into a part of the JSON; a problem where that has another one."""
     given = section.get(key, "auto")
     section[key] = value
     if given in ("auto", value):
         return []
-    return [f'{where}{key}={given} but {ours} gives {value}; write "auto" in the JSON, or change one']
+    return [f'{place}{key}={given} but {ours} gives {value}; write "auto" in the JSON, or change one']
 
 
 def settle_batch(resolved: dict[str, Any], path: Path, optim: OptimConfig, world_size: int) -> list[str]:

@@ -61,11 +61,7 @@ def read_given(
     flags: dict[str, Any] | None = None,
     shown: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
-    """What a recipe, flags and overrides give, as nested dictionaries; arguments as for `load_run_config`.
-
-    Returns:
-        The values, none of them checked, and what cannot be read.
-    """
+    """What these give as nested dictionaries, not checked, and what cannot be read; see `load_run_config`."""
     values, problems = read_recipe(recipe)
     problems += find_contradictions(overrides, flags or {}, shown or {})
     for key, value in (flags or {}).items():
@@ -169,11 +165,7 @@ def read_recipe(recipe: Path | None) -> tuple[dict[str, Any], list[str]]:
 
 
 def parse_scalar(text: str) -> Any:
-    """A command-line value: YAML, or a text that is none.
-
-    Raises:
-        RepeatedKeyError: A key stands twice in it.
-    """
+    """A command-line value: YAML, or a text that is none; a RepeatedKeyError where a key stands twice in it."""
     try:
         return load_yaml(text)
     except yaml.YAMLError:

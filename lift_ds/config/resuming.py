@@ -156,11 +156,7 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any], skipped: Collec
 
 
 def inherit_json(loaded: dict[str, Any], recorded: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """DeepSpeed's JSON with the recorded values of learning's keys where it has none, or "auto".
-
-    Returns:
-        The JSON, and a line for each value that it does not have.
-    """
+    """DeepSpeed's JSON with the record's values of learning's keys where it has none, each with a line, or "auto"."""
     inherited = copy.deepcopy(loaded)
     if "bfloat16" in inherited:
         inherited["bf16"] = inherited.pop("bfloat16")

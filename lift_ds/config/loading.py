@@ -47,8 +47,7 @@ def load_run_config(
         shown: Those of them that stand on the command line, as they stand there.
 
     Returns:
-        The config and what is wrong with it. Where something is, the wrong values are defaults in it, so that the
-        rest can still be checked; it must not be run.
+        The config and what is wrong with it. Wrong values are defaults in it, so that the rest can still be checked.
     """
     values, problems = read_given(recipe, overrides, flags, shown)
     config, more = resolve(values)
@@ -71,20 +70,18 @@ def read_given(
         if not sign or not key:
             problems.append(f"{override!r}: an override has the form section.key=value, for example optim.steps=300")
             continue
-        try:
-            problems += set_dotted(values, key, parse_scalar(text))
-        except RepeatedKeyError as error:
-            problems.append(f"{override!r}: {error}")
+        value, problem = parse_value(text)
+        problems += [f"{override!r}: {problem}"] if problem else set_dotted(values, key, value)
     return values, problems
 
 
 def find_contradictions(overrides: list[str], flags: Mapping[str, Any], shown: Mapping[str, str]) -> list[str]:
     """Problems where a command line gives a key two values, or a section and a key in it; see `load_run_config`."""
     problems = []
-    given: dict[str, tuple[str, Any]] = {key: (text, flags[key]) for key, text in shown.items()}
+    given = {key: (text, flags[key]) for key, text in shown.items()}
     for override in overrides:
         key, _, text = override.partition("=")
-        value = text if key in shown else parse_or_text(text)
+        value = text if key in shown else parse_value(text)[0]
         for other, (place, earlier) in given.items():
             is_inside = f"{other}.".startswith(f"{key}.") or f"{key}.".startswith(f"{other}.")
             if is_inside and not (other == key and earlier == value):
@@ -93,12 +90,14 @@ def find_contradictions(overrides: list[str], flags: Mapping[str, Any], shown: M
     return problems
 
 
-def parse_or_text(text: str) -> Any:
-    """A command-line value, or its text where it cannot be one."""
+def parse_value(text: str) -> tuple[Any, str]:
+    """A command-line value, YAML or else a text, and what is wrong with it."""
     try:
-        return parse_scalar(text)
-    except RepeatedKeyError:
-        return text
+        return load_yaml(text), ""
+    except yaml.YAMLError:
+        return text, ""
+    except RepeatedKeyError as error:
+        return text, str(error)
 
 
 def resolve(values: dict[str, Any]) -> tuple[RunConfig, list[str]]:
@@ -122,8 +121,8 @@ def forget(values: dict[str, Any], details: ErrorDetails) -> None:
     if details["type"] != "value_error" or location not in ((), ("checkpoint",), ("objective",)):
         remove(values, location)
     elif not location:  # the checks between sections are about these two
-        remove(values, ("eval",))
-        remove(values, ("difficulty",))
+        values.pop("eval", None)
+        values.pop("difficulty", None)
     else:
         section = str(location[0])
         named = re.findall(rf"^{section}\.(\w+)", str(details["ctx"]["error"]), re.MULTILINE)
@@ -152,24 +151,17 @@ def read_recipe(recipe: Path | None) -> tuple[dict[str, Any], list[str]]:
     try:
         loaded = load_yaml(read_text(recipe))
     except OSError as error:
-        return {}, [f"--config {recipe}: cannot be read: {error.strerror}"]
+        problem = f"cannot be read: {error.strerror}"
     except yaml.YAMLError as error:
-        return {}, [f"--config {recipe}: not YAML: {error}"]
+        problem = f"not YAML: {error}"
     except ValueError as error:
-        return {}, [f"--config {recipe}: {error}"]
-    if loaded is None:
-        return {}, [f"--config {recipe}: is empty"]
-    if not isinstance(loaded, dict):
-        return {}, [f"--config {recipe}: holds a {type(loaded).__name__}; sections like 'optim:' are expected"]
-    return loaded, []
-
-
-def parse_scalar(text: str) -> Any:
-    """A command-line value: YAML, or a text that is none; a RepeatedKeyError where a key stands twice in it."""
-    try:
-        return load_yaml(text)
-    except yaml.YAMLError:
-        return text
+        problem = str(error)
+    else:
+        if isinstance(loaded, dict):
+            return loaded, []
+        expected = f"holds a {type(loaded).__name__}; sections like 'optim:' are expected"
+        problem = "is empty" if loaded is None else expected
+    return {}, [f"--config {recipe}: {problem}"]
 
 
 def set_dotted(values: dict[str, Any], key: str, value: Any) -> list[str]:

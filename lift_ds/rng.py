@@ -51,7 +51,6 @@ class _Pointer(threading.local):
     """A generator of this thread that is set to one sequence after the other: making a new one costs ten times that."""
 
     def __init__(self) -> None:
-        """Makes it."""
         self.generator = np.random.Generator(np.random.Philox(key=0))
         self.state = self.generator.bit_generator.state
 

@@ -32,11 +32,7 @@ from .tool import LOCAL_RANK, check_writable, flag, quieten, tool_parser
 COMPARISON_ONLY, HARNESS_ONLY = ("html", "json"), ("include_path", "num_fewshot", "apply_chat_template", "mc_num")
 EVALUATION_ONLY = ("data", "scorers", "samples", "protocol", "workers")
 ANSWERS_ONLY = ("model", "adapters", "tasks", "output", "deepspeed", "limit", "harness", "system", "chat_template")
-UNSET = {
-    "gen_length": "the protocol's or the harness's",
-    "block_length": "the protocol's or the harness's",
-    "steps": "the protocol's tokens a step",
-}
+LENGTHS = dict.fromkeys(("gen_length", "block_length"), "the protocol's or the harness's")
 FLAGS = (
     flag("--model", help="model folder, hub name or builtin:base"),
     flag("--adapters", help="folder of LoRA adapters in PEFT's format; they are not merged"),
@@ -46,7 +42,7 @@ FLAGS = (
     flag("--scorers", nargs="+", help="reference, strict; default: the protocol's"),
     flag("--limit", type=int, help="the first so many problems of each task"),
     flag("--samples", type=int, default=1, help="answers to each problem, for pass@k"),
-    *sampling_flags(**UNSET),
+    *sampling_flags(**LENGTHS, steps="the protocol's tokens a step"),
     *FORMAT_FLAGS,
     flag("--output", type=Path, help="folder; default: evaluations/MODEL-PROTOCOL"),
     flag("--deepspeed", type=Path, metavar="JSON", help="cut the model over the ranks, as ZeRO-3 does"),

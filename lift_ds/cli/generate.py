@@ -30,6 +30,7 @@ from .tool import check_counts, check_writable, flag, tool
 
 LENGTHS = FixedSteps(gen_length=128, block_length=32, steps=128)
 MASK_SIGN = "\u2591"
+Watch = Callable[[torch.Tensor], None] | None  # sees an answer while it is made
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,8 @@ class Session:
             raise ValueError(f"{where}: {error}") from error
         return ids
 
-    def answer(
-        self, prompts: list[list[int]], first: int, watch: Callable[[torch.Tensor], None] | None = None
-    ) -> list[Answer]:
-        """Answers encoded prompts as one batch; an answer does not depend on the others.
-
-        Args:
-            prompts: From `encode`.
-            first: Number of the first one, which names its draws.
-            watch: See `Answerer.answer`.
-        """
+    def answer(self, prompts: list[list[int]], first: int, watch: Watch) -> list[Answer]:
+        """Answers encoded prompts as one batch; `first` is the number of the first one, which names its draws."""
         seeds = RowSeeds(tuple(f"{self.seed}/{first + index}" for index in range(len(prompts))))
         return self.answerer.answer(prompts, self.process, seeds, watch)
 
@@ -121,10 +114,10 @@ def chat(session: Session, console: Console) -> None:
         if not text.strip():
             messages = []
             continue
-        said = Prompt(text, "this turn").messages()
+        said = [*messages, *Prompt(text, "this turn").messages()]
         began = time.perf_counter()
         try:
-            prompt = session.encode([*messages, *said], "this chat")
+            prompt = session.encode(said, "this chat")
             with shown(session, console, True) as watch:
                 (answer,) = session.answer([prompt], turn, watch)
         except ValueError as error:
@@ -135,12 +128,12 @@ def chat(session: Session, console: Console) -> None:
             continue
         console.print(answer.text, markup=False, highlight=False)
         console.print(f"{answer.num_forwards} forwards, {time.perf_counter() - began:.1f} s", style="dim")
-        messages = [*messages, *said, {"role": "assistant", "content": answer.text}]
+        messages = [*said, {"role": "assistant", "content": answer.text}]
         turn += 1
 
 
 @contextmanager
-def shown(session: Session, console: Console, is_single: bool) -> Iterator[Callable[[torch.Tensor], None] | None]:
+def shown(session: Session, console: Console, is_single: bool) -> Iterator[Watch]:
     """What shows an answer while it is made, where there is one answer and a terminal; it vanishes at the end."""
     if not (is_single and console.is_terminal):
         yield None

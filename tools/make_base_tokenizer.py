@@ -18,6 +18,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from lift_ds.cli.tool import flag, tool
 from lift_ds.data.tasks import TASKS, draw_item, pretraining_text
 from lift_ds.models.llada import LLaDAConfig
 
@@ -95,12 +96,13 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> LLaDAConfig:
     )
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    described = "folder to write tokenizer.json, tokenizer_config.json and config.json to"
-    parser.add_argument("output", type=Path, help=described)
-    output = parser.parse_args().output
+@tool(
+    __doc__,
+    flag("output", type=Path, help="folder to write tokenizer.json, tokenizer_config.json and config.json to"),
+)
+def main(arguments: argparse.Namespace) -> None:
+    """Writes the folder."""
+    output = arguments.output
     tokenizer = make_tokenizer()
     tokenizer.save_pretrained(output)
     # transformers 4 and 5 both know this class; 5 alone writes `TokenizersBackend`
@@ -110,7 +112,3 @@ def main() -> None:
     path.write_text(json.dumps(config, indent=2) + "\n")
     make_config(tokenizer).save_pretrained(output)
     print(f"{len(tokenizer)} tokens written to {output}")
-
-
-if __name__ == "__main__":
-    main()

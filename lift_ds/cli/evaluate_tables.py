@@ -123,16 +123,9 @@ def print_comparison(comparisons: Sequence[TaskComparison], labels: tuple[str, s
     table = figures(title, ("task", "scorer"), headings)
     for comparison in comparisons:
         difference = comparison.difference
-        table.add_row(
-            comparison.task,
-            comparison.scorer,
-            f"{comparison.num_problems:,}",
-            f"{comparison.solved[0]:.1%}",
-            f"{comparison.solved[1]:.1%}",
-            f"{difference.mean:+.1%}",
-            f"{difference.low:+.1%} to {difference.high:+.1%}",
-            str(comparison.only_first),
-            str(comparison.only_second),
-            "" if comparison.p_value is None else f"{comparison.p_value:.3g}",
-        )
+        solved = [f"{comparison.num_problems:,}", *(f"{share:.1%}" for share in comparison.solved)]
+        differ = [f"{difference.mean:+.1%}", f"{difference.low:+.1%} to {difference.high:+.1%}"]
+        only = [str(comparison.only_first), str(comparison.only_second)]
+        p_value = "" if comparison.p_value is None else f"{comparison.p_value:.3g}"
+        table.add_row(comparison.task, comparison.scorer, *solved, *differ, *only, p_value)
     console.print(table)

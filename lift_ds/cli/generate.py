@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -78,22 +78,19 @@ def answer_all(session: Session, prompts: list[Prompt], arguments: argparse.Name
         OSError: The file cannot be written.
     """
     encoded = [session.encode(prompt.messages(), prompt.where) for prompt in prompts]
-    if arguments.json:
-        arguments.json.write_text("", encoding="utf-8")
-    for start in range(0, len(prompts), arguments.batch_size):
-        batch = prompts[start : start + arguments.batch_size]
-        with shown(session, console, len(batch) == 1) as watch:
-            answers = session.answer(encoded[start : start + arguments.batch_size], start, watch)
-        if arguments.json:
-            with arguments.json.open("a", encoding="utf-8") as file:
-                for prompt, answer in zip(batch, answers, strict=True):
+    with arguments.json.open("w", encoding="utf-8", buffering=1) if arguments.json else nullcontext() as file:
+        for start in range(0, len(prompts), arguments.batch_size):
+            part = slice(start, start + arguments.batch_size)
+            with shown(session, console, len(prompts[part]) == 1) as watch:
+                answers = session.answer(encoded[part], start, watch)
+            for prompt, answer in zip(prompts[part], answers, strict=True):
+                if file is not None:
                     record = {"question": prompt.text, "generation": answer.text, "num_forwards": answer.num_forwards}
                     file.write(json.dumps(record) + "\n")
-            continue
-        for prompt, answer in zip(batch, answers, strict=True):
-            if len(prompts) > 1:
-                console.print(f"> {prompt.text}", style="bold", markup=False, highlight=False)
-            console.print(answer.text, markup=False, highlight=False)
+                    continue
+                if len(prompts) > 1:
+                    console.print(f"> {prompt.text}", style="bold", markup=False, highlight=False)
+                console.print(answer.text, markup=False, highlight=False)
     if arguments.json:
         console.print(f"{len(prompts)} answers in {arguments.json}")
 

@@ -24,6 +24,7 @@ def resolve(arguments: argparse.Namespace) -> tuple[RunConfig, dict[str, str], P
     """The config whose data is measured, the models by label, and where the report goes, or a ConfigError."""
     folder = Path(arguments.model)
     flags: dict[str, Any] = {}
+    shown = {}
     models = {arguments.compare: arguments.compare} if arguments.compare else {}
     recorded: dict[str, Any] = {}
     if (folder / RUN_FILE).is_file():
@@ -45,10 +46,10 @@ def resolve(arguments: argparse.Namespace) -> tuple[RunConfig, dict[str, str], P
     if arguments.data:
         flags |= {"data.path": arguments.data if len(arguments.data) > 1 else arguments.data[0], "eval.path": None}
         flags.pop("data.sources", None)
+        shown["data.path"] = " ".join(f"--data {path}" for path in arguments.data)
     elif not recorded:
         raise ConfigError(["--data is needed for a model: files, or builtin:reasoning"])
     flags["eval.rows"] = arguments.rows or flags.get("eval.rows") or DEFAULT_ROWS
-    shown = {"data.path": " ".join(f"--data {path}" for path in arguments.data)} if arguments.data else {}
     flags["model.path"] = list(models.values())[-1]
     run, problems = load_run_config(None, arguments.overrides, flags, shown)
     if problems:

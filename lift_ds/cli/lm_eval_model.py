@@ -30,16 +30,12 @@ class LoadedLM(DiffusionLM):
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict | None = None) -> LoadedLM:
-        """Loads the model of `--model_args`; see `create_from_arg_obj`."""
+        """See `create_from_arg_obj`."""
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: Mapping[str, Any], additional_config: dict | None = None) -> LoadedLM:
-        """Loads the model of `--model_args`.
-
-        Args:
-            arg_dict: `--model_args`.
-            additional_config: The harness's own `batch_size` and `device`; what is in `arg_dict` goes before them.
+        """Loads the model of `--model_args`, which go before the harness's own `batch_size` and `device`.
 
         Raises:
             ValueError: An argument is wrong, or the model cannot be used.

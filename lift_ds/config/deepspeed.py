@@ -55,16 +55,13 @@ def read_ds_json(path: Path) -> tuple[dict[str, Any], list[str]]:
         return {}, [f"--deepspeed {path}: {'' if isinstance(error, BadKeyError) else 'not JSON: '}{error}"]
     if not isinstance(loaded, dict):
         return {}, [f"--deepspeed {path}: holds a {type(loaded).__name__}; an object is expected"]
-    problems = []
-    for key in sorted(set(loaded) - KNOWN_KEYS):
-        hint = hint_at(key, KNOWN_KEYS, "see DeepSpeed's configuration page")
-        problems.append(f"{path}: unknown key {key!r}; DeepSpeed would ignore it; {hint}")
+    hints = {key: hint_at(key, KNOWN_KEYS, "see DeepSpeed's configuration page") for key in set(loaded) - KNOWN_KEYS}
+    problems = [f"{path}: unknown key {key!r}; DeepSpeed would ignore it; {hints[key]}" for key in sorted(hints)]
     zero = loaded.get("zero_optimization")
     if not isinstance(zero, dict) or zero.get("stage") not in (1, 2, 3):
         problems.append(f"{path}: zero_optimization.stage must be 1, 2 or 3; DeepSpeed would take nothing for 0")
-    for key in SECTIONS:
-        if not isinstance(loaded.get(key, {}), dict):
-            problems.append(f"{path}: {key}={loaded[key]!r}: an object is expected")
+    no_objects = [key for key in SECTIONS if not isinstance(loaded.get(key, {}), dict)]
+    problems += [f"{path}: {key}={loaded[key]!r}: an object is expected" for key in no_objects]
     if isinstance(loaded.get("fp16"), dict) and loaded["fp16"].get("enabled") not in (None, False):
         problems.append(f"{path}: fp16.enabled: only bf16 and float32 are supported; remove it and use bf16")
     return loaded, problems

@@ -24,19 +24,12 @@ MISSING = "not set"
 
 
 class Rule(Enum):
-    """What a resumed run may do with a key.
+    """What a resumed run may do with a key."""
 
-    Members:
-        FREE: It may differ; it is listed.
-        NAMES: It names files, which are compared instead: it is free where they are the same.
-        MEANT: It changes what is learned: `--change` says that it is meant.
-        FIXED: What the run left on disk rests on it.
-    """
-
-    FREE = "free"
-    NAMES = "names"
-    MEANT = "meant"
-    FIXED = "fixed"
+    FREE = "free"  # it may differ; it is listed
+    NAMES = "names"  # it names files, which are compared instead: it is free where they are the same
+    MEANT = "meant"  # it changes what is learned: `--change` says that it is meant
+    FIXED = "fixed"  # what the run left on disk rests on it
 
 
 POSITION = "the position in the data rests on it"

@@ -9,28 +9,82 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from lift_ds.data.settings import ColumnsConfig
+from lift_ds.data.text.objects import as_list, holds_something
+from lift_ds.data.text.turns import CHAT_KEYS, Message, RowRules, keys_of_messages, read_turn
 from lift_ds.evaluation.asking.answering import Answer, Answerer, load_answerer
+from lift_ds.evaluation.score_file import json_objects
 from lift_ds.sampling.reverse import RowSeeds, check_length
 from lift_ds.sampling.settings import FixedSteps, SamplingSettings
 
 from .answer_flags import FORMAT_FLAGS, process_of, sampling_flags, with_flags
-from .prompts import Messages, Prompt, given_prompts
 from .tool import check_counts, check_writable, flag, tool
 
 LENGTHS = FixedSteps(gen_length=128, block_length=32, steps=128)
 MASK_SIGN = "\u2591"
 Watch = Callable[[torch.Tensor], None] | None  # sees an answer while it is made
+NAMES = ("prompt", "question", "messages")
+SYSTEM = "system"
+Messages = list[Message]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A user's turn, what was said before it, and where it was given."""
+
+    text: str
+    where: str
+    before: tuple[Message, ...] = ()
+
+    def messages(self) -> Messages:
+        """The turn with what was said before it, as a conversation or the next part of one."""
+        return [*self.before, {"role": "user", "content": self.text}]
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """The prompts of a JSON Lines file; empty lines are none.
+
+    Raises:
+        ValueError: A row has none, or there are no rows; the message names file and line.
+        OSError: It cannot be read.
+    """
+    return [read_prompt(row, where) for where, row in json_objects(path, NAMES)]
+
+
+def read_prompt(row: Mapping[str, Any], where: str) -> Prompt:
+    """The prompt of a row: a text, or messages that end with the user's; with the row's own system text, if any.
+
+    Raises:
+        ValueError: It has none, or holds something that would not be said.
+    """
+    for key in sorted(CHAT_KEYS & row.keys() - {SYSTEM}):
+        if holds_something(row[key]):
+            raise ValueError(f"{where}: {key!r} would not be said; write it into the prompt, or remove it.")
+    value = next((row[name] for name in NAMES if name in row), None)
+    system = row.get(SYSTEM)
+    before: tuple[Message, ...] = ({"role": "system", "content": system},) if isinstance(system, str) and system else ()
+    if isinstance(value, str) and "messages" not in row:
+        return Prompt(value, where, before)
+    listed = as_list(value)
+    if not isinstance(listed, list) or not listed:
+        raise ValueError(f"{where}: a JSON object with the text of a prompt or question, or messages, is needed.")
+    columns = ColumnsConfig(**keys_of_messages(listed))
+    turns = [read_turn(turn, columns, RowRules(), where)[0] for turn in listed]
+    if turns[-1]["role"] != "user":
+        raise ValueError(f"{where}: the last message is from {turns[-1]['role']!r}; the model answers a user's.")
+    return Prompt(turns[-1]["content"], where, (*before, *turns[:-1]))
 
 
 @dataclass(frozen=True)
@@ -167,7 +221,9 @@ def partly_masked(ids: list[int], answerer: Answerer) -> Text:
 def main(arguments: argparse.Namespace) -> None:
     """Answers the prompts of the flags, or chats."""
     console = Console()
-    prompts = given_prompts(arguments)
+    prompts = [Prompt(text, f"--prompt {number}") for number, text in enumerate(arguments.prompt or [], start=1)]
+    if arguments.file is not None:
+        prompts += read_prompts(arguments.file)
     if arguments.json is not None:
         if not prompts:
             raise ValueError("--json: a chat writes no file; give --prompt or --file, or remove it.")

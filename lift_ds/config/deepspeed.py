@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lift_ds.data.order.slots import micro_batches_per_step
-from lift_ds.json_text import BadKeyError
 from lift_ds.section import hint_at
-from lift_ds.text_files import load_json, read_text
+from lift_ds.text_files import BadKeyError, load_json, read_text
 
 from .run import RunConfig
 from .training import OptimConfig

@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from lift_ds.cli import generate
-from lift_ds.cli.prompts import read_prompts
+from lift_ds.cli.generate import read_prompts
 from lift_ds.evaluation.asking.answering import Answerer
 
 SHORT = ["builtin:base", "--gen-length", "32", "--block-length", "32"]

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from lift_ds.cli import evaluate, generate, learnability, merge_lora, train, zero_to_hf
 from lift_ds.cli.answer_flags import with_flags
-from lift_ds.cli.prompts import Prompt
+from lift_ds.cli.generate import Prompt
 from lift_ds.config.loading import load_run_config
 from lift_ds.data.text.chat_format import ChatFormat, read_format, write_format
 from lift_ds.evaluation.asking.answering import load_answerer, make_encoder, taught_format

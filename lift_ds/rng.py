@@ -55,7 +55,6 @@ class _Pointer(threading.local):
         self.state = self.generator.bit_generator.state
 
     def at(self, seed: int, epoch: int, sample: int, stream: Stream) -> np.random.Generator:
-        """The generator, at the start of a sequence; see `keyed_generator`."""
         self.state["state"]["key"][:] = (seed, epoch)
         self.state["state"]["counter"][:] = (0, 0, sample, int(stream))
         self.generator.bit_generator.state = self.state

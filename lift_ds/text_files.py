@@ -31,7 +31,6 @@ class RepeatedKeyError(ValueError):
     """A key stands twice in a mapping of YAML, where all but the last value would be lost."""
 
     def __init__(self, repeated: list[tuple[str, int, int]]) -> None:
-        """Names the keys, each with the lines where it stands first and again."""
         places = ", ".join(f"{key!r} in line {first} and again in line {again}" for key, first, again in repeated)
         super().__init__(f"a key stands twice, and only the last would count: {places}; keep one, or join them")
 
@@ -121,11 +120,9 @@ def parse_elements(text: str) -> list[tuple[Any, str | None]]:
         RecursionError: It is nested too deeply.
     """
     try:
-        loaded = STRICT.decode(text)
-        has_repeated = False
+        loaded, has_repeated = STRICT.decode(text), False
     except BadKeyError:
-        loaded = LENIENT.decode(text)
-        has_repeated = True
+        loaded, has_repeated = LENIENT.decode(text), True
     if not isinstance(loaded, list):
         raise TypeError(f"holds a {type(loaded).__name__}; a .json file must hold a list of objects.")
     if not has_repeated:

@@ -23,11 +23,7 @@ FLAGS = {name: field for name, field in SamplingSettings.model_fields.items() if
 
 
 def sampling_flags(**unset: object) -> Iterator[Flag]:
-    """The flags; none has a default, so that what is not given can be left to a protocol or a task.
-
-    Args:
-        unset: What holds where a flag is not given, for the help, if not the setting's default.
-    """
+    """The flags, without defaults, so that a protocol or a task can decide; `unset` is what the help says instead."""
     for name, field in FLAGS.items():
         is_choice = get_origin(field.annotation) is Literal
         default = unset.get(name, field.default)

@@ -36,9 +36,7 @@ from .answer_flags import given_settings, process_of, with_flags
 from .evaluate_tables import LiveTable, print_results, wide_console
 from .tool import check_counts, writing
 
-EVALUATIONS = Path("evaluations")
 HARNESS_RESULTS = "harness.json"
-PACKAGES = ("lift_ds", "torch", "transformers")
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
@@ -54,11 +52,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
 
 
 def data_files(flags: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:
-    """The file of each task that has one.
-
-    Raises:
-        ValueError: A flag is not TASK=FILE of a task that is evaluated, or a task has two.
-    """
+    """The file of each task that has one; a ValueError where a flag is not TASK=FILE of one task that is evaluated."""
     paths: dict[str, str] = {}
     for flag in flags:
         task, has_path, path = flag.partition("=")
@@ -73,11 +67,7 @@ def data_files(flags: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:
 
 
 def check_agreement(plans: Sequence[TaskPlan], ranks: Ranks) -> None:
-    """Whether all ranks read the same problems and protocol, from files that each reads on its own machine.
-
-    Raises:
-        ValueError: Some did not; on every rank.
-    """
+    """Raises a ValueError on every rank where some read other problems or another protocol on their own machines."""
     first, *others = ranks.gather_objects({plan.name: plan.settings() for plan in plans})
     for rank, theirs in enumerate(others, start=1):
         for task in first:
@@ -97,22 +87,18 @@ def environment_of(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, Any
         "world_size": ranks.world_size,
         "device": torch.cuda.get_device_name(ranks.device) if on_gpu else "cpu",
         "deepspeed": None if arguments.deepspeed is None else str(arguments.deepspeed),
-        **{name: version(name) for name in PACKAGES},
+        **{name: version(name) for name in ("lift_ds", "torch", "transformers")},
     }
 
 
 def default_output(arguments: argparse.Namespace, protocol: str) -> Path:
     """`evaluations/001-export-lift` for the model `runs/001/export`."""
     parts = [part for part in Path(arguments.model.replace(":", "-")).parts[-2:] if part not in ("/", ".", "..")]
-    return EVALUATIONS / "-".join([*parts, Path(protocol).stem])
+    return Path("evaluations") / "-".join([*parts, Path(protocol).stem])
 
 
 def load_model(arguments: argparse.Namespace, launch: Launch) -> tuple[Answerer, Ranks]:
-    """The model of the flags, whole on every rank or cut over them, and as they ask it.
-
-    Raises:
-        ValueError: The model, its adapters or the JSON cannot be used.
-    """
+    """The model of the flags, whole on every rank or cut over them, as they ask it; or a ValueError."""
     if arguments.deepspeed is not None:
         answerer, ranks = load_cut(arguments.model, arguments.deepspeed, launch)
     else:
@@ -124,12 +110,7 @@ def load_model(arguments: argparse.Namespace, launch: Launch) -> tuple[Answerer,
 
 
 def run_evaluation(arguments: argparse.Namespace, launch: Launch) -> None:
-    """Checks, answers, scores, writes; rank 0 scores, shows and writes.
-
-    Raises:
-        ValueError: Something is wrong with flags, data or model.
-        RuntimeError: The environment lacks something.
-    """
+    """Checks, answers, scores, writes; a ValueError where flags, data or model are wrong."""
     protocol = load_protocol(arguments.protocol)
     files = data_files(arguments.data, arguments.tasks)
     tasks: dict[str, tuple[list[Problem], SamplingSettings, list[str]]] = {}
@@ -174,12 +155,7 @@ def run_evaluation(arguments: argparse.Namespace, launch: Launch) -> None:
 
 
 def run_harness_tasks(arguments: argparse.Namespace, launch: Launch) -> None:
-    """Runs tasks of lm-evaluation-harness, prints its table, writes its results and samples.
-
-    Raises:
-        ValueError: A flag, a task or the model is wrong, or the folder has results already.
-        RuntimeError: The harness is not installed.
-    """
+    """Runs lm-evaluation-harness, prints its table, writes results and samples; errors are as of `run_evaluation`."""
     require_harness()
     output = arguments.output or default_output(arguments, "harness")
     try:

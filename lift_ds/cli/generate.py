@@ -36,7 +36,6 @@ LENGTHS = FixedSteps(gen_length=128, block_length=32, steps=128)
 MASK_SIGN = "\u2591"
 Watch = Callable[[torch.Tensor], None] | None  # sees an answer while it is made
 NAMES = ("prompt", "question", "messages")
-SYSTEM = "system"
 Messages = list[Message]
 
 
@@ -54,12 +53,7 @@ class Prompt:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """The prompts of a JSON Lines file; empty lines are none.
-
-    Raises:
-        ValueError: A row has none, or there are no rows; the message names file and line.
-        OSError: It cannot be read.
-    """
+    """The prompts of a JSON Lines file but for empty lines; a ValueError names file and line of what has none."""
     return [read_prompt(row, where) for where, row in json_objects(path, NAMES)]
 
 
@@ -69,11 +63,11 @@ def read_prompt(row: Mapping[str, Any], where: str) -> Prompt:
     Raises:
         ValueError: It has none, or holds something that would not be said.
     """
-    for key in sorted(CHAT_KEYS & row.keys() - {SYSTEM}):
+    for key in sorted(CHAT_KEYS & row.keys() - {"system"}):
         if holds_something(row[key]):
             raise ValueError(f"{where}: {key!r} would not be said; write it into the prompt, or remove it.")
     value = next((row[name] for name in NAMES if name in row), None)
-    system = row.get(SYSTEM)
+    system = row.get("system")
     before: tuple[Message, ...] = ({"role": "system", "content": system},) if isinstance(system, str) and system else ()
     if isinstance(value, str) and "messages" not in row:
         return Prompt(value, where, before)
@@ -96,11 +90,7 @@ class Session:
     seed: int
 
     def encode(self, messages: Messages, where: str) -> list[int]:
-        """Token ids of a conversation that ends with the user's turn.
-
-        Raises:
-            ValueError: With its answer it is longer than the model allows, or a text is no Unicode.
-        """
+        """Token ids of a conversation that ends with the user's turn; a ValueError where it is too long or no Unicode."""
         ids = self.answerer.prompt_ids(messages, where=where)
         try:
             check_length(self.process, len(ids), self.answerer.model.config)
@@ -125,12 +115,7 @@ def load(arguments: argparse.Namespace) -> Session:
 
 
 def answer_all(session: Session, prompts: list[Prompt], arguments: argparse.Namespace, console: Console) -> None:
-    """Answers prompts in batches; prints them, or writes a line for each as they come.
-
-    Raises:
-        ValueError: A prompt cannot be answered; before any of them is.
-        OSError: The file cannot be written.
-    """
+    """Answers prompts in batches; prints or writes answers as they come; a ValueError comes before all of them."""
     encoded = [session.encode(prompt.messages(), prompt.where) for prompt in prompts]
     with arguments.json.open("w", encoding="utf-8", buffering=1) if arguments.json else nullcontext() as file:
         for start in range(0, len(prompts), arguments.batch_size):

@@ -58,11 +58,7 @@ def resolve(arguments: argparse.Namespace) -> tuple[RunConfig, dict[str, str], P
 
 
 def taught_settings(model: str) -> dict[str, Any]:
-    """The keys of `data` that a model's folder says it was taught with; said, because other rows may want others.
-
-    Raises:
-        ValueError: There is no such model, or its chat format cannot be read.
-    """
+    """The keys of `data` that a model's folder says it was taught with; said, because other rows may want others."""
     from lift_ds.data.text.chat_format import KEYS, read_format
     from lift_ds.models.weights import resolve_folder
 

@@ -12,11 +12,7 @@ from lift_ds.evaluation.harness.run import require_harness
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point; exits with 2 where something is missing or wrong.
-
-    Args:
-        argv: What `lm_eval` takes, for example `--model lift_ds --model_args pretrained=FOLDER --tasks gsm8k`.
-    """
+    """Entry point, which takes what `lm_eval` takes; exits with 2 where something is missing or wrong."""
     arguments = [word for word in (sys.argv[1:] if argv is None else argv) if not word.startswith("--local_rank=")]
     try:
         require_harness()

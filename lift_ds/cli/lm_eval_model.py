@@ -54,9 +54,8 @@ class LoadedLM(DiffusionLM):
         model: Any = answerer.model
         if arguments.dtype != "auto":
             model.to(dtype=getattr(torch, arguments.dtype))
-        identity = ""
-        if arguments.progress is not None:
-            identity = json.dumps(weight_hashes(arguments.pretrained, arguments.adapters, ranks))
+        is_kept = arguments.progress is not None
+        identity = json.dumps(weight_hashes(arguments.pretrained, arguments.adapters, ranks)) if is_kept else ""
         answerer, lines = with_flags(answerer, arguments.system, arguments.chat_template, arguments.adapters)
         if ranks.rank == 0:
             print("".join(f"{line}\n" for line in lines), end="", flush=True)

@@ -95,8 +95,7 @@ def plan(run: RunConfig, reader: RowReader, arguments: argparse.Namespace) -> st
         lines.append(f"  {group.name}: {group.num_rows:,} rows, columns {columns.named()}")
     lines.append(f"with the tokenizer of {run.model.path}, at most {reader.encoder.max_length:,} tokens a row")
     lines += [f"  {name}: {value!r}" for name, value in token_settings(reader.encoder, reader.rules).items()]
-    lines.append("would write:")
-    lines.append(f"  the report to the screen{f', {arguments.json}' if arguments.json else ''}")
+    lines += ["would write:", f"  the report to the screen{f', {arguments.json}' if arguments.json else ''}"]
     if arguments.write is not None:
         lines.append(f"  tokens to {arguments.write}: parquet files of about {arguments.shard_mib} MiB, prepared.json")
     return "\n".join(lines)

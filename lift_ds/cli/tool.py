@@ -169,13 +169,7 @@ def writing(path: Path, flag: str) -> Iterator[None]:
 
 @contextmanager
 def progress(what: str, total: int, amount: ProgressColumn | None = None) -> Iterator[Callable[[int], None]]:
-    """A bar on the terminal; gives the function that advances it.
-
-    Args:
-        what: Stands before the bar.
-        total: Where it ends.
-        amount: Stands behind it; default: a percentage.
-    """
+    """A bar on the terminal, with a percentage or another amount behind it; gives the function that advances it."""
     console = Console(stderr=True)
     columns = (TextColumn(what), BarColumn(), amount or TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

@@ -87,11 +87,7 @@ class Checked:
 
 
 def check(arguments: argparse.Namespace, launch: Launch) -> Checked:
-    """Reads both configurations, and finds what they name.
-
-    Raises:
-        ConfigError: Everything that is wrong with them, or is not there.
-    """
+    """Reads both configurations, and finds what they name; a ConfigError has all that is wrong or not there."""
     settings = read_settings(arguments)
     run, problems = settings.run, settings.problems
     ds_json = settings.settle_json(arguments.deepspeed, launch.world_size)

@@ -90,7 +90,7 @@ class Session:
     seed: int
 
     def encode(self, messages: Messages, where: str) -> list[int]:
-        """Token ids of a conversation that ends with the user's turn; a ValueError where it is too long or no Unicode."""
+        """Token ids of a conversation that ends with the user's turn; a ValueError if it is too long or no Unicode."""
         ids = self.answerer.prompt_ids(messages, where=where)
         try:
             check_length(self.process, len(ids), self.answerer.model.config)

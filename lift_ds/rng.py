@@ -51,12 +51,10 @@ class _Pointer(threading.local):
     """A generator of this thread that is set to one sequence after the other: making a new one costs ten times that."""
 
     def __init__(self) -> None:
-        """Makes it."""
         self.generator = np.random.Generator(np.random.Philox(key=0))
         self.state = self.generator.bit_generator.state
 
     def at(self, seed: int, epoch: int, sample: int, stream: Stream) -> np.random.Generator:
-        """The generator, at the start of a sequence; see `keyed_generator`."""
         self.state["state"]["key"][:] = (seed, epoch)
         self.state["state"]["counter"][:] = (0, 0, sample, int(stream))
         self.generator.bit_generator.state = self.state

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection
+
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import ErrorDetails
 
@@ -15,3 +18,9 @@ class Section(BaseModel):
 def refused_value(key: str, details: ErrorDetails) -> str:
     """A value that pydantic refused, in our words: its key, itself, what is wrong with it."""
     return f"{key}={details['input']!r}: {details['msg'][0].lower()}{details['msg'][1:]}"
+
+
+def hint_at(word: str, known: Collection[str], otherwise: str) -> str:
+    """`did you mean optim.lr?` for a word that is spelt nearly so, or what helps otherwise."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else otherwise

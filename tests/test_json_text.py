@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lift_ds.data.sources import Manifest, open_sources
-from lift_ds.json_text import BadKeyError, find_repeated, parse_elements, parse_line, place
+from lift_ds.text_files import BadKeyError, find_repeated, parse_elements, parse_line, place
 
 GOOD = {"prompt": "a", "response": "b"}
 VALUES = st.recursive(

@@ -8,14 +8,12 @@ import yaml
 
 from lift_ds.evaluation.asking.protocol import load_protocol
 from lift_ds.evaluation.compare import read_results
-from lift_ds.json_text import BadKeyError
 from lift_ds.models.layout import read_raw_config
 from lift_ds.models.vocabulary import read_tokenizer_config
 from lift_ds.storage.frozen_base import read_base
 from lift_ds.storage.manifest import read_manifest
 from lift_ds.storage.run_record import read_run
-from lift_ds.text_files import RepeatedKeyError, load_json, read_text
-from lift_ds.yaml_numbers import load_yaml
+from lift_ds.text_files import BadKeyError, RepeatedKeyError, load_json, load_yaml, read_text
 from tests.conftest import clean_environment, run
 
 

@@ -18,20 +18,15 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from lift_ds.cli.tool import flag, tool
 from lift_ds.data.tasks import TASKS, draw_item, pretraining_text
 from lift_ds.models.llada import LLaDAConfig
 
 VOCABULARY = 2048
 NUM_TEXTS = 20_000
 WORD_REPEATS = 60
-SPECIAL_TOKENS = (
-    "<|startoftext|>",
-    "<|endoftext|>",
-    "<|mdm_mask|>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|eot_id|>",
-)
+NAMES = ("startoftext", "endoftext", "mdm_mask", "start_header_id", "end_header_id", "eot_id")
+SPECIAL_TOKENS = [f"<|{name}|>" for name in NAMES]
 HEADER = "'<|start_header_id|>' + {role} + '<|end_header_id|>\\n\\n'"
 CHAT_TEMPLATE = (  # all text in expressions: a template drops a line break at its own end
     "{{ bos_token }}{% for message in messages %}"
@@ -67,7 +62,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=SPECIAL_TOKENS,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -101,27 +96,19 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> LLaDAConfig:
     )
 
 
-def name_class_for_every_release(path: Path) -> None:
-    """Names the tokenizer class as transformers 4 and 5 both know it; 5 alone writes `TokenizersBackend`."""
-    config = json.loads(path.read_text())
-    config.pop("backend", None)
-    config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    path.write_text(json.dumps(config, indent=2) + "\n")
-
-
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "output", type=Path, help="folder to write tokenizer.json, tokenizer_config.json and config.json to"
-    )
-    output = parser.parse_args().output
+@tool(
+    __doc__,
+    flag("output", type=Path, help="folder to write tokenizer.json, tokenizer_config.json and config.json to"),
+)
+def main(arguments: argparse.Namespace) -> None:
+    """Writes the folder."""
+    output = arguments.output
     tokenizer = make_tokenizer()
     tokenizer.save_pretrained(output)
-    name_class_for_every_release(output / "tokenizer_config.json")
+    # transformers 4 and 5 both know this class; 5 alone writes `TokenizersBackend`
+    path = output / "tokenizer_config.json"
+    config = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    config.pop("backend", None)
+    path.write_text(json.dumps(config, indent=2) + "\n")
     make_config(tokenizer).save_pretrained(output)
     print(f"{len(tokenizer)} tokens written to {output}")
-
-
-if __name__ == "__main__":
-    main()

@@ -14,6 +14,8 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
+from lift_ds.cli.tool import flag, tool
+
 SHORTEST, LONGEST = 40, 600
 LEFT_OUT = ("test", "tests", "idlelib", "lib2to3", "site-packages", "turtledemo")
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
@@ -53,15 +55,12 @@ def make_rows(library: Path) -> Iterator[dict[str, str]]:
                 yield {"prompt": question(name, node), "response": answer}
 
 
-def main() -> None:
-    """Entry point."""
-    parser = argparse.ArgumentParser(description="Writes the docstrings of Python's standard library as rows.")
-    parser.add_argument("output", type=Path, help="file to write, .jsonl")
-    output = parser.parse_args().output
+@tool(
+    "Writes the docstrings of Python's standard library as rows.",
+    flag("output", type=Path, help="file to write, .jsonl"),
+)
+def main(arguments: argparse.Namespace) -> None:
+    """Writes the file."""
     rows = list(make_rows(Path(sysconfig.get_path("stdlib"))))
-    output.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    print(f"{len(rows)} rows -> {output}")
-
-
-if __name__ == "__main__":
-    main()
+    arguments.output.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    print(f"{len(rows)} rows -> {arguments.output}")

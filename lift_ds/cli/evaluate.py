@@ -23,82 +23,65 @@ from lift_ds.ranks.launch import Launch
 from lift_ds.ranks.meeting import meet
 from lift_ds.ranks.running import run_on_ranks
 
-from .evaluate_harness import run_harness_tasks
-from .evaluate_run import check_arguments, run_evaluation
+from .answer_flags import FORMAT_FLAGS, sampling_flags
+from .evaluate_run import check_arguments, run_evaluation, run_harness_tasks
 from .evaluate_tables import print_comparison, wide_console
-from .format_flags import add_format_flags
-from .sampling_flags import add_sampling_flags
-from .tool import check_writable, quieten, tool_parser
+from .tool import LOCAL_RANK, check_writable, flag, quieten, tool_parser
 
 # Flags of one mode, which the others would ignore.
 COMPARISON_ONLY, HARNESS_ONLY = ("html", "json"), ("include_path", "num_fewshot", "apply_chat_template", "mc_num")
 EVALUATION_ONLY = ("data", "scorers", "samples", "protocol", "workers")
 ANSWERS_ONLY = ("model", "adapters", "tasks", "output", "deepspeed", "limit", "harness", "system", "chat_template")
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """The flags."""
-    parser = tool_parser(__doc__)
-    parser.add_argument("--model", help="model folder, hub name or builtin:base")
-    parser.add_argument("--adapters", help="folder of LoRA adapters in PEFT's format; they are not merged")
-    parser.add_argument("--tasks", nargs="+", default=[], help="tasks of the protocol")
-    parser.add_argument("--protocol", default="lift", help="lift (as published), clean (this project's) or a YAML file")
-    parser.add_argument("--data", action="append", default=[], metavar="TASK=FILE", help="a task's rows; default: hub")
-    parser.add_argument("--scorers", nargs="+", help="reference, strict; default: the protocol's")
-    parser.add_argument("--limit", type=int, help="the first so many problems of each task")
-    parser.add_argument("--samples", type=int, default=1, help="answers to each problem, for pass@k")
-    lengths = dict.fromkeys(("gen_length", "block_length"), "the protocol's or the harness's")
-    add_sampling_flags(parser, **lengths, steps="the protocol's tokens a step")
-    add_format_flags(parser)
-    parser.add_argument("--output", type=Path, help="folder; default: evaluations/MODEL-PROTOCOL")
-    parser.add_argument("--deepspeed", type=Path, metavar="JSON", help="cut the model over the ranks, as ZeRO-3 does")
-    parser.add_argument("--workers", type=int, default=2, help="answers that are scored at a time")
-    parser.add_argument("--harness", action="store_true", help="--tasks are those of lm-evaluation-harness")
-    parser.add_argument("--include-path", type=Path, help="with --harness: folder with task files of one's own")
-    parser.add_argument("--num-fewshot", type=int, help="with --harness: examples before each question")
-    parser.add_argument("--apply-chat-template", action="store_true", help="with --harness: requests are chats")
-    parser.add_argument("--mc-num", type=int, default=128, help="with --harness: masks of a likelihood's estimate")
-    parser.add_argument("--compare", nargs=2, type=Path, metavar="FOLDER", help="compare two evaluations")
-    parser.add_argument("--html", type=Path, help="with --compare: page with the answers that flipped")
-    parser.add_argument("--json", type=Path, help="with --compare: its figures")
-    parser.add_argument("--local_rank", "--local-rank", type=int, help="set by the launcher; ignored")
-    return parser
+LENGTHS = dict.fromkeys(("gen_length", "block_length"), "the protocol's or the harness's")
+FLAGS = (
+    flag("--model", help="model folder, hub name or builtin:base"),
+    flag("--adapters", help="folder of LoRA adapters in PEFT's format; they are not merged"),
+    flag("--tasks", nargs="+", default=[], help="tasks of the protocol"),
+    flag("--protocol", default="lift", help="lift (as published), clean (this project's) or a YAML file"),
+    flag("--data", action="append", default=[], metavar="TASK=FILE", help="a task's rows; default: hub"),
+    flag("--scorers", nargs="+", help="reference, strict; default: the protocol's"),
+    flag("--limit", type=int, help="the first so many problems of each task"),
+    flag("--samples", type=int, default=1, help="answers to each problem, for pass@k"),
+    *sampling_flags(**LENGTHS, steps="the protocol's tokens a step"),
+    *FORMAT_FLAGS,
+    flag("--output", type=Path, help="folder; default: evaluations/MODEL-PROTOCOL"),
+    flag("--deepspeed", type=Path, metavar="JSON", help="cut the model over the ranks, as ZeRO-3 does"),
+    flag("--workers", type=int, default=2, help="answers that are scored at a time"),
+    flag("--harness", action="store_true", help="--tasks are those of lm-evaluation-harness"),
+    flag("--include-path", type=Path, help="with --harness: folder with task files of one's own"),
+    flag("--num-fewshot", type=int, help="with --harness: examples before each question"),
+    flag("--apply-chat-template", action="store_true", help="with --harness: requests are chats"),
+    flag("--mc-num", type=int, default=128, help="with --harness: masks of a likelihood's estimate"),
+    flag("--compare", nargs=2, type=Path, metavar="FOLDER", help="compare two evaluations"),
+    flag("--html", type=Path, help="with --compare: page with the answers that flipped"),
+    flag("--json", type=Path, help="with --compare: its figures"),
+    LOCAL_RANK,
+)
 
 
 def check_flags(arguments: argparse.Namespace) -> None:
-    """Refuses flags of another mode, which would be ignored.
-
-    Raises:
-        ValueError: One is given.
-    """
-    others: tuple[str, ...]
+    """Refuses flags of another mode, which would be ignored, with a ValueError."""
     if arguments.compare is not None:
-        mode, others = "--compare", (*ANSWERS_ONLY, *HARNESS_ONLY, *EVALUATION_ONLY)
+        mode, others = "--compare", [*ANSWERS_ONLY, *HARNESS_ONLY, *EVALUATION_ONLY]
+        others.remove("scorers")
     elif arguments.harness:
-        mode, others = "--harness", (*COMPARISON_ONLY, *EVALUATION_ONLY)
+        mode, others = "--harness", [*COMPARISON_ONLY, *EVALUATION_ONLY]
     else:
-        mode, others = "an evaluation of tasks by protocol", (*COMPARISON_ONLY, *HARNESS_ONLY)
+        mode, others = "an evaluation of tasks by protocol", [*COMPARISON_ONLY, *HARNESS_ONLY]
     if arguments.harness and not arguments.apply_chat_template and (arguments.system or arguments.chat_template):
         raise ValueError("--system, --chat-template: with --harness, only --apply-chat-template makes chats.")
-    default = make_parser().get_default
-    given = [name for name in others if getattr(arguments, name) != default(name)]
-    given = [name for name in given if (mode, name) != ("--compare", "scorers")]
+    default = tool_parser(__doc__, FLAGS).get_default
+    given = [f"--{name.replace('_', '-')}" for name in others if getattr(arguments, name) != default(name)]
     if given:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise ValueError(f"{names}: no flag of {mode}; remove it.")
+        raise ValueError(f"{', '.join(given)}: no flag of {mode}; remove it.")
 
 
 def run_comparison(arguments: argparse.Namespace) -> None:
-    """Compares two evaluations.
-
-    Raises:
-        ValueError: They cannot be compared.
-        OSError: The page or the figures cannot be written.
-    """
+    """Compares two evaluations; a ValueError where they cannot be, an OSError where a file cannot be written."""
     first, second = arguments.compare
-    for flag in ("html", "json"):
-        if getattr(arguments, flag) is not None:
-            check_writable(getattr(arguments, flag), f"--{flag}")
+    for name in ("html", "json"):
+        if getattr(arguments, name) is not None:
+            check_writable(getattr(arguments, name), f"--{name}")
     if arguments.scorers and len(arguments.scorers) > 1:
         raise ValueError("--compare takes one of --scorers.")
     comparisons = compare(first, second, arguments.scorers[0] if arguments.scorers else None, arguments.seed)
@@ -129,7 +112,7 @@ def run_mode(arguments: argparse.Namespace, launch: Launch) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits with 2 where something is missing or wrong."""
-    arguments = make_parser().parse_args(argv)
+    arguments = tool_parser(__doc__, FLAGS).parse_args(argv)
     run_on_ranks(partial(run_mode, arguments), "stopped; the same command goes on")
 
 

@@ -1,22 +1,27 @@
-"""From the flags of `tools/evaluate.py` to results."""
+"""From the flags of `tools/evaluate.py` to results: by a protocol, or with `--harness` by lm-evaluation-harness."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from lift_ds.evaluation.asking.answering import Answerer
 from lift_ds.evaluation.asking.plan import TaskPlan, plan_task, task_problems, task_scorers
-from lift_ds.evaluation.asking.protocol import Protocol, load_protocol
-from lift_ds.evaluation.asking.results import open_folder, write_results
+from lift_ds.evaluation.asking.protocol import load_protocol
+from lift_ds.evaluation.asking.results import open_folder, write_json, write_results
 from lift_ds.evaluation.asking.run import evaluate
 from lift_ds.evaluation.asking.samples import SampleLog
+from lift_ds.evaluation.harness.run import require_harness, run_harness
+from lift_ds.evaluation.harness.settings import HarnessSettings, describe
 from lift_ds.evaluation.judging import Problem
 from lift_ds.evaluation.sandbox import Limits
 from lift_ds.evaluation.score_file import ScoringPool, check_task
@@ -27,21 +32,15 @@ from lift_ds.ranks.shares import Ranks
 from lift_ds.sampling.settings import SamplingSettings
 from lift_ds.training.inference import load_cut, load_whole, weight_hashes
 
+from .answer_flags import given_settings, process_of, with_flags
 from .evaluate_tables import LiveTable, print_results, wide_console
-from .format_flags import with_flags
-from .sampling_flags import process_of
 from .tool import check_counts, writing
 
-EVALUATIONS = Path("evaluations")
-PACKAGES = ("lift_ds", "torch", "transformers")
+HARNESS_RESULTS = "harness.json"
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
-    """Refuses what makes no sense without looking at files.
-
-    Raises:
-        ValueError: Something does not.
-    """
+    """Refuses what makes no sense without looking at files, with a ValueError."""
     if arguments.model is None or not arguments.tasks:
         raise ValueError("--model and --tasks are needed (or --compare with two folders).")
     check_counts(arguments, "limit", "samples", "batch_size", "workers")
@@ -53,11 +52,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
 
 
 def data_files(flags: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:
-    """The file of each task that has one.
-
-    Raises:
-        ValueError: A flag is not TASK=FILE of a task that is evaluated, or a task has two.
-    """
+    """The file of each task that has one; a ValueError where a flag is not TASK=FILE of one task that is evaluated."""
     paths: dict[str, str] = {}
     for flag in flags:
         task, has_path, path = flag.partition("=")
@@ -71,21 +66,8 @@ def data_files(flags: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:
     return paths
 
 
-def task_process(arguments: argparse.Namespace, protocol: Protocol, task: str) -> SamplingSettings:
-    """How a task's answers are made: by the protocol, but for what the flags say.
-
-    Raises:
-        ValueError: A flag is out of range.
-    """
-    return process_of(arguments, protocol.tasks[task].decoding or protocol.decoding, protocol.stop_early)
-
-
 def check_agreement(plans: Sequence[TaskPlan], ranks: Ranks) -> None:
-    """Whether all ranks read the same problems and protocol, from files that each reads on its own machine.
-
-    Raises:
-        ValueError: Some did not; on every rank.
-    """
+    """Raises a ValueError on every rank where some read other problems or another protocol on their own machines."""
     first, *others = ranks.gather_objects({plan.name: plan.settings() for plan in plans})
     for rank, theirs in enumerate(others, start=1):
         for task in first:
@@ -101,30 +83,22 @@ def environment_of(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, Any
     """What decides an evaluation's speed, and where things were."""
     on_gpu = ranks.device.type == "cuda"
     return {
-        "model": arguments.model,
-        "adapters": arguments.adapters,
-        "protocol": arguments.protocol,
-        "data": arguments.data,
-        "batch_size": arguments.batch_size,
+        **{name: getattr(arguments, name) for name in ("model", "adapters", "protocol", "data", "batch_size")},
         "world_size": ranks.world_size,
         "device": torch.cuda.get_device_name(ranks.device) if on_gpu else "cpu",
         "deepspeed": None if arguments.deepspeed is None else str(arguments.deepspeed),
-        **{name: version(name) for name in PACKAGES},
+        **{name: version(name) for name in ("lift_ds", "torch", "transformers")},
     }
 
 
 def default_output(arguments: argparse.Namespace, protocol: str) -> Path:
     """`evaluations/001-export-lift` for the model `runs/001/export`."""
     parts = [part for part in Path(arguments.model.replace(":", "-")).parts[-2:] if part not in ("/", ".", "..")]
-    return EVALUATIONS / "-".join([*parts, Path(protocol).stem])
+    return Path("evaluations") / "-".join([*parts, Path(protocol).stem])
 
 
 def load_model(arguments: argparse.Namespace, launch: Launch) -> tuple[Answerer, Ranks]:
-    """The model of the flags, whole on every rank or cut over them, and as they ask it.
-
-    Raises:
-        ValueError: The model, its adapters or the JSON cannot be used.
-    """
+    """The model of the flags, whole on every rank or cut over them, as they ask it; or a ValueError."""
     if arguments.deepspeed is not None:
         answerer, ranks = load_cut(arguments.model, arguments.deepspeed, launch)
     else:
@@ -136,12 +110,7 @@ def load_model(arguments: argparse.Namespace, launch: Launch) -> tuple[Answerer,
 
 
 def run_evaluation(arguments: argparse.Namespace, launch: Launch) -> None:
-    """Checks, answers, scores, writes.
-
-    Raises:
-        ValueError: Something is wrong with flags, data or model.
-        RuntimeError: The environment lacks something.
-    """
+    """Checks, answers, scores, writes; a ValueError where flags, data or model are wrong."""
     protocol = load_protocol(arguments.protocol)
     files = data_files(arguments.data, arguments.tasks)
     tasks: dict[str, tuple[list[Problem], SamplingSettings, list[str]]] = {}
@@ -150,7 +119,8 @@ def run_evaluation(arguments: argparse.Namespace, launch: Launch) -> None:
         scorers = task_scorers(task, arguments.scorers or protocol.scorers)
         for scorer in scorers:
             check_task(task, scorer)
-        tasks[task] = (problems, task_process(arguments, protocol, task), scorers)
+        decoding = protocol.tasks[task].decoding or protocol.decoding
+        tasks[task] = (problems, process_of(arguments, decoding, protocol.stop_early), scorers)
     answerer, ranks = load_model(arguments, launch)
     plans = [
         plan_task(task, problems, protocol, process, arguments.samples, scorers, answerer)
@@ -174,18 +144,57 @@ def run_evaluation(arguments: argparse.Namespace, launch: Launch) -> None:
                 held.enter_context(log.locked())
 
         ranks.on_main(claim_output)
-        if launch.is_main:
-            answer_and_score(arguments, plans, answerer, ranks, output, settings, log)
-        else:
-            evaluate(plans, answerer, ranks, arguments.batch_size, arguments.seed, log, None, lambda progress: None)
+        given = (plans, answerer, ranks, arguments.batch_size, arguments.seed, log)
+        if not launch.is_main:
+            evaluate(*given, None, lambda progress: None)
+            return
+        with ScoringPool(Limits(), arguments.workers) as pool, LiveTable(plans) as table:
+            done = evaluate(*given, pool, table.show)
+            results = write_results(output, settings, environment_of(arguments, ranks), done)
+        print_results(results, output, wide_console())
 
 
-def answer_and_score(
-    arguments: argparse.Namespace, plans: Sequence[TaskPlan], answerer: Answerer, ranks: Ranks, output: Path,
-    settings: dict[str, Any], log: SampleLog,
-) -> None:  # fmt: skip
-    """What rank 0 does: as the others, and scoring, showing and writing."""
-    with ScoringPool(Limits(), arguments.workers) as pool, LiveTable(plans) as table:
-        done = evaluate(plans, answerer, ranks, arguments.batch_size, arguments.seed, log, pool, table.show)
-        results = write_results(output, settings, environment_of(arguments, ranks), done)
-    print_results(results, output, wide_console())
+def run_harness_tasks(arguments: argparse.Namespace, launch: Launch) -> None:
+    """Runs lm-evaluation-harness, prints its table, writes results and samples; errors are as of `run_evaluation`."""
+    require_harness()
+    output = arguments.output or default_output(arguments, "harness")
+    try:
+        settings = HarnessSettings(
+            **given_settings(arguments),
+            seed=arguments.seed,
+            batch_size=arguments.batch_size,
+            mc_num=arguments.mc_num,
+            progress=str(output / "progress"),
+        )
+    except ValidationError as error:
+        raise ValueError("; ".join(describe(details) for details in error.errors())) from error
+    answerer, ranks = load_model(arguments, launch)
+
+    def claim_output() -> None:  # before the work of hours
+        if (output / HARNESS_RESULTS).exists():
+            raise ValueError(f"{output / HARNESS_RESULTS} exists; remove it, or name another --output.")
+        with writing(output, "--output"):
+            output.mkdir(parents=True, exist_ok=True)
+            TemporaryFile(dir=output).close()
+
+    ranks.on_main(claim_output)
+    results = run_harness(
+        answerer,
+        ranks,
+        settings,
+        arguments.tasks,
+        name=arguments.model,
+        identity=json.dumps([weight_hashes(arguments.model, arguments.adapters, ranks), arguments.deepspeed is None]),
+        include_path=arguments.include_path,
+        limit=arguments.limit,
+        num_fewshot=arguments.num_fewshot,
+        apply_chat_template=arguments.apply_chat_template,
+    )
+    if results is None:
+        return
+    from lm_eval.utils import handle_non_serializable, make_table
+
+    print(make_table(results))
+    write_json(output / HARNESS_RESULTS, json.loads(json.dumps(results, default=handle_non_serializable)))
+    num_kept = results["config"]["num_batches_kept"]
+    print(f"results: {output / HARNESS_RESULTS}" + (f" ({num_kept} batches from before a cut)" if num_kept else ""))

@@ -15,6 +15,8 @@ from lift_ds.evaluation.asking.plan import TaskPlan
 from lift_ds.evaluation.asking.run import TaskProgress
 from lift_ds.evaluation.compare import TaskComparison
 
+from .tool import figures, percent_range
+
 LINE_EVERY_SECONDS = 60
 WIDTH = 130  # of tables where no terminal says how wide it is
 
@@ -26,14 +28,9 @@ def wide_console() -> Console:
 
 
 class LiveTable:
-    """A row for each task; without a terminal a line now and then.
-
-    Args:
-        plans: The tasks.
-    """
+    """A row for each task; without a terminal a line now and then."""
 
     def __init__(self, plans: Sequence[TaskPlan]) -> None:
-        """Starts with nothing done."""
         self.console = wide_console()
         self.rows: dict[str, list[str]] = {plan.name: row_of(TaskProgress(plan)) for plan in plans}
         self.live = Live(self.table(), console=self.console, refresh_per_second=4, transient=True)
@@ -41,9 +38,9 @@ class LiveTable:
 
     def table(self) -> Table:
         """The table as it stands."""
-        table = Table(title="answering")
-        for heading in ("task", "answers", "solved so far", "no answer", "cut", "forwards", "tokens/s"):
-            table.add_column(heading, justify="left" if heading == "task" else "right")
+        table = figures(
+            "answering", ("task",), ("answers", "solved so far", "no answer", "cut", "forwards", "tokens/s")
+        )
         for name, row in self.rows.items():
             table.add_row(name, *row)
         return table
@@ -88,21 +85,14 @@ def row_of(progress: TaskProgress) -> list[str]:
 
 def print_results(results: dict[str, Any], folder: Path, console: Console) -> None:
     """Prints what `results.json` holds: a row for each task and scorer, a line on the cost of each task."""
-    table = Table(title=f"{results['environment']['model']}, protocol {results['environment']['protocol']}")
-    for heading in ("task", "scorer", "problems", "solved", "95 % interval", "no answer", "time-outs"):
-        table.add_column(heading, justify="left" if heading in ("task", "scorer") else "right")
+    title = f"{results['environment']['model']}, protocol {results['environment']['protocol']}"
+    headings = ("problems", "solved", "95 % interval", "no answer", "time-outs")
+    table = figures(title, ("task", "scorer"), headings)
     for task, measured in results["tasks"].items():
         for scorer, summary in measured["scores"].items():
-            interval = summary["solved_interval"]
-            table.add_row(
-                task,
-                scorer,
-                f"{summary['rows']:,}",
-                f"{summary['solved_share']:.1%}",
-                "" if interval is None else f"{interval[0]:.1%} to {interval[1]:.1%}",
-                f"{summary['parse_failures']:,}",
-                f"{summary['timeouts']:,}",
-            )
+            rows, *failures = (f"{summary[name]:,}" for name in ("rows", "parse_failures", "timeouts"))
+            share, interval = f"{summary['solved_share']:.1%}", percent_range(summary["solved_interval"])
+            table.add_row(task, scorer, rows, share, interval, *failures)
     console.print(table)
     for task, measured in results["tasks"].items():
         for line in further_lines(task, measured):
@@ -128,22 +118,14 @@ def further_lines(task: str, measured: dict[str, Any]) -> Iterator[str]:
 
 def print_comparison(comparisons: Sequence[TaskComparison], labels: tuple[str, str], console: Console) -> None:
     """Prints a row for each task that two evaluations have in common."""
-    table = Table(title=f"first: {labels[0]}, second: {labels[1]}")
-    headings = ("task", "scorer", "problems", "first", "second", "difference", "95 % interval")
-    for heading in (*headings, "only first", "only second", "McNemar p"):
-        table.add_column(heading, justify="left" if heading in ("task", "scorer") else "right")
+    title = f"first: {labels[0]}, second: {labels[1]}"
+    headings = ("problems", "first", "second", "difference", "95 % interval", "only first", "only second", "McNemar p")
+    table = figures(title, ("task", "scorer"), headings)
     for comparison in comparisons:
         difference = comparison.difference
-        table.add_row(
-            comparison.task,
-            comparison.scorer,
-            f"{comparison.num_problems:,}",
-            f"{comparison.solved[0]:.1%}",
-            f"{comparison.solved[1]:.1%}",
-            f"{difference.mean:+.1%}",
-            f"{difference.low:+.1%} to {difference.high:+.1%}",
-            str(comparison.only_first),
-            str(comparison.only_second),
-            "" if comparison.p_value is None else f"{comparison.p_value:.3g}",
-        )
+        solved = [f"{comparison.num_problems:,}", *(f"{share:.1%}" for share in comparison.solved)]
+        differ = [f"{difference.mean:+.1%}", f"{difference.low:+.1%} to {difference.high:+.1%}"]
+        only = [str(comparison.only_first), str(comparison.only_second)]
+        p_value = "" if comparison.p_value is None else f"{comparison.p_value:.3g}"
+        table.add_row(comparison.task, comparison.scorer, *solved, *differ, *only, p_value)
     console.print(table)

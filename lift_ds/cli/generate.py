@@ -9,65 +9,88 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from lift_ds.data.settings import ColumnsConfig
+from lift_ds.data.text.objects import as_list, holds_something
+from lift_ds.data.text.turns import CHAT_KEYS, Message, RowRules, keys_of_messages, read_turn
 from lift_ds.evaluation.asking.answering import Answer, Answerer, load_answerer
+from lift_ds.evaluation.score_file import json_objects
 from lift_ds.sampling.reverse import RowSeeds, check_length
 from lift_ds.sampling.settings import FixedSteps, SamplingSettings
 
-from .format_flags import add_format_flags, with_flags
-from .prompts import Messages, Prompt, given_prompts
-from .sampling_flags import add_sampling_flags, process_of
-from .tool import check_counts, check_writable, run_tool, tool_parser
+from .answer_flags import FORMAT_FLAGS, process_of, sampling_flags, with_flags
+from .tool import check_counts, check_writable, flag, tool
 
 LENGTHS = FixedSteps(gen_length=128, block_length=32, steps=128)
 MASK_SIGN = "\u2591"
+Watch = Callable[[torch.Tensor], None] | None  # sees an answer while it is made
+NAMES = ("prompt", "question", "messages")
+Messages = list[Message]
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The flags."""
-    parser = tool_parser(__doc__)
-    parser.add_argument("model", help="model folder, hub name or builtin:base")
-    parser.add_argument("--prompt", action="append", help="the user's turn; more than once for several")
-    parser.add_argument(
-        "--file",
-        type=Path,
-        help="jsonl whose rows have a prompt, question or messages (and system), answered in batches",
-    )
-    add_format_flags(parser)
-    parser.add_argument("--json", type=Path, help="jsonl to write: question, generation, num_forwards")
-    add_sampling_flags(parser, **LENGTHS.model_dump() | {"steps": "a step a token"})
-    return parser
+@dataclass(frozen=True)
+class Prompt:
+    """A user's turn, what was said before it, and where it was given."""
+
+    text: str
+    where: str
+    before: tuple[Message, ...] = ()
+
+    def messages(self) -> Messages:
+        """The turn with what was said before it, as a conversation or the next part of one."""
+        return [*self.before, {"role": "user", "content": self.text}]
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """The prompts of a JSON Lines file but for empty lines; a ValueError names file and line of what has none."""
+    return [read_prompt(row, where) for where, row in json_objects(path, NAMES)]
+
+
+def read_prompt(row: Mapping[str, Any], where: str) -> Prompt:
+    """The prompt of a row: a text, or messages that end with the user's; with the row's own system text, if any.
+
+    Raises:
+        ValueError: It has none, or holds something that would not be said.
+    """
+    for key in sorted(CHAT_KEYS & row.keys() - {"system"}):
+        if holds_something(row[key]):
+            raise ValueError(f"{where}: {key!r} would not be said; write it into the prompt, or remove it.")
+    value = next((row[name] for name in NAMES if name in row), None)
+    system = row.get("system")
+    before: tuple[Message, ...] = ({"role": "system", "content": system},) if isinstance(system, str) and system else ()
+    if isinstance(value, str) and "messages" not in row:
+        return Prompt(value, where, before)
+    listed = as_list(value)
+    if not isinstance(listed, list) or not listed:
+        raise ValueError(f"{where}: a JSON object with the text of a prompt or question, or messages, is needed.")
+    columns = ColumnsConfig(**keys_of_messages(listed))
+    turns = [read_turn(turn, columns, RowRules(), where)[0] for turn in listed]
+    if turns[-1]["role"] != "user":
+        raise ValueError(f"{where}: the last message is from {turns[-1]['role']!r}; the model answers a user's.")
+    return Prompt(turns[-1]["content"], where, (*before, *turns[:-1]))
 
 
 @dataclass(frozen=True)
 class Session:
-    """A model, and the way its answers are made.
-
-    Args:
-        answerer: The model.
-        process: How.
-        seed: Of what is drawn.
-    """
+    """A model, the way its answers are made, and the seed of what is drawn."""
 
     answerer: Answerer
     process: SamplingSettings
     seed: int
 
     def encode(self, messages: Messages, where: str) -> list[int]:
-        """Token ids of a conversation that ends with the user's turn.
-
-        Raises:
-            ValueError: With its answer it is longer than the model allows, or a text is no Unicode.
-        """
+        """Token ids of a conversation that ends with the user's turn; a ValueError if it is too long or no Unicode."""
         ids = self.answerer.prompt_ids(messages, where=where)
         try:
             check_length(self.process, len(ids), self.answerer.model.config)
@@ -75,26 +98,14 @@ class Session:
             raise ValueError(f"{where}: {error}") from error
         return ids
 
-    def answer(
-        self, prompts: list[list[int]], first: int, watch: Callable[[torch.Tensor], None] | None = None
-    ) -> list[Answer]:
-        """Answers encoded prompts as one batch; an answer does not depend on the others.
-
-        Args:
-            prompts: From `encode`.
-            first: Number of the first one, which names its draws.
-            watch: See `Answerer.answer`.
-        """
+    def answer(self, prompts: list[list[int]], first: int, watch: Watch) -> list[Answer]:
+        """Answers encoded prompts as one batch; `first` is the number of the first one, which names its draws."""
         seeds = RowSeeds(tuple(f"{self.seed}/{first + index}" for index in range(len(prompts))))
         return self.answerer.answer(prompts, self.process, seeds, watch)
 
 
 def load(arguments: argparse.Namespace) -> Session:
-    """Everything that the flags ask for.
-
-    Raises:
-        ValueError: A flag is out of range, or the model or its tokenizer cannot be used.
-    """
+    """Everything that the flags ask for; a ValueError where one is wrong, or the model cannot be used."""
     check_counts(arguments, "batch_size")
     process = process_of(arguments, LENGTHS, stop_early=True)  # errors of flags come before the model is read
     answerer, lines = with_flags(load_answerer(arguments.model), arguments.system, arguments.chat_template)
@@ -104,36 +115,23 @@ def load(arguments: argparse.Namespace) -> Session:
 
 
 def answer_all(session: Session, prompts: list[Prompt], arguments: argparse.Namespace, console: Console) -> None:
-    """Answers prompts in batches; prints them, or writes a line for each as they come.
-
-    Raises:
-        ValueError: A prompt cannot be answered; before any of them is.
-        OSError: The file cannot be written.
-    """
+    """Answers prompts in batches; prints or writes answers as they come; a ValueError comes before all of them."""
     encoded = [session.encode(prompt.messages(), prompt.where) for prompt in prompts]
-    if arguments.json:
-        arguments.json.write_text("", encoding="utf-8")
-    for start in range(0, len(prompts), arguments.batch_size):
-        batch = prompts[start : start + arguments.batch_size]
-        with shown(session, console, len(batch) == 1) as watch:
-            answers = session.answer(encoded[start : start + arguments.batch_size], start, watch)
-        if arguments.json:
-            append_answers(arguments.json, batch, answers)
-            continue
-        for prompt, answer in zip(batch, answers, strict=True):
-            if len(prompts) > 1:
-                console.print(f"> {prompt.text}", style="bold", markup=False, highlight=False)
-            console.print(answer.text, markup=False, highlight=False)
+    with arguments.json.open("w", encoding="utf-8", buffering=1) if arguments.json else nullcontext() as file:
+        for start in range(0, len(prompts), arguments.batch_size):
+            part = slice(start, start + arguments.batch_size)
+            with shown(session, console, len(prompts[part]) == 1) as watch:
+                answers = session.answer(encoded[part], start, watch)
+            for prompt, answer in zip(prompts[part], answers, strict=True):
+                if file is not None:
+                    record = {"question": prompt.text, "generation": answer.text, "num_forwards": answer.num_forwards}
+                    file.write(json.dumps(record) + "\n")
+                    continue
+                if len(prompts) > 1:
+                    console.print(f"> {prompt.text}", style="bold", markup=False, highlight=False)
+                console.print(answer.text, markup=False, highlight=False)
     if arguments.json:
         console.print(f"{len(prompts)} answers in {arguments.json}")
-
-
-def append_answers(path: Path, prompts: list[Prompt], answers: list[Answer]) -> None:
-    """Adds a line for each answer."""
-    with path.open("a", encoding="utf-8") as file:
-        for prompt, answer in zip(prompts, answers, strict=True):
-            record = {"question": prompt.text, "generation": answer.text, "num_forwards": answer.num_forwards}
-            file.write(json.dumps(record) + "\n")
 
 
 def chat(session: Session, console: Console) -> None:
@@ -152,10 +150,10 @@ def chat(session: Session, console: Console) -> None:
         if not text.strip():
             messages = []
             continue
-        said = Prompt(text, "this turn").messages()
+        said = [*messages, *Prompt(text, "this turn").messages()]
         began = time.perf_counter()
         try:
-            prompt = session.encode([*messages, *said], "this chat")
+            prompt = session.encode(said, "this chat")
             with shown(session, console, True) as watch:
                 (answer,) = session.answer([prompt], turn, watch)
         except ValueError as error:
@@ -166,12 +164,12 @@ def chat(session: Session, console: Console) -> None:
             continue
         console.print(answer.text, markup=False, highlight=False)
         console.print(f"{answer.num_forwards} forwards, {time.perf_counter() - began:.1f} s", style="dim")
-        messages = [*messages, *said, {"role": "assistant", "content": answer.text}]
+        messages = [*said, {"role": "assistant", "content": answer.text}]
         turn += 1
 
 
 @contextmanager
-def shown(session: Session, console: Console, is_single: bool) -> Iterator[Callable[[torch.Tensor], None] | None]:
+def shown(session: Session, console: Console, is_single: bool) -> Iterator[Watch]:
     """What shows an answer while it is made, where there is one answer and a terminal; it vanishes at the end."""
     if not (is_single and console.is_terminal):
         yield None
@@ -183,27 +181,34 @@ def shown(session: Session, console: Console, is_single: bool) -> Iterator[Calla
 def partly_masked(ids: list[int], answerer: Answerer) -> Text:
     """An answer with a sign for every token that is still masked."""
     mask_id = answerer.model.config.mask_token_id
-    text, run = Text(), list[int]()
-    for token_id in [*ids, mask_id]:
-        if token_id != mask_id:
-            run.append(token_id)
-            continue
-        text.append(answerer.encoder.answer_text(run))
-        text.append(MASK_SIGN, style="dim")
-        run = []
-    text.right_crop(1)
+    text = Text()
+    for is_masked, run in groupby(ids, lambda token_id: token_id == mask_id):
+        if is_masked:
+            text.append(MASK_SIGN * len(list(run)), style="dim")
+        else:
+            text.append(answerer.encoder.answer_text(list(run)))
     return text
 
 
-def generate(arguments: argparse.Namespace) -> None:
-    """Answers the prompts of the flags, or chats.
-
-    Raises:
-        ValueError: A flag, a prompt or the model is wrong.
-        OSError: A file cannot be read or written.
-    """
+@tool(
+    __doc__,
+    flag("model", help="model folder, hub name or builtin:base"),
+    flag("--prompt", action="append", help="the user's turn; more than once for several"),
+    flag(
+        "--file",
+        type=Path,
+        help="jsonl whose rows have a prompt, question or messages (and system), answered in batches",
+    ),
+    *FORMAT_FLAGS,
+    flag("--json", type=Path, help="jsonl to write: question, generation, num_forwards"),
+    *sampling_flags(**LENGTHS.model_dump() | {"steps": "a step a token"}),
+)
+def main(arguments: argparse.Namespace) -> None:
+    """Answers the prompts of the flags, or chats."""
     console = Console()
-    prompts = given_prompts(arguments)
+    prompts = [Prompt(text, f"--prompt {number}") for number, text in enumerate(arguments.prompt or [], start=1)]
+    if arguments.file is not None:
+        prompts += read_prompts(arguments.file)
     if arguments.json is not None:
         if not prompts:
             raise ValueError("--json: a chat writes no file; give --prompt or --file, or remove it.")
@@ -213,12 +218,3 @@ def generate(arguments: argparse.Namespace) -> None:
         answer_all(session, prompts, arguments, console)
     else:
         chat(session, console)
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Entry point; exits with 2 where something is missing or wrong."""
-    run_tool(make_parser(), generate, argv)
-
-
-if __name__ == "__main__":
-    main()

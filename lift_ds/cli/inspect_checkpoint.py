@@ -13,28 +13,21 @@ from typing import Any
 
 from lift_ds.export.inspection import compare, describe, find_problems, named_tensors, open_inspected, scan, summarise
 
-from .tool import progress, run_tool, show, tool_parser
+from .tool import flag, progress, show, tool
 
 SHOWN_TENSORS = 10
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The flags."""
-    parser = tool_parser(__doc__)
-    parser.add_argument("checkpoint", type=Path, help="a run, a checkpoint, or a folder with ZeRO shards")
-    parser.add_argument("other", type=Path, nargs="?", help="another one to compare with")
-    parser.add_argument("--moments", action="store_true", help="look at the optimizer's moments too")
-    parser.add_argument("--dry-run", action="store_true", help="read no tensors: only what stands beside them")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the facts there too")
-    return parser
-
-
-def inspect(arguments: argparse.Namespace) -> bool:
-    """Prints facts; returns whether nothing is wrong.
-
-    Raises:
-        ValueError: The shards are missing, damaged, or do not fit each other.
-    """
+@tool(
+    __doc__,
+    flag("checkpoint", type=Path, help="a run, a checkpoint, or a folder with ZeRO shards"),
+    flag("other", type=Path, nargs="?", help="another one to compare with"),
+    flag("--moments", action="store_true", help="look at the optimizer's moments too"),
+    flag("--dry-run", action="store_true", help="read no tensors: only what stands beside them"),
+    flag("--json", type=Path, metavar="FILE", help="write the facts there too"),
+)
+def main(arguments: argparse.Namespace) -> bool:
+    """Prints facts; returns whether nothing is wrong."""
     zero, own = open_inspected(arguments.checkpoint)
     facts = describe(zero, own)
     is_good = True
@@ -62,12 +55,3 @@ def compare_with(arguments: argparse.Namespace) -> dict[str, Any]:
         differences, changed = compare(first, second, advance)
     most = {f"differs {name}": value for name, value in list(changed.items())[:SHOWN_TENSORS]}
     return facts | differences | most
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Entry point; exits with 1 where something is broken, and with 2 where the checkpoint cannot be read."""
-    run_tool(make_parser(), inspect, argv)
-
-
-if __name__ == "__main__":
-    main()

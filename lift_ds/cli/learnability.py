@@ -7,7 +7,6 @@ occur and how much is masked. A run folder is compared with the model it began f
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,43 +14,17 @@ from lift_ds.config.loading import ConfigError, known_keys, load_run_config
 from lift_ds.config.run import RunConfig
 from lift_ds.storage.run_record import RUN_FILE, read_run
 
-from .tool import StrictParser, run_tool, tool_parser
+from .tool import StrictParser, flag, tool
 
 DEFAULT_ROWS = 300
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """The flags."""
-    parser = tool_parser(__doc__, kind=StrictParser)
-    parser.add_argument("model", help="run folder, model folder, hub name or builtin:base")
-    parser.add_argument("--compare", help="model to compare with, measured first; a run's own start where not given")
-    parser.add_argument(
-        "--data", action="append", help="file or builtin:<name>, more than once for several; default: a run's own data"
-    )
-    parser.add_argument(
-        "--rows",
-        type=int,
-        help="rows that are measured; default: 300, or as many as the run held out of its own training rows",
-    )
-    parser.add_argument(
-        "--buffers",
-        action="store_true",
-        help="draw a run's difficulty tables, of its oldest and its newest checkpoint, instead of measuring a model",
-    )
-    parser.add_argument("--batch-size", type=int, default=32, help="rows of one forward")
-    parser.add_argument("--output", type=Path, help="folder; RUN/learnability or ./learnability where not given")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.columns.prompt=question")
-    return parser
+Measured = tuple[dict[str, Any], Any, Path]  # by label; the tokenizer; where the report goes
 
 
 def resolve(arguments: argparse.Namespace) -> tuple[RunConfig, dict[str, str], Path]:
-    """The config whose data is measured, the models by label, and where the report goes.
-
-    Raises:
-        ConfigError: Something is missing or wrong.
-    """
+    """The config whose data is measured, the models by label, and where the report goes, or a ConfigError."""
     folder = Path(arguments.model)
     flags: dict[str, Any] = {}
+    shown = {}
     models = {arguments.compare: arguments.compare} if arguments.compare else {}
     recorded: dict[str, Any] = {}
     if (folder / RUN_FILE).is_file():
@@ -73,10 +46,10 @@ def resolve(arguments: argparse.Namespace) -> tuple[RunConfig, dict[str, str], P
     if arguments.data:
         flags |= {"data.path": arguments.data if len(arguments.data) > 1 else arguments.data[0], "eval.path": None}
         flags.pop("data.sources", None)
+        shown["data.path"] = " ".join(f"--data {path}" for path in arguments.data)
     elif not recorded:
         raise ConfigError(["--data is needed for a model: files, or builtin:reasoning"])
     flags["eval.rows"] = arguments.rows or flags.get("eval.rows") or DEFAULT_ROWS
-    shown = {"data.path": " ".join(f"--data {path}" for path in arguments.data)} if arguments.data else {}
     flags["model.path"] = list(models.values())[-1]
     run, problems = load_run_config(None, arguments.overrides, flags, shown)
     if problems:
@@ -85,11 +58,7 @@ def resolve(arguments: argparse.Namespace) -> tuple[RunConfig, dict[str, str], P
 
 
 def taught_settings(model: str) -> dict[str, Any]:
-    """The keys of `data` that a model's folder says it was taught with; said, because other rows may want others.
-
-    Raises:
-        ValueError: There is no such model, or its chat format cannot be read.
-    """
+    """The keys of `data` that a model's folder says it was taught with; said, because other rows may want others."""
     from lift_ds.data.text.chat_format import KEYS, read_format
     from lift_ds.models.weights import resolve_folder
 
@@ -110,32 +79,14 @@ def are_apart(recorded: dict[str, Any]) -> bool:
     return bool(recorded["eval"]["path"]) or all(path.startswith("builtin:") for path in paths)
 
 
-def report(arguments: argparse.Namespace) -> None:
-    """Writes the report that the flags ask for.
-
-    Raises:
-        ValueError: Something is missing or wrong.
-        OSError: A file cannot be read or written.
-    """
-    if arguments.buffers:
-        report_buffers(arguments)
-    else:
-        report_models(*resolve(arguments), arguments.batch_size)
-
-
-def report_buffers(arguments: argparse.Namespace) -> None:
-    """Writes the report of a run's difficulty tables.
-
-    Raises:
-        ConfigError: It is no run, or other arguments say what to measure.
-    """
+def measure_buffers(arguments: argparse.Namespace) -> Measured:
+    """A run's difficulty tables; a ConfigError where it is no run, or other arguments say what to measure."""
     folder = Path(arguments.model)
     if not (folder / RUN_FILE).is_file():
         raise ConfigError([f"{folder}: --buffers needs a run folder; {RUN_FILE} is not there"])
     recorded = read_run(folder)["run"]
     if arguments.data or arguments.compare or arguments.rows or arguments.overrides:
         raise ConfigError(["--buffers measures no model: remove --data, --compare, --rows and overrides"])
-    write_report = load_writer()
     from lift_ds.evaluation.learnability import from_difficulty
     from lift_ds.models.vocabulary import load_tokenizer
     from lift_ds.models.weights import resolve_folder
@@ -150,27 +101,12 @@ def report_buffers(arguments: argparse.Namespace) -> None:
         table = read_table(checkpoint)
         measured[f"step {read_manifest(checkpoint).step}"] = from_difficulty(table.sums, table.counts)
     tokenizer = load_tokenizer(resolve_folder(recorded["model"]["path"], with_weights=False))
-    output = arguments.output or folder / "learnability"
-    write_report(output, measured, tokenizer)
-    print(f"{output}/learnability.html, .png, .csv")
+    return measured, tokenizer, arguments.output or folder / "learnability"
 
 
-def load_writer() -> Callable[[Path, dict[str, Any], Any], None]:
-    """What writes the report.
-
-    Raises:
-        ValueError: matplotlib is not installed.
-    """
-    try:
-        from lift_ds.evaluation.learnability_page import write_report
-    except ImportError as error:
-        raise ValueError(f"{error}; the report needs matplotlib: pip install 'lift_ds[report]'") from error
-    return write_report
-
-
-def report_models(run: RunConfig, models: dict[str, str], output: Path, batch_size: int) -> None:
-    """Measures the models on the run's held-out documents and writes the report."""
-    write_report = load_writer()
+def measure_models(arguments: argparse.Namespace) -> Measured:
+    """The models, on the held-out documents of the config; errors are those of `resolve` and of what it names."""
+    run, models, output = resolve(arguments)
     import torch
 
     from lift_ds.evaluation.learnability import measure
@@ -178,24 +114,46 @@ def report_models(run: RunConfig, models: dict[str, str], output: Path, batch_si
     from lift_ds.models.weights import load_pretrained
     from lift_ds.training.inputs import prepare
 
-    prepared = prepare(run)
-    documents = prepared.data.held_out
+    documents = prepare(run).data.held_out
     measured = {}
     for label, path in models.items():
         model, tokenizer = load_pretrained(path)
         on_gpu = torch.cuda.is_available()
         torch.nn.Module.to(model, "cuda" if on_gpu else "cpu", None if on_gpu else torch.float32)
         print(f"measuring {label} on {len(documents)} rows", flush=True)
-        measured[label] = measure(cast(MaskedDiffusionModel, model), documents, batch_size, run.seed)
+        measured[label] = measure(cast(MaskedDiffusionModel, model), documents, arguments.batch_size, run.seed)
     assert tokenizer is not None  # prepare() has refused a folder without one
+    return measured, tokenizer, output
+
+
+@tool(
+    __doc__,
+    flag("model", help="run folder, model folder, hub name or builtin:base"),
+    flag("--compare", help="model to compare with, measured first; a run's own start where not given"),
+    flag(
+        "--data", action="append", help="file or builtin:<name>, more than once for several; default: a run's own data"
+    ),
+    flag(
+        "--rows",
+        type=int,
+        help="rows that are measured; default: 300, or as many as the run held out of its own training rows",
+    ),
+    flag(
+        "--buffers",
+        action="store_true",
+        help="draw a run's difficulty tables, of its oldest and its newest checkpoint, instead of measuring a model",
+    ),
+    flag("--batch-size", type=int, default=32, help="rows of one forward"),
+    flag("--output", type=Path, help="folder; RUN/learnability or ./learnability where not given"),
+    flag("overrides", nargs="*", metavar="key=value", help="such as data.columns.prompt=question"),
+    kind=StrictParser,
+)
+def main(arguments: argparse.Namespace) -> None:
+    """Writes the report that the flags ask for."""
+    try:
+        from lift_ds.evaluation.learnability_page import write_report
+    except ImportError as error:
+        raise ValueError(f"{error}; the report needs matplotlib: pip install 'lift_ds[report]'") from error
+    measured, tokenizer, output = (measure_buffers if arguments.buffers else measure_models)(arguments)
     write_report(output, measured, tokenizer)
     print(f"{output}/learnability.html, .png, .csv")
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Entry point; exits with 2 where something is missing or wrong."""
-    run_tool(make_parser(), report, argv)
-
-
-if __name__ == "__main__":
-    main()

@@ -12,15 +12,18 @@ from lift_ds.evaluation.harness.run import require_harness
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point; exits with 2 where something is missing or wrong.
-
-    Args:
-        argv: What `lm_eval` takes, for example `--model lift_ds --model_args pretrained=FOLDER --tasks gsm8k`.
-    """
+    """Entry point, which takes what `lm_eval` takes; exits with 2 where something is missing or wrong."""
     arguments = [word for word in (sys.argv[1:] if argv is None else argv) if not word.startswith("--local_rank=")]
     try:
         require_harness()
-        run_command(arguments)
+        import lm_eval.__main__
+
+        import lift_ds.cli.lm_eval_model  # noqa: F401 (makes the model known)
+
+        if os.environ.get("RANK", "0") != "0":
+            os.environ.setdefault("LMEVAL_LOG_LEVEL", "ERROR")  # the first process says it for all
+        sys.argv = ["lm_eval", *arguments]  # the harness reads it there
+        lm_eval.__main__.cli_evaluate()
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("LMEVAL_LOG_LEVEL", "").upper() == "DEBUG":
             raise
@@ -28,18 +31,6 @@ def main(argv: list[str] | None = None) -> None:
             print(f"error: {error}", file=sys.stderr, flush=True)  # else all processes find the same
         leave_processes(2)
     leave_processes(0)
-
-
-def run_command(arguments: list[str]) -> None:
-    """Runs the harness's command; what it raises is raised."""
-    import lm_eval.__main__
-
-    import lift_ds.cli.lm_eval_model  # noqa: F401 (makes the model known)
-
-    if os.environ.get("RANK", "0") != "0":
-        os.environ.setdefault("LMEVAL_LOG_LEVEL", "ERROR")  # the first process says it for all
-    sys.argv = ["lm_eval", *arguments]  # the harness reads it there
-    lm_eval.__main__.cli_evaluate()
 
 
 def say_with_others(error: Exception) -> bool:

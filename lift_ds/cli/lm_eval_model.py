@@ -19,7 +19,7 @@ from lift_ds.evaluation.harness.settings import read_arguments
 from lift_ds.ranks.launch import read_launch
 from lift_ds.training.inference import load_whole, weight_hashes
 
-from .format_flags import with_flags
+from .answer_flags import with_flags
 
 HARNESS_DEFAULT_DEVICE = "cuda:0"  # what the harness's command says where nobody said anything
 
@@ -30,16 +30,12 @@ class LoadedLM(DiffusionLM):
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict | None = None) -> LoadedLM:
-        """Loads the model of `--model_args`; see `create_from_arg_obj`."""
+        """See `create_from_arg_obj`."""
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: Mapping[str, Any], additional_config: dict | None = None) -> LoadedLM:
-        """Loads the model of `--model_args`.
-
-        Args:
-            arg_dict: `--model_args`.
-            additional_config: The harness's own `batch_size` and `device`; what is in `arg_dict` goes before them.
+        """Loads the model of `--model_args`, which go before the harness's own `batch_size` and `device`.
 
         Raises:
             ValueError: An argument is wrong, or the model cannot be used.
@@ -58,9 +54,8 @@ class LoadedLM(DiffusionLM):
         model: Any = answerer.model
         if arguments.dtype != "auto":
             model.to(dtype=getattr(torch, arguments.dtype))
-        identity = ""
-        if arguments.progress is not None:
-            identity = json.dumps(weight_hashes(arguments.pretrained, arguments.adapters, ranks))
+        is_kept = arguments.progress is not None
+        identity = json.dumps(weight_hashes(arguments.pretrained, arguments.adapters, ranks)) if is_kept else ""
         answerer, lines = with_flags(answerer, arguments.system, arguments.chat_template, arguments.adapters)
         if ranks.rank == 0:
             print("".join(f"{line}\n" for line in lines), end="", flush=True)

@@ -31,19 +31,14 @@ USAGE = """usage: lift-ds VERB ...
     torchrun --nproc_per_node 2 -m lift_ds.cli.main train --deepspeed ds_configs/zero3.json ..."""
 
 
-def usage() -> str:
-    """All verbs with what they do."""
-    width = max(map(len, VERBS))
-    return USAGE.format(verbs="\n".join(f"  {verb:{width}}  {purpose}" for verb, (_, purpose) in VERBS.items()))
-
-
 def main(argv: list[str] | None = None) -> None:
     """Entry point; exits as the verb's own command does, and with 2 where there is no such verb."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0].startswith("--local_rank="):  # DeepSpeed's launcher puts it first
         del words[0]
     if not words or words[0] in ("-h", "--help"):
-        print(usage())
+        width = max(map(len, VERBS))
+        print(USAGE.format(verbs="\n".join(f"  {verb:{width}}  {purpose}" for verb, (_, purpose) in VERBS.items())))
         return
     verb, *rest = words
     if verb not in VERBS:

@@ -11,8 +11,7 @@ import argparse
 import json
 import re
 import sys
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from lift_ds.models.vocabulary import check_tokenizer, load_tokenizer
 from lift_ds.models.weights import BUILTIN_BASE, resolve_folder
 from lift_ds.training.inputs import make_encoder, open_reader, pack_capacity
 
-from .tool import StrictParser, progress, run_tool, tool_parser
+from .tool import StrictParser, flag, progress, tool
 
 DOTTED_KEY = re.compile(r"[a-z_]+(\.[a-z_0-9]+)+")
 SHOWN_GROUPS = 5
@@ -40,29 +39,8 @@ SHOWN_LOCATIONS = 3
 MIB = 1 << 20
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The flags."""
-    parser = tool_parser(__doc__, kind=StrictParser)
-    parser.add_argument(
-        "inputs", nargs="*", metavar="FILE | key=value", help="as data.path; overrides such as data.columns.prompt=q"
-    )
-    parser.add_argument("--config", type=Path, metavar="YAML", help="recipe, as in launchers/recipes")
-    parser.add_argument("--model", help=f"same as model.path=...: a folder, hub name or {BUILTIN_BASE}")
-    parser.add_argument("--micro-batch", type=int, default=1, help="rows of a forward, for the padding (default 1)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that tokenise (default 0: this one)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there too, with all bad rows")
-    parser.add_argument("--write", type=Path, metavar="FOLDER", help="write the tokens as parquet files to train from")
-    parser.add_argument("--shard-mib", type=int, default=256, help="size of such a file (default 256)")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be read and written, and stop")
-    return parser
-
-
 def resolve(arguments: argparse.Namespace) -> RunConfig:
-    """The config of a run on this data.
-
-    Raises:
-        ConfigError: Something is missing or wrong; all problems at once.
-    """
+    """The config of a run on this data, or a ConfigError with all that is missing or wrong."""
     overrides = [text for text in arguments.inputs if is_override(text)]
     paths = [text for text in arguments.inputs if not is_override(text)]
     flags: dict[str, Any] = {"data.path": paths if len(paths) > 1 else paths[0]} if paths else {}
@@ -75,9 +53,9 @@ def resolve(arguments: argparse.Namespace) -> RunConfig:
         problems.append("no data: name files, data.path=... or data.sources=...")
     if not arguments.model and arguments.config is None and "model.path" not in keys:
         problems.append(f"--model is needed, for its tokenizer: a folder, hub name or {BUILTIN_BASE}")
-    for flag, least in (("micro_batch", 1), ("workers", 0), ("shard_mib", 1)):
-        if getattr(arguments, flag) < least:
-            problems.append(f"--{flag.replace('_', '-')}={getattr(arguments, flag)}: at least {least}")
+    for name, least in (("micro_batch", 1), ("workers", 0), ("shard_mib", 1)):
+        if getattr(arguments, name) < least:
+            problems.append(f"--{name.replace('_', '-')}={getattr(arguments, name)}: at least {least}")
     if problems:
         raise ConfigError(problems)
     return run
@@ -89,16 +67,7 @@ def is_override(text: str) -> bool:
     return bool(sign) and (DOTTED_KEY.fullmatch(key) is not None or key in RunConfig.model_fields)
 
 
-@dataclass(frozen=True)
-class Opened:
-    """What is looked at: rows, their encoder and columns, and the most tokens of a pack."""
-
-    run: RunConfig
-    reader: RowReader
-    capacity: int
-
-
-def open_rows(run: RunConfig) -> Opened:
+def open_rows(run: RunConfig) -> RowReader:
     """Opens tokenizer and data as training does, but lets no bad row stop it.
 
     Raises:
@@ -113,68 +82,40 @@ def open_rows(run: RunConfig) -> Opened:
         raise ValueError(f"{folder}: no tokenizer; name a model that has one.")
     check_tokenizer(config, tokenizer, folder)
     encoder = make_encoder(run.data, tokenizer, config)
-    capacity = pack_capacity(run.data, encoder.max_length)
+    pack_capacity(run.data, encoder.max_length)  # refuses packs that are too short
     data = run.data.model_copy(update={"on_bad_row": "skip"})
     groups = open_groups(data.source_list(), data.builtin_seed, "train", data.builtin_rows, Retry())
-    return Opened(run, open_reader(data, encoder, groups), capacity)
+    return open_reader(data, encoder, groups)
 
 
-def check_and_prepare(arguments: argparse.Namespace) -> bool:
-    """Does what the flags ask for; returns whether no row would stop a run.
-
-    Raises:
-        ValueError: Something is missing or wrong.
-        OSError: A file cannot be read or written.
-    """
-    run = resolve(arguments)
-    if arguments.write is not None:
-        check_target(arguments.write)
-    try:
-        opened = open_rows(run)
-        if not arguments.dry_run:
-            return prepare_data(opened, arguments)
-    except BadRowError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return False
-    print(plan(opened, arguments))
-    return True
-
-
-def plan(opened: Opened, arguments: argparse.Namespace) -> str:
+def plan(run: RunConfig, reader: RowReader, arguments: argparse.Namespace) -> str:
     """What would be read and written, as lines."""
-    reader, encoder = opened.reader, opened.reader.encoder
     lines = ["would read:"]
     for group, columns in zip(reader.manifest.groups, reader.columns, strict=True):
         lines.append(f"  {group.name}: {group.num_rows:,} rows, columns {columns.named()}")
-    lines.append(f"with the tokenizer of {opened.run.model.path}, at most {encoder.max_length:,} tokens a row")
-    lines += [f"  {name}: {value!r}" for name, value in token_settings(encoder, reader.rules).items()]
-    lines.append("would write:")
-    lines.append(f"  the report to {', '.join(['the screen', *([str(arguments.json)] if arguments.json else [])])}")
+    lines.append(f"with the tokenizer of {run.model.path}, at most {reader.encoder.max_length:,} tokens a row")
+    lines += [f"  {name}: {value!r}" for name, value in token_settings(reader.encoder, reader.rules).items()]
+    lines += ["would write:", f"  the report to the screen{f', {arguments.json}' if arguments.json else ''}"]
     if arguments.write is not None:
         lines.append(f"  tokens to {arguments.write}: parquet files of about {arguments.shard_mib} MiB, prepared.json")
     return "\n".join(lines)
 
 
-def prepare_data(opened: Opened, arguments: argparse.Namespace) -> bool:
+def prepare_data(run: RunConfig, reader: RowReader, arguments: argparse.Namespace) -> bool:
     """Looks at all rows, reports, and writes their tokens; returns whether a run could use all of the data as it is.
 
     Raises:
         ValueError: A file cannot be decoded, or the folder to write is in use.
         OSError: A file cannot be written.
     """
-    run, reader = opened.run, opened.reader
     names = [group.name for group in reader.manifest.groups]
-    num_checked = -(-run.data.check_rows // len(names))
-    statistics = TokenStatistics(reader.encoder.num_ids, opened.capacity, names, num_checked)
+    capacity = pack_capacity(run.data, reader.encoder.max_length)
+    statistics = TokenStatistics(reader.encoder.num_ids, capacity, names, -(-run.data.check_rows // len(names)))
     console = Console(highlight=False, markup=False)
-    stopping = set[Skipped]()
-    stopping |= {Skipped.BAD} if run.data.on_bad_row == "error" else set()
-    stopping |= {Skipped.LONG} if run.data.on_long == "error" else set()
-    with ExitStack() as stack:
-        writer = None
-        if arguments.write is not None:
-            writer = stack.enter_context(TokenShardWriter(arguments.write, arguments.shard_mib * MIB))
-        is_usable = True
+    choices = {Skipped.BAD: run.data.on_bad_row, Skipped.LONG: run.data.on_long}
+    stopping = {reason for reason, choice in choices.items() if choice == "error"}
+    is_usable = True
+    with TokenShardWriter(arguments.write, arguments.shard_mib * MIB) if arguments.write else nullcontext() as writer:
         with progress("rows", reader.manifest.num_rows, MofNCompleteColumn()) as advance:
             for rows in survey(reader, arguments.workers):
                 for row in rows:
@@ -188,26 +129,21 @@ def prepare_data(opened: Opened, arguments: argparse.Namespace) -> bool:
         show_report(console, report.numbers, report.first_rows, reader.encoder.tokenizer)
         if arguments.json is not None:
             write_report(arguments.json, report, reader)
-        skipped = [
-            source
-            for source in report.numbers["sources"]
-            if source["skipped_of_first"] > run.data.max_skipped or source["skipped_of_first"] == 1
-        ]
-        for source in skipped:
+        for source in report.numbers["sources"]:
             share = source["skipped_of_first"]
-            reason = f"more than data.max_skipped={run.data.max_skipped:g} allows"
-            console.print(
-                f"{source['name']}: {share:.1%} of the first rows would be skipped, "
-                f"{'and a run needs one that can be used' if share == 1 else reason}",
-                soft_wrap=True,
-            )
-        is_usable = is_usable and not skipped and report.numbers["rows"]["good"] > 0
-        if writer is not None and is_usable:
-            writer.publish(describe(opened, report))
-            console.print(f"{arguments.write}: {len(writer.shards)} parquet file(s)", soft_wrap=True)
-        elif writer is not None:
-            hint = "not written; set data.on_bad_row, data.on_long and data.max_skipped to leave rows out."
-            console.print(f"{arguments.write}: {hint}", soft_wrap=True)
+            if share > run.data.max_skipped or share == 1:
+                is_usable = False
+                allowed = f"more than data.max_skipped={run.data.max_skipped:g} allows"
+                reason = "and a run needs one that can be used" if share == 1 else allowed
+                line = f"{source['name']}: {share:.1%} of the first rows would be skipped, {reason}"
+                console.print(line, soft_wrap=True)
+        is_usable = is_usable and report.numbers["rows"]["good"] > 0
+        if writer is not None:
+            result = "not written; set data.on_bad_row, data.on_long and data.max_skipped to leave rows out."
+            if is_usable:
+                writer.publish(describe(run, reader, report))
+                result = f"{len(writer.shards)} parquet file(s)"
+            console.print(f"{arguments.write}: {result}", soft_wrap=True)
     return is_usable
 
 
@@ -222,27 +158,20 @@ def locate_duplicates(report: SurveyReport, reader: RowReader) -> list[list[str]
 
 
 def write_report(path: Path, report: SurveyReport, reader: RowReader) -> None:
-    """The report as JSON, with the first rows of each source as text: targets stand between « and ».
-
-    Raises:
-        OSError: It cannot be written.
-    """
+    """The report as JSON, with the first rows of each source as text: targets stand between « and »."""
     texts = [[marked_text(document, reader.encoder.tokenizer) for document in rows] for rows in report.first_rows]
     text = json.dumps(report.numbers | {"first_rows": texts}, indent=2, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
-def describe(opened: Opened, report: SurveyReport) -> dict[str, Any]:
+def describe(run: RunConfig, reader: RowReader, report: SurveyReport) -> dict[str, Any]:
     """What `prepared.json` says of the tokens."""
-    run, reader = opened.run, opened.reader
-    encoder = reader.encoder
+    encoder, sources = reader.encoder, report.numbers["sources"]
     return {
         "rows": report.numbers["rows"],
         "sources": [
             {**counts, "weight": group.weight, "columns": columns.named()}
-            for counts, group, columns in zip(
-                report.numbers["sources"], reader.manifest.groups, reader.columns, strict=True
-            )
+            for counts, group, columns in zip(sources, reader.manifest.groups, reader.columns, strict=True)
         ],
         "tokens": report.numbers["tokens"],
         "files": reader.manifest.files,
@@ -253,10 +182,30 @@ def describe(opened: Opened, report: SurveyReport) -> dict[str, Any]:
     }
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Entry point; exits with 1 where a row would stop a run, and with 2 where something is missing or wrong."""
-    run_tool(make_parser(), check_and_prepare, argv)
-
-
-if __name__ == "__main__":
-    main()
+@tool(
+    __doc__,
+    flag("inputs", nargs="*", metavar="FILE | key=value", help="as data.path; overrides such as data.columns.prompt=q"),
+    flag("--config", type=Path, metavar="YAML", help="recipe, as in launchers/recipes"),
+    flag("--model", help=f"same as model.path=...: a folder, hub name or {BUILTIN_BASE}"),
+    flag("--micro-batch", type=int, default=1, help="rows of a forward, for the padding (default 1)"),
+    flag("--workers", type=int, default=0, help="processes that tokenise (default 0: this one)"),
+    flag("--json", type=Path, metavar="FILE", help="write the report there too, with all bad rows"),
+    flag("--write", type=Path, metavar="FOLDER", help="write the tokens as parquet files to train from"),
+    flag("--shard-mib", type=int, default=256, help="size of such a file (default 256)"),
+    flag("--dry-run", action="store_true", help="print what would be read and written, and stop"),
+    kind=StrictParser,
+)
+def main(arguments: argparse.Namespace) -> bool:
+    """Does what the flags ask for; returns whether no row would stop a run."""
+    run = resolve(arguments)
+    if arguments.write is not None:
+        check_target(arguments.write)
+    try:
+        reader = open_rows(run)
+        if not arguments.dry_run:
+            return prepare_data(run, reader, arguments)
+    except BadRowError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return False
+    print(plan(run, reader, arguments))
+    return True

@@ -1,4 +1,4 @@
-"""What command lines share: help, exits, sizes, progress, summaries, and what libraries may print."""
+"""What command lines share: flags, help, exits, sizes, progress, summaries, and what libraries may print."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ import signal
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from lift_ds.text_files import check_locale
 
@@ -25,6 +27,8 @@ SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(KB|MB|GB|TB)", re.IGNORECASE)
 INTERRUPTED = 128 + signal.SIGINT  # exit status after Ctrl-C, as shells have it
 CODE_WARNING = warnings.formatwarning
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+Flag = tuple[tuple[str, ...], dict[str, Any]]
+Action = Callable[[argparse.Namespace], bool | None]
 
 
 class Paragraphs(argparse.HelpFormatter):
@@ -54,7 +58,6 @@ class StrictParser(argparse.ArgumentParser):
     """A parser whose flags take one value each, as keys do, but for those that may be given again."""
 
     def __init__(self, **settings: Any) -> None:
-        """Begins without values."""
         super().__init__(**settings)
         self.given: dict[str, Any] = {}
         self.register("action", None, OneValue)
@@ -65,52 +68,73 @@ class StrictParser(argparse.ArgumentParser):
         return super().parse_known_args(*arguments, **settings)
 
 
+def flag(*names: str, **settings: Any) -> Flag:
+    """A flag, as `add_argument` takes it; one without dashes is an argument."""
+    return names, settings
+
+
+LOCAL_RANK = flag("--local_rank", "--local-rank", type=int, help="set by the launcher; ignored")
+
+
 def tool_parser(
     description: str | None,
-    epilog: str | None = None,
+    flags: tuple[Flag, ...],
     kind: type[argparse.ArgumentParser] = argparse.ArgumentParser,
+    epilog: str | None = None,
 ) -> argparse.ArgumentParser:
-    """A parser without flags.
-
-    Args:
-        description: The tool's docstring.
-        epilog: What the help ends with.
-        kind: `StrictParser` where flags stand beside keys of the run config.
-    """
-    return kind(description=description, epilog=epilog, formatter_class=Paragraphs)
+    """A parser, described by the tool's docstring; a `StrictParser` where flags stand beside keys of the run config."""
+    parser = kind(description=description, epilog=epilog, formatter_class=Paragraphs)
+    for names, settings in flags:
+        parser.add_argument(*names, **settings)
+    return parser
 
 
-def run_tool(
-    parser: argparse.ArgumentParser, action: Callable[[argparse.Namespace], bool | None], argv: list[str] | None
-) -> None:
-    """Runs a tool; exits with 2 where it cannot do its work, 1 where it returns false, and 130 after Ctrl-C.
+@dataclass(frozen=True)
+class Tool:
+    """A command line, which a call runs; see `tool_parser`. Its flags may stand between its arguments."""
 
-    Args:
-        parser: With the tool's flags, which may stand between the arguments.
-        action: What the tool does with them.
-        argv: The command line; `None` is this process's.
-    """
-    arguments = parser.parse_intermixed_args(argv)
-    warnings.formatwarning = warning_line
-    try:
-        check_locale()
-        succeeded = action(arguments)
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    if succeeded is False:
-        sys.exit(1)
+    action: Action
+    description: str | None
+    flags: tuple[Flag, ...]
+    kind: type[argparse.ArgumentParser]
+
+    def parser(self) -> argparse.ArgumentParser:
+        """Named as the process is by now."""
+        return tool_parser(self.description, self.flags, self.kind)
+
+    def __call__(self, argv: list[str] | None = None) -> None:
+        """Runs it; exits with 2 where it cannot do its work, 1 where the action returns false, 130 after Ctrl-C."""
+        arguments = self.parser().parse_intermixed_args(argv)
+        warnings.formatwarning = warning_line
+        try:
+            check_locale()
+            succeeded = self.action(arguments)
+        except (ValueError, RuntimeError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            sys.exit(INTERRUPTED)
+        if succeeded is False:
+            sys.exit(1)
+
+
+def tool(
+    description: str | None, *flags: Flag, kind: type[argparse.ArgumentParser] = argparse.ArgumentParser
+) -> Callable[[Action], Tool]:
+    """Makes a command line of a module's last function, see `tool_parser`; it runs where the module is the program."""
+
+    def make(action: Action) -> Tool:
+        made = Tool(action, description, flags, kind)
+        if action.__module__ == "__main__":
+            made()
+        return made
+
+    return make
 
 
 def check_counts(arguments: argparse.Namespace, *names: str) -> None:
-    """Refuses numbers below 1; flags that are not given are left out.
-
-    Raises:
-        ValueError: One is.
-    """
+    """Refuses numbers below 1 with a ValueError; flags that are not given are left out."""
     for name in names:
         value = getattr(arguments, name)
         if value is not None and value < 1:
@@ -118,11 +142,7 @@ def check_counts(arguments: argparse.Namespace, *names: str) -> None:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as `200MB`; decimal units.
-
-    Raises:
-        ValueError: It is no size.
-    """
+    """Bytes of a size such as `200MB`, in decimal units; a ValueError where it is none."""
     match = SIZE.fullmatch(text.strip())
     if match is None or float(match[1]) <= 0:
         raise ValueError(f"{text!r} is no size; write for example 200MB or 5GB.")
@@ -130,11 +150,7 @@ def parse_size(text: str) -> int:
 
 
 def check_writable(path: Path, flag: str) -> None:
-    """Tries, before the work, whether a file can be written; one that exists is left as it is.
-
-    Raises:
-        ValueError: It cannot.
-    """
+    """Tries, before the work, whether a file can be written, as `writing` does; one that exists is left as it is."""
     existed = path.exists()
     with writing(path, flag):
         path.open("ab").close()
@@ -144,11 +160,7 @@ def check_writable(path: Path, flag: str) -> None:
 
 @contextmanager
 def writing(path: Path, flag: str) -> Iterator[None]:
-    """Names the flag where what it names cannot be written.
-
-    Raises:
-        ValueError: In place of an OSError.
-    """
+    """Makes an OSError a ValueError that names the flag and its path."""
     try:
         yield
     except OSError as error:
@@ -157,13 +169,7 @@ def writing(path: Path, flag: str) -> Iterator[None]:
 
 @contextmanager
 def progress(what: str, total: int, amount: ProgressColumn | None = None) -> Iterator[Callable[[int], None]]:
-    """A bar on the terminal; gives the function that advances it.
-
-    Args:
-        what: Stands before the bar.
-        total: Where it ends.
-        amount: Stands behind it; default: a percentage.
-    """
+    """A bar on the terminal, with a percentage or another amount behind it; gives the function that advances it."""
     console = Console(stderr=True)
     columns = (TextColumn(what), BarColumn(), amount or TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -172,11 +178,7 @@ def progress(what: str, total: int, amount: ProgressColumn | None = None) -> Ite
 
 
 def show(facts: dict[str, Any], path: Path | None = None) -> None:
-    """Prints facts as lines, and writes them as JSON where a path is given.
-
-    Raises:
-        OSError: It cannot be written.
-    """
+    """Prints facts as lines, and writes them as JSON where a path is given."""
     width = max(map(len, facts))
     for name, value in facts.items():
         print(f"{name:{width}}  {f'{value:,}' if isinstance(value, int) and abs(value) > 9999 else value}")
@@ -185,17 +187,26 @@ def show(facts: dict[str, Any], path: Path | None = None) -> None:
 
 
 def write_json(path: Path, facts: dict[str, Any]) -> None:
-    """Writes facts for programs.
-
-    Raises:
-        OSError: It cannot be written.
-    """
+    """Writes facts for programs."""
     path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
 def warning_line(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
     """A warning as a person reads it: what the package says of files and settings, without the place in its code."""
     return f"warning: {message}\n" if category is UserWarning else CODE_WARNING(message, category, *place, **more)
+
+
+def figures(title: str, texts: tuple[str, ...], numbers: tuple[str, ...]) -> Table:
+    """A table without rows: columns of texts, then columns of numbers."""
+    table = Table(title=title)
+    for heading in (*texts, *numbers):
+        table.add_column(heading, justify="left" if heading in texts else "right")
+    return table
+
+
+def percent_range(interval: Sequence[float] | None) -> str:
+    """An interval of shares, where there is one."""
+    return "" if interval is None else f"{interval[0]:.1%} to {interval[1]:.1%}"
 
 
 def quieten(is_main: bool) -> None:

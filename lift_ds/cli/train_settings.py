@@ -11,14 +11,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lift_ds.config.deepspeed import read_ds_json, settle_ds_json
+from lift_ds.config.deepspeed import flat, read_ds_json, settle_ds_json
 from lift_ds.config.loading import read_given, read_recipe, resolve
 from lift_ds.config.resuming import (
     Change,
     Meaning,
     find_changes,
     find_json_changes,
-    flat,
     inherit_json,
     merged,
     overlay,
@@ -29,33 +28,21 @@ from lift_ds.training.run_files import SourcesError
 
 Opened = TypeVar("Opened")
 RUNS = Path("runs")
+BUILTIN_RECIPE = Path(str(files("lift_ds") / "assets" / "reasoning.yaml"))
 SHORTCUTS = {"model": "model.path", "data": "data.path", "output": "output", "resume": "checkpoint.resume"}
 
 
-def read_flags(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The flags that stand for a key of the run config, by that key."""
-    given = {key: getattr(arguments, flag) for flag, key in SHORTCUTS.items()}
-    flags = {key: value for key, value in given.items() if value is not None}
-    if len(flags.get("data.path", [])) == 1:
-        flags["data.path"] = flags["data.path"][0]
-    return flags
-
-
-def show_flags(arguments: argparse.Namespace) -> dict[str, str]:
-    """Those flags as they were given, by key."""
-    given = {flag: getattr(arguments, flag) for flag in SHORTCUTS}
-    return {
-        SHORTCUTS[flag]: " ".join(f"--{flag} {part}" for part in ([value] if isinstance(value, str) else value))
-        for flag, value in given.items()
-        if value is not None
-    }
-
-
-def choose_recipe(given: Path | None, named: list[str]) -> Path | None:
-    """The recipe that was named, or the built-in one where neither recipe nor model nor data are among the keys."""
-    if given is not None or {"data.path", "data.sources", "model.path"} & set(named):
-        return given
-    return Path(str(files("lift_ds") / "assets" / "reasoning.yaml"))
+def read_flags(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
+    """The flags that stand for a key of the run config: their values by that key, and as they were given."""
+    values: dict[str, Any] = {}
+    texts: dict[str, str] = {}
+    for name, key in SHORTCUTS.items():
+        given = getattr(arguments, name)
+        if given is not None:
+            parts = [given] if isinstance(given, str) else given
+            values[key] = parts if len(parts) > 1 else parts[0]
+            texts[key] = " ".join(f"--{name} {part}" for part in parts)
+    return values, texts
 
 
 def settle_output(run: RunConfig) -> str:
@@ -80,16 +67,10 @@ def attempt(action: Callable[[], Opened], problems: list[str]) -> Opened | None:
 
 @dataclass
 class Settings:
-    """The settings of a run, as they are settled.
+    """The settings of a run, as they are settled; see `Meaning` for `given` and `meant`.
 
     Args:
-        run: The run config; its folder is settled.
-        problems: What is wrong, so far.
         notes: What is to be said at the start.
-        resumed: The run that goes on, if any.
-        given: Where each key was given: nothing for the command line, or the file.
-        meant: Keys of `--change`.
-        changes: What differs from the run that goes on.
         is_numbered: Whether the run folder is a new one, named by the next number.
     """
 
@@ -121,11 +102,7 @@ class Settings:
         return settled
 
     def judge(self, model_folder: Path | None) -> None:
-        """Lists what differs from the run that goes on, or adds why it is refused to the problems.
-
-        Args:
-            model_folder: Where the model was found, if it was.
-        """
+        """Lists what differs from the run that goes on, or adds why it is refused to the problems."""
         if self.resumed is None:
             if self.meant and self.run.checkpoint.resume == "none":
                 self.problems.append("--change: there is no run that goes on; remove it, or add --resume")
@@ -158,17 +135,17 @@ class Settings:
 
 def read_settings(arguments: argparse.Namespace) -> Settings:
     """The run config of flags, recipe and overrides, and of the run that they go on with."""
-    flags = read_flags(arguments)
-    given, problems = read_given(arguments.config, arguments.overrides, flags, show_flags(arguments))
+    flags, texts = read_flags(arguments)
+    given, problems = read_given(arguments.config, arguments.overrides, flags, texts)
     on_line = [*flags, *(override.partition("=")[0] for override in arguments.overrides)]
     meant = [key for keys in arguments.change or [] for key in keys.split(",") if key]
     asked, _ = resolve(copy.deepcopy(given))  # for output and resume; what is wrong is found again below
     output = settle_output(asked)
     resumed = attempt(partial(find_resumed, Path(output), asked.checkpoint.resume), problems)
     if resumed is None:
-        recipe = choose_recipe(arguments.config, on_line)
-        values = given if recipe == arguments.config else merged(read_recipe(recipe)[0], given)
-        run, more = resolve(values)
+        if arguments.config is None and not {"data.path", "data.sources", "model.path"} & set(on_line):
+            given = merged(read_recipe(BUILTIN_RECIPE)[0], given)
+        run, more = resolve(given)
         run = run.model_copy(update={"output": output})
         is_numbered = asked.output == "auto" and asked.checkpoint.resume == "none"
         return Settings(run, problems + more, [], None, {}, meant, is_numbered=is_numbered)

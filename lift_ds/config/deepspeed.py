@@ -6,26 +6,29 @@ DeepSpeed sees them, and a number that stands in both files with different value
 
 from __future__ import annotations
 
-import difflib
-import json
+import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lift_ds.data.order.slots import micro_batches_per_step
-from lift_ds.json_text import BadKeyError
-from lift_ds.text_files import load_json, read_text
+from lift_ds.section import hint_at
+from lift_ds.text_files import BadKeyError, load_json, read_text
 
 from .run import RunConfig
 from .training import OptimConfig
 
-KNOWN_KEYS = frozenset(
-    """activation_checkpointing aio autotuning bf16 bfloat16 checkpoint comet comms_logger communication_data_type
-    compile compression_training csv_monitor curriculum_learning data_efficiency data_types dataloader_drop_last
-    disable_allgather dump_state elasticity flops_profiler fp16 gradient_accumulation_steps gradient_clipping
-    gradient_predivide_factor memory_breakdown nebula optimizer prescale_gradients scheduler
-    seq_parallel_communication_data_type sparse_gradients steps_per_print tensorboard timers torch_autocast
-    train_batch_size train_micro_batch_size_per_gpu wall_clock_breakdown wandb zero_allow_untested_optimizer
-    zero_force_ds_cpu_optimizer zero_optimization""".split()
+# Keys that change how fast a run is, what it prints, or how its work is cut. All others are learning's.
+PERFORMANCE = frozenset(
+    """activation_checkpointing aio autotuning checkpoint comet comms_logger compile csv_monitor dataloader_drop_last
+    disable_allgather dump_state flops_profiler gradient_accumulation_steps memory_breakdown nebula steps_per_print
+    tensorboard timers train_batch_size train_micro_batch_size_per_gpu wall_clock_breakdown wandb
+    zero_allow_untested_optimizer zero_force_ds_cpu_optimizer zero_optimization""".split()
+)
+KNOWN_KEYS = PERFORMANCE.union(
+    """bf16 bfloat16 communication_data_type compression_training curriculum_learning data_efficiency data_types
+    elasticity fp16 gradient_clipping gradient_predivide_factor optimizer prescale_gradients scheduler
+    seq_parallel_communication_data_type sparse_gradients torch_autocast""".split()
 )
 SECTIONS = ("bf16", "bfloat16", "fp16", "data_types", "optimizer")
 ADAM_TYPES = ("AdamW", "Adam")
@@ -51,17 +54,13 @@ def read_ds_json(path: Path) -> tuple[dict[str, Any], list[str]]:
         return {}, [f"--deepspeed {path}: {'' if isinstance(error, BadKeyError) else 'not JSON: '}{error}"]
     if not isinstance(loaded, dict):
         return {}, [f"--deepspeed {path}: holds a {type(loaded).__name__}; an object is expected"]
-    problems = []
-    for key in sorted(set(loaded) - KNOWN_KEYS):
-        close = difflib.get_close_matches(key, KNOWN_KEYS, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}?" if close else "see DeepSpeed's configuration page"
-        problems.append(f"{path}: unknown key {key!r}; DeepSpeed would ignore it; {hint}")
+    hints = {key: hint_at(key, KNOWN_KEYS, "see DeepSpeed's configuration page") for key in set(loaded) - KNOWN_KEYS}
+    problems = [f"{path}: unknown key {key!r}; DeepSpeed would ignore it; {hints[key]}" for key in sorted(hints)]
     zero = loaded.get("zero_optimization")
     if not isinstance(zero, dict) or zero.get("stage") not in (1, 2, 3):
         problems.append(f"{path}: zero_optimization.stage must be 1, 2 or 3; DeepSpeed would take nothing for 0")
-    for key in SECTIONS:
-        if not isinstance(loaded.get(key, {}), dict):
-            problems.append(f"{path}: {key}={loaded[key]!r}: an object is expected")
+    no_objects = [key for key in SECTIONS if not isinstance(loaded.get(key, {}), dict)]
+    problems += [f"{path}: {key}={loaded[key]!r}: an object is expected" for key in no_objects]
     if isinstance(loaded.get("fp16"), dict) and loaded["fp16"].get("enabled") not in (None, False):
         problems.append(f"{path}: fp16.enabled: only bf16 and float32 are supported; remove it and use bf16")
     return loaded, problems
@@ -80,16 +79,10 @@ def settle_ds_json(
 ) -> tuple[dict[str, Any], list[str]]:
     """Fills what the run config decides, and checks the numbers that both files hold.
 
-    Args:
-        loaded: The JSON as read.
-        path: Where it was read from, for messages.
-        config: The run config.
-        world_size: Number of ranks.
-
     Returns:
         The JSON for `fill_ds_json`, without optimizer and scheduler (built from the run config), and problems.
     """
-    settled = json.loads(json.dumps(loaded))
+    settled = copy.deepcopy(loaded)
     problems = settle_batch(settled, path, config.optim, world_size)
     problems += settle_optimizer(settled.pop("optimizer", {}), path, config.optim)
     settled.setdefault("bf16", settled.pop("bfloat16", {})).setdefault("enabled", "auto")
@@ -101,20 +94,14 @@ def settle_ds_json(
             problems.append(f"{path}: {key}=nvme: {reason}; allowed: none, cpu")
     problems += [
         f'{path}: {key}="auto" has no counterpart in the run config; write a value'
-        for key in autos(settled)
-        if key not in FILLED_LATER
+        for key, value in flat(settled).items()
+        if value == "auto" and key not in FILLED_LATER
     ]
     return settled, problems
 
 
 def fill_ds_json(settled: dict[str, Any], hidden_size: int, has_bf16: bool) -> dict[str, Any]:
-    """The JSON that DeepSpeed gets: what model and device decide is filled, too.
-
-    Args:
-        settled: From `settle_ds_json`.
-        hidden_size: Model width, for bucket sizes that are "auto".
-        has_bf16: What "auto" means for bf16: true on accelerators, false on CPU.
-    """
+    """The JSON that DeepSpeed gets: "auto" becomes what the model's width and the device decide."""
     bf16, zero = dict(settled["bf16"]), dict(settled["zero_optimization"])
     if bf16["enabled"] == "auto":
         bf16["enabled"] = has_bf16
@@ -122,21 +109,21 @@ def fill_ds_json(settled: dict[str, Any], hidden_size: int, has_bf16: bool) -> d
     return settled | {"bf16": bf16, "zero_optimization": zero}
 
 
-def settle(section: dict[str, Any], key: str, value: Any, where: str, ours: str) -> list[str]:
-    """Writes the run config's value; a problem where the JSON has another one.
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
-    Args:
-        section: Part of the JSON, changed in place.
-        key: The key in it.
-        value: What the run config gives.
-        where: File and key, for messages.
-        ours: The run config's key, for messages.
-    """
+
+def settle(section: dict[str, Any], key: str, value: Any, place: str, ours: str) -> list[str]:
+    """Writes the run config's value of a key into a part of the JSON; a problem where that has another one."""
     given = section.get(key, "auto")
     section[key] = value
     if given in ("auto", value):
         return []
-    return [f'{where}={given} but {ours} gives {value}; write "auto" in the JSON, or change one']
+    return [f'{place}{key}={given} but {ours} gives {value}; write "auto" in the JSON, or change one']
 
 
 def settle_batch(resolved: dict[str, Any], path: Path, optim: OptimConfig, world_size: int) -> list[str]:
@@ -150,11 +137,10 @@ def settle_batch(resolved: dict[str, Any], path: Path, optim: OptimConfig, world
         return [f'{path}: {key}={micro_batch!r}: a positive number or "auto"']
     accumulation = micro_batches_per_step(optim.global_batch, micro_batch, world_size)
     ours = f"optim.global_batch={optim.global_batch} on {world_size} ranks x {micro_batch}"
-    key = "gradient_accumulation_steps"
-    problems = settle(resolved, key, accumulation, f"{path}: {key}", ours)
-    key = "train_batch_size"
-    problems += settle(resolved, key, optim.global_batch, f"{path}: {key}", "optim.global_batch")
-    resolved[key] = accumulation * micro_batch * world_size  # DeepSpeed wants the product; a rank may be short of one
+    problems = settle(resolved, "gradient_accumulation_steps", accumulation, f"{path}: ", ours)
+    problems += settle(resolved, "train_batch_size", optim.global_batch, f"{path}: ", "optim.global_batch")
+    # DeepSpeed wants the product; a rank may be short of one document
+    resolved["train_batch_size"] = accumulation * micro_batch * world_size
     return problems
 
 
@@ -169,21 +155,11 @@ def settle_optimizer(optimizer: dict[str, Any], path: Path, optim: OptimConfig) 
         "eps": (optim.eps, "optim.eps"),
         "weight_decay": (optim.weight_decay, "optim.weight_decay"),
     }
-    params = optimizer.get("params", {})
+    params, place = optimizer.get("params", {}), f"{path}: optimizer.params."
     for key in list(params):
         if key in expected:
-            problems += settle(params, key, expected[key][0], f"{path}: optimizer.params.{key}", expected[key][1])
+            value, ours = expected[key]
+            problems += settle(params, key, value, place, ours)
         else:
-            problems.append(f"{path}: optimizer.params.{key}: unknown; allowed: {', '.join(expected)}")
+            problems.append(f"{place}{key}: unknown; allowed: {', '.join(expected)}")
     return problems
-
-
-def autos(section: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted keys that are still "auto"."""
-    keys = []
-    for key, value in section.items():
-        if isinstance(value, dict):
-            keys += autos(value, f"{prefix}{key}.")
-        elif value == "auto":
-            keys.append(prefix + key)
-    return keys

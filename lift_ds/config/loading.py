@@ -6,7 +6,6 @@ All problems are collected and reported at once: key, value, what is allowed, wh
 from __future__ import annotations
 
 import copy
-import difflib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,9 +17,8 @@ from pydantic_core import ErrorDetails
 
 from lift_ds.objectives import DEFAULT_METHOD, OBJECTIVES, all_options, methods_with
 from lift_ds.objectives.settings import ObjectiveSettings
-from lift_ds.section import Section, refused_value
-from lift_ds.text_files import RepeatedKeyError, read_text
-from lift_ds.yaml_numbers import load_yaml
+from lift_ds.section import Section, hint_at, refused_value
+from lift_ds.text_files import RepeatedKeyError, load_yaml, read_text
 
 from .run import RunConfig
 
@@ -29,7 +27,6 @@ class ConfigError(ValueError):
     """Everything that is wrong with a configuration, one problem a line."""
 
     def __init__(self, problems: list[str]) -> None:
-        """Joins the problems into one message."""
         self.problems = problems
         count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
         super().__init__(f"{count} in the configuration:\n" + "\n".join(f"  - {problem}" for problem in problems))
@@ -50,8 +47,7 @@ def load_run_config(
         shown: Those of them that stand on the command line, as they stand there.
 
     Returns:
-        The config and what is wrong with it. Where something is, the wrong values are defaults in it, so that the
-        rest can still be checked; it must not be run.
+        The config and what is wrong with it. Wrong values are defaults in it, so that the rest can still be checked.
     """
     values, problems = read_given(recipe, overrides, flags, shown)
     config, more = resolve(values)
@@ -64,11 +60,7 @@ def read_given(
     flags: dict[str, Any] | None = None,
     shown: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
-    """What a recipe, flags and overrides give, as nested dictionaries; arguments as for `load_run_config`.
-
-    Returns:
-        The values, none of them checked, and what cannot be read.
-    """
+    """What these give as nested dictionaries, not checked, and what cannot be read; see `load_run_config`."""
     values, problems = read_recipe(recipe)
     problems += find_contradictions(overrides, flags or {}, shown or {})
     for key, value in (flags or {}).items():
@@ -78,20 +70,18 @@ def read_given(
         if not sign or not key:
             problems.append(f"{override!r}: an override has the form section.key=value, for example optim.steps=300")
             continue
-        try:
-            problems += set_dotted(values, key, parse_scalar(text))
-        except RepeatedKeyError as error:
-            problems.append(f"{override!r}: {error}")
+        value, problem = parse_value(text)
+        problems += [f"{override!r}: {problem}"] if problem else set_dotted(values, key, value)
     return values, problems
 
 
 def find_contradictions(overrides: list[str], flags: Mapping[str, Any], shown: Mapping[str, str]) -> list[str]:
     """Problems where a command line gives a key two values, or a section and a key in it; see `load_run_config`."""
     problems = []
-    given: dict[str, tuple[str, Any]] = {key: (text, flags[key]) for key, text in shown.items()}
+    given = {key: (text, flags[key]) for key, text in shown.items()}
     for override in overrides:
         key, _, text = override.partition("=")
-        value = text if key in shown else parse_or_text(text)
+        value = text if key in shown else parse_value(text)[0]
         for other, (place, earlier) in given.items():
             is_inside = f"{other}.".startswith(f"{key}.") or f"{key}.".startswith(f"{other}.")
             if is_inside and not (other == key and earlier == value):
@@ -100,12 +90,14 @@ def find_contradictions(overrides: list[str], flags: Mapping[str, Any], shown: M
     return problems
 
 
-def parse_or_text(text: str) -> Any:
-    """A command-line value, or its text where it cannot be one."""
+def parse_value(text: str) -> tuple[Any, str]:
+    """A command-line value, YAML or else a text, and what is wrong with it."""
     try:
-        return parse_scalar(text)
-    except RepeatedKeyError:
-        return text
+        return load_yaml(text), ""
+    except yaml.YAMLError:
+        return text, ""
+    except RepeatedKeyError as error:
+        return text, str(error)
 
 
 def resolve(values: dict[str, Any]) -> tuple[RunConfig, list[str]]:
@@ -129,8 +121,8 @@ def forget(values: dict[str, Any], details: ErrorDetails) -> None:
     if details["type"] != "value_error" or location not in ((), ("checkpoint",), ("objective",)):
         remove(values, location)
     elif not location:  # the checks between sections are about these two
-        remove(values, ("eval",))
-        remove(values, ("difficulty",))
+        values.pop("eval", None)
+        values.pop("difficulty", None)
     else:
         section = str(location[0])
         named = re.findall(rf"^{section}\.(\w+)", str(details["ctx"]["error"]), re.MULTILINE)
@@ -159,28 +151,17 @@ def read_recipe(recipe: Path | None) -> tuple[dict[str, Any], list[str]]:
     try:
         loaded = load_yaml(read_text(recipe))
     except OSError as error:
-        return {}, [f"--config {recipe}: cannot be read: {error.strerror}"]
+        problem = f"cannot be read: {error.strerror}"
     except yaml.YAMLError as error:
-        return {}, [f"--config {recipe}: not YAML: {error}"]
+        problem = f"not YAML: {error}"
     except ValueError as error:
-        return {}, [f"--config {recipe}: {error}"]
-    if loaded is None:
-        return {}, [f"--config {recipe}: is empty"]
-    if not isinstance(loaded, dict):
-        return {}, [f"--config {recipe}: holds a {type(loaded).__name__}; sections like 'optim:' are expected"]
-    return loaded, []
-
-
-def parse_scalar(text: str) -> Any:
-    """A command-line value: YAML, or a text that is none.
-
-    Raises:
-        RepeatedKeyError: A key stands twice in it.
-    """
-    try:
-        return load_yaml(text)
-    except yaml.YAMLError:
-        return text
+        problem = str(error)
+    else:
+        if isinstance(loaded, dict):
+            return loaded, []
+        expected = f"holds a {type(loaded).__name__}; sections like 'optim:' are expected"
+        problem = "is empty" if loaded is None else expected
+    return {}, [f"--config {recipe}: {problem}"]
 
 
 def set_dotted(values: dict[str, Any], key: str, value: Any) -> list[str]:
@@ -203,15 +184,14 @@ def describe(details: ErrorDetails, values: dict[str, Any]) -> list[str]:
         if methods:
             method = values["objective"].get("method", DEFAULT_METHOD)
             return [f"{key}={details['input']}: {method} has no such option; remove it, or use {', '.join(methods)}"]
-        close = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}?" if close else "see --help for all keys"
-        return [f"{key}: unknown key; {hint}"]
+        return [f"{key}: unknown key; {hint_at(key, known_keys(), 'see --help for all keys')}"]
     if details["type"] == "value_error":
         return str(details["ctx"]["error"]).splitlines()
     hint = ""
     if details["type"] == "string_type" and isinstance(details["input"], int | float):
         hint = """; a text that reads as a number needs quotes, on a command line '"1e5"'"""
-    return [f"{refused_value(key, details)}{hint} ({help_of(key)})"]
+    field = dict(walk_fields(RunConfig)).get(key)
+    return [f"{refused_value(key, details)}{hint} ({field.description or '' if field else 'see --help'})"]
 
 
 def walk_fields(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -226,11 +206,6 @@ def walk_fields(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[st
 def known_keys() -> list[str]:
     """Every dotted key."""
     return [key for key, _ in walk_fields(RunConfig)]
-
-
-def help_of(key: str) -> str:
-    """What a key means."""
-    return next((field.description or "" for known, field in walk_fields(RunConfig) if known == key), "see --help")
 
 
 def explain_keys() -> str:

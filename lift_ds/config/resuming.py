@@ -7,15 +7,16 @@ Every setting is that of the record (`run.json`). A value that is given and diff
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from lift_ds.objectives import OBJECTIVES
+from lift_ds.section import hint_at
 
-from .loading import known_keys
+from .deepspeed import PERFORMANCE, flat
+from .loading import known_keys, set_dotted
 from .run import RunConfig
 
 JSON_PREFIX = "deepspeed."
@@ -23,19 +24,12 @@ MISSING = "not set"
 
 
 class Rule(Enum):
-    """What a resumed run may do with a key.
+    """What a resumed run may do with a key."""
 
-    Members:
-        FREE: It may differ; it is listed.
-        NAMES: It names files, which are compared instead: it is free where they are the same.
-        MEANT: It changes what is learned: `--change` says that it is meant.
-        FIXED: What the run left on disk rests on it.
-    """
-
-    FREE = "free"
-    NAMES = "names"
-    MEANT = "meant"
-    FIXED = "fixed"
+    FREE = "free"  # it may differ; it is listed
+    NAMES = "names"  # it names files, which are compared instead: it is free where they are the same
+    MEANT = "meant"  # it changes what is learned: `--change` says that it is meant
+    FIXED = "fixed"  # what the run left on disk rests on it
 
 
 POSITION = "the position in the data rests on it"
@@ -71,13 +65,6 @@ FIXED = {
         "the tokens of every row follow from it",
     ),
 }
-# DeepSpeed's keys that change how fast a run is, what it prints, or how its work is cut. All others are learning's.
-PERFORMANCE = frozenset(
-    """activation_checkpointing aio autotuning checkpoint comet comms_logger compile csv_monitor dataloader_drop_last
-    disable_allgather dump_state flops_profiler gradient_accumulation_steps memory_breakdown nebula steps_per_print
-    tensorboard timers train_batch_size train_micro_batch_size_per_gpu wall_clock_breakdown wandb
-    zero_allow_untested_optimizer zero_force_ds_cpu_optimizer zero_optimization""".split()
-)
 LOSSY_ZERO = ("zero_optimization.zero_quantized_", "zero_optimization.zeropp_")
 DERIVED = ("train_batch_size", "gradient_accumulation_steps")  # of the batch, the micro-batch and the ranks
 
@@ -109,7 +96,6 @@ class Change:
     now: Any
 
     def __str__(self) -> str:
-        """As it is listed."""
         return f"{self.key}: {shown(self.before)} -> {shown(self.now)}"
 
 
@@ -118,17 +104,6 @@ def shown(value: Any) -> str:
     if value is None:
         return "none"
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries by dotted key."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
 
 
 def overlay(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,11 +149,7 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any], skipped: Collec
 
 
 def inherit_json(loaded: dict[str, Any], recorded: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """DeepSpeed's JSON with the recorded values of learning's keys where it has none, or "auto".
-
-    Returns:
-        The JSON, and a line for each value that it does not have.
-    """
+    """DeepSpeed's JSON with the record's values of learning's keys where it has none, each with a line, or "auto"."""
     inherited = copy.deepcopy(loaded)
     if "bfloat16" in inherited:
         inherited["bf16"] = inherited.pop("bfloat16")
@@ -186,15 +157,11 @@ def inherit_json(loaded: dict[str, Any], recorded: Mapping[str, Any]) -> tuple[d
     for key, value in flat(recorded).items():
         if not is_learnings(key) or given.get(key, "auto") != "auto":
             continue
-        if key not in given and not value and key != "bf16.enabled":
-            continue
-        if key not in given and value and key != "bf16.enabled":
+        if key not in given and key != "bf16.enabled":
+            if not value:
+                continue
             lines.append(f"{JSON_PREFIX}{key}: {shown(value)}, as recorded")
-        *sections, name = key.split(".")
-        owner = inherited
-        for section in sections:
-            owner = owner.setdefault(section, {})
-        owner[name] = value
+        set_dotted(inherited, key, value)
     return inherited, lines
 
 
@@ -250,9 +217,7 @@ class Meaning:
         for key in self.meant:
             flag = f"--change {key}"
             if key not in known and not key.startswith(JSON_PREFIX):
-                close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-                hint = f"did you mean {close[0]}?" if close else "see --help for all keys"
-                yield True, f"{flag}: unknown key; {hint}"
+                yield True, f"{flag}: unknown key; {hint_at(key, known, 'see --help for all keys')}"
             elif key not in self.given and rule_of(key) is not Rule.NAMES:  # those may have changed where they are
                 in_json = f"write {key.removeprefix(JSON_PREFIX)} into the JSON"
                 remedy = in_json if key.startswith(JSON_PREFIX) else f"add {key}=VALUE"

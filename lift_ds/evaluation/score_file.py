@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lift_ds.evaluation.sandbox import Limits
-from lift_ds.json_text import BadKeyError, parse_line
 from lift_ds.storage.file_diagnosis import HEAD_BYTES, diagnose
+from lift_ds.text_files import BadKeyError, parse_line
 
 from .judging import SCORER_VERSIONS, AnsweredProblem, Checks, Problem, Score, Scorer
 from .judging.statistics import pass_at_k, wilson_interval

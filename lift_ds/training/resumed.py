@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lift_ds.config.resuming import JSON_PREFIX, MISSING, Change, Rule, differing, flat, rule_of, shown
+from lift_ds.config.deepspeed import flat
+from lift_ds.config.resuming import JSON_PREFIX, MISSING, Change, Rule, differing, rule_of, shown
 from lift_ds.data.order.stream import PackStream
 from lift_ds.data.text.chat_format import CHAT_TEMPLATE_FILE
 from lift_ds.data.text.templates import TEMPLATES

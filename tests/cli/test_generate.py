@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from lift_ds.cli import generate
-from lift_ds.cli.prompts import read_prompts
+from lift_ds.cli.generate import read_prompts
 from lift_ds.evaluation.asking.answering import Answerer
 
 SHORT = ["builtin:base", "--gen-length", "32", "--block-length", "32"]
@@ -69,7 +69,7 @@ def test_chat(monkeypatch, capsys):
 
 
 def test_masks_are_shown():
-    arguments = generate.make_parser().parse_args(SHORT)
+    arguments = generate.main.parser().parse_args(SHORT)
     session = generate.load(arguments)
     answerer = session.answerer
     ids = answerer.encoder.tokenizer("3+4=7", add_special_tokens=False).input_ids

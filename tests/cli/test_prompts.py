@@ -2,7 +2,7 @@
 
 import pytest
 
-from lift_ds.cli.prompts import read_prompt
+from lift_ds.cli.generate import read_prompt
 
 SYSTEM, USER = {"role": "system", "content": "Shout."}, {"role": "user", "content": "q"}
 ANSWER = {"role": "assistant", "content": "a"}

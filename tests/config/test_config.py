@@ -8,7 +8,7 @@ from lift_ds.cli.train import make_parser
 from lift_ds.config.deepspeed import read_ds_json, resolve_ds_json
 from lift_ds.config.loading import ConfigError, explain_keys, known_keys, load_run_config
 from lift_ds.config.run import RunConfig
-from lift_ds.yaml_numbers import load_yaml
+from lift_ds.text_files import load_yaml
 from tests.conftest import REPOSITORY, VECTORS
 
 CASES = VECTORS / "cases" / "yaml_duplicate"

@@ -6,20 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lift_ds.config.deepspeed import KNOWN_KEYS
+from lift_ds.config.deepspeed import KNOWN_KEYS, PERFORMANCE, flat
 from lift_ds.config.loading import known_keys, resolve
 from lift_ds.config.resuming import (
     FIXED,
     FREE,
     MEANT,
     NAMES,
-    PERFORMANCE,
     Change,
     Meaning,
     Rule,
     find_changes,
     find_json_changes,
-    flat,
     inherit_json,
     overlay,
     rule_of,

@@ -1,6 +1,5 @@
 """The decoding settings: what is made of them, and that what is wrong is said once, in words."""
 
-import argparse
 import re
 import subprocess
 import sys
@@ -8,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from lift_ds.cli.sampling_flags import add_sampling_flags, process_of
+from lift_ds.cli.answer_flags import process_of, sampling_flags
+from lift_ds.cli.tool import tool_parser
 from lift_ds.evaluation.harness.settings import ModelArguments
 from lift_ds.evaluation.settings import EvalConfig
 from lift_ds.sampling.settings import FixedSteps, SamplingSettings, checked_settings
@@ -17,14 +17,12 @@ LENGTHS = FixedSteps(gen_length=64, block_length=32, steps=32)  # two tokens a s
 
 
 def parse(*flags):
-    parser = argparse.ArgumentParser()
-    add_sampling_flags(parser)
+    parser = tool_parser(None, tuple(sampling_flags()))
     return process_of(parser.parse_args(flags), LENGTHS, stop_early=True)
 
 
 def test_every_setting_has_a_meaning_a_flag_and_a_model_argument():
-    parser = argparse.ArgumentParser()
-    add_sampling_flags(parser)
+    parser = tool_parser(None, tuple(sampling_flags()))
     flags = {action.dest for action in parser._actions} - {"help", "seed", "batch_size"}
     settings = {name for name in SamplingSettings.model_fields if name != "stop_early"}
     assert flags == settings
@@ -76,5 +74,5 @@ def test_numbers_of_numpy_are_numbers():
 
 
 def test_settings_need_no_torch():
-    code = "import sys, lift_ds.sampling.settings, lift_ds.cli.sampling_flags; sys.exit('torch' in sys.modules)"
+    code = "import sys, lift_ds.sampling.settings, lift_ds.cli.answer_flags; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -9,8 +9,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from lift_ds.cli import evaluate, generate, learnability, merge_lora, train, zero_to_hf
-from lift_ds.cli.format_flags import with_flags
-from lift_ds.cli.prompts import Prompt
+from lift_ds.cli.answer_flags import with_flags
+from lift_ds.cli.generate import Prompt
 from lift_ds.config.loading import load_run_config
 from lift_ds.data.text.chat_format import ChatFormat, read_format, write_format
 from lift_ds.evaluation.asking.answering import load_answerer, make_encoder, taught_format
@@ -66,7 +66,7 @@ def training_prompts(output):
 
 @pytest.mark.distributed
 def test_generate_asks_as_the_run_taught(taught, capsys):
-    session = generate.load(generate.make_parser().parse_args([str(taught / "export")]))
+    session = generate.load(generate.main.parser().parse_args([str(taught / "export")]))
     prompts = training_prompts(taught)
     assert len(prompts) == 120
     for question, ids in prompts:
@@ -113,7 +113,7 @@ def test_flags_take_its_place_and_it_is_said(taught, tmp_path, capsys):
 
 @pytest.mark.distributed
 def test_learnability_measures_rows_as_the_model_was_taught(taught, capsys):
-    arguments = learnability.make_parser().parse_args([str(taught / "export"), "--rows", "9"])
+    arguments = learnability.main.parser().parse_args([str(taught / "export"), "--rows", "9"])
     arguments.data = [str(CASE / "rows.jsonl")]
     run, _, _ = learnability.resolve(arguments)
     assert (run.data.system, run.data.pad_targets, run.data.pad_to_multiple) == ("Be exact.", "all", 4)

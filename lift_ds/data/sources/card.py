@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from fsspec.utils import glob_translate
 
-from lift_ds.yaml_numbers import load_yaml
+from lift_ds.text_files import load_yaml
 
 CARD_NAME = "README.md"
 FRONT_MATTER = re.compile(r"\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|$)", re.DOTALL)

@@ -12,8 +12,8 @@ from typing import IO
 
 import pyarrow as pa
 
-from lift_ds.json_text import BYTE_ORDER_MARK, BadKeyError, parse_elements, parse_line
 from lift_ds.storage.file_diagnosis import HEAD_BYTES, diagnose
+from lift_ds.text_files import BYTE_ORDER_MARK, BadKeyError, parse_elements, parse_line
 
 from .filesystem import DataFile, Retry
 from .source import Chunk, Row, Source, SourceIndex, SourceSignature, locate_errors

@@ -19,8 +19,7 @@ from lift_ds.evaluation.judging import Problem
 from lift_ds.evaluation.tasks import EVAL_TASKS
 from lift_ds.sampling.settings import FixedSteps
 from lift_ds.section import Section
-from lift_ds.text_files import read_text
-from lift_ds.yaml_numbers import load_yaml
+from lift_ds.text_files import load_yaml, read_text
 
 FOLDER = Path(str(files("lift_ds") / "assets" / "protocols"))
 DOCSTRING = re.compile(r'("""|\'\'\')(.*?)\1', re.DOTALL)

@@ -10,7 +10,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 
 import lift_ds.cli.lm_eval_model  # noqa: F401 (makes the model known)
-from lift_ds.cli import evaluate, evaluate_harness
+from lift_ds.cli import evaluate, evaluate_run
 from lift_ds.cli import lm_eval as command
 from lift_ds.data.tasks import TASKS, draw_item
 from lift_ds.evaluation.asking.answering import load_answerer
@@ -182,7 +182,7 @@ def test_errors_end_the_command_with_2(capsys, monkeypatch):
 
 def test_our_own_command(task_dir, tmp_path, monkeypatch, capsys):
     """`tools/evaluate.py --harness` gives what `run_harness` gives, and takes its flags only."""
-    monkeypatch.setattr(evaluate_harness, "run_harness", partial(harness.run_harness, include_defaults=False))
+    monkeypatch.setattr(evaluate_run, "run_harness", partial(harness.run_harness, include_defaults=False))
     flags = ["--harness", "--model", "builtin:base", "--tasks", "tiny_words", "--include-path", str(task_dir)]
     flags += ["--batch-size", "3", "--mc-num", "12", "--threshold", "0.9", "--output", str(tmp_path / "out")]
     evaluate.main([*flags, "--apply-chat-template"])

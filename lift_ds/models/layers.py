@@ -48,7 +48,7 @@ class MaskedDiffusionConfig(PretrainedConfig):
         refuse_values(self.model_type, kwargs, self.supported)
         for name, default in self.defaults.items():
             setattr(self, name, kwargs.pop(name, default))
-        super().__init__(**kwargs)
+        super().__init__(**{"tie_word_embeddings": False} | kwargs)  # transformers 4 ties where nothing is said
 
 
 def refuse_values(model_type: str, values: dict[str, Any], allowed: dict[str, tuple[Any, ...]]) -> None:

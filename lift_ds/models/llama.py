@@ -45,7 +45,6 @@ DEFAULTS = {
     "max_position_embeddings": 2048,  # tokens of the longest sequence that the model was made for
     "rms_norm_eps": 1e-6,
     "rope_parameters": None,  # see `read_rope`
-    "tie_word_embeddings": False,  # whether the head shares the embedding's matrix
     "attention_dropout": 0.0,  # probability on attention weights
     "initializer_range": 0.02,  # standard deviation of a new matrix
     "mask_token_id": None,

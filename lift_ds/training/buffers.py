@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,15 +18,8 @@ from lift_ds.data.batch import MicroBatch
 from lift_ds.method.components import Component
 from lift_ds.method.difficulty import NUM_BINS, DifficultyTable, Observations, level_bin
 from lift_ds.objectives.objective import candidates, superset_level
-from lift_ds.ranks.shares import Ranks
+from lift_ds.ranks.shares import Collectives
 from lift_ds.storage.manifest import DIFFICULTY_FOLDER
-
-
-class Exchange(Ranks, Protocol):
-    """What moves data between ranks; `ranks.collectives.Collectives` is one."""
-
-    def exchange(self, parts: list[Tensor]) -> list[Tensor]:
-        """Sends part r to rank r and returns what each rank sent here."""
 
 
 class DifficultyBuffers:
@@ -40,7 +32,7 @@ class DifficultyBuffers:
         sync_every: Steps between syncs.
     """
 
-    def __init__(self, vocab_size: int, ranks: Exchange, decay: float, sync_every: int) -> None:
+    def __init__(self, vocab_size: int, ranks: Collectives, decay: float, sync_every: int) -> None:
         """Starts empty."""
         self.table = DifficultyTable(vocab_size, ranks.rank, ranks.world_size, decay)
         self.ranks, self.sync_every = ranks, sync_every

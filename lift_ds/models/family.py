@@ -46,13 +46,12 @@ class Layout:
     without: tuple[str, ...] = ()
 
     def fits(self, raw: Mapping[str, Any], names: Collection[str]) -> bool:
-        """Whether a folder with these config fields, and weights of these names (none: not known), is in it."""
+        """Whether a folder with such fields and weights (none where their names are not known) is in it."""
         if has_mark(self.without, raw, names):
             return False
         return any(fnmatchcase(name, self.weights) for name in names) if names else self.config_field in raw
 
     def __str__(self) -> str:
-        """What a folder has to be."""
         return f"weights named {self.weights} ({self.example}, with {self.config_field} in the config)"
 
 

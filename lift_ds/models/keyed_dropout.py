@@ -40,14 +40,9 @@ class DocumentRows:
 
 
 def document_seeds(seed: int, step: int, sample_ids: list[int], num_views: int, num_modules: int) -> list[list[int]]:
-    """Seeds of a forward that shows each document `num_views` times: (num_views * B) lists of `num_modules`.
+    """Seeds of a forward in which all documents follow one another `num_views` times: (num_views * B) lists.
 
-    Args:
-        seed: The run's seed.
-        step: Optimizer step, from 0.
-        sample_ids: Their numbers, from -1 (stand-ins).
-        num_views: How many times all of them follow one another in the forward.
-        num_modules: Modules that draw.
+    `num_modules` draw in it; the numbers of the documents are from -1 (stand-ins).
     """
     drawn = [
         keyed_generator(seed, step, sample_id + 1, Stream.DROPOUT).integers(LARGEST_SEED, size=(num_views, num_modules))
@@ -68,14 +63,13 @@ class KeyedDropout(nn.Module):
     """
 
     def __init__(self, p: float, index: int) -> None:
-        """Stores them."""
         super().__init__()
         self.p = p
         self.index = index
         self.rows: DocumentRows | None = None
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Drops features of every document by its own seed."""
+        """The features that are kept, scaled."""
         if not self.training:
             return hidden
         assert self.rows is not None, "dropout is seeded by document: set `rows` before a training forward"

@@ -87,7 +87,7 @@ def rotary_tables(position_ids: Tensor, frequencies: Tensor) -> tuple[Tensor, Te
     """Cosines and sines of the rotary embedding, in float32; computed in each forward, never kept in a buffer.
 
     Args:
-        position_ids: (B, L) or (1, L) positions.
+        position_ids: (B or 1, L) positions.
         frequencies: float32 (head_dim / 2,), in radians a position.
 
     Returns:
@@ -139,10 +139,7 @@ def as_visible(attention_mask: Visible) -> Visible:
 
 
 class TokenEmbedding(nn.Embedding):
-    """An embedding that is also the head where the weights are tied.
-
-    Both uses go through `forward`, which is where ZeRO-3 gathers the matrix.
-    """
+    """An embedding, and the head where weights are tied; both go through `forward`, where ZeRO-3 gathers the matrix."""
 
     def forward(self, input: Tensor, through: HeadFunction | None = None) -> Any:
         """Embeddings of ids (B, L), or `through(hidden states, matrix)`."""
@@ -190,15 +187,6 @@ class MaskedDiffusionModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
 
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            module.weight.data.normal_(0.0, self.config.init_std)
-            bias = getattr(module, "bias", None)
-            if isinstance(bias, Tensor):
-                bias.data.zero_()
-        elif isinstance(module, RMSNorm):
-            module.weight.data.fill_(1.0)
-
     def enable_input_require_grads(self) -> None:
         """Nothing: `DecoderLayers.run` sees to it, and a hook on a tied embedding would meet the head's results."""
 
@@ -230,10 +218,7 @@ class MaskedDiffusionModel(PreTrainedModel):
         raise NotImplementedError
 
     def head(self, hidden: Tensor, through: HeadFunction = F.linear) -> Any:
-        """Logits (..., V) of hidden states (..., D), or what `through` makes of them and the vocabulary matrix (V, D).
-
-        Callers pass only the rows they need.
-        """
+        """Logits (..., V) of the hidden states (..., D) that are needed, or `through` of them and the matrix (V, D)."""
         matrix = self.get_output_embeddings() or self.get_input_embeddings()
         return matrix(hidden, through)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +21,16 @@ AUTOREGRESSIVE = "it is autoregressive; tools/make_diffusion_model.py makes a ma
 VISION = "LLaDA-V with its vision tower: only the language model is implemented"
 
 
-@dataclass(frozen=True)
-class Relative:
-    """Models that no family here computes; a family that is registered for a folder comes before them.
-
-    Args:
-        model_type: Their `model_type`; any where it is `*`.
-        reason: What they are, and why they are refused.
-        marks: Config fields or patterns of weights' names, one of which they have; empty where the type says it.
-    """
-
-    model_type: str
-    reason: str
-    marks: tuple[str, ...] = ()
-
-
-RELATIVES = (
-    Relative("*", VISION, VISION_MARKS),
-    Relative("llava_llada", VISION),
-    Relative("llada", f"LLaDA-MoE: {MIXTURE}", MIXTURE_MARKS),
-    Relative("llada_moe", f"LLaDA-MoE: {MIXTURE}"),
-    Relative("llada2_moe", f"LLaDA2: {MIXTURE}, and {BLOCKWISE}"),
-    Relative("sdar", f"SDAR: {BLOCKWISE}"),
-    Relative("sdar_moe", f"SDAR-MoE: {MIXTURE}, and {BLOCKWISE}"),
+# What no family here computes: `model_type` (any where it is `*`), config fields or patterns of weights' names, one of
+# which such a folder has (none where the type says it), and why it is refused. A family that is registered comes first.
+RELATIVES: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    ("*", VISION_MARKS, VISION),
+    ("llava_llada", (), VISION),
+    ("llada", MIXTURE_MARKS, f"LLaDA-MoE: {MIXTURE}"),
+    ("llada_moe", (), f"LLaDA-MoE: {MIXTURE}"),
+    ("llada2_moe", (), f"LLaDA2: {MIXTURE}, and {BLOCKWISE}"),
+    ("sdar", (), f"SDAR: {BLOCKWISE}"),
+    ("sdar_moe", (), f"SDAR-MoE: {MIXTURE}, and {BLOCKWISE}"),
 )
 
 
@@ -82,13 +68,9 @@ def stored_names(folder: Path) -> set[str]:
 
 
 def detect_family(raw: Mapping[str, Any], names: Collection[str], families: Collection[Family], path: Path) -> Family:
-    """The family that a folder belongs to: the first of its `model_type` whose layout fits.
+    """The family that a folder belongs to: the first of its `model_type` whose layout fits its config and weights.
 
-    Args:
-        raw: Fields of its config.
-        names: Names of its weights; empty where they are not known, and the config alone decides.
-        families: The families in use.
-        path: The config, for messages.
+    Where the weights' names are not known (empty), the config alone decides.
 
     Raises:
         ValueError: It is a known relative or unknown; the message says what is supported.
@@ -111,8 +93,8 @@ def detect_family(raw: Mapping[str, Any], names: Collection[str], families: Coll
 def refusal(raw: Mapping[str, Any], names: Collection[str], families: Collection[Family]) -> str | None:
     """Which known relative a folder is, and why it is refused; `None` where it is none."""
     model_type = str(raw.get("model_type"))
-    for relative in RELATIVES:
-        if relative.model_type in ("*", model_type) and (not relative.marks or has_mark(relative.marks, raw, names)):
-            return relative.reason
+    for relative, marks, reason in RELATIVES:
+        if relative in ("*", model_type) and (not marks or has_mark(marks, raw, names)):
+            return reason
     is_adapted = any(family.adapted_from == model_type for family in families)
     return f"{model_type.capitalize()}: {AUTOREGRESSIVE}" if is_adapted else None

@@ -72,7 +72,11 @@ class LLaDAConfig(MaskedDiffusionConfig):
     model_type = "llada"
     defaults = DEFAULTS
     supported = SUPPORTED
-    attribute_map = {"hidden_size": "d_model", "num_hidden_layers": "n_layers"}  # noqa: RUF012
+    attribute_map = {  # noqa: RUF012
+        "hidden_size": "d_model",
+        "num_hidden_layers": "n_layers",
+        "initializer_range": "init_std",
+    }
     right_shift_logits = False
 
     def __init__(self, **kwargs: Any) -> None:

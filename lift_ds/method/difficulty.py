@@ -36,17 +36,11 @@ def level_bin(level: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Observations:
-    """Sums by (token, bin) as of one optimizer step.
+    """Sums by (token, bin) as of one optimizer step."""
 
-    Args:
-        keys: int64 (K,), token x NUM_BINS + bin, ascending and distinct.
-        sums: float64 (K,), decayed sums of -log p(gold).
-        counts: float64 (K,), decayed counts.
-    """
-
-    keys: Tensor
-    sums: Tensor
-    counts: Tensor
+    keys: Tensor  # int64 (K,), token x NUM_BINS + bin, ascending and distinct
+    sums: Tensor  # float64 (K,), decayed sums of -log p(gold)
+    counts: Tensor  # float64 (K,), decayed counts
 
     @staticmethod
     def empty() -> Observations:
@@ -86,7 +80,7 @@ class Observations:
 
 
 class DifficultyTable:
-    """One rank's range of the table, and what it noted since the last sync; empty, at step 0.
+    """One rank's range of the table, and what it noted since the last sync; at first empty, at step 0.
 
     Raises:
         ValueError: `decay`, the factor of a step, is outside (0, 1].
@@ -175,10 +169,9 @@ class DifficultyTable:
         }
 
     def load_states(self, states: list[dict[str, Tensor]]) -> None:
-        """Takes the states of all ranks that saved, however many they were; this rank keeps its range.
+        """Takes the states of all ranks that saved, in rank order, however many they were; this rank keeps its range.
 
-        Args:
-            states: In rank order. Pending observations of rank r go to rank r mod world_size.
+        Pending observations of rank r go to rank r mod world_size.
 
         Raises:
             ValueError: They are of another vocabulary, or do not cover it.

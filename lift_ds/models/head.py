@@ -47,15 +47,10 @@ class LogitsModel(nn.Module):
 
 @dataclass(frozen=True)
 class Segments:
-    """Attention of documents that stand one after the other in a batch of one row; each sees only itself.
+    """Attention of documents that stand one after the other in a batch of one row; each sees only itself."""
 
-    Args:
-        lengths: Tokens of each.
-        bounds: int32 (documents + 1,), where they start, and the end of the last.
-    """
-
-    lengths: list[int]
-    bounds: Tensor
+    lengths: list[int]  # tokens of each
+    bounds: Tensor  # int32 (documents + 1,), where they start, and the end of the last
 
     @staticmethod
     def of(lengths: Tensor) -> Segments:

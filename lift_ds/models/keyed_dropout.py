@@ -20,17 +20,11 @@ LARGEST_SEED = 2**62
 
 @dataclass(frozen=True)
 class DocumentRows:
-    """The documents of one forward, and where they stand in it.
+    """The B documents of one forward, and where they stand in it."""
 
-    Args:
-        lengths: Tokens of each of the B documents.
-        seeds: Seeds of each document, one per module that draws.
-        is_packed: Whether they stand one after the other in one row of T tokens, not in a padded row each.
-    """
-
-    lengths: list[int]
-    seeds: list[list[int]]
-    is_packed: bool
+    lengths: list[int]  # tokens of each
+    seeds: list[list[int]]  # of each, one per module that draws
+    is_packed: bool  # whether they stand one after the other in one row of T tokens, not in a padded row each
 
     def split(self, hidden: Tensor) -> list[Tensor]:
         """Each document's part of (B, L, D), or of (1, T, D)."""

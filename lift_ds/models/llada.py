@@ -8,7 +8,7 @@ kept in a buffer, so no loader can leave garbage in them; gradient checkpointing
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
@@ -131,9 +131,7 @@ class LLaDAModel(nn.Module):
     @property
     def blocks(self) -> DecoderLayers:
         """The decoder layers."""
-        blocks = self.transformer["blocks"]
-        assert isinstance(blocks, DecoderLayers)
-        return blocks
+        return cast(DecoderLayers, self.transformer["blocks"])
 
 
 class LLaDAModelLM(MaskedDiffusionModel):

@@ -87,7 +87,7 @@ def read_rope(model_type: str, theta: float, parameters: dict[str, Any]) -> dict
     Args:
         model_type: For messages.
         theta: The base, where it stands apart, as in transformers 4.
-        parameters: `rope_parameters`, or transformers 4's `rope_scaling`, whose `rope_type` was once `type`.
+        parameters: `rope_parameters`, or `rope_scaling` of transformers 4, whose `rope_type` was once `type`.
 
     Raises:
         ValueError: The scaling is neither none nor Llama 3.1's.

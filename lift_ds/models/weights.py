@@ -170,8 +170,7 @@ def load_pretrained(
         dtype: Type of the weights; as stored where not given.
 
     Returns:
-        The model in eval mode, whose `model(input_ids=...).logits` are aligned (row i predicts token i), and its
-        tokenizer, `None` where the folder has none.
+        The model in eval mode, whose logits are aligned (row i predicts token i), and the folder's tokenizer, if any.
 
     Raises:
         ValueError: The folder is not there, is of another family, or its weights or ids do not fit its config.

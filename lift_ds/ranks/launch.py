@@ -26,19 +26,12 @@ REMEDY = (
 
 @dataclass(frozen=True)
 class Launch:
-    """What the launcher's environment says.
+    """What the launcher's environment says."""
 
-    Args:
-        rank: This process, 0 to world_size - 1.
-        world_size: Number of processes.
-        local_rank: This process on its machine.
-        local_world_size: Processes on this machine.
-    """
-
-    rank: int
+    rank: int  # this process, 0 to world_size - 1
     world_size: int
-    local_rank: int
-    local_world_size: int
+    local_rank: int  # this process on its machine
+    local_world_size: int  # processes on this machine
 
     @property
     def is_main(self) -> bool:

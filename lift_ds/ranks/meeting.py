@@ -12,16 +12,19 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from torch.distributed import PrefixStore, TCPStore
 
 from .launch import NEEDED, TIME_LIMIT, Launch, number_in
 
-Answer = TypeVar("Answer")
 LISTENING = "0A"  # state of a socket in /proc/net/tcp
 SAY_EVERY_SECONDS = 30.0
 POLL_SECONDS = 0.05
+OTHER_PORT = (
+    "give another one to the launcher: deepspeed --master_port 29501, "
+    "torchrun --rdzv_backend c10d --rdzv_endpoint localhost:29501, or torchrun --master_port 29501"
+)
 OTHERS_SECONDS = 3.0  # in which ranks find the same error, if they all find it
 
 
@@ -38,11 +41,7 @@ class MeetingError(RuntimeError):
 
 
 class Meeting:
-    """The ranks of a launcher, through a store of texts that rank 0 or torchrun holds.
-
-    Args:
-        launch: This process.
-        limit: How long ranks wait for each other.
+    """The ranks of a launcher, through a store of texts that rank 0 or torchrun holds; waits end at `limit`.
 
     Raises:
         MeetingError: The port is taken, rank 0 cannot be reached, or another process says that it is this rank.
@@ -56,7 +55,7 @@ class Meeting:
             time.sleep(OTHERS_SECONDS)  # if it is another run's store, our rank 0 says that the port is taken
             raise MeetingError(
                 f"two processes at {self.place} say that they are rank {launch.rank}: another run meets there; "
-                f"{other_port()}"
+                f"{OTHER_PORT}"
             )
 
     def open_store(self) -> TCPStore:
@@ -66,7 +65,7 @@ class Meeting:
         if holds and is_taken(port):
             raise MeetingError(
                 f"port {port}, where the ranks are to meet, is taken by {listener_of(port) or 'another process'}; "
-                f"{other_port()}"
+                f"{OTHER_PORT}"
             )
         reason = "" if holds else self.await_listener(address, port)
         try:
@@ -134,7 +133,7 @@ class Meeting:
         """Whether somebody has written a key; raises as `ask` does."""
         return bool(self.ask(self.store.check, [key]))
 
-    def ask(self, question: Callable[..., Answer], *given: object) -> Answer:
+    def ask(self, question: Callable[..., Any], *given: object) -> Any:
         """What the store answers.
 
         Raises:
@@ -146,10 +145,9 @@ class Meeting:
             raise FailedElsewhereError(0, os.environ["MASTER_ADDR"], "it has left", self.launch) from error
 
     def is_mine_to_say(self, message: str) -> bool:
-        """Tells the others of an error, and whether this rank says it: rank 0 does, where it has the same.
+        """Tells the others of an error, unless it is theirs (empty), and whether this rank says it.
 
-        Args:
-            message: The error; empty where it is another rank's.
+        Rank 0 does, where it has the same.
         """
         rank = self.launch.rank
         message = message.encode(errors="replace").decode()
@@ -168,13 +166,6 @@ class Meeting:
         except RuntimeError:  # the store has gone, and rank 0 with it
             return True
         return True
-
-    def leave(self) -> None:
-        """Leaves in order."""
-        with suppress(RuntimeError):
-            self.store.set(f"left/{self.launch.rank}", "")
-        if self.launch.is_main:
-            self.let_others_leave()
 
     def let_others_leave(self) -> None:
         """Stays, as rank 0 that may hold the store, until the others need it no more, or for some seconds."""
@@ -220,16 +211,11 @@ def say_error(error: Exception, launch: Launch) -> None:
 
 def say_goodbye() -> None:
     """Leaves the meeting; rank 0, which may hold the store, as the last one."""
-    if _joined:
-        _joined[0].leave()
-
-
-def other_port() -> str:
-    """How to meet at another port."""
-    return (
-        "give another one to the launcher: deepspeed --master_port 29501, "
-        "torchrun --rdzv_backend c10d --rdzv_endpoint localhost:29501, or torchrun --master_port 29501"
-    )
+    for meeting in _joined:
+        with suppress(RuntimeError):
+            meeting.store.set(f"left/{meeting.launch.rank}", "")
+        if meeting.launch.is_main:
+            meeting.let_others_leave()
 
 
 def is_taken(port: int) -> bool:

@@ -23,11 +23,8 @@ def run_on_ranks(action: Callable[[Launch], None], when_stopped: str = "stopped"
     """Runs a command on this rank and leaves the others in order; exits with 2 where something is missing or wrong.
 
     What goes wrong before the ranks have met, all of them find; one says it, or each, where it is about this machine's
-    files. After that they compare: what all find is said once, what one finds is said by that one.
-
-    Args:
-        action: What the command does; given who this process is.
-        when_stopped: What is said after Ctrl-C.
+    files. After that they compare: what all find is said once, what one finds is said by that one. After Ctrl-C
+    `when_stopped` is said.
     """
     try:
         check_locale()

@@ -60,26 +60,16 @@ def read_launch() -> Launch:
         raise RuntimeError(
             f"{here} in the environment, but not {missing}: {REMEDY}; for one process: unset {' '.join(given)}"
         )
-    launch = read_numbers()
-    if launch.world_size == 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
-        for name in mpi_sizes:
-            if number_in(name, 1) > 1:
-                raise RuntimeError(f"WORLD_SIZE=1, but {name}={os.environ[name]}: unset {' '.join(NEEDED)}")
-    return launch
-
-
-def read_numbers() -> Launch:
-    """What the variables say, all of which are set.
-
-    Raises:
-        RuntimeError: They are no numbers, or do not fit each other.
-    """
     world_size = number_in("WORLD_SIZE", 1)
     local_size = min(number_in(name, 1, world_size) for name in LOCAL_SIZES)
     number_in("MASTER_PORT", 1, end=2**16)
     number_in(TIME_LIMIT, 1, 10)
     rank = number_in("RANK", 0, end=world_size, of=f"WORLD_SIZE={world_size}")
     local_rank = number_in("LOCAL_RANK", 0, end=local_size, of=f"{local_size} processes on this machine")
+    if world_size == 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+        for name in mpi_sizes:
+            if number_in(name, 1) > 1:
+                raise RuntimeError(f"WORLD_SIZE=1, but {name}={os.environ[name]}: unset {' '.join(NEEDED)}")
     return Launch(rank, world_size, local_rank, local_size)
 
 

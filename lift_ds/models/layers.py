@@ -200,7 +200,8 @@ class MaskedDiffusionModel(PreTrainedModel):
 
     def get_output_embeddings(self) -> nn.Module | None:
         """The head module; `None` where the weights are tied."""
-        return None if self.config.tie_word_embeddings else self.get_submodule(self.head_name)
+        parent, _, name = self.head_name.rpartition(".")
+        return getattr(self.get_submodule(parent), name, None)
 
     def encode(self, input_ids: Tensor, attention_mask: Visible = None, position_ids: Tensor | None = None) -> Tensor:
         """Hidden states after the final norm, ready for `head`.

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from lift_ds.method.difficulty import NUM_BINS
-from lift_ds.ranks.collectives import Collectives, leave
 from lift_ds.ranks.launch import read_launch
+from lift_ds.ranks.running import leave
+from lift_ds.ranks.shares import Collectives
 from lift_ds.training.buffers import DifficultyBuffers
 from lift_ds.training.engine import start_distributed
 

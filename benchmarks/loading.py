@@ -118,8 +118,8 @@ def probe(variant: str, folder: Path, output: Path) -> None:
     """One load on this rank, measured; rank 0 writes what all ranks found."""
     from transformers.integrations import HfDeepSpeedConfig
 
-    from lift_ds.ranks.collectives import leave
     from lift_ds.ranks.launch import read_launch
+    from lift_ds.ranks.running import leave
     from lift_ds.training.engine import build_model, start_distributed
 
     launch = read_launch()

@@ -31,8 +31,8 @@ from lift_ds.models.llada import LLaDAConfig
 from lift_ds.models.weights import NewWeights
 from lift_ds.objectives import make_objective, objective_settings
 from lift_ds.objectives.settings import ObjectiveSettings
-from lift_ds.ranks.collectives import leave
 from lift_ds.ranks.launch import read_launch
+from lift_ds.ranks.running import leave
 from lift_ds.training.buffers import DifficultyBuffers
 from lift_ds.training.draws import make_noise_rule
 from lift_ds.training.engine import Engine, build_model, start_distributed

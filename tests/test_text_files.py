@@ -8,7 +8,7 @@ import yaml
 
 from lift_ds.evaluation.asking.protocol import load_protocol
 from lift_ds.evaluation.compare import read_results
-from lift_ds.models.layout import read_raw_config
+from lift_ds.models.family import read_raw_config
 from lift_ds.models.vocabulary import read_tokenizer_config
 from lift_ds.storage.frozen_base import read_base
 from lift_ds.storage.manifest import read_manifest

@@ -49,8 +49,8 @@ def say_with_others(error: Exception) -> bool:
 def leave_processes(status: int) -> None:
     """Ends this process, in order where it has joined others."""
     if "torch" in sys.modules:
-        from lift_ds.ranks.collectives import has_started, leave
         from lift_ds.ranks.meeting import has_met, say_goodbye
+        from lift_ds.ranks.running import has_started, leave
 
         if status == 0:
             say_goodbye()

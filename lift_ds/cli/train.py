@@ -23,10 +23,10 @@ from lift_ds.config.deepspeed import fill_ds_json
 from lift_ds.config.loading import ConfigError, explain_keys
 from lift_ds.config.run import RunConfig
 from lift_ds.data.survey.first_rows import FirstRows, check_first_rows
-from lift_ds.ranks.collectives import Collectives
 from lift_ds.ranks.launch import Launch, check_semaphores
 from lift_ds.ranks.meeting import meet
 from lift_ds.ranks.running import run_on_ranks
+from lift_ds.ranks.shares import Collectives
 from lift_ds.storage.run_record import refuse_newer_run
 from lift_ds.training.inputs import Prepared, RunData, describe_other_format, open_weights, prepare
 from lift_ds.training.metrics import METRICS_FILE

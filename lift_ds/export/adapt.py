@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from lift_ds.models.layout import read_raw_config
+from lift_ds.models.family import read_raw_config
 from lift_ds.models.registry import adapted_families
 from lift_ds.models.vocabulary import load_tokenizer
 from lift_ds.models.weights import resolve_folder

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lift_ds.data.text.chat_format import ChatFormat, write_format
-from lift_ds.models.layout import read_raw_config
+from lift_ds.models.family import read_raw_config
 from lift_ds.storage.safetensors_header import TensorSpec
 from lift_ds.storage.safetensors_writer import READABLE, ShardWriter
 from lift_ds.storage.staging import SPARE_BYTES, check_space, staged_folder

@@ -36,33 +36,21 @@ def level_bin(level: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Observations:
-    """Sums by (token, bin) as of one optimizer step.
+    """Sums by (token, bin) as of one optimizer step."""
 
-    Args:
-        keys: int64 (K,), token x NUM_BINS + bin, ascending and distinct.
-        sums: float64 (K,), decayed sums of -log p(gold).
-        counts: float64 (K,), decayed counts.
-    """
-
-    keys: Tensor
-    sums: Tensor
-    counts: Tensor
+    keys: Tensor  # int64 (K,), token x NUM_BINS + bin, ascending and distinct
+    sums: Tensor  # float64 (K,), decayed sums of -log p(gold)
+    counts: Tensor  # float64 (K,), decayed counts
 
     @staticmethod
     def empty() -> Observations:
         """No pair."""
         nothing = torch.zeros(0, dtype=torch.float64)
-        return Observations(torch.zeros(0, dtype=torch.int64), nothing, nothing)
+        return Observations(nothing.long(), nothing, nothing)
 
     @staticmethod
     def of(tokens: Tensor, levels: Tensor, nll: Tensor) -> Observations:
-        """Observations of one step.
-
-        Args:
-            tokens: int64 (R,) true ids.
-            levels: (R,) mask levels of the input that they were predicted from.
-            nll: (R,) their -log p.
-        """
+        """Of one step: int64 (R,) true ids, the mask levels (R,) of their input, and their -log p (R,)."""
         keys = tokens.cpu() * NUM_BINS + level_bin(levels).cpu()
         return Observations(keys, nll.cpu().double(), torch.ones(len(keys), dtype=torch.float64)).merged()
 
@@ -87,26 +75,18 @@ class Observations:
 
     def cut(self, bounds: Tensor) -> list[Observations]:
         """Parts by owner; `bounds` are the first keys of all owners but the first."""
-        edges = torch.searchsorted(self.keys, bounds).tolist()
-        edges = [0, *edges, len(self.keys)]
+        edges = [0, *torch.searchsorted(self.keys, bounds).tolist(), len(self.keys)]
         return [Observations(*(column[start:end] for column in self.columns())) for start, end in pairwise(edges)]
 
 
 class DifficultyTable:
-    """One rank's range of the table, and what it noted since the last sync.
-
-    Args:
-        vocab_size: V.
-        rank: This rank.
-        world_size: Number of ranks.
-        decay: Factor of a step, in (0, 1].
+    """One rank's range of the table, and what it noted since the last sync; at first empty, at step 0.
 
     Raises:
-        ValueError: `decay` is outside (0, 1].
+        ValueError: `decay`, the factor of a step, is outside (0, 1].
     """
 
     def __init__(self, vocab_size: int, rank: int = 0, world_size: int = 1, decay: float = 0.999) -> None:
-        """Starts empty, at step 0."""
         if not 0 < decay <= 1:
             raise ValueError(f"decay={decay}: allowed are 0 < decay <= 1; 1 never forgets.")
         self.vocab_size, self.rank, self.world_size, self.decay = vocab_size, rank, world_size, decay
@@ -115,8 +95,7 @@ class DifficultyTable:
         width = min(self.first + self.range_size, vocab_size) - self.first
         self.sums = torch.zeros(width, NUM_BINS)
         self.counts = torch.zeros(width, NUM_BINS)
-        self.step = 0
-        self.pending, self.pending_step = Observations.empty(), 0
+        self.step, self.pending_step, self.pending = 0, 0, Observations.empty()
         self.groups = torch.zeros(2, NUM_FREQUENCIES, NUM_BINS, dtype=torch.float64)
 
     @property
@@ -136,11 +115,7 @@ class DifficultyTable:
         return ready.cut(self.bounds)
 
     def absorb(self, received: list[Observations], step: int) -> Tensor:
-        """Adds what the ranks sent.
-
-        Returns:
-            This range's sums by frequency class, to be summed over the ranks for `set_groups`.
-        """
+        """Adds what the ranks sent; returns this range's sums by frequency class, of all ranks for `set_groups`."""
         factor = self.decay ** (step - self.step)
         self.sums *= factor
         self.counts *= factor
@@ -183,23 +158,20 @@ class DifficultyTable:
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps of this rank; pending observations are kept pending."""
-        keys, sums, counts = self.pending.columns()
-        numbers = torch.tensor([self.vocab_size, self.first, self.step, self.pending_step])
         return {
             "sums": self.sums,
             "counts": self.counts,
             "groups": self.groups,
-            "pending_keys": keys,
-            "pending_sums": sums,
-            "pending_counts": counts,
-            "numbers": numbers,
+            "pending_keys": self.pending.keys,
+            "pending_sums": self.pending.sums,
+            "pending_counts": self.pending.counts,
+            "numbers": torch.tensor([self.vocab_size, self.first, self.step, self.pending_step]),
         }
 
     def load_states(self, states: list[dict[str, Tensor]]) -> None:
-        """Takes the states of all ranks that saved, however many they were; this rank keeps its range.
+        """Takes the states of all ranks that saved, in rank order, however many they were; this rank keeps its range.
 
-        Args:
-            states: In rank order. Pending observations of rank r go to rank r mod world_size.
+        Pending observations of rank r go to rank r mod world_size.
 
         Raises:
             ValueError: They are of another vocabulary, or do not cover it.

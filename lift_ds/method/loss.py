@@ -28,55 +28,51 @@ from .weights import Curve
 CHUNK_LOGITS = 1 << 25
 
 
+@torch.no_grad()
 def chunked_gold_logprob(hidden: Tensor, weight: Tensor | None, gold_ids: Tensor) -> Tensor:
-    """Log p(gold) of rows, without gradient.
+    """Log p(gold) of rows, at most 0, without gradient: float32 (R,).
 
     Args:
         hidden: (R, D) hidden states.
         weight: (V, D) vocabulary matrix; without it `hidden` holds logits.
         gold_ids: int64 (R,) true ids.
-
-    Returns:
-        float32 (R,), at most 0.
     """
     gold_logprob = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
-    with torch.no_grad():
-        for rows in chunks(hidden, weight):
-            logits = logits_of(hidden[rows], weight)
-            gold_logprob[rows] = logits.gather(-1, gold_ids[rows, None])[:, 0] - logits.logsumexp(-1)
+    for rows, logits in chunked_logits(hidden, weight):
+        gold_logprob[rows] = logits.gather(-1, gold_ids[rows, None])[:, 0] - logits.logsumexp(-1)
     return gold_logprob
 
 
+@torch.no_grad()
 def chunked_confidence(hidden: Tensor, weight: Tensor | None, gold_ids: Tensor) -> Tensor:
     """Largest probability and p(gold) of each row, without gradient: float32 (R, 2); arguments as above."""
     confidence = hidden.new_empty((hidden.shape[0], 2), dtype=torch.float32)
-    with torch.no_grad():
-        for rows in chunks(hidden, weight):
-            probability = logits_of(hidden[rows], weight).softmax(-1)
-            confidence[rows, 0] = probability.amax(-1)
-            confidence[rows, 1] = probability.gather(-1, gold_ids[rows, None])[:, 0]
+    for rows, logits in chunked_logits(hidden, weight):
+        probability = logits.softmax(-1)
+        confidence[rows, 0] = probability.amax(-1)
+        confidence[rows, 1] = probability.gather(-1, gold_ids[rows, None])[:, 0]
     return confidence
 
 
+@torch.no_grad()
 def chunked_entropy(hidden: Tensor, weight: Tensor | None) -> Tensor:
     """Entropy in nats of the predicted distributions, without gradient: float32 (R,); arguments as above."""
     entropy = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
-    with torch.no_grad():
-        for rows in chunks(hidden, weight):
-            logprob = logits_of(hidden[rows], weight).log_softmax(-1)
-            entropy[rows] = -(logprob.exp() * logprob).sum(-1)
+    for rows, logits in chunked_logits(hidden, weight):
+        logprob = logits.log_softmax(-1)
+        entropy[rows] = -(logprob.exp() * logprob).sum(-1)
     return entropy.clamp(min=0.0)
 
 
 def chunked_weighted_nll(
     hidden: Tensor, weight: Tensor | None, gold_ids: Tensor, row_weights: Tensor, curve: Curve | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The weighted loss of rows, differentiable in `hidden` and `weight`.
+    """The weighted loss of rows, differentiable in `hidden` and `weight`, which are of the same type.
 
     Args:
-        hidden: (R, D) hidden states.
-        weight: (V, D) vocabulary matrix, of the same type; without it `hidden` holds logits.
-        gold_ids: int64 (R,) true ids.
+        hidden: As above, like the next two.
+        weight: (V, D).
+        gold_ids: (R,).
         row_weights: (R,) factor of each row's loss; a constant.
         curve: nll (R,) -> what is weighted and summed, and its derivative by nll; nll itself where not given.
 
@@ -101,8 +97,7 @@ class _ChunkedWeightedNLL(torch.autograd.Function):
         weight_gradient = None
         if weight is not None and wants_weight:
             weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
-        for rows in chunks(hidden, weight):
-            wide = logits_of(hidden[rows], weight)
+        for rows, wide in chunked_logits(hidden, weight):
             gold = gold_ids[rows, None]
             gold_logits = wide.gather(-1, gold)
             largest = wide.amax(-1, keepdim=True)
@@ -141,13 +136,11 @@ class _ChunkedWeightedNLL(torch.autograd.Function):
         return hidden_gradient, weight_gradient, None, None, None
 
 
-def logits_of(hidden: Tensor, weight: Tensor | None) -> Tensor:
-    """Logits (R, V) of rows in float32, of which the caller may make what it likes."""
-    return hidden.to(torch.float32, copy=True) if weight is None else (hidden @ weight.T).float()
-
-
-def chunks(hidden: Tensor, weight: Tensor | None) -> Iterator[slice]:
-    """Ranges of rows whose logits make one chunk."""
+def chunked_logits(hidden: Tensor, weight: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
+    """Ranges of rows and their logits (rows, V) in float32, of which the caller may make what it likes."""
     vocabulary = hidden.shape[1] if weight is None else weight.shape[0]
     step = max(1, CHUNK_LOGITS // vocabulary)
-    return (slice(start, start + step) for start in range(0, hidden.shape[0], step))
+    for start in range(0, hidden.shape[0], step):
+        rows = slice(start, start + step)
+        part = hidden[rows]
+        yield rows, part.to(torch.float32, copy=True) if weight is None else (part @ weight.T).float()

@@ -22,11 +22,7 @@ GOLDEN_RATIO = 0.6180339887498949
 
 
 def level_from_uniform(u: Tensor, t_min: float = 1e-3) -> Tensor:
-    """Levels t in [t_min, 1) from uniforms.
-
-    Args:
-        u: Uniforms in [0, 1), any shape.
-        t_min: Smallest level; the public code's eps is 1e-3.
+    """Levels t in [t_min, 1) from uniforms in [0, 1) of any shape; the public code's eps, here t_min, is 1e-3.
 
     Raises:
         ValueError: `t_min` is outside (0, 1).
@@ -39,17 +35,13 @@ def level_from_uniform(u: Tensor, t_min: float = 1e-3) -> Tensor:
 def stratify(u_step: float, slot: int, num_slots: int, index: int = 0) -> float:
     """Uniform of one document when u is spread evenly over a batch: (u_step + slot / num_slots + index g) mod 1.
 
-    Args:
-        u_step: Uniform of the step.
-        slot: Slot of the batch.
-        num_slots: Slots of the batch.
-        index: Place in the slot's pack; multiples of the golden ratio g = 0.618... spread the documents of one pack.
+    The documents of the pack in one slot, numbered by `index`, are spread by multiples of the golden ratio g = 0.618...
     """
     return (u_step + slot / num_slots + index * GOLDEN_RATIO) % 1.0
 
 
 def extra_level(u: Tensor, t: Tensor, v: Tensor, rule: RhoRule = "code") -> Tensor:
-    """The superset's extra level rho, so that t + rho <= 1 up to t_min.
+    """The superset's extra level rho (B,), so that t + rho <= 1 up to t_min.
 
     Args:
         u: (B,) the uniforms that gave t.
@@ -65,12 +57,8 @@ def extra_level(u: Tensor, t: Tensor, v: Tensor, rule: RhoRule = "code") -> Tens
 
 
 def superset_mask(uniform: Tensor, response_mask: Tensor, t: Tensor, rho: Tensor) -> Tensor:
-    """Candidates for masking: bool (B, L), response tokens whose uniform lies below t + rho.
+    """Candidates for masking: bool (B, L), response tokens whose uniform (B, L) in [0, 1) lies below t + rho (B,).
 
-    Args:
-        uniform: (B, L) uniforms in [0, 1).
-        response_mask: bool (B, L), true on tokens that may be masked.
-        t: (B,) levels.
-        rho: (B,) extra levels; 0 gives the plain forward process.
+    Extra levels rho of 0 give the plain forward process.
     """
     return response_mask & (uniform < (t + rho)[:, None])

@@ -13,36 +13,32 @@ from .llama import LlamaLayer, LlamaLayoutConfig, LlamaLayoutLM
 
 
 class A2DConfig(LlamaLayoutConfig):
-    """Configuration of an adapted model; see `LlamaLayoutConfig`.
+    """Configuration of an adapted model.
 
-    Args:
-        right_shift_logits: Whether the output at i - 1 predicts token i, as before the adaptation. Public models of
-            this `model_type` exist with either, and nothing else in a folder tells them apart.
-        **kwargs: The other fields.
+    `right_shift_logits` says whether the output at i - 1 predicts token i, as before the adaptation. Public models of
+    these types exist with either, and nothing else in a folder tells them apart.
 
     Raises:
         ValueError: `right_shift_logits` is missing, or a field asks for a variant that is not implemented here.
     """
 
+    defaults = LlamaLayoutConfig.defaults | {"right_shift_logits": None}
     has_no_defaults_at_init = True  # else transformers 4 makes one without fields, to compare with
 
-    def __init__(self, right_shift_logits: bool | None = None, **kwargs: Any) -> None:
-        """Stores the fields; see the class docstring."""
-        if not isinstance(right_shift_logits, bool):
-            raise ValueError(
-                f"{self.model_type} config: right_shift_logits={right_shift_logits!r}: true (the output at i predicts "
-                "token i + 1, as tools/make_diffusion_model.py leaves it) or false (it predicts token i) is needed; "
-                "write into config.json what the model was trained with."
-            )
-        self.right_shift_logits = right_shift_logits
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if not isinstance(self.right_shift_logits, bool):
+            raise ValueError(
+                f"{self.model_type} config: right_shift_logits={self.right_shift_logits!r}: true (the output at i "
+                "predicts token i + 1, as tools/make_diffusion_model.py leaves it) or false (it predicts token i) is "
+                "needed; write into config.json what the model was trained with."
+            )
 
 
 class A2DLlamaConfig(A2DConfig):
     """An adapted Llama."""
 
     model_type = "a2d-llama"
-    __init__ = A2DConfig.__init__  # transformers 5 writes one for every config class that has none of its own
 
 
 class A2DQwen2Config(A2DConfig):
@@ -50,7 +46,6 @@ class A2DQwen2Config(A2DConfig):
 
     model_type = "a2d-qwen2"
     has_qkv_bias = True
-    __init__ = A2DConfig.__init__
 
 
 class A2DQwen3Config(A2DConfig):
@@ -58,7 +53,6 @@ class A2DQwen3Config(A2DConfig):
 
     model_type = "a2d-qwen3"
     has_qk_norm = True
-    __init__ = A2DConfig.__init__
 
 
 class A2DLlamaModelLM(LlamaLayoutLM):

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from .family import ControlIds, Family
-from .layers import refuse_values
 from .llama import LlamaLayer, LlamaLayoutConfig, LlamaLayoutLM
 
 
 class DreamConfig(LlamaLayoutConfig):
-    """Configuration of Dream; see `LlamaLayoutConfig`.
-
-    Args:
-        right_shift_logits: Always true: the output at i - 1 predicts token i.
-        **kwargs: The other fields.
-
-    Raises:
-        ValueError: A field asks for a variant that is not implemented here.
-    """
+    """Configuration of Dream; `right_shift_logits` is always true: the output at i - 1 predicts token i."""
 
     model_type = "Dream"
+    defaults = LlamaLayoutConfig.defaults | {"right_shift_logits": True}
+    supported = LlamaLayoutConfig.supported | {"right_shift_logits": (True,)}
     has_qkv_bias = True
-
-    def __init__(self, right_shift_logits: bool = True, **kwargs: Any) -> None:
-        """Stores the fields; see the class docstring."""
-        refuse_values("Dream", {"right_shift_logits": right_shift_logits}, {"right_shift_logits": (True,)})
-        self.right_shift_logits = right_shift_logits
-        super().__init__(**kwargs)
 
 
 class DreamModel(LlamaLayoutLM):

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from transformers import PretrainedConfig
 
-from .family import Family
-from .layout import detect_family, read_raw_config, stored_names
+from .family import Family, detect_family, read_raw_config, stored_names
 from .registry import FAMILIES, family_of, register
 from .vocabulary import resolve_token_ids
 
@@ -16,11 +15,7 @@ __all__ = ["FAMILIES", "Family", "family_of", "max_length_of", "read_config", "r
 
 
 def read_config(folder: Path, names: Collection[str] | None = None) -> PretrainedConfig:
-    """The config of a model folder, by its `model_type` and the layout of its weights.
-
-    Args:
-        folder: Has `config.json`, and perhaps weights and a tokenizer.
-        names: Names of the weights, where they are not in the folder.
+    """The config of a model folder, by its `model_type` and the layout of its weights, or of weights of these names.
 
     Raises:
         ValueError: There is no `config.json`, its family is unknown, a variant is not implemented, or the id of a

@@ -1,4 +1,4 @@
-"""The row in which a family's file ends: what the rest of the package needs to know of the family.
+"""The row in which a family's file ends: what the package needs to know of it; and which row a model folder is of.
 
 Exports carry a family's file without its row and without what the file imports from here; see `export.modeling_file`.
 """
@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from lift_ds.storage.file_diagnosis import explain
+from lift_ds.storage.run_record import RUN_FILE
+from lift_ds.storage.safetensors_folder import read_index
+from lift_ds.storage.safetensors_header import read_header
+from lift_ds.storage.safetensors_writer import SINGLE_FILE
+from lift_ds.text_files import load_json, read_text
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -31,28 +39,20 @@ class ControlIds:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a folder is told from others of its `model_type`.
+    """How a folder is told from others of its `model_type`."""
 
-    Args:
-        example: Whose layout it is, for messages.
-        weights: Pattern that one of the weights' names has, as `fnmatch` reads it.
-        config_field: Field that the config has, asked for only where the weights' names are not known.
-        without: Config fields and patterns of weights' names that no folder in this layout has.
-    """
-
-    example: str
-    weights: str
-    config_field: str
-    without: tuple[str, ...] = ()
+    example: str  # whose layout it is, for messages
+    weights: str  # pattern that one of the weights' names has, as `fnmatch` reads it
+    config_field: str  # that the config has; asked for only where the weights' names are not known
+    without: tuple[str, ...] = ()  # config fields and patterns of weights' names that no folder in it has
 
     def fits(self, raw: Mapping[str, Any], names: Collection[str]) -> bool:
-        """Whether a folder with these config fields, and weights of these names (none: not known), is in it."""
+        """Whether a folder with such fields and weights (none where their names are not known) is in it."""
         if has_mark(self.without, raw, names):
             return False
         return any(fnmatchcase(name, self.weights) for name in names) if names else self.config_field in raw
 
     def __str__(self) -> str:
-        """What a folder has to be."""
         return f"weights named {self.weights} ({self.example}, with {self.config_field} in the config)"
 
 
@@ -101,3 +101,86 @@ class Family:
     def model_type(self) -> str:
         """The `model_type` of its configs."""
         return str(self.config_class.model_type)
+
+
+MIXTURE = "its layers are mixtures of experts, which are not implemented"
+BLOCKWISE = "it denoises block after block with its own attention, which is not implemented"
+AUTOREGRESSIVE = "it is autoregressive; tools/make_diffusion_model.py makes a masked diffusion model of it"
+VISION = "LLaDA-V with its vision tower: only the language model is implemented"
+# What no family here computes: `model_type` (any where it is `*`), config fields or patterns of weights' names, one of
+# which such a folder has (none where the type says it), and why it is refused. A family that is registered comes first.
+RELATIVES: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    ("*", VISION_MARKS, VISION),
+    ("llava_llada", (), VISION),
+    ("llada", MIXTURE_MARKS, f"LLaDA-MoE: {MIXTURE}"),
+    ("llada_moe", (), f"LLaDA-MoE: {MIXTURE}"),
+    ("llada2_moe", (), f"LLaDA2: {MIXTURE}, and {BLOCKWISE}"),
+    ("sdar", (), f"SDAR: {BLOCKWISE}"),
+    ("sdar_moe", (), f"SDAR-MoE: {MIXTURE}, and {BLOCKWISE}"),
+)
+
+
+def read_raw_config(folder: Path) -> dict[str, Any]:
+    """The fields of a folder's `config.json`.
+
+    Raises:
+        ValueError: There is none, or it is no JSON object.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        run = " This is a run: name its export, or make one with tools/zero_to_hf.py."
+        hint = run if (folder / RUN_FILE).is_file() else ""
+        raise ValueError(f"{folder}: no config.json; a model folder in the public layout is expected.{hint}")
+    try:
+        raw = load_json(read_text(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}.{explain(path)}") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path}: a JSON object with the model's fields is expected.")
+    return raw
+
+
+def stored_names(folder: Path) -> set[str]:
+    """Names of a folder's weights, from the index or the one file's header; none where there are no safetensors.
+
+    Raises:
+        ValueError: Index or header cannot be read.
+    """
+    index = read_index(folder)
+    if index is not None:
+        return set(index)
+    single = folder / SINGLE_FILE
+    return set(read_header(single)) if single.is_file() else set()
+
+
+def detect_family(raw: Mapping[str, Any], names: Collection[str], families: Collection[Family], path: Path) -> Family:
+    """The family that a folder belongs to: the first of its `model_type` whose layout fits its config and weights.
+
+    Where the weights' names are not known (empty), the config alone decides.
+
+    Raises:
+        ValueError: It is a known relative or unknown; the message says what is supported.
+    """
+    model_type = raw.get("model_type")
+    of_type = [family for family in families if family.model_type == model_type]
+    for family in of_type:
+        if family.layout is None or family.layout.fits(raw, names):
+            return family
+    supported = ", ".join(dict.fromkeys(family.model_type for family in families))
+    reason = refusal(raw, names, families)
+    if reason is not None:
+        raise ValueError(f"{path}: {reason}. Supported: {supported}.")
+    if not of_type:
+        raise ValueError(f"{path}: model_type={model_type!r} is not supported; supported: {supported}.")
+    expected = " or ".join(str(family.layout) for family in of_type)
+    raise ValueError(f"{path}: model_type={model_type!r}, but the layout is unknown: {expected} are expected.")
+
+
+def refusal(raw: Mapping[str, Any], names: Collection[str], families: Collection[Family]) -> str | None:
+    """Which known relative a folder is, and why it is refused; `None` where it is none."""
+    model_type = str(raw.get("model_type"))
+    for relative, marks, reason in RELATIVES:
+        if relative in ("*", model_type) and (not marks or has_mark(marks, raw, names)):
+            return reason
+    is_adapted = any(family.adapted_from == model_type for family in families)
+    return f"{model_type.capitalize()}: {AUTOREGRESSIVE}" if is_adapted else None

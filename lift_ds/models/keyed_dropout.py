@@ -20,17 +20,11 @@ LARGEST_SEED = 2**62
 
 @dataclass(frozen=True)
 class DocumentRows:
-    """The documents of one forward, and where they stand in it.
+    """The B documents of one forward, and where they stand in it."""
 
-    Args:
-        lengths: Tokens of each of the B documents.
-        seeds: Seeds of each document, one per module that draws.
-        is_packed: Whether they stand one after the other in one row of T tokens, not in a padded row each.
-    """
-
-    lengths: list[int]
-    seeds: list[list[int]]
-    is_packed: bool
+    lengths: list[int]  # tokens of each
+    seeds: list[list[int]]  # of each, one per module that draws
+    is_packed: bool  # whether they stand one after the other in one row of T tokens, not in a padded row each
 
     def split(self, hidden: Tensor) -> list[Tensor]:
         """Each document's part of (B, L, D), or of (1, T, D)."""
@@ -40,14 +34,9 @@ class DocumentRows:
 
 
 def document_seeds(seed: int, step: int, sample_ids: list[int], num_views: int, num_modules: int) -> list[list[int]]:
-    """Seeds of a forward that shows each document `num_views` times: (num_views * B) lists of `num_modules`.
+    """Seeds of a forward in which all documents follow one another `num_views` times: (num_views * B) lists.
 
-    Args:
-        seed: The run's seed.
-        step: Optimizer step, from 0.
-        sample_ids: Their numbers, from -1 (stand-ins).
-        num_views: How many times all of them follow one another in the forward.
-        num_modules: Modules that draw.
+    `num_modules` draw in it; the numbers of the documents are from -1 (stand-ins).
     """
     drawn = [
         keyed_generator(seed, step, sample_id + 1, Stream.DROPOUT).integers(LARGEST_SEED, size=(num_views, num_modules))
@@ -68,14 +57,13 @@ class KeyedDropout(nn.Module):
     """
 
     def __init__(self, p: float, index: int) -> None:
-        """Stores them."""
         super().__init__()
         self.p = p
         self.index = index
         self.rows: DocumentRows | None = None
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Drops features of every document by its own seed."""
+        """The features that are kept, scaled."""
         if not self.training:
             return hidden
         assert self.rows is not None, "dropout is seeded by document: set `rows` before a training forward"

@@ -9,13 +9,13 @@ Shapes: B sequences, L tokens, D model width, H heads, V vocabulary rows.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, float], Tensor]
@@ -23,11 +23,49 @@ Visible = Tensor | AttentionFunction | None
 HeadFunction = Callable[[Tensor, Tensor], Any]
 
 
+class MaskedDiffusionConfig(PretrainedConfig):
+    """Configuration of a family, with its public field names; values that are not computed here are refused.
+
+    Args:
+        **kwargs: The fields. Those that have no default are kept as they are, and written back on export.
+
+    Attributes:
+        defaults: What fields are where a config does not have them.
+        supported: What other fields may be, if they are there.
+
+    Raises:
+        ValueError: A field asks for a variant that is not implemented here.
+    """
+
+    defaults: ClassVar[dict[str, Any]] = {}
+    supported: ClassVar[dict[str, tuple[Any, ...]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        cls.__init__ = cls.__init__  # type: ignore[method-assign]  # else transformers 5 writes one
+        super().__init_subclass__(**kwargs)
+
+    def __init__(self, **kwargs: Any) -> None:
+        refuse_values(self.model_type, kwargs, self.supported)
+        for name, default in self.defaults.items():
+            setattr(self, name, kwargs.pop(name, default))
+        super().__init__(**{"tie_word_embeddings": False} | kwargs)  # transformers 4 ties where nothing is said
+
+
+def refuse_values(model_type: str, values: dict[str, Any], allowed: dict[str, tuple[Any, ...]]) -> None:
+    """Refuses config fields that ask for a variant which is not computed here.
+
+    Raises:
+        ValueError: A field that is given has another value than those allowed.
+    """
+    for name, choices in allowed.items():
+        if name in values and values[name] not in choices:
+            raise ValueError(f"{model_type} config: {name}={values[name]!r} is not implemented; allowed: {choices}.")
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps), in float32, cast back, times a learned weight."""
 
     def __init__(self, width: int, eps: float) -> None:
-        """Creates a weight of `width` ones."""
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(width))
@@ -49,7 +87,7 @@ def rotary_tables(position_ids: Tensor, frequencies: Tensor) -> tuple[Tensor, Te
     """Cosines and sines of the rotary embedding, in float32; computed in each forward, never kept in a buffer.
 
     Args:
-        position_ids: (B, L) or (1, L) positions.
+        position_ids: (B or 1, L) positions.
         frequencies: float32 (head_dim / 2,), in radians a position.
 
     Returns:
@@ -67,24 +105,22 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(heads.dtype)
 
 
-def split_heads(projected: Tensor, head_dim: int) -> Tensor:
-    """(B, L, H head_dim) as (B, H, L, head_dim)."""
-    return projected.unflatten(-1, (-1, head_dim)).transpose(1, 2)
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, visible: Visible, dropout: float) -> Tensor:
-    """Bidirectional attention with grouped heads.
+def attend(layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor, visible: Visible) -> Tensor:
+    """Bidirectional attention with grouped heads: (B, L, D) to (B, L, H head_dim).
 
     Args:
-        query: (B, H, L, head_dim), rotated.
-        key: (B, key heads, L, head_dim), rotated.
-        value: (B, key heads, L, head_dim).
+        layer: Has `q_proj`, `k_proj`, `v_proj`, `head_dim` and `attention_dropout`, and perhaps `q_norm` and `k_norm`.
+        hidden: (B, L, D).
+        cos: See `rotary_tables`.
+        sin: See `rotary_tables`.
         visible: bool (B, 1, 1 or L, L), true where a key may be seen, or a function that attends.
-        dropout: Probability on attention weights.
-
-    Returns:
-        (B, L, H head_dim).
     """
+    projected = (layer.q_proj(hidden), layer.k_proj(hidden), layer.v_proj(hidden))
+    query, key, value = (each.unflatten(-1, (-1, layer.head_dim)).transpose(1, 2) for each in projected)
+    if hasattr(layer, "q_norm"):
+        query, key = layer.q_norm(query), layer.k_norm(key)
+    query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+    dropout = layer.attention_dropout if layer.training else 0.0
     if callable(visible):
         attended = visible(query, key, value, dropout)
     else:
@@ -103,10 +139,7 @@ def as_visible(attention_mask: Visible) -> Visible:
 
 
 class TokenEmbedding(nn.Embedding):
-    """An embedding that is also the head where the weights are tied.
-
-    Both uses go through `forward`, which is where ZeRO-3 gathers the matrix.
-    """
+    """An embedding, and the head where weights are tied; both go through `forward`, where ZeRO-3 gathers the matrix."""
 
     def forward(self, input: Tensor, through: HeadFunction | None = None) -> Any:
         """Embeddings of ids (B, L), or `through(hidden states, matrix)`."""
@@ -125,7 +158,6 @@ class DecoderLayers(nn.ModuleList):
     """The decoder layers; transformers' `gradient_checkpointing_enable` finds its switch here."""
 
     def __init__(self, layers: list[nn.Module]) -> None:
-        """Stores the layers."""
         super().__init__(layers)
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Callable[..., Any] = checkpoint
@@ -142,28 +174,34 @@ class DecoderLayers(nn.ModuleList):
         return hidden
 
 
-class MaskedDiffusionLM(PreTrainedModel):
+class MaskedDiffusionModel(PreTrainedModel):
     """A bidirectional transformer with its language-model head. Row i of the logits predicts token i.
 
-    A family's class makes the modules, and provides `encode`, `head` and the embeddings' accessors.
+    A family's class makes the modules and provides `encode`; where its vocabulary matrices are not a `TokenEmbedding`
+    and a `VocabularyHead` under these names, `head` and the accessors, too. A tied head is the embedding.
     """
 
+    embedding_name = "model.embed_tokens"
+    head_name = "lm_head"
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
 
-    def _init_weights(self, module: nn.Module) -> None:
-        """Normal(0, init_std) for matrices, ones for norms, zeros for biases."""
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            module.weight.data.normal_(0.0, self.config.init_std)
-            bias = getattr(module, "bias", None)
-            if isinstance(bias, Tensor):
-                bias.data.zero_()
-        elif isinstance(module, RMSNorm):
-            module.weight.data.fill_(1.0)
-
     def enable_input_require_grads(self) -> None:
         """Nothing: `DecoderLayers.run` sees to it, and a hook on a tied embedding would meet the head's results."""
+
+    def get_input_embeddings(self) -> Any:
+        """The embedding module."""
+        return self.get_submodule(self.embedding_name)
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the embedding module."""
+        self.set_submodule(self.embedding_name, value)
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The head module; `None` where the weights are tied."""
+        parent, _, name = self.head_name.rpartition(".")
+        return getattr(self.get_submodule(parent), name, None)
 
     def encode(self, input_ids: Tensor, attention_mask: Visible = None, position_ids: Tensor | None = None) -> Tensor:
         """Hidden states after the final norm, ready for `head`.
@@ -181,11 +219,9 @@ class MaskedDiffusionLM(PreTrainedModel):
         raise NotImplementedError
 
     def head(self, hidden: Tensor, through: HeadFunction = F.linear) -> Any:
-        """Logits (..., V) of hidden states (..., D), or what `through` makes of them and the vocabulary matrix (V, D).
-
-        Callers pass only the rows they need.
-        """
-        raise NotImplementedError
+        """Logits (..., V) of the hidden states (..., D) that are needed, or `through` of them and the matrix (V, D)."""
+        matrix = self.get_output_embeddings() or self.get_input_embeddings()
+        return matrix(hidden, through)
 
     def forward(
         self,
@@ -206,22 +242,4 @@ class MaskedDiffusionLM(PreTrainedModel):
 
 def default_positions(input_ids: Tensor, position_ids: Tensor | None) -> Tensor:
     """The positions given, or 0 to L-1 (1, L)."""
-    if position_ids is not None:
-        return position_ids
-    return torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-
-
-def refuse_values(config: str, values: dict[str, Any], allowed: dict[str, tuple[Any, ...]]) -> None:
-    """Refuses config fields that ask for a variant which is not computed here.
-
-    Args:
-        config: What to call the config in messages.
-        values: Fields that were given.
-        allowed: Values of every restricted field.
-
-    Raises:
-        ValueError: A field has another value.
-    """
-    for name, choices in allowed.items():
-        if name in values and values[name] not in choices:
-            raise ValueError(f"{config} config: {name}={values[name]!r} is not implemented; allowed: {choices}.")
+    return torch.arange(input_ids.shape[1], device=input_ids.device)[None] if position_ids is None else position_ids

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from .family import MIXTURE_MARKS, VISION_MARKS, Family, Layout
-from .layers import refuse_values
 from .llama import LlamaLayer, LlamaLayoutConfig, LlamaLayoutLM
 
 LLAMA_NAMES = {
@@ -22,22 +21,13 @@ LLAMA_NAMES = {
 
 
 class LLaDALlamaConfig(LlamaLayoutConfig):
-    """Configuration of such a LLaDA; see `LlamaLayoutConfig`.
-
-    Args:
-        right_shift_logits: Always false: the output at i predicts token i.
-        **kwargs: The other fields, under Llama's or LLaDA's names.
-
-    Raises:
-        ValueError: A field asks for a variant that is not implemented here.
-    """
+    """Configuration of such a LLaDA, with Llama's field names or LLaDA's; the output at i predicts token i."""
 
     model_type = "llada"
+    defaults = LlamaLayoutConfig.defaults | {"right_shift_logits": False}
+    supported = LlamaLayoutConfig.supported | {"right_shift_logits": (False,)}
 
-    def __init__(self, right_shift_logits: bool = False, **kwargs: Any) -> None:
-        """Stores the fields; see the class docstring."""
-        refuse_values("LLaDA", {"right_shift_logits": right_shift_logits}, {"right_shift_logits": (False,)})
-        self.right_shift_logits = right_shift_logits
+    def __init__(self, **kwargs: Any) -> None:
         given = {LLAMA_NAMES[name]: kwargs.pop(name) for name in LLAMA_NAMES if kwargs.get(name) is not None}
         super().__init__(**kwargs | given)
 

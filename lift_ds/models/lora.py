@@ -34,15 +34,15 @@ PEFT_WEIGHTS = "adapter_model.safetensors"
 
 
 def add_adapters(model: nn.Module, rank: int, alpha: float, dropout: float, targets: list[str], seed: int) -> None:
-    """Adds adapters to the named matrices, in place; everything else is frozen.
+    """Adds adapters to matrices of a model, whole or partitioned, in place; everything else is frozen.
 
     Args:
-        model: A model with its weights loaded, whole or partitioned.
+        model: Has its weights.
         rank: Rank of the adapters.
-        alpha: Scale; the update is multiplied by alpha / rank.
-        dropout: Dropout on the adapters' input.
+        alpha: The update is multiplied by alpha / rank.
+        dropout: Probability on the adapters' input.
         targets: Last parts of the names of the matrices.
-        seed: Seed of the new matrices A.
+        seed: Draws the new matrices A.
 
     Raises:
         ValueError: A target is no matrix of the model.
@@ -89,14 +89,7 @@ def low_rank_update(down: Tensor, up: Tensor, scale: float) -> Tensor:
 
 
 def split_adapters(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The base's weights under their official names, and the adapters under PEFT's.
-
-    Args:
-        state: Weights of a model with adapters; the base's may be missing.
-
-    Returns:
-        Names like `model.transformer.wte.weight`, and like `base_model.model.model...q_proj.lora_A.weight`.
-    """
+    """The base's weights under their official names, and the adapters under PEFT's (`base_model.model.model...`)."""
     base, adapters = {}, {}
     for name, tensor in state.items():
         if name.endswith((DOWN, UP)):
@@ -117,7 +110,7 @@ def save_adapters(
     Args:
         adapters: Weights under PEFT's names, see `split_adapters`.
         output: Folder to create.
-        config: What PEFT is told about them; names the base model.
+        config: Names the base model.
         add_files: Writes what else belongs to them into the folder.
 
     Raises:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -28,27 +28,16 @@ LAYER = re.compile(r"\.(\d+)\.")
 SHOWN_SIZES = 4
 
 
-class WeightSource(Protocol):
-    """Named tensors of a whole model."""
-
-    def shapes(self) -> dict[str, torch.Size]:
-        """Every name with its shape, in the order in which they are best read; no data is read."""
-
-    def read(self, name: str, into: Tensor, start: int = 0) -> None:
-        """Fills `into`, a flat tensor of any type and device, with the elements from `start` of a flattened tensor."""
-
-
 class NewWeights:
     """Fresh weights, keyed by (seed, index of parameter): matrices Normal(0, init_std), norms ones, biases zeros."""
 
     def __init__(self, config: PretrainedConfig, seed: int) -> None:
-        """Lists the names from a model without data."""
         self.named = parameter_shapes(config)
         self.index = {name: index for index, name in enumerate(self.named)}
         self.seed, self.std = seed, float(config.init_std)
 
     def shapes(self) -> dict[str, torch.Size]:
-        """Shapes of every parameter."""
+        """Every name with its shape, in the order in which they are best read; no data is read."""
         return self.named
 
     def tensor(self, name: str) -> Tensor:
@@ -60,16 +49,15 @@ class NewWeights:
         return torch.from_numpy(generator.standard_normal(tuple(shape), dtype="float32")) * self.std
 
     def read(self, name: str, into: Tensor, start: int = 0) -> None:
-        """Fills `into` with a range of a tensor, which is drawn whole."""
+        """Fills `into`, a flat tensor of any type and device, with the elements from `start` of a flattened tensor."""
         into.copy_(self.tensor(name).flatten()[start : start + into.numel()])
 
 
-def resolve_folder(path: str, with_weights: bool = True) -> Path:
-    """The local folder of a model: the built-in base, a folder, or a hub name, which is fetched.
+WeightSource = NewWeights | SafetensorsFolder
 
-    Args:
-        path: `builtin:base`, a folder, or a hub name.
-        with_weights: Fetch the weights too, not only config and tokenizer.
+
+def resolve_folder(path: str, with_weights: bool = True) -> Path:
+    """The local folder of a model: of `builtin:base`, of a folder, or of a hub name, which is fetched.
 
     Raises:
         ValueError: It is no folder, and the hub does not have it or cannot be reached.
@@ -91,16 +79,10 @@ def resolve_folder(path: str, with_weights: bool = True) -> Path:
 def check_names(
     wanted: dict[str, torch.Size], stored: dict[str, torch.Size], label: str, config: PretrainedConfig | None = None
 ) -> None:
-    """Compares names and shapes.
-
-    Args:
-        wanted: The model's.
-        stored: Those of the weights.
-        label: What to call the weights in messages.
-        config: The model's, whose fields then explain what differs.
+    """Compares names and shapes of a model's parameters with those of weights, called `label` in messages.
 
     Raises:
-        ValueError: Keys are missing, unexpected or of another shape; the message lists them.
+        ValueError: Keys are missing, unexpected or of another shape; the message lists them, and fields of `config`.
     """
     problems = [("missing", sorted(set(wanted) - set(stored))), ("unexpected", sorted(set(stored) - set(wanted)))]
     mismatched = [key for key in wanted if key in stored and wanted[key] != stored[key]]
@@ -142,12 +124,7 @@ def parameter_shapes(config: PretrainedConfig) -> dict[str, torch.Size]:
 
 
 def fill_parameters(parameters: Iterable[tuple[str, nn.Parameter]], source: WeightSource, label: str) -> None:
-    """Reads weights into a model, whole or partitioned by ZeRO-3.
-
-    Args:
-        parameters: Names and contiguous parameters, whole or partitioned; see `own_ranges`.
-        source: The weights.
-        label: What to call the source in messages.
+    """Reads weights into contiguous parameters, whole or partitioned by ZeRO-3; see `own_ranges`.
 
     Raises:
         ValueError: Names or shapes do not fit; nothing has been read then.
@@ -193,8 +170,7 @@ def load_pretrained(
         dtype: Type of the weights; as stored where not given.
 
     Returns:
-        The model in eval mode, whose `model(input_ids=...).logits` are aligned (row i predicts token i), and its
-        tokenizer, `None` where the folder has none.
+        The model in eval mode, whose logits are aligned (row i predicts token i), and the folder's tokenizer, if any.
 
     Raises:
         ValueError: The folder is not there, is of another family, or its weights or ids do not fit its config.
@@ -205,9 +181,8 @@ def load_pretrained(
     tokenizer = load_tokenizer(folder)
     if tokenizer is not None:
         check_tokenizer(config, tokenizer, folder)
+    check_names(parameter_shapes(config), source.shapes(), str(folder), config)
     with torch.device("meta"):
         model = family_of(config).model_class(config)
-    wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
-    check_names(wanted, source.shapes(), str(folder), config)
     model.load_state_dict({name: source.tensor(name, dtype) for name in source.shapes()}, assign=True)
     return model.eval().requires_grad_(True), tokenizer

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .ports import free_port
-
+EXPORTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")  # of torchrun, of deepspeed
 MPI_RANKS = {
@@ -27,19 +26,12 @@ REMEDY = (
 
 @dataclass(frozen=True)
 class Launch:
-    """What the launcher's environment says.
+    """What the launcher's environment says."""
 
-    Args:
-        rank: This process, 0 to world_size - 1.
-        world_size: Number of processes.
-        local_rank: This process on its machine.
-        local_world_size: Processes on this machine.
-    """
-
-    rank: int
+    rank: int  # this process, 0 to world_size - 1
     world_size: int
-    local_rank: int
-    local_world_size: int
+    local_rank: int  # this process on its machine
+    local_world_size: int  # processes on this machine
 
     @property
     def is_main(self) -> bool:
@@ -68,41 +60,24 @@ def read_launch() -> Launch:
         raise RuntimeError(
             f"{here} in the environment, but not {missing}: {REMEDY}; for one process: unset {' '.join(given)}"
         )
-    launch = read_numbers()
-    if launch.world_size == 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
-        for name in mpi_sizes:
-            if number_in(name, 1) > 1:
-                raise RuntimeError(f"WORLD_SIZE=1, but {name}={os.environ[name]}: unset {' '.join(NEEDED)}")
-    return launch
-
-
-def read_numbers() -> Launch:
-    """What the variables say, all of which are set.
-
-    Raises:
-        RuntimeError: They are no numbers, or do not fit each other.
-    """
     world_size = number_in("WORLD_SIZE", 1)
     local_size = min(number_in(name, 1, world_size) for name in LOCAL_SIZES)
     number_in("MASTER_PORT", 1, end=2**16)
     number_in(TIME_LIMIT, 1, 10)
     rank = number_in("RANK", 0, end=world_size, of=f"WORLD_SIZE={world_size}")
     local_rank = number_in("LOCAL_RANK", 0, end=local_size, of=f"{local_size} processes on this machine")
+    if world_size == 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+        for name in mpi_sizes:
+            if number_in(name, 1) > 1:
+                raise RuntimeError(f"WORLD_SIZE=1, but {name}={os.environ[name]}: unset {' '.join(NEEDED)}")
     return Launch(rank, world_size, local_rank, local_size)
 
 
 def number_in(name: str, first: int, default: int | None = None, end: int | None = None, of: str = "") -> int:
-    """A whole number of the environment.
-
-    Args:
-        name: The variable.
-        first: The least that it may be.
-        default: What it is where it is not set.
-        end: What it must be less than.
-        of: What `end` comes from, for messages.
+    """A variable of the environment, or its default: a whole number from `first` to less than `end`.
 
     Raises:
-        RuntimeError: It is no such number.
+        RuntimeError: It is no such number; the message says with `of` what `end` comes from.
     """
     text = os.environ.get(name, "")
     if not text and default is not None:
@@ -115,10 +90,7 @@ def number_in(name: str, first: int, default: int | None = None, end: int | None
 
 
 def check_semaphores(key: str) -> None:
-    """Whether processes can be given queues, which need a little of /dev/shm.
-
-    Args:
-        key: What asks for the processes.
+    """Checks that the processes that a key asks for can be given queues, which need a little of /dev/shm.
 
     Raises:
         RuntimeError: It is full, missing or cannot be written.
@@ -132,7 +104,7 @@ def check_semaphores(key: str) -> None:
 
 
 def check_device(launch: Launch, num_devices: int) -> None:
-    """Whether this process has a device of its own.
+    """Checks that this process has a device of its own.
 
     Raises:
         RuntimeError: There are fewer devices than processes.
@@ -150,7 +122,7 @@ def export_mpi(sizes: list[str]) -> None:
     """Asks MPI for rank, world and a meeting point, unless MASTER_ADDR and MASTER_PORT name one; needs mpi4py.
 
     Args:
-        sizes: Variables that say how many processes mpirun has started.
+        sizes: Names of variables that say how many processes mpirun has started.
 
     Raises:
         RuntimeError: The MPI library is missing, or is another one than mpirun's; variables of mpirun are missing.
@@ -184,17 +156,16 @@ def export_mpi(sizes: list[str]) -> None:
     export_rank(world.Get_rank(), world.Get_size(), local.Get_rank(), local.Get_size(), address, port)
 
 
-def export_rank(rank: int, world_size: int, local_rank: int, local_size: int, address: str, port: int) -> None:
-    """Sets the variables that torch.distributed reads."""
-    values = {
-        "RANK": rank,
-        "WORLD_SIZE": world_size,
-        "LOCAL_RANK": local_rank,
-        "LOCAL_WORLD_SIZE": local_size,
-        "MASTER_ADDR": address,
-        "MASTER_PORT": port,
-    }
-    os.environ.update({name: str(value) for name, value in values.items()})
+def export_rank(*values: int | str) -> None:
+    """Sets the variables that torch.distributed reads, in the order of `EXPORTED`."""
+    os.environ.update({name: str(value) for name, value in zip(EXPORTED, values, strict=True)})
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
 
 
 def share_cores(launch: Launch) -> None:

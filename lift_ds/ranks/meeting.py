@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 from torch.distributed import PrefixStore, TCPStore
 
 from .launch import NEEDED, TIME_LIMIT, Launch, number_in
-from .ports import is_taken, listener_of
 
+LISTENING = "0A"  # state of a socket in /proc/net/tcp
 SAY_EVERY_SECONDS = 30.0
 POLL_SECONDS = 0.05
+OTHER_PORT = (
+    "give another one to the launcher: deepspeed --master_port 29501, "
+    "torchrun --rdzv_backend c10d --rdzv_endpoint localhost:29501, or torchrun --master_port 29501"
+)
 OTHERS_SECONDS = 3.0  # in which ranks find the same error, if they all find it
 
 
@@ -24,7 +32,6 @@ class FailedElsewhereError(RuntimeError):
     """Another rank has failed, and says so itself; the message is empty where that is read on this machine."""
 
     def __init__(self, rank: int, host: str, message: str, launch: Launch) -> None:
-        """Tells the first rank of each other machine."""
         is_told = launch.local_rank == 0 and host != socket.gethostname()
         super().__init__(f"ended by rank {rank} on {host}: {message}" if is_told else "")
 
@@ -34,18 +41,13 @@ class MeetingError(RuntimeError):
 
 
 class Meeting:
-    """The ranks of a launcher, through a store of texts that rank 0 or torchrun holds.
-
-    Args:
-        launch: This process.
-        limit: How long ranks wait for each other.
+    """The ranks of a launcher, through a store of texts that rank 0 or torchrun holds; waits end at `limit`.
 
     Raises:
         MeetingError: The port is taken, rank 0 cannot be reached, or another process says that it is this rank.
     """
 
     def __init__(self, launch: Launch, limit: timedelta) -> None:
-        """Meets the other ranks."""
         self.launch, self.limit = launch, limit
         self.place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         self.store = PrefixStore(f"lift_ds/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", self.open_store())
@@ -53,7 +55,7 @@ class Meeting:
             time.sleep(OTHERS_SECONDS)  # if it is another run's store, our rank 0 says that the port is taken
             raise MeetingError(
                 f"two processes at {self.place} say that they are rank {launch.rank}: another run meets there; "
-                f"{other_port()}"
+                f"{OTHER_PORT}"
             )
 
     def open_store(self) -> TCPStore:
@@ -63,7 +65,7 @@ class Meeting:
         if holds and is_taken(port):
             raise MeetingError(
                 f"port {port}, where the ranks are to meet, is taken by {listener_of(port) or 'another process'}; "
-                f"{other_port()}"
+                f"{OTHER_PORT}"
             )
         reason = "" if holds else self.await_listener(address, port)
         try:
@@ -120,44 +122,32 @@ class Meeting:
                 said = now
                 print(f"waiting at {self.place} for {self.missing(what)} ({what}), {now - since:.0f} s", flush=True)
             time.sleep(POLL_SECONDS * (1 + size // 64))  # rank 0 answers all of them
-            count = self.count(what)
+            count = self.ask(self.store.add, what, 0)
 
     def missing(self, what: str) -> str:
         """The ranks that are not through with something, at most eight of them by number."""
         ranks = [str(rank) for rank in range(self.launch.world_size) if not self.has(f"{what}/{rank}")]
         return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(ranks[:8])}{', ...' if len(ranks) > 8 else ''}"
 
-    def count(self, what: str) -> int:
-        """How many ranks are through with something.
-
-        Raises:
-            FailedElsewhereError: The store has gone, with rank 0.
-        """
-        try:
-            return self.store.add(what, 0)
-        except RuntimeError as error:
-            raise self.left_by_main() from error
-
     def has(self, key: str) -> bool:
-        """Whether somebody has written a key.
+        """Whether somebody has written a key; raises as `ask` does."""
+        return bool(self.ask(self.store.check, [key]))
+
+    def ask(self, question: Callable[..., Any], *given: object) -> Any:
+        """What the store answers.
 
         Raises:
-            FailedElsewhereError: The store has gone, with rank 0.
+            FailedElsewhereError: It has gone, with rank 0.
         """
         try:
-            return bool(self.store.check([key]))
+            return question(*given)
         except RuntimeError as error:
-            raise self.left_by_main() from error
-
-    def left_by_main(self) -> FailedElsewhereError:
-        """What it means that the store has gone."""
-        return FailedElsewhereError(0, os.environ["MASTER_ADDR"], "it has left", self.launch)
+            raise FailedElsewhereError(0, os.environ["MASTER_ADDR"], "it has left", self.launch) from error
 
     def is_mine_to_say(self, message: str) -> bool:
-        """Tells the others of an error, and whether this rank says it: rank 0 does, where it has the same.
+        """Tells the others of an error, unless it is theirs (empty), and whether this rank says it.
 
-        Args:
-            message: The error; empty where it is another rank's.
+        Rank 0 does, where it has the same.
         """
         rank = self.launch.rank
         message = message.encode(errors="replace").decode()
@@ -177,13 +167,6 @@ class Meeting:
             return True
         return True
 
-    def leave(self) -> None:
-        """Leaves in order."""
-        with suppress(RuntimeError):
-            self.store.set(f"left/{self.launch.rank}", "")
-        if self.launch.is_main:
-            self.let_others_leave()
-
     def let_others_leave(self) -> None:
         """Stays, as rank 0 that may hold the store, until the others need it no more, or for some seconds."""
         deadline = time.monotonic() + OTHERS_SECONDS
@@ -198,11 +181,7 @@ _joined: list[Meeting] = []
 
 
 def meet(launch: Launch, limit: timedelta | None = None) -> Meeting:
-    """The meeting of this process's ranks; the first call waits for them.
-
-    Args:
-        launch: This process.
-        limit: How long ranks wait for each other; DeepSpeed's own variable, or ten minutes, where not given.
+    """The meeting of this process's ranks; the first call waits for them, ten minutes where nothing else is said.
 
     Raises:
         RuntimeError: See `Meeting`, and `gather`.
@@ -232,13 +211,39 @@ def say_error(error: Exception, launch: Launch) -> None:
 
 def say_goodbye() -> None:
     """Leaves the meeting; rank 0, which may hold the store, as the last one."""
-    if _joined:
-        _joined[0].leave()
+    for meeting in _joined:
+        with suppress(RuntimeError):
+            meeting.store.set(f"left/{meeting.launch.rank}", "")
+        if meeting.launch.is_main:
+            meeting.let_others_leave()
 
 
-def other_port() -> str:
-    """How to meet at another port."""
-    return (
-        "give another one to the launcher: deepspeed --master_port 29501, "
-        "torchrun --rdzv_backend c10d --rdzv_endpoint localhost:29501, or torchrun --master_port 29501"
-    )
+def is_taken(port: int) -> bool:
+    """Whether somebody listens on a port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False
+
+
+def listener_of(port: int) -> str:
+    """The process that listens on a port, as far as this user may see it; empty where not."""
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            rows = [line.split() for line in Path(table).read_text(encoding="utf-8").splitlines()[1:]]
+        except OSError:
+            continue
+        inodes |= {row[9] for row in rows if row[3] == LISTENING and int(row[1].rpartition(":")[2], 16) == port}
+    sockets = {f"socket:[{inode}]" for inode in inodes}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if any(os.readlink(opened) in sockets for opened in (process / "fd").iterdir()):
+                words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                return f"process {process.name} ({' '.join(words).strip()[:200]})"
+        except OSError:
+            continue
+    return ""

@@ -1,14 +1,18 @@
-"""How command lines that run on the ranks of a launcher begin and end."""
+"""How processes that run on the ranks of a launcher begin and end."""
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
+
+import torch
 
 from lift_ds.text_files import check_locale
 
-from .collectives import has_started, leave
 from .launch import Launch, read_launch
 from .meeting import MeetingError, has_met, say_error, say_goodbye
 
@@ -19,11 +23,8 @@ def run_on_ranks(action: Callable[[Launch], None], when_stopped: str = "stopped"
     """Runs a command on this rank and leaves the others in order; exits with 2 where something is missing or wrong.
 
     What goes wrong before the ranks have met, all of them find; one says it, or each, where it is about this machine's
-    files. After that they compare: what all find is said once, what one finds is said by that one.
-
-    Args:
-        action: What the command does; given who this process is.
-        when_stopped: What is said after Ctrl-C.
+    files. After that they compare: what all find is said once, what one finds is said by that one. After Ctrl-C
+    `when_stopped` is said.
     """
     try:
         check_locale()
@@ -48,3 +49,24 @@ def run_on_ranks(action: Callable[[Launch], None], when_stopped: str = "stopped"
     say_goodbye()
     if has_started():
         leave(0)
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process with an exit status, without the interpreter's own end; in order with the group where it is 0.
+
+    About once in some hundred launches a thread of torch's that still wants the interpreter aborts it there, and a
+    finished run would be reported as failed.
+    """
+    if code == 0:
+        torch.distributed.destroy_process_group()
+    atexit._run_exitfuncs()  # what monitors still have to write
+    if code == 0 and "mpi4py.MPI" in sys.modules:  # mpirun counts a rank that has not said goodbye as a failure
+        sys.modules["mpi4py.MPI"].Finalize()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def has_started() -> bool:
+    """Whether this process has joined the other ranks."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

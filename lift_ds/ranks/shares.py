@@ -1,9 +1,9 @@
-"""What evaluation needs of a distributed run: who computes what, in lockstep."""
+"""Who computes what, and what moves between ranks besides weights and gradients; all call the same in one order."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,43 +11,77 @@ from torch import Tensor
 Item = TypeVar("Item")
 
 
-class Ranks(Protocol):
-    """The ranks of a run; `ranks.collectives.Collectives` is one."""
+class Collectives:
+    """The default process group.
+
+    Args:
+        device: Where this rank computes; what travels goes through it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
 
     @property
     def rank(self) -> int:
         """This rank."""
+        return int(torch.distributed.get_rank())
 
     @property
     def world_size(self) -> int:
         """Number of ranks."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where this rank computes."""
+        return int(torch.distributed.get_world_size())
 
     def all_reduce(self, values: Tensor, op: str = "sum") -> Tensor:
-        """Sum or maximum over ranks."""
+        """Sum or maximum over ranks, in place, on this rank's device; returned on the CPU."""
+        moved = values.to(self.device)
+        torch.distributed.all_reduce(moved, op=getattr(torch.distributed.ReduceOp, op.upper()))
+        return moved.cpu()
+
+    def exchange(self, parts: list[Tensor]) -> list[Tensor]:
+        """Sends part r, one-dimensional, to rank r; returns what each rank sent here, on the CPU."""
+        sizes = torch.tensor([len(part) for part in parts], device=self.device)
+        expected = torch.empty_like(sizes)
+        torch.distributed.all_to_all_single(expected, sizes)
+        received = torch.empty(int(expected.sum()), dtype=parts[0].dtype, device=self.device)
+        sent = torch.cat(parts).to(self.device)
+        torch.distributed.all_to_all_single(received, sent, expected.tolist(), sizes.tolist())
+        return list(received.cpu().split(expected.tolist()))
+
+    def on_main(self, action: Callable[[], Any]) -> Any:
+        """What `action` returns on rank 0, on every rank.
+
+        Raises:
+            ValueError: It failed there; every rank raises the same message.
+        """
+        outcome: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                outcome[0] = action()
+            except (ValueError, OSError) as error:
+                outcome[1] = str(error)
+        torch.distributed.broadcast_object_list(outcome, src=0)
+        if outcome[1] is not None:
+            raise ValueError(outcome[1])
+        return outcome[0]
 
     def gather_objects(self, mine: Any) -> list[Any]:
         """Every rank's object, in rank order, on every rank."""
+        gathered: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(gathered, mine)
+        return gathered
 
-    def on_main(self, action: Callable[[], Any]) -> Any:
-        """What `action` returns on rank 0, on every rank; its errors, too."""
+    def barrier(self) -> None:
+        """Waits for every rank."""
+        torch.distributed.barrier()
 
 
 class Alone:
-    """A process without others.
-
-    Args:
-        device: Where it computes.
-    """
+    """A process without others; it computes on the CPU where no device is given."""
 
     rank = 0
     world_size = 1
 
     def __init__(self, device: torch.device | None = None) -> None:
-        """Stores the device; the CPU where none is given."""
         self.device = device or torch.device("cpu")
 
     def all_reduce(self, values: Tensor, op: str = "sum") -> Tensor:
@@ -61,6 +95,9 @@ class Alone:
     def on_main(self, action: Callable[[], Any]) -> Any:
         """What it returns."""
         return action()
+
+
+Ranks = Collectives | Alone
 
 
 def agreement(ranks: Ranks) -> Callable[[bool], bool]:

@@ -19,7 +19,7 @@ from lift_ds.data.batch import MicroBatch
 from lift_ds.method.components import Component
 from lift_ds.method.difficulty import NUM_BINS, DifficultyTable, Observations, level_bin
 from lift_ds.objectives.objective import candidates, superset_level
-from lift_ds.ranks.collectives import Collectives
+from lift_ds.ranks.shares import Collectives
 from lift_ds.storage.manifest import DIFFICULTY_FOLDER
 
 

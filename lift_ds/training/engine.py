@@ -22,9 +22,9 @@ from lift_ds.data.batch import MicroBatch
 from lift_ds.models.families import family_of
 from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.weights import WeightSource, fill_parameters, whole_shape
-from lift_ds.ranks.collectives import Collectives
 from lift_ds.ranks.launch import Launch, check_device, share_cores
 from lift_ds.ranks.meeting import meet
+from lift_ds.ranks.shares import Collectives
 
 from .extensions import guard_builds
 from .step import DiffusionStep, DropoutKey, StepResult

@@ -22,8 +22,7 @@ from lift_ds.data.batch import MicroBatch
 from lift_ds.method.loss import chunked_entropy, chunked_weighted_nll
 from lift_ds.method.noise import level_from_uniform
 from lift_ds.method.selection import component_tensor
-from lift_ds.models.head import MaskedDiffusionModel
-from lift_ds.models.logits_model import LogitsModel
+from lift_ds.models.head import LogitsModel, MaskedDiffusionModel
 from lift_ds.objectives import Objective, make_objective, methods_with, objective_settings
 from lift_ds.objectives.gift import gift_levels
 from lift_ds.section import refused_value

@@ -15,10 +15,9 @@ from lift_ds.models.families import read_config
 from lift_ds.models.lora import PEFT_CONFIG, PEFT_WEIGHTS
 from lift_ds.models.vocabulary import check_tokenizer, load_tokenizer
 from lift_ds.models.weights import check_fit, resolve_folder
-from lift_ds.ranks.collectives import Collectives
 from lift_ds.ranks.launch import Launch, check_device, share_cores
 from lift_ds.ranks.meeting import meet
-from lift_ds.ranks.shares import Alone, Ranks, agreement
+from lift_ds.ranks.shares import Alone, Collectives, Ranks, agreement
 from lift_ds.storage.frozen_base import hash_base
 from lift_ds.storage.manifest import hash_file
 from lift_ds.storage.safetensors_folder import SafetensorsFolder

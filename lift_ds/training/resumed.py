@@ -11,7 +11,7 @@ from lift_ds.config.resuming import JSON_PREFIX, MISSING, Change, Rule, differin
 from lift_ds.data.order.stream import PackStream
 from lift_ds.data.text.chat_format import CHAT_TEMPLATE_FILE
 from lift_ds.data.text.templates import TEMPLATES
-from lift_ds.models.layout import read_raw_config
+from lift_ds.models.family import read_raw_config
 from lift_ds.models.vocabulary import NEEDED_IDS
 from lift_ds.storage.manifest import HF_FOLDER, LANES_FILE, find_checkpoint
 from lift_ds.storage.run_record import RUN_FILE, read_run

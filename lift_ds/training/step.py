@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from lift_ds.data.batch import MicroBatch
 from lift_ds.method.components import Component
 from lift_ds.method.loss import chunked_entropy, chunked_gold_logprob, chunked_weighted_nll
-from lift_ds.models.head import MaskedDiffusionModel, encode_rows
+from lift_ds.models.head import LogitsModel, MaskedDiffusionModel, encode_rows
 from lift_ds.models.keyed_dropout import DocumentRows, KeyedDropout, document_seeds
-from lift_ds.models.logits_model import LogitsModel
 from lift_ds.objectives import Objective
 from lift_ds.objectives.objective import Candidates, View, superset_level
 

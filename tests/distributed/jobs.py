@@ -26,8 +26,8 @@ from lift_ds.models.families import family_of, read_config
 from lift_ds.models.lora import add_adapters
 from lift_ds.models.weights import NewWeights, fill_parameters
 from lift_ds.objectives import make_objective, objective_settings
-from lift_ds.ranks.collectives import leave
 from lift_ds.ranks.launch import read_launch
+from lift_ds.ranks.running import leave
 from lift_ds.storage.safetensors_folder import SafetensorsFolder
 from lift_ds.training.buffers import DifficultyBuffers
 from lift_ds.training.engine import Engine, build_model, start_distributed

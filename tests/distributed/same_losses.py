@@ -146,8 +146,8 @@ def run_rank(stage: int, output: Path) -> None:
     """All settings of one stage, on this rank."""
     import torch
 
-    from lift_ds.ranks.collectives import leave
     from lift_ds.ranks.launch import read_launch
+    from lift_ds.ranks.running import leave
     from lift_ds.training.engine import start_distributed
 
     launch = read_launch()

@@ -143,7 +143,7 @@ def test_a_modelling_file_is_the_familys_without_its_row(name):
     joined = joined_source(module.__name__)
     defined = {node.name for node in ast.parse(joined).body if isinstance(node, (ast.ClassDef, ast.FunctionDef))}
     classes = {name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
-    assert {"RMSNorm", "MaskedDiffusionLM", "rotate"} | classes <= defined
+    assert {"RMSNorm", "MaskedDiffusionModel", "rotate"} | classes <= defined
     assert "Family" not in joined and not joined.endswith("\n\n")
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lift_ds.models.families import Family
 from lift_ds.models.family import ControlIds
-from lift_ds.models.layers import HeadFunction, MaskedDiffusionLM, Visible, VocabularyHead, as_visible, rotary_tables
+from lift_ds.models.layers import HeadFunction, MaskedDiffusionModel, Visible, VocabularyHead, as_visible, rotary_tables
 from lift_ds.models.layers import default_positions as positions_of
 from lift_ds.models.llama import LlamaLayer, LlamaLayoutConfig, LlamaStack, scaled_frequencies
 
@@ -25,7 +25,7 @@ class OwnConfig(LlamaLayoutConfig):
         super().__init__(**kwargs)
 
 
-class OwnModel(MaskedDiffusionLM):
+class OwnModel(MaskedDiffusionModel):
     """The layers under `body.`, and a head called `readout`."""
 
     config_class = OwnConfig

@@ -11,7 +11,8 @@ from datetime import timedelta
 import pytest
 
 from lift_ds.ranks import meeting
-from lift_ds.ranks.ports import free_port, is_taken, listener_of
+from lift_ds.ranks.launch import free_port
+from lift_ds.ranks.meeting import is_taken, listener_of
 from lift_ds.ranks.running import run_on_ranks
 
 pytestmark = pytest.mark.distributed

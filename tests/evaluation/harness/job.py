@@ -10,8 +10,8 @@ from typing import Any
 from lift_ds.evaluation.asking.answering import Answerer
 from lift_ds.evaluation.harness.run import run_harness
 from lift_ds.evaluation.harness.settings import HarnessSettings
-from lift_ds.ranks.collectives import leave
 from lift_ds.ranks.launch import read_launch
+from lift_ds.ranks.running import leave
 from lift_ds.ranks.shares import Ranks
 from lift_ds.training.inference import load_cut, load_whole
 

@@ -14,8 +14,9 @@ from typing import Any
 from rich.progress import DownloadColumn
 
 from lift_ds.export.folder import DTYPES
-from lift_ds.export.merge import Merge, check_place, plan_merge, write_merged
+from lift_ds.export.merge import Merge, plan_merge, write_merged
 from lift_ds.models.weights import resolve_folder
+from lift_ds.storage.staging import check_place
 
 from .tool import progress, run_tool, tool_parser, write_json
 
@@ -46,7 +47,7 @@ def merge(arguments: argparse.Namespace) -> None:
     began = time.perf_counter()
     plan = plan_merge(resolve_folder(arguments.base), arguments.adapters, dtype)
     if arguments.dry_run:
-        check_place(plan, arguments.output)
+        check_place(arguments.output, plan.num_bytes)
     else:
         with progress("merging", plan.num_bytes, DownloadColumn()) as advance:
             write_merged(plan, arguments.output, dtype, advance)

@@ -11,40 +11,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lift_ds.data.text.chat_format import write_format
-from lift_ds.storage.flat_groups import FlatTensor, storages_of, whole
+from lift_ds.storage.flat_groups import FlatTensor, storages_of
 from lift_ds.storage.frozen_base import base_tensors, read_base
-from lift_ds.storage.manifest import require_whole
+from lift_ds.storage.model_files import ADAPTER_CONFIG
 from lift_ds.storage.run_record import read_run
 from lift_ds.storage.safetensors_folder import SafetensorsFolder
-from lift_ds.storage.stored_tensor import find_damage, stored_tensor
-from lift_ds.storage.zero_checkpoint import open_zero_checkpoint
-from lift_ds.storage.zero_files import find_shard_folder, own_checkpoint
+from lift_ds.storage.stored_tensor import find_damage
 from lift_ds.text_files import load_json, read_text
 
-from .adapters import PART, AdapterSettings, settings_of_peft
+from .adapters import PART, AdapterSettings
 from .chat import checkpoint_format
+from .inspection import open_whole
 from .names import official_names
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-ADAPTER_CONFIG = "adapter_config.json"
+PATTERNS = ("rank_pattern", "alpha_pattern")
 ROOT_PREFIX = "model."  # of the module that the trainer hands to DeepSpeed
 
 
 def own_base(own: Path, given: Path | None) -> dict[str, FlatTensor]:
-    """The weights that a checkpoint of ours leaves to its base, by its names; none where it holds all.
-
-    Args:
-        own: The checkpoint.
-        given: The base's folder; `None` looks where it was.
+    """The weights that a checkpoint of ours leaves to its base, as given or where it was; none where it holds all.
 
     Raises:
         ValueError: The base is not found, or not the one that the adapters were trained on.
     """
     record = read_base(own)
     if record is None:
-        refuse_base(given)
+        _refuse_base(given)
         return {}
     folder = given or Path(record.path)
     if not folder.is_dir():
@@ -55,16 +50,13 @@ def own_base(own: Path, given: Path | None) -> dict[str, FlatTensor]:
 def strangers_base(weights: Mapping[str, FlatTensor], beside: Path, given: Path | None) -> Path | None:
     """The folder of the base under adapters that stand alone in a stranger's checkpoint; `None` for whole weights.
 
-    Args:
-        weights: What the checkpoint holds.
-        beside: The folder with `adapter_config.json`.
-        given: The base's folder; `None` takes the one that PEFT's config names.
+    It is the given one, or what PEFT's config names, which lies beside the shards.
 
     Raises:
         ValueError: The base is not found.
     """
     if not all(PART.fullmatch(name) for name in weights):
-        refuse_base(given)
+        _refuse_base(given)
         return None
     if given is not None:
         return given
@@ -76,30 +68,19 @@ def strangers_base(weights: Mapping[str, FlatTensor], beside: Path, given: Path 
     return Path(named)
 
 
-def refuse_base(given: Path | None) -> None:
-    """Refuses a base for a checkpoint that needs none.
-
-    Raises:
-        ValueError: One is given.
-    """
+def _refuse_base(given: Path | None) -> None:
     if given is not None:
         raise ValueError(f"--base {given}: the checkpoint holds whole weights, not only adapters.")
 
 
 def with_base(adapters: Mapping[str, FlatTensor], base: Path, prefix: str | None) -> dict[str, FlatTensor]:
-    """Adapters of a stranger's checkpoint together with their base, all by the base's names.
-
-    Args:
-        adapters: What the checkpoint holds.
-        base: Folder with the base's safetensors.
-        prefix: As in `official_names`.
+    """Adapters of a stranger's checkpoint with their base, all by its names; `prefix` as in `official_names`.
 
     Raises:
         ValueError: The base has no safetensors, or a name does not have the given prefix.
     """
     renamed = official_names(list(adapters), prefix, None)
-    base_weights = {name: whole(stored_tensor(entry)) for name, entry in SafetensorsFolder(base).entries.items()}
-    return base_weights | {renamed[name]: tensor for name, tensor in adapters.items()}
+    return SafetensorsFolder(base).flat() | {renamed[name]: tensor for name, tensor in adapters.items()}
 
 
 def adapter_settings(own: Path | None, folders: list[Path]) -> AdapterSettings | None:
@@ -110,9 +91,21 @@ def adapter_settings(own: Path | None, folders: list[Path]) -> AdapterSettings |
     """
     if own is not None:
         lora = read_run(own)["run"]["lora"]
-        return AdapterSettings(lora["rank"], lora["alpha"]) if lora["rank"] else None
+        return AdapterSettings(lora["rank"], lora["alpha"] / lora["rank"]) if lora["rank"] else None
     path = next((folder / ADAPTER_CONFIG for folder in folders if (folder / ADAPTER_CONFIG).is_file()), None)
-    return None if path is None else settings_of_peft(path)
+    if path is None:
+        return None
+    from .peft_folder import read_adapter_config
+
+    config = read_adapter_config(path)
+    asked = [key for key in PATTERNS if config.get(key)]
+    if asked:
+        raise ValueError(
+            f"{path}: {', '.join(asked)} is not merged here; write the adapters alone (zero_to_hf.py --lora split) and "
+            "merge them with merge_lora.py."
+        )
+    rank, alpha = int(config["r"]), float(config["lora_alpha"])
+    return AdapterSettings(rank, alpha / (rank**0.5 if config.get("use_rslora") else rank))
 
 
 def convert_adapters(path: Path, output: Path) -> Path:
@@ -131,25 +124,21 @@ def convert_adapters(path: Path, output: Path) -> Path:
     """
     from lift_ds.models import lora
 
-    shards = find_shard_folder(path)
-    own = own_checkpoint(shards)
-    if own is not None:
-        require_whole(own)
-    weights = open_zero_checkpoint(shards).weights()
-    parts = {name: tensor for name, tensor in weights.items() if PART.fullmatch(name)}
+    zero, own = open_whole(path)
+    parts = {name: tensor for name, tensor in zero.weights().items() if PART.fullmatch(name)}
     damage = find_damage(storages_of(parts)) if own is None else []
     if damage:
-        raise ValueError(f"{shards} is not whole: {'; '.join(damage)}.")
+        raise ValueError(f"{zero.folder} is not whole: {'; '.join(damage)}.")
     names = official_names(list(parts), None if own is None else ROOT_PREFIX, None)
-    adapters = lora.split_adapters({names[name]: tensor.load().float() for name, tensor in parts.items()})[1]
+    _, adapters = lora.split_adapters({names[name]: tensor.load().float() for name, tensor in parts.items()})
     chat_format = None if own is None else checkpoint_format(own)
-    lora.save_adapters(
-        adapters,
-        output,
-        described_adapters(own, shards.parent),
-        lambda folder: None if chat_format is None else write_format(folder, chat_format),
-    )
-    return own or shards
+
+    def add_files(folder: Path) -> None:
+        if chat_format is not None:
+            write_format(folder, chat_format)
+
+    lora.save_adapters(adapters, output, described_adapters(own, zero.folder.parent), add_files)
+    return own or zero.folder
 
 
 def described_adapters(own: Path | None, beside: Path) -> LoraConfig:
@@ -163,13 +152,12 @@ def described_adapters(own: Path | None, beside: Path) -> LoraConfig:
     from lift_ds.models.lora import peft_config
 
     if own is None:
-        if not (beside / ADAPTER_CONFIG).is_file():
-            raise ValueError(
-                f"{beside / ADAPTER_CONFIG} is missing; put the run's there, as PEFT's save_pretrained does."
-            )
+        path = beside / ADAPTER_CONFIG
+        if not path.is_file():
+            raise ValueError(f"{path} is missing; put the run's there, as PEFT's save_pretrained does.")
         config = PeftConfig.from_pretrained(str(beside))
         if not isinstance(config, LoraConfig):
-            raise ValueError(f"{beside / ADAPTER_CONFIG}: peft_type={config.peft_type}; only LORA is written.")
+            raise ValueError(f"{path}: peft_type={config.peft_type}; only LORA is written.")
         return config
     run = read_run(own)["run"]
     base = Path(run["model"]["path"])

@@ -27,15 +27,11 @@ def checkpoint_format(own: Path) -> ChatFormat:
     columns = [source.get("columns") or {} for source in data.get("sources") or []] + [data.get("columns") or {}]
     found = format_of_settings(data, columns, stored_template(own / HF_FOLDER))
     named = data.get("chat_template")
-    return found if named is None else replace(found, template=named_template(own, named))
+    return found if named is None else replace(found, template=_named_template(own, named))
 
 
-def named_template(own: Path, named: str) -> str:
-    """The text of the template that a run named, compared with what it was.
-
-    Raises:
-        ValueError: See `checkpoint_format`.
-    """
+def _named_template(own: Path, named: str) -> str:
+    """The text of the template that a run named, compared with what it was."""
     problem = ""
     try:
         source = TEMPLATES.get(named) or read_template(named)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from lift_ds.storage.flat_groups import FlatTensor
-from lift_ds.storage.manifest import DIFFICULTY_FOLDER, LANES_FILE, find_faults, read_manifest
+from lift_ds.storage.manifest import DIFFICULTY_FOLDER, LANES_FILE, find_faults, read_manifest, require_whole
 from lift_ds.storage.run_record import read_run
 from lift_ds.storage.stored_tensor import CHUNK_ELEMENTS, find_damage
 from lift_ds.storage.zero_checkpoint import MOMENTS, ZeroCheckpoint, open_zero_checkpoint, optimizer_step
@@ -24,16 +24,11 @@ Advance = Callable[[int], object]
 
 @dataclass(frozen=True)
 class Statistics:
-    """Sums over a tensor.
+    """Sums over a tensor: of its finite squares, in float64, its largest finite magnitude, and its NaN and infinities.
 
-    Args:
-        num_elements: Its length.
-        square_sum: Sum of its finite squares, in float64.
-        largest: Largest finite magnitude.
-        num_not_finite: Elements that are NaN or infinite.
+    Added, they are those of both tensors together.
     """
 
-    num_elements: int = 0
     square_sum: float = 0.0
     largest: float = 0.0
     num_not_finite: int = 0
@@ -44,9 +39,7 @@ class Statistics:
         return math.sqrt(self.square_sum)
 
     def __add__(self, other: Statistics) -> Statistics:
-        """Of both tensors together."""
         return Statistics(
-            self.num_elements + other.num_elements,
             self.square_sum + other.square_sum,
             max(self.largest, other.largest),
             self.num_not_finite + other.num_not_finite,
@@ -61,6 +54,18 @@ def open_inspected(path: Path) -> tuple[ZeroCheckpoint, Path | None]:
     """
     shards = find_shard_folder(path)
     return open_zero_checkpoint(shards), own_checkpoint(shards)
+
+
+def open_whole(path: Path) -> tuple[ZeroCheckpoint, Path | None]:
+    """As `open_inspected`, after every byte of a checkpoint of ours was compared with its manifest.
+
+    Raises:
+        ValueError: It is not whole; or as in `open_inspected`.
+    """
+    own = own_checkpoint(find_shard_folder(path))
+    if own is not None:
+        require_whole(own)
+    return open_inspected(path)
 
 
 def describe(zero: ZeroCheckpoint, own: Path | None) -> dict[str, Any]:
@@ -115,26 +120,20 @@ def named_tensors(zero: ZeroCheckpoint, with_moments: bool) -> dict[str, FlatTen
     return tensors
 
 
-def measure_chunk(chunk: Tensor) -> Statistics:
-    """Statistics of some elements."""
+def _measure_chunk(chunk: Tensor) -> Statistics:
     values = chunk.double()
     finite = values[values.isfinite()]
     largest = float(finite.abs().max()) if finite.numel() else 0.0
-    return Statistics(chunk.numel(), float(finite.square().sum()), largest, chunk.numel() - finite.numel())
+    return Statistics(float(finite.square().sum()), largest, chunk.numel() - finite.numel())
 
 
 def scan(tensors: dict[str, FlatTensor], advance: Advance) -> dict[str, Statistics]:
-    """Statistics of every tensor.
-
-    Args:
-        tensors: By name.
-        advance: Called with the number of elements of each chunk.
-    """
+    """Statistics of every tensor; `advance` is called with the number of elements of each chunk."""
     statistics = {}
     for name, tensor in tensors.items():
         total = Statistics()
         for _, chunk in tensor.chunks(CHUNK_ELEMENTS):
-            total += measure_chunk(chunk)
+            total += _measure_chunk(chunk)
             advance(chunk.numel())
         statistics[name] = total
     return statistics
@@ -158,7 +157,7 @@ def compare(
     """How two checkpoints differ.
 
     Args:
-        ours: Tensors of the first.
+        ours: Tensors of the first, by name.
         theirs: Tensors of the second.
         advance: Called with the number of elements of each pair of chunks.
 
@@ -166,7 +165,7 @@ def compare(
         Facts, and for each tensor in both that differs the norm of the difference over the norm of the first.
     """
     both = [name for name in ours if name in theirs and ours[name].shape == theirs[name].shape]
-    differences = {name: relative_difference(ours[name], theirs[name], advance) for name in both}
+    differences = {name: _relative_difference(ours[name], theirs[name], advance) for name in both}
     changed = {name: value for name, value in differences.items() if value != 0}
     facts = {
         "only_in_first": ", ".join(sorted(set(ours) - set(theirs))),
@@ -179,19 +178,14 @@ def compare(
     return facts, dict(sorted(changed.items(), key=lambda item: -item[1]))
 
 
-def relative_difference(first: FlatTensor, second: FlatTensor, advance: Advance) -> float:
+def _relative_difference(first: FlatTensor, second: FlatTensor, advance: Advance) -> float:
     """Norm of the difference over the norm of the first; infinite where only one of two elements is finite."""
     difference, own = Statistics(), Statistics()
-    for chunk, other in paired_chunks(first, second):
-        difference += measure_chunk((chunk.double() - other.double()).where(chunk != other, 0.0))
-        own += measure_chunk(chunk)
+    pairs = zip(first.chunks(CHUNK_ELEMENTS), second.chunks(CHUNK_ELEMENTS), strict=True)
+    for (_, chunk), (_, other) in pairs:
+        difference += _measure_chunk((chunk.double() - other.double()).where(chunk != other, 0.0))
+        own += _measure_chunk(chunk)
         advance(chunk.numel())
     if difference.num_not_finite:
         return math.inf
     return difference.norm / own.norm if own.norm else (math.inf if difference.norm else 0.0)
-
-
-def paired_chunks(first: FlatTensor, second: FlatTensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Chunks of two tensors of one shape."""
-    pairs = zip(first.chunks(CHUNK_ELEMENTS), second.chunks(CHUNK_ELEMENTS), strict=True)
-    return ((chunk, other) for (_, chunk), (_, other) in pairs)

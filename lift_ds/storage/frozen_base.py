@@ -8,10 +8,9 @@ from pathlib import Path
 
 from lift_ds.text_files import load_json, read_text
 
-from .flat_groups import FlatTensor, whole
+from .flat_groups import FlatTensor
 from .manifest import FileRecord, hash_file
 from .safetensors_folder import SafetensorsFolder
-from .stored_tensor import stored_tensor
 
 BASE_FILE = "base.json"
 
@@ -68,7 +67,7 @@ def hash_base(folder: Path, rank: int = 0, world_size: int = 1) -> dict[str, Fil
     Raises:
         ValueError: There are no safetensors, or they cannot be read.
     """
-    paths = sorted({entry.path for entry in SafetensorsFolder(folder).entries.values()})
+    paths = sorted({tensor.storage.path for tensor in SafetensorsFolder(folder).entries.values()})
     return {path.name: hash_file(path) for path in paths[rank::world_size]}
 
 
@@ -84,4 +83,4 @@ def base_tensors(record: BaseRecord, folder: Path, where: str) -> dict[str, Flat
         ValueError: The files are not those that the adapters were trained on.
     """
     record.check(BaseRecord(str(folder), hash_base(folder)), where)
-    return {name: whole(stored_tensor(entry)) for name, entry in SafetensorsFolder(folder).entries.items()}
+    return SafetensorsFolder(folder).flat()

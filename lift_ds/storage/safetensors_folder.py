@@ -13,15 +13,15 @@ from torch import Tensor
 
 from lift_ds.text_files import load_json, read_text
 
-from .byte_ranges import bytes_of, read_at
 from .file_diagnosis import explain
-from .model_files import check_one_truth
-from .safetensors_header import TensorEntry, TensorSpec, read_header
+from .flat_groups import FlatTensor, whole
+from .model_files import ADAPTER_WEIGHTS, check_one_truth
+from .safetensors_header import read_header
 from .safetensors_writer import INDEX_FILE, SINGLE_FILE
+from .stored_tensor import StoredTensor, TensorSpec
 
 PIECE_BYTES = 8 << 20
 WEIGHT_TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 LISTED_KEYS = 8
 
 
@@ -33,24 +33,23 @@ class SafetensorsFolder:
         only: Name of a single file to read instead.
 
     Attributes:
-        entries: Where each tensor is, in the order of the files.
+        entries: The tensors, left on disk, in the order of the files.
+
+    Raises:
+        ValueError: There are no safetensors, the index or a header cannot be read, a shard that the index names is
+            missing, the index and the shards do not agree, or another file in the folder contradicts them.
     """
 
     def __init__(self, folder: Path, only: str | None = None) -> None:
-        """Reads and checks the index and all headers; no data.
-
-        Raises:
-            ValueError: There are no safetensors, the index or a header cannot be read, a shard that the index names is
-                missing, the index and the shards do not agree, or another file in the folder contradicts them.
-        """
+        """Reads and checks the index and all headers; no data."""
         self.folder = folder
         index = None if only else read_index(folder)
         names = [only or SINGLE_FILE] if index is None else sorted(set(index.values()))
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
-            raise ValueError(f"{folder}: {shorten(missing)} missing; {what_to_do(folder, index is not None)}.")
+            raise ValueError(f"{folder}: {shorten(missing)} missing; {_what_to_do(folder, index is not None)}.")
         headers = {name: read_header(folder / name) for name in names}
-        self.entries: dict[str, TensorEntry] = {}
+        self.entries: dict[str, StoredTensor] = {}
         for header in headers.values():
             self.entries |= header
         if index is not None:
@@ -65,18 +64,22 @@ class SafetensorsFolder:
 
     def shapes(self) -> dict[str, torch.Size]:
         """Shapes, in the order of the files."""
-        return {key: entry.spec.shape for key, entry in self.entries.items()}
+        return {key: spec.shape for key, spec in self.specs().items()}
 
     def specs(self) -> dict[str, TensorSpec]:
         """Shapes and types, in the order of the files."""
         return {key: entry.spec for key, entry in self.entries.items()}
 
+    def flat(self) -> dict[str, FlatTensor]:
+        """The tensors as those of a checkpoint are, left on disk."""
+        return {key: whole(stored) for key, stored in self.entries.items()}
+
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """A whole tensor in memory of its own, as stored or rounded to `dtype`."""
-        spec = self.entries[name].spec
-        whole = torch.empty(spec.shape, dtype=dtype or spec.dtype)
-        self.read(name, whole.view(-1))
-        return whole
+        stored = self.entries[name]
+        loaded = torch.empty(stored.shape, dtype=dtype or stored.dtype)
+        self.read(name, loaded.view(-1))
+        return loaded
 
     def read(self, name: str, into: Tensor, start: int = 0) -> None:
         """Fills `into`, a flat tensor of any type and device, with the elements from `start` of a flattened tensor.
@@ -85,22 +88,21 @@ class SafetensorsFolder:
             ValueError: Its stored type is not one of plain weights, and another one is wanted.
             RuntimeError: The file became shorter since its header was read.
         """
-        entry = self.entries[name]
-        stored = entry.spec.dtype
-        if into.dtype != stored and stored not in WEIGHT_TYPES:
-            allowed = ", ".join(str(known).removeprefix("torch.") for known in WEIGHT_TYPES)
-            kind = str(stored).removeprefix("torch.")
-            raise ValueError(f"{entry.path}: {name} is stored as {kind}; allowed: {allowed}. Use unquantised weights.")
-        offset = entry.offset + start * stored.itemsize
-        with open(entry.path, "rb", buffering=0) as file:
-            if into.dtype == stored and into.device.type == "cpu":
-                read_whole(file.fileno(), bytes_of(into), offset, entry.path)
-                return
-            piece = torch.empty(min(into.numel(), PIECE_BYTES // stored.itemsize), dtype=stored)
-            for part in into.split(max(len(piece), 1)):
-                read_whole(file.fileno(), bytes_of(piece[: len(part)]), offset, entry.path)
-                part.copy_(piece[: len(part)])
-                offset += len(part) * stored.itemsize
+        stored = self.entries[name]
+        if into.dtype != stored.dtype and stored.dtype not in WEIGHT_TYPES:
+            kind, *allowed = (str(known).removeprefix("torch.") for known in (stored.dtype, *WEIGHT_TYPES))
+            raise ValueError(
+                f"{stored.storage.path}: {name} is stored as {kind}; allowed: {', '.join(allowed)}. Use unquantised "
+                "weights."
+            )
+        if into.dtype == stored.dtype and into.device.type == "cpu":
+            stored.read_into(start, into)
+            return
+        piece = torch.empty(min(into.numel(), PIECE_BYTES // stored.dtype.itemsize), dtype=stored.dtype)
+        for part in into.split(max(len(piece), 1)):
+            stored.read_into(start, piece[: len(part)])
+            part.copy_(piece[: len(part)])
+            start += len(part)
 
 
 def read_index(folder: Path) -> dict[str, str] | None:
@@ -123,20 +125,7 @@ def read_index(folder: Path) -> dict[str, str] | None:
     return index
 
 
-def read_whole(handle: int, into: memoryview, offset: int, path: Path) -> None:
-    """Fills `into` from a byte of a file whose header was judged.
-
-    Raises:
-        RuntimeError: The file ends before.
-    """
-    lacking = read_at(handle, into, offset)
-    if lacking:
-        end = offset + len(into) - lacking
-        raise RuntimeError(f"{path} ends at byte {end}; it became shorter while it was read.")
-
-
-def what_to_do(folder: Path, has_index: bool) -> str:
-    """The remedy where files of weights are missing."""
+def _what_to_do(folder: Path, has_index: bool) -> str:
     if has_index and (folder / SINGLE_FILE).is_file():
         return f"fetch it again, or delete {INDEX_FILE} to read {SINGLE_FILE}"
     if not has_index and (folder / ADAPTER_WEIGHTS).is_file():

@@ -10,8 +10,6 @@ Source: the format's public description. Headers are judged before anything is a
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import torch
 from lift_ds.text_files import load_json
 
 from .file_diagnosis import explain
+from .stored_tensor import Storage, StoredTensor, TensorSpec, row_major
 
 DTYPE_OF_NAME = {
     "F64": torch.float64,
@@ -42,44 +41,6 @@ MAX_HEADER_BYTES = 100_000_000
 ALIGNMENT = 8
 
 
-@dataclass(frozen=True)
-class TensorSpec:
-    """What a tensor is, without its data.
-
-    Args:
-        shape: Its shape.
-        dtype: Its type.
-    """
-
-    shape: torch.Size
-    dtype: torch.dtype
-
-    @property
-    def num_elements(self) -> int:
-        """Number of elements; 1 for a scalar."""
-        return math.prod(self.shape)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes in a file."""
-        return self.num_elements * self.dtype.itemsize
-
-
-@dataclass(frozen=True)
-class TensorEntry:
-    """A tensor in a file.
-
-    Args:
-        path: The file.
-        spec: What the tensor is.
-        offset: Byte of the file at which it begins.
-    """
-
-    path: Path
-    spec: TensorSpec
-    offset: int
-
-
 def make_header(specs: dict[str, TensorSpec]) -> tuple[bytes, dict[str, int]]:
     """The first bytes of a file with these tensors, one behind the other in this order.
 
@@ -100,7 +61,7 @@ def make_header(specs: dict[str, TensorSpec]) -> tuple[bytes, dict[str, int]]:
     return head, {name: len(head) + offset for name, offset in begins.items()}
 
 
-def read_header(path: Path) -> dict[str, TensorEntry]:
+def read_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of a file, by name, in the order of their data.
 
     Raises:
@@ -111,41 +72,36 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(LENGTH_BYTES), "little")
         if size < LENGTH_BYTES or length > min(size - LENGTH_BYTES, MAX_HEADER_BYTES):
-            raise broken(path, f"{size} bytes cannot hold a header of {length}")
+            raise _broken(path, f"{size} bytes cannot hold a header of {length}")
         text = file.read(length)
     try:
         header = load_json(text.decode())
         header.pop(METADATA, None)
-        entries = {name: read_entry(path, fields, LENGTH_BYTES + length) for name, fields in header.items()}
+        tensors = {name: _read_entry(path, fields, LENGTH_BYTES + length) for name, fields in header.items()}
     except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise broken(path, f"its header cannot be read ({type(error).__name__}: {error})") from error
-    ordered = dict(sorted(entries.items(), key=lambda item: (item[1].offset, item[1].spec.num_bytes)))
+        raise _broken(path, f"its header cannot be read ({type(error).__name__}: {error})") from error
+    ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].storage.offset, item[1].storage.num_bytes)))
     expected = LENGTH_BYTES + length
-    for name, entry in ordered.items():
-        if entry.offset != expected:
-            raise broken(path, f"{name} begins at byte {entry.offset}, not at {expected}")
-        expected += entry.spec.num_bytes
+    for name, tensor in ordered.items():
+        if tensor.storage.offset != expected:
+            raise _broken(path, f"{name} begins at byte {tensor.storage.offset}, not at {expected}")
+        expected += tensor.storage.num_bytes
     if expected != size:
-        raise broken(path, f"{size} bytes, where its header describes {expected}")
+        raise _broken(path, f"{size} bytes, where its header describes {expected}")
     return ordered
 
 
-def read_entry(path: Path, fields: dict[str, Any], data_begin: int) -> TensorEntry:
-    """One entry of a header.
-
-    Raises:
-        ValueError: Its type is unknown, or its offsets do not fit its shape.
-    """
+def _read_entry(path: Path, fields: dict[str, Any], data_begin: int) -> StoredTensor:
     if fields["dtype"] not in DTYPE_OF_NAME:
         raise ValueError(f"dtype {fields['dtype']!r}; known: {', '.join(DTYPE_OF_NAME)}")
     spec = TensorSpec(torch.Size(fields["shape"]), DTYPE_OF_NAME[fields["dtype"]])
     begin, end = fields["data_offsets"]
     if end - begin != spec.num_bytes or begin < 0 or min(spec.shape, default=0) < 0:
         raise ValueError(f"shape {fields['shape']} of {fields['dtype']} at bytes {begin} to {end}")
-    return TensorEntry(path, spec, data_begin + begin)
+    storage = Storage(path, data_begin + begin, spec.num_elements, spec.dtype)
+    return StoredTensor(storage, 0, spec.shape, row_major(spec.shape))
 
 
-def broken(path: Path, reason: str) -> ValueError:
-    """The error for a file that is not whole."""
+def _broken(path: Path, reason: str) -> ValueError:
     remedy = explain(path) or " Is it whole? Copy or fetch it again."
     return ValueError(f"{path}: no readable safetensors file: {reason}.{remedy}")

@@ -17,8 +17,8 @@ from types import TracebackType
 
 from torch import Tensor
 
-from .byte_ranges import bytes_of, write_at
-from .safetensors_header import TensorSpec, make_header
+from .safetensors_header import make_header
+from .stored_tensor import TensorSpec, bytes_of
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -50,23 +50,27 @@ def plan_shards(specs: dict[str, TensorSpec], max_shard_bytes: int) -> dict[str,
     return {SHARD_FILE.format(number=index + 1, total=len(ordered)): shard for index, shard in enumerate(ordered)}
 
 
+def _write_at(handle: int, data: memoryview, offset: int) -> None:
+    while data:  # one call to the system takes at most 2 GiB
+        written = os.pwrite(handle, data, offset)
+        data, offset = data[written:], offset + written
+
+
 class ShardWriter:
-    """Writes the tensors of a folder, piece by piece.
+    """Writes the tensors of a folder, piece by piece; at the end of a block that ends well, their index.
 
     Args:
         folder: An existing folder.
         specs: Every tensor with its shape and the type that is written.
-        max_shard_bytes: Most bytes of data in a file; a larger tensor gets a file of its own.
+        max_shard_bytes: As in `plan_shards`.
+
+    Raises:
+        OSError: A file exists, or cannot be written.
     """
 
     def __init__(self, folder: Path, specs: dict[str, TensorSpec], max_shard_bytes: int) -> None:
-        """Creates every file at its full size, with its header.
-
-        Raises:
-            OSError: A file exists, or cannot be written.
-        """
-        self.folder = folder
-        self.specs = specs
+        """Creates every file at its full size, with its header."""
+        self.folder, self.specs = folder, specs
         self.plan = plan_shards(specs, max_shard_bytes)
         self._handles: list[int] = []
         self._place: dict[str, tuple[int, int]] = {}
@@ -84,7 +88,7 @@ class ShardWriter:
         self._handles.append(handle)
         os.fchmod(handle, READABLE)
         os.ftruncate(handle, len(header) + sum(spec.num_bytes for spec in shard.values()))
-        write_at(handle, memoryview(header), 0)
+        _write_at(handle, memoryview(header), 0)
         self._place |= {name: (handle, offset) for name, offset in offsets.items()}
 
     def write(self, name: str, piece: Tensor, start: int = 0) -> None:
@@ -103,12 +107,11 @@ class ShardWriter:
         assert start >= 0 and end <= spec.num_elements, f"{name}: elements {start} to {end} of {spec.num_elements}"
         flat = piece.detach().to(device="cpu", dtype=spec.dtype).contiguous().flatten()
         handle, offset = self._place[name]
-        write_at(handle, bytes_of(flat), offset + start * spec.dtype.itemsize)
+        _write_at(handle, bytes_of(flat), offset + start * spec.dtype.itemsize)
         if piece.numel():
             self._written[name].append((start, end))
 
-    def finish(self) -> None:
-        """Checks that every element was written once, forces the files to disk, and writes the index of several."""
+    def _finish(self) -> None:
         for name, spec in self.specs.items():
             ends = [0, *(end for _, end in sorted(self._written[name]))]
             starts = [*(start for start, _ in sorted(self._written[name])), spec.num_elements]
@@ -127,15 +130,13 @@ class ShardWriter:
             os.close(self._handles.pop())
 
     def __enter__(self) -> ShardWriter:
-        """The writer."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Finishes where nothing went wrong, and closes the files."""
         try:
             if error is None:
-                self.finish()
+                self._finish()
         finally:
             self._close()

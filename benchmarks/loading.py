@@ -39,8 +39,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lift_ds.models.families import read_config
 from lift_ds.models.llada import LLaDAConfig
 from lift_ds.models.weights import NewWeights, whole_shape
+from lift_ds.storage.safetensors_file import ShardWriter
 from lift_ds.storage.safetensors_folder import SafetensorsFolder
-from lift_ds.storage.safetensors_writer import ShardWriter
 from lift_ds.storage.stored_tensor import TensorSpec
 
 NUM_RANKS = 2

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lift_ds.export.average import prepare_average
+from lift_ds.export.convert import prepare_average
 
 from .tool import run_tool, tool_parser
 from .zero_to_hf import add_conversion_flags, read_options, write_conversion

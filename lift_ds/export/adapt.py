@@ -107,7 +107,6 @@ def _open_causal_model(source: str) -> _CausalModel:
 
 
 def _read_gguf(path: Path) -> _CausalModel:
-    """A GGUF file's model, in float32, with the tokenizer inside it."""
     try:
         config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
         _check_model_type({"model_type": config.model_type}, str(path))
@@ -133,7 +132,6 @@ def _check_model_type(config: dict[str, Any], where: str) -> None:
 
 
 def _add_mask_token(model: _CausalModel, text: str) -> MaskToken:
-    """Gives the tokenizer a mask token, unless it has one, and finds its row."""
     tokenizer, rows = model.tokenizer, model.state[EMBEDDING].shape[0]
     num_tokens = len(tokenizer)
     if num_tokens > rows:

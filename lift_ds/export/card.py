@@ -38,7 +38,6 @@ def model_card(summary: dict[str, Any], run: dict[str, Any] | None, chat_format:
 
 
 def _facts_of_format(chat_format: ChatFormat) -> dict[str, str]:
-    """How it wants to be asked, and how it answers."""
     template = "none" if chat_format.template is None else "`chat_template.jinja`, or the tokenizer's own"
     multiple = f", to a multiple of {chat_format.pad_to_multiple} tokens" if chat_format.pad_targets == "all" else ""
     facts = {"chat template": template, "end tokens": chat_format.pad_targets + multiple}

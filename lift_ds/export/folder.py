@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lift_ds.data.text.chat_format import ChatFormat, write_format
 from lift_ds.models.layout import read_raw_config
-from lift_ds.storage.model_files import ADAPTER_CONFIG
 from lift_ds.storage.run_record import RUN_FILE
-from lift_ds.storage.safetensors_writer import READABLE, ShardWriter
+from lift_ds.storage.safetensors_file import READABLE, ShardWriter
+from lift_ds.storage.safetensors_folder import ADAPTER_CONFIG
 from lift_ds.storage.staging import staged_folder
 from lift_ds.storage.stored_tensor import CHUNK_ELEMENTS, Chunked, TensorSpec
 
@@ -39,29 +38,6 @@ class _InMemory(Chunked):
 
     def chunks(self, size: int) -> Iterator[tuple[int, Tensor]]:
         yield 0, self.tensor
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """How a folder is written.
-
-    Args:
-        dtype: Type of floating-point weights; others keep theirs.
-        max_shard_bytes: Most bytes of weights in a file.
-        card: Text of the model card, or `None` for no card.
-        base_code: Folder whose `.py` files are copied too, or `None`.
-        chat_format: What the model was taught in, where the folder with config and tokenizer does not say it.
-        after_chunk: Called with the number of elements of each chunk that was written.
-        before_publishing: Called when all is written, before the folder gets its name; what it raises undoes all.
-    """
-
-    dtype: torch.dtype
-    max_shard_bytes: int = MAX_SHARD_BYTES
-    card: str | None = None
-    base_code: Path | None = None
-    chat_format: ChatFormat | None = None
-    after_chunk: Callable[[int], object] = lambda num_elements: None
-    before_publishing: Callable[[], object] = lambda: None
 
 
 def write_folder(
@@ -102,11 +78,17 @@ def export_folder(
 ) -> None:
     """Writes a model folder from weights in memory; see `export_tensors`."""
     tensors = {name: _InMemory(tensor.shape, tensor.dtype, tensor) for name, tensor in state.items()}
-    export_tensors(tensors, hf_folder, output, ExportOptions(dtype, max_shard_bytes))
+    export_tensors(tensors, hf_folder, output, dtype, max_shard_bytes)
 
 
 def export_tensors(
-    tensors: Mapping[str, Chunked], hf_folder: Path | None, output: Path, options: ExportOptions
+    tensors: Mapping[str, Chunked],
+    hf_folder: Path | None,
+    output: Path,
+    dtype: torch.dtype,
+    max_shard_bytes: int,
+    after_chunk: Callable[[int], object] = lambda num_elements: None,
+    add_files: Callable[[Path], object] = lambda folder: None,
 ) -> None:
     """Writes a model folder; see `write_folder`.
 
@@ -114,35 +96,30 @@ def export_tensors(
         tensors: Every parameter and buffer under its official name.
         hf_folder: Config and tokenizer of the base model; `None` writes weights only.
         output: Folder to create.
-        options: How.
+        dtype: Type of floating-point weights; others keep theirs.
+        max_shard_bytes: As in `write_folder`.
+        after_chunk: Called with the number of elements of each chunk that was written.
+        add_files: As in `write_folder`.
 
     Raises:
         ValueError: The names or shapes are not those of the config, or `output` exists and holds something.
         RuntimeError: The place cannot be written, or is full.
     """
-    specs = {name: written_spec(tensor, options.dtype) for name, tensor in tensors.items()}
+    specs = {name: written_spec(tensor, dtype) for name, tensor in tensors.items()}
     official = None if hf_folder is None else official_shapes(hf_folder)
     if official is not None:
         from lift_ds.models.weights import check_names
 
         check_names(official, {name: spec.shape for name, spec in specs.items()}, str(hf_folder))
 
-    def add_files(folder: Path) -> None:
+    def add_all(folder: Path) -> None:
         if hf_folder is not None:
             for path in companions(hf_folder):
                 shutil.copyfile(path, folder / path.name)
-            write_config(hf_folder, folder, options.dtype)
-            if options.chat_format is not None:
-                write_format(folder, options.chat_format)
-        for path in sorted(options.base_code.glob("*.py")) if options.base_code else []:
-            shutil.copyfile(path, folder / path.name)
-        if options.card is not None:
-            (folder / "README.md").write_text(options.card, encoding="utf-8")
-        options.before_publishing()
+            write_config(hf_folder, folder, dtype)
+        add_files(folder)
 
-    write_folder(
-        tensors, specs, output, options.max_shard_bytes, lambda _, count: options.after_chunk(count), add_files
-    )
+    write_folder(tensors, specs, output, max_shard_bytes, lambda _, count: after_chunk(count), add_all)
 
 
 def written_spec(tensor: TensorSpec, dtype: torch.dtype) -> TensorSpec:
@@ -165,12 +142,10 @@ def official_shapes(hf_folder: Path) -> dict[str, torch.Size] | None:
     """
     if not is_supported(hf_folder):
         return None
-    from lift_ds.models.families import family_of, read_config
+    from lift_ds.models.families import read_config
+    from lift_ds.models.weights import parameter_shapes
 
-    config = read_config(hf_folder)
-    with torch.device("meta"):
-        model = family_of(config).model_class(config)
-    return {name: parameter.shape for name, parameter in model.named_parameters()}
+    return parameter_shapes(read_config(hf_folder))
 
 
 def companions(hf_folder: Path) -> list[Path]:

@@ -1,25 +1,26 @@
-"""What a checkpoint holds, whether it is whole, what its numbers look like, and how two of them differ."""
+"""What a checkpoint holds and was taught in, whether it is whole, what its numbers are, and how two of them differ."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from lift_ds.data.text.chat_format import ChatFormat, format_of_settings, read_format, stored_template
+from lift_ds.data.text.templates import TEMPLATES, read_template
 from lift_ds.storage.flat_groups import FlatTensor
-from lift_ds.storage.manifest import DIFFICULTY_FOLDER, LANES_FILE, find_faults, read_manifest, require_whole
+from lift_ds.storage.manifest import DIFFICULTY_FOLDER, HF_FOLDER, LANES_FILE, find_faults, read_manifest, require_whole
 from lift_ds.storage.run_record import read_run
 from lift_ds.storage.stored_tensor import CHUNK_ELEMENTS, find_damage
 from lift_ds.storage.zero_checkpoint import MOMENTS, ZeroCheckpoint, open_zero_checkpoint, optimizer_step
 from lift_ds.storage.zero_files import find_shard_folder, own_checkpoint
 from lift_ds.text_files import load_json, read_text
-
-Advance = Callable[[int], object]
 
 
 @dataclass(frozen=True)
@@ -46,26 +47,21 @@ class Statistics:
         )
 
 
-def open_inspected(path: Path) -> tuple[ZeroCheckpoint, Path | None]:
+def open_inspected(path: Path, is_whole: bool = False) -> tuple[ZeroCheckpoint, Path | None]:
     """The shards of a checkpoint, and the checkpoint of ours around them, if any.
 
+    Args:
+        path: A run, a checkpoint or a folder with ZeRO shards.
+        is_whole: Compare every byte of a checkpoint of ours with its manifest first.
+
     Raises:
-        ValueError: The shards are missing, damaged, or do not fit each other.
+        ValueError: The shards are missing, damaged, or do not fit each other; or the checkpoint is not whole.
     """
     shards = find_shard_folder(path)
-    return open_zero_checkpoint(shards), own_checkpoint(shards)
-
-
-def open_whole(path: Path) -> tuple[ZeroCheckpoint, Path | None]:
-    """As `open_inspected`, after every byte of a checkpoint of ours was compared with its manifest.
-
-    Raises:
-        ValueError: It is not whole; or as in `open_inspected`.
-    """
-    own = own_checkpoint(find_shard_folder(path))
-    if own is not None:
+    own = own_checkpoint(shards)
+    if own is not None and is_whole:
         require_whole(own)
-    return open_inspected(path)
+    return open_zero_checkpoint(shards), own
 
 
 def describe(zero: ZeroCheckpoint, own: Path | None) -> dict[str, Any]:
@@ -104,6 +100,40 @@ def describe_own(own: Path) -> dict[str, Any]:
     }
 
 
+def checkpoint_format(own: Path) -> ChatFormat:
+    """The chat format that a checkpoint of ours was trained with, the template's text included.
+
+    It is also found for one that was written before it was kept.
+
+    Raises:
+        ValueError: It was written before the template was kept, and the file that it names is not there or has changed.
+    """
+    kept = read_format(own / HF_FOLDER)
+    if kept is not None:
+        return kept
+    data = read_run(own)["run"]["data"]
+    columns = [source.get("columns") or {} for source in data.get("sources") or []] + [data.get("columns") or {}]
+    found = format_of_settings(data, columns, stored_template(own / HF_FOLDER))
+    named = data.get("chat_template")
+    return found if named is None else replace(found, template=_named_template(own, named))
+
+
+def _named_template(own: Path, named: str) -> str:
+    try:
+        source, problem = TEMPLATES.get(named) or read_template(named), ""
+    except ValueError as error:
+        source, problem = "", str(error)
+    identity: dict[str, Any] = load_json(read_text(own / LANES_FILE)).get("identity", {})
+    if not problem and hashlib.sha256(source.encode()).hexdigest() != identity.get("chat template"):
+        problem = f"data.chat_template={named!r} has changed since."
+    if problem:
+        raise ValueError(
+            f"{own} was trained with a chat template that it does not hold: {problem} Put the file back there, so that "
+            "the model is asked as it was taught."
+        )
+    return source
+
+
 def find_problems(zero: ZeroCheckpoint, own: Path | None) -> list[str]:
     """What is not as it was written: by the manifest of ours, else by the CRCs of every tensor."""
     if own is not None:
@@ -127,15 +157,14 @@ def _measure_chunk(chunk: Tensor) -> Statistics:
     return Statistics(float(finite.square().sum()), largest, chunk.numel() - finite.numel())
 
 
-def scan(tensors: dict[str, FlatTensor], advance: Advance) -> dict[str, Statistics]:
+def scan(tensors: dict[str, FlatTensor], advance: Callable[[int], object]) -> dict[str, Statistics]:
     """Statistics of every tensor; `advance` is called with the number of elements of each chunk."""
     statistics = {}
     for name, tensor in tensors.items():
-        total = Statistics()
+        statistics[name] = Statistics()
         for _, chunk in tensor.chunks(CHUNK_ELEMENTS):
-            total += _measure_chunk(chunk)
+            statistics[name] += _measure_chunk(chunk)
             advance(chunk.numel())
-        statistics[name] = total
     return statistics
 
 
@@ -152,14 +181,9 @@ def summarise(statistics: dict[str, Statistics]) -> dict[str, Any]:
 
 
 def compare(
-    ours: dict[str, FlatTensor], theirs: dict[str, FlatTensor], advance: Advance
+    ours: dict[str, FlatTensor], theirs: dict[str, FlatTensor], advance: Callable[[int], object]
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """How two checkpoints differ.
-
-    Args:
-        ours: Tensors of the first, by name.
-        theirs: Tensors of the second.
-        advance: Called with the number of elements of each pair of chunks.
 
     Returns:
         Facts, and for each tensor in both that differs the norm of the difference over the norm of the first.
@@ -178,7 +202,7 @@ def compare(
     return facts, dict(sorted(changed.items(), key=lambda item: -item[1]))
 
 
-def _relative_difference(first: FlatTensor, second: FlatTensor, advance: Advance) -> float:
+def _relative_difference(first: FlatTensor, second: FlatTensor, advance: Callable[[int], object]) -> float:
     """Norm of the difference over the norm of the first; infinite where only one of two elements is finite."""
     difference, own = Statistics(), Statistics()
     pairs = zip(first.chunks(CHUNK_ELEMENTS), second.chunks(CHUNK_ELEMENTS), strict=True)

@@ -77,16 +77,20 @@ def plan_merge(base: Path, adapters: Path, dtype: torch.dtype | None) -> Merge:
     absent = [name for name in adapter_folder.targets if name not in shapes]
     if absent:
         raise ValueError(f"{adapters} is of another base: {base} has no {shorten(absent)}.")
-    pairs = {name: (adapter_folder.update_shape(name), shapes[name]) for name in adapter_folder.targets}
-    wrong = [f"{name} {tuple(made)} for {tuple(has)}" for name, (made, has) in pairs.items() if made != has]
+    made_for = adapter_folder.target_shapes
+    wrong = [
+        f"{name} {tuple(made_for[name])} for {tuple(shapes[name])}"
+        for name in made_for
+        if made_for[name] != shapes[name]
+    ]
     if wrong:
         raise ValueError(f"{adapters} is of another base: shapes differ from {base}'s: {shorten(wrong)}.")
-    quantised = [name for name in adapter_folder.targets if source.entries[name].spec.dtype not in WEIGHT_TYPES]
+    quantised = [name for name in adapter_folder.targets if source.entries[name].dtype not in WEIGHT_TYPES]
     if quantised:
         raise ValueError(f"{base}: {shorten(quantised)}: adapters can be merged into unquantised weights only.")
     specs = {
         name: TensorSpec(spec.shape, dtype if dtype and spec.dtype in WEIGHT_TYPES else spec.dtype)
-        for name, spec in source.specs().items()
+        for name, spec in source.entries.items()
     }
     is_own = is_supported(base)
     if is_own:
@@ -120,11 +124,7 @@ class _AdaptedMatrix(Chunked):
 def write_merged(merge: Merge, output: Path, dtype: torch.dtype | None, advance: Callable[[int], None]) -> None:
     """Writes the merged folder, under its final name when it is whole.
 
-    Args:
-        merge: What `plan_merge` found, given the same `dtype`.
-        output: Folder to create.
-        dtype: Type of the written weights.
-        advance: Told of bytes as they are written.
+    `dtype` is as `plan_merge` got it; `advance` is told of bytes as they are written.
 
     Raises:
         ValueError: `output` exists and holds something.

@@ -19,9 +19,6 @@ def joined_source(module_name: str) -> str:
     Neighbours are what it imports relatively or from this package. The statements that use what it imports from
     `ROW_MODULES` stay behind: the family's row, and its registration.
 
-    Args:
-        module_name: Full name of a module that can be imported.
-
     Raises:
         ValueError: A whole module of this package is imported, not names from it.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from lift_ds.storage.model_files import ADAPTER_PREFIX
+from lift_ds.storage.safetensors_folder import ADAPTER_PREFIX
 
 COMPILED = "_orig_mod."
 WRAPPERS = ("module.", ADAPTER_PREFIX)
@@ -30,7 +30,9 @@ def official_names(names: Collection[str], prefix: str | None, expected: Collect
     """
     renamed = {name: name.replace(COMPILED, "") for name in names}
     if prefix is None:
-        while wrapper := next((known for known in WRAPPERS if _all_begin(renamed.values(), known)), None):
+        while wrapper := next(
+            (known for known in WRAPPERS if renamed and all(new.startswith(known) for new in renamed.values())), None
+        ):
             renamed = {name: new.removeprefix(wrapper) for name, new in renamed.items()}
         prefix = _find_prefix(list(renamed.values()), expected)
     without = sorted(new for new in renamed.values() if not new.startswith(prefix))
@@ -41,10 +43,6 @@ def official_names(names: Collection[str], prefix: str | None, expected: Collect
         twice = sorted(new for new in renamed.values() if list(renamed.values()).count(new) > 1)
         raise ValueError(f"without their wrappers two tensors are called {twice[0]}; give the prefix to take off.")
     return renamed
-
-
-def _all_begin(names: Collection[str], prefix: str) -> bool:
-    return bool(names) and all(name.startswith(prefix) for name in names)
 
 
 def _find_prefix(names: list[str], expected: Collection[str] | None) -> str:

@@ -17,8 +17,13 @@ from torch import Tensor
 
 from lift_ds.models.lora import low_rank_update
 from lift_ds.storage.file_diagnosis import explain
-from lift_ds.storage.model_files import ADAPTER_CONFIG, ADAPTER_PREFIX, ADAPTER_WEIGHTS
-from lift_ds.storage.safetensors_folder import SafetensorsFolder, shorten
+from lift_ds.storage.safetensors_folder import (
+    ADAPTER_CONFIG,
+    ADAPTER_PREFIX,
+    ADAPTER_WEIGHTS,
+    SafetensorsFolder,
+    shorten,
+)
 from lift_ds.text_files import load_json, read_text
 
 DOWN = ".lora_A.weight"
@@ -39,6 +44,7 @@ class AdapterFolder:
 
     Attributes:
         targets: Names of the base's weights that have adapters, with r.
+        target_shapes: Shapes of the matrices that these were made for.
 
     Raises:
         ValueError: A file is missing or broken, the config asks for something that cannot be merged, a pair is not
@@ -59,26 +65,21 @@ class AdapterFolder:
         missing = [key for stem in stems for key in (stem + DOWN, stem + UP) if key not in shapes]
         if missing or not stems:
             raise ValueError(f"{self.path}: half an adapter: {shorten(missing) or 'it is empty'}; fetch it again.")
-        self.targets = {stem.removeprefix(ADAPTER_PREFIX) + ".weight": self._check_pair(stem, shapes) for stem in stems}
-
-    def _check_pair(self, stem: str, shapes: dict[str, torch.Size]) -> int:
-        """The rank r of one pair."""
-        down, up = shapes[stem + DOWN], shapes[stem + UP]
-        rank = int(self._of_pattern(stem, "rank_pattern", "r"))
-        if len(down) != 2 or len(up) != 2 or not down[0] == up[1] == rank:
-            raise ValueError(f"{self.path}: {stem}: A {tuple(down)} and B {tuple(up)} are no pair of rank {rank}.")
-        return rank
+        self.targets: dict[str, int] = {}
+        self.target_shapes: dict[str, torch.Size] = {}
+        for stem in stems:
+            down, up = shapes[stem + DOWN], shapes[stem + UP]
+            rank = int(self._of_pattern(stem, "rank_pattern", "r"))
+            if len(down) != 2 or len(up) != 2 or not down[0] == up[1] == rank:
+                raise ValueError(f"{self.path}: {stem}: A {tuple(down)} and B {tuple(up)} are no pair of rank {rank}.")
+            name = stem.removeprefix(ADAPTER_PREFIX) + ".weight"
+            self.targets[name], self.target_shapes[name] = rank, torch.Size((up[0], down[1]))
 
     def _of_pattern(self, stem: str, pattern: str, default: str) -> float:
         """A module's value of `rank_pattern` or `alpha_pattern`, or the config's own."""
         patterns: dict[str, float] = self.config.get(pattern) or {}
         key = get_pattern_key(list(patterns), stem.removeprefix(ADAPTER_PREFIX))
         return patterns.get(key, self.config[default])
-
-    def update_shape(self, name: str) -> torch.Size:
-        """Shape of the matrix that a target's adapter was made for."""
-        stem, shapes = ADAPTER_PREFIX + name.removesuffix(".weight"), self.weights.shapes()
-        return torch.Size((shapes[stem + UP][0], shapes[stem + DOWN][1]))
 
     def update(self, name: str) -> Tensor:
         """Scale * B A of one of the targets, float32."""

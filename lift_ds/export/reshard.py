@@ -88,10 +88,9 @@ class Recutter:
         used = sum(map(math.prod, self.groups[index].values())) + sum(self.zero.paddings[index])
         return min(length, max(0, (rank + 1) * length - used))
 
-    def optimizer_root(self, rank: int) -> dict[str, Any]:
-        """What a rank's `optim_states` file holds."""
+    def _optimizer_root(self, rank: int) -> dict[str, Any]:
         indices = range(len(self.groups))
-        base = self.base_state(rank)
+        base = self._base_state(rank)
         saved = self.zero.optimizer_state(0)
         if self.zero.stage == FULL_STAGE:
             masters = [self._flat(index, rank, MASTER) for index in indices]
@@ -106,7 +105,7 @@ class Recutter:
             }
         return {**self.zero.optimizer_files[0].root, "optimizer_state_dict": saved}
 
-    def base_state(self, rank: int) -> dict[str, Any]:
+    def _base_state(self, rank: int) -> dict[str, Any]:
         """State of the optimizer that DeepSpeed wraps, and its groups with the numbers of their new sub-groups."""
         saved = self.zero.base_state(0)["state"]
         state: dict[int, dict[str, Any]] = {}
@@ -120,8 +119,8 @@ class Recutter:
                 state[index] = {"step": own_step, **{key: self._flat(index, rank, key) for key in MOMENTS}}
         return {"state": state, "param_groups": groups}
 
-    def model_root(self, rank: int) -> dict[str, Any]:
-        """What a rank's `model_states` file holds; rank 0's where it held more than the others'."""
+    def _model_root(self, rank: int) -> dict[str, Any]:
+        """What a rank's file holds; rank 0's where that held more than the others'."""
         root = {**self.zero.model_state, "dp_world_size": self.world_size, "param_shapes": self.groups}
         if self.zero.stage == FULL_STAGE and self.zero.frozen:
             frozen = self.zero.frozen
@@ -129,6 +128,16 @@ class Recutter:
             lengths = {name: share(frozen[name].num_elements, self.world_size) for name in frozen}
             root["frozen_param_fragments"] = {n: _planned(held, lengths[n], frozen) for n, held in ranges.items()}
         return root
+
+    def write(self, shards: Path, after_file: Callable[[int], object]) -> None:
+        """Every rank's files, under the names that its stage and precision give them."""
+        saved = self.zero.optimizer_files[0].path.name
+        for rank in range(self.world_size):
+            write_torch_file(shards / saved.replace("_rank_0_", f"_rank_{rank}_", 1), self._optimizer_root(rank))
+            after_file(1)
+            if rank == 0 or self.zero.stage == FULL_STAGE:
+                name = self.zero.model_files[0].path.name.replace("_pp_rank_0_", f"_pp_rank_{rank}_", 1)
+                write_torch_file(shards / name, self._model_root(rank))
 
 
 def _planned(ranges: Sequence[Range], length: int, sources: dict[str, FlatTensor]) -> FlatTensor:
@@ -159,9 +168,6 @@ def reshard(path: Path, world_size: int, output: Path, after_file: Callable[[int
             beside the shards (a Trainer resumes with them; random states of more ranks than there were are not there).
         after_file: Called with 1 after each file.
 
-    Returns:
-        Facts.
-
     Raises:
         ValueError: The checkpoint is not whole, or `output` exists.
         RuntimeError: The place cannot be written, or is full.
@@ -172,7 +178,7 @@ def reshard(path: Path, world_size: int, output: Path, after_file: Callable[[int
     with staged_folder(output, sum(file.stat().st_size for file in [*zero.folder.iterdir(), *rest])) as folder:
         shards = folder / zero.folder.name
         shards.mkdir()
-        _write_shards(recutter, shards, after_file)
+        recutter.write(shards, after_file)
         for file in rest:
             target = folder / file.relative_to(zero.folder.parent)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -202,27 +208,14 @@ def prepare_reshard(path: Path, world_size: int) -> tuple[Recutter, Path | None]
     return Recutter(zero, world_size), own
 
 
-def _write_shards(recutter: Recutter, shards: Path, after_file: Callable[[int], object]) -> None:
-    """Every rank's files, under the names that its stage and precision give them."""
-    saved = recutter.zero.optimizer_files[0].path.name
-    for rank in range(recutter.world_size):
-        write_torch_file(shards / saved.replace("_rank_0_", f"_rank_{rank}_", 1), recutter.optimizer_root(rank))
-        after_file(1)
-        if rank == 0 or recutter.zero.stage == FULL_STAGE:
-            name = recutter.zero.model_files[0].path.name.replace("_pp_rank_0_", f"_pp_rank_{rank}_", 1)
-            write_torch_file(shards / name, recutter.model_root(rank))
-
-
 def _copied_files(shards: Path, own: Path | None) -> list[Path]:
     """The files of a checkpoint that are copied as they are.
 
     Of ours that is everything but shards and manifest. Of a stranger's only the files beside the shards belong to it,
     and only where `latest` says what the folder is.
     """
-    if own is not None:
-        files = [path for path in own.rglob("*") if path.is_file() and shards not in path.parents]
-        return sorted(path for path in files if path.name != MANIFEST)
-    folder = shards.parent
-    if not (folder / LATEST).is_file():
+    folder, made_anew = shards.parent, LATEST if own is None else MANIFEST
+    if not (folder / made_anew).is_file():
         return []
-    return sorted(path for path in folder.iterdir() if path.is_file() and path.name != LATEST)
+    files = [path for path in (folder.iterdir() if own is None else folder.rglob("*")) if path.is_file()]
+    return sorted(path for path in files if path.name != made_anew and shards not in path.parents)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lift_ds.storage.safetensors_header import read_header
+from lift_ds.storage.safetensors_file import read_header
 from lift_ds.storage.stored_tensor import CHUNK_ELEMENTS, Chunked, StoredTensor
 
 from .convert import Conversion

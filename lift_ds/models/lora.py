@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lift_ds.rng import Stream, keyed_generator
-from lift_ds.storage.model_files import ADAPTER_PREFIX, ADAPTER_WEIGHTS
-from lift_ds.storage.safetensors_writer import READABLE
+from lift_ds.storage.safetensors_file import READABLE
+from lift_ds.storage.safetensors_folder import ADAPTER_PREFIX, ADAPTER_WEIGHTS
 from lift_ds.storage.staging import staged_folder
 
 from .keyed_dropout import KeyedDropout

@@ -58,7 +58,7 @@ def offer(folder: Path, checkpoint: Path, measured: Measured) -> str | None:
 
     Args:
         folder: `checkpoints` of a run.
-        checkpoint: A whole checkpoint in it.
+        checkpoint: A whole one in it.
         measured: Its measurement; one that is not finite is never best.
 
     Returns:
@@ -79,9 +79,9 @@ def offer(folder: Path, checkpoint: Path, measured: Measured) -> str | None:
         if problem is None and (best.name == checkpoint.name or not is_better):
             return None
         reason = f" (before: {problem or f'{best.measured.value:.4f} at {best.name}'})"
-    chosen = BestCheckpoint(checkpoint.name, measured, hash_file(checkpoint / MANIFEST).sha256)
-    point(folder / BEST, chosen.name, json.dumps({"measured": asdict(measured), "manifest": chosen.manifest}) + "\n")
-    return f"{chosen.name} is the best checkpoint, {measured.metric} {measured.value:.4f}{reason}"
+    facts = {"measured": asdict(measured), "manifest": hash_file(checkpoint / MANIFEST).sha256}
+    point(folder / BEST, checkpoint.name, json.dumps(facts) + "\n")
+    return f"{checkpoint.name} is the best checkpoint, {measured.metric} {measured.value:.4f}{reason}"
 
 
 def _why_not_comparable(folder: Path, best: BestCheckpoint, measured: Measured) -> str | None:

@@ -70,7 +70,7 @@ class FlatTensor(Chunked):
 
 def whole(tensor: StoredTensor) -> FlatTensor:
     """A stored tensor as one fragment."""
-    return FlatTensor(torch.Size(tensor.shape), tensor.dtype, (Fragment(tensor, 0, tensor.num_elements, 0),))
+    return FlatTensor(tensor.shape, tensor.dtype, (Fragment(tensor, 0, tensor.num_elements, 0),))
 
 
 def joined(parts: Sequence[StoredTensor]) -> FlatTensor:
@@ -100,14 +100,7 @@ def zero2_partition(num_elements: int, world_size: int) -> int:
 
 @dataclass(frozen=True)
 class Range:
-    """What a rank holds of a parameter, and where in its flat group.
-
-    Args:
-        name: The parameter.
-        start: First of its flattened elements.
-        stop: End of them.
-        offset: Place of the first one in the rank's flat group.
-    """
+    """What a rank holds of a parameter: flattened elements, and the place of the first in the rank's flat group."""
 
     name: str
     start: int
@@ -139,11 +132,7 @@ def zero2_ranges(shapes: dict[str, torch.Size], paddings: Sequence[int], world_s
 
 
 def zero3_tensors(shapes: dict[str, torch.Size], ranks: Sequence[Sequence[StoredTensor]]) -> dict[str, FlatTensor]:
-    """Parameters in the flat groups of ZeRO-3.
-
-    Args:
-        shapes: Names and shapes of all groups, in order.
-        ranks: For each rank its flat groups.
+    """Parameters of all flat groups under ZeRO-3, in order, by each rank's groups.
 
     Raises:
         ValueError: The groups have fewer elements.
@@ -159,12 +148,7 @@ def zero3_tensors(shapes: dict[str, torch.Size], ranks: Sequence[Sequence[Stored
 def zero2_tensors(
     shapes: dict[str, torch.Size], parts: Sequence[StoredTensor], paddings: Sequence[int]
 ) -> dict[str, FlatTensor]:
-    """Parameters in a flat group of ZeRO-1 or 2.
-
-    Args:
-        shapes: Names and shapes of the group, in order.
-        parts: Each rank's part of the group.
-        paddings: Elements behind each parameter.
+    """Parameters of a flat group under ZeRO-1 or 2, in order, by each rank's part; behind each are its paddings.
 
     Raises:
         ValueError: The group has fewer elements.

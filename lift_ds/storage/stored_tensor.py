@@ -61,15 +61,7 @@ class Chunked(TensorSpec):
 
 @dataclass(frozen=True)
 class Storage:
-    """A run of elements in a file.
-
-    Args:
-        path: The file.
-        offset: Byte at which it begins.
-        num_elements: Its length.
-        dtype: Type of the elements.
-        crc: CRC-32 of its bytes, where the file gives it.
-    """
+    """A run of elements in a file from the byte `offset` on, and the CRC-32 of its bytes, where the file gives it."""
 
     path: Path
     offset: int
@@ -116,35 +108,12 @@ class Storage:
 
 
 @dataclass(frozen=True)
-class StoredTensor:
-    """A view of a storage.
-
-    Args:
-        storage: Where its elements are.
-        start: First element in the storage.
-        shape: Its shape.
-        stride: Steps of its dimensions, in elements.
-    """
+class StoredTensor(TensorSpec):
+    """A view of a storage; `start` and `stride` count elements."""
 
     storage: Storage
     start: int
-    shape: tuple[int, ...]
     stride: tuple[int, ...]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the elements."""
-        return self.storage.dtype
-
-    @property
-    def num_elements(self) -> int:
-        """Number of elements; 1 for a scalar."""
-        return math.prod(self.shape)
-
-    @property
-    def spec(self) -> TensorSpec:
-        """Shape and type."""
-        return TensorSpec(torch.Size(self.shape), self.dtype)
 
     @property
     def is_contiguous(self) -> bool:

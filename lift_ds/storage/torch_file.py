@@ -75,7 +75,7 @@ class Stand:
 def _rebuild_tensor(
     storage: Storage, start: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any
 ) -> StoredTensor:
-    return StoredTensor(storage, start, tuple(shape), tuple(stride))
+    return StoredTensor(torch.Size(shape), storage.dtype, storage, start, tuple(stride))
 
 
 def _rebuild_parameter(tensor: StoredTensor, *_: Any) -> StoredTensor:
@@ -146,7 +146,6 @@ class _SafeUnpickler(pickle.Unpickler):
 
 class _Archive:
     def __init__(self, path: Path) -> None:
-        """Reads the directory at the file's end, and the pickle."""
         self.path = path
         try:
             with zipfile.ZipFile(path) as archive:

@@ -31,8 +31,6 @@ TYPE_OF_DTYPE = {dtype: getattr(torch, name) for name, dtype in STORAGE_DTYPES.i
 
 @dataclass
 class _Key:
-    """The place of a tensor's storage in the archive."""
-
     number: int
     tensor: FlatTensor
 

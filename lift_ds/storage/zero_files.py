@@ -15,9 +15,8 @@ MODEL_FILE = re.compile(r"mp_rank_(\d+)_model_states\.pt")
 def find_shard_folder(path: Path) -> Path:
     """The folder that holds the shards.
 
-    Args:
-        path: That folder, a checkpoint around it (ours, or one whose `latest` names it), a run of ours, or a file that
-            names a checkpoint (`latest`, `best`).
+    It is named by itself, by a checkpoint around it (ours, or one whose `latest` names it), a run of ours, or a file
+    that names a checkpoint (`latest`, `best`).
 
     Raises:
         ValueError: No shards are found.

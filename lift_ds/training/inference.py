@@ -20,8 +20,7 @@ from lift_ds.ranks.meeting import meet
 from lift_ds.ranks.shares import Alone, Ranks, agreement
 from lift_ds.storage.frozen_base import hash_base
 from lift_ds.storage.manifest import hash_file
-from lift_ds.storage.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from lift_ds.storage.safetensors_folder import SafetensorsFolder
+from lift_ds.storage.safetensors_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SafetensorsFolder
 
 CONFIG = "config.json"
 

@@ -32,8 +32,8 @@ from lift_ds.export.folder import companions
 from lift_ds.models.families import read_config
 from lift_ds.models.llada import LLaDAConfig, LLaDAModelLM
 from lift_ds.models.weights import BUILTIN_BASE, NewWeights, resolve_folder
-from lift_ds.storage.safetensors_header import TensorSpec
-from lift_ds.storage.safetensors_writer import ShardWriter
+from lift_ds.storage.safetensors_file import ShardWriter
+from lift_ds.storage.stored_tensor import TensorSpec
 
 SHARD_BYTES = 2_000_000_000
 PARAMETERS_8B, TENSORS_8B = 8_015_581_184, 291

@@ -39,9 +39,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lift_ds.models.families import read_config
 from lift_ds.models.llada import LLaDAConfig
 from lift_ds.models.weights import NewWeights, whole_shape
+from lift_ds.storage.safetensors_file import ShardWriter
 from lift_ds.storage.safetensors_folder import SafetensorsFolder
-from lift_ds.storage.safetensors_header import TensorSpec
-from lift_ds.storage.safetensors_writer import ShardWriter
+from lift_ds.storage.stored_tensor import TensorSpec
 
 NUM_RANKS = 2
 SHARD_BYTES = 500_000_000

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lift_ds.export.average import prepare_average
+from lift_ds.export.convert import prepare_average
 
 from .tool import flag, tool
 from .zero_to_hf import CONVERSION_FLAGS, read_options, write_conversion

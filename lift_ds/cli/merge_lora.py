@@ -13,8 +13,9 @@ from pathlib import Path
 from rich.progress import DownloadColumn
 
 from lift_ds.export.folder import DTYPES
-from lift_ds.export.merge import check_place, plan_merge, write_merged
+from lift_ds.export.merge import plan_merge, write_merged
 from lift_ds.models.weights import resolve_folder
+from lift_ds.storage.staging import check_place
 
 from .tool import flag, progress, tool, write_json
 
@@ -36,7 +37,7 @@ def main(arguments: argparse.Namespace) -> None:
     began = time.perf_counter()
     plan = plan_merge(resolve_folder(arguments.base), arguments.adapters, dtype)
     if arguments.dry_run:
-        check_place(plan, arguments.output)
+        check_place(arguments.output, plan.num_bytes)
     else:
         with progress("merging", plan.num_bytes, DownloadColumn()) as advance:
             write_merged(plan, arguments.output, dtype, advance)

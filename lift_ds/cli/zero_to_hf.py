@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lift_ds.export.adapter_run import convert_adapters
+from lift_ds.export.adapters import convert_adapters
 from lift_ds.export.convert import Conversion, ConversionOptions, prepare_conversion
 from lift_ds.export.folder import DTYPES
 from lift_ds.export.verify import verify_export

@@ -37,7 +37,7 @@ DROPPED_FIELDS = (
 
 
 @dataclass(frozen=True)
-class CausalModel:
+class _CausalModel:
     """An autoregressive model as it was read: config fields, weights by name, tokenizer, and where they were."""
 
     config: dict[str, Any]
@@ -75,49 +75,41 @@ def make_diffusion_model(
         ValueError: The source cannot be read, is of another family, or has no tokenizer or another model's; or `output`
             is not empty.
     """
-    model = open_causal_model(source)
-    mask = add_mask_token(model, mask_token)
-    state = with_mask_row(model, mask)
+    model = _open_causal_model(source)
+    if EMBEDDING not in model.state:
+        raise ValueError(f"{model.where}: no weight {EMBEDDING}; a causal language model's own folder is expected.")
+    mask = _add_mask_token(model, mask_token)
+    state = _with_mask_row(model, mask)
     dtype = state[EMBEDDING].dtype if dtype_name == "auto" else DTYPES[dtype_name]
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".adapting-") as folder:
         model.tokenizer.save_pretrained(folder)
-        (Path(folder) / "config.json").write_text(json.dumps(adapted_config(model, mask), indent=2))
+        (Path(folder) / "config.json").write_text(json.dumps(_adapted_config(model, mask), indent=2))
         export_folder(state, Path(folder), output, dtype)
     return mask
 
 
-def open_causal_model(source: str) -> CausalModel:
-    """Reads a source; see `make_diffusion_model`.
-
-    Raises:
-        ValueError: It cannot be read, or is of another family.
-    """
+def _open_causal_model(source: str) -> _CausalModel:
     path = Path(source)
     quantized = sorted(path.glob("*.gguf")) if path.is_dir() else [path] if path.suffix == ".gguf" else []
     if len(quantized) > 1:
         raise ValueError(f"{path}: {len(quantized)} GGUF files; name one of them: {quantized[0]}")
     if quantized and not (path / "config.json").is_file():
-        return read_gguf(quantized[0])
+        return _read_gguf(quantized[0])
     folder = resolve_folder(source)
     config = read_raw_config(folder)
-    check_model_type(config, str(folder))
+    _check_model_type(config, str(folder))
     tokenizer = load_tokenizer(folder)
     if tokenizer is None:
         raise ValueError(f"{folder}: no tokenizer; the mask token is added to the model's own.")
     weights = SafetensorsFolder(folder)
-    return CausalModel(config, {name: weights.tensor(name) for name in weights.shapes()}, tokenizer, str(folder))
+    return _CausalModel(config, {name: weights.tensor(name) for name in weights.shapes()}, tokenizer, str(folder))
 
 
-def read_gguf(path: Path) -> CausalModel:
-    """A GGUF file's model, in float32, with the tokenizer inside it.
-
-    Raises:
-        ValueError: It cannot be read, or is of another family.
-    """
+def _read_gguf(path: Path) -> _CausalModel:
     try:
         config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-        check_model_type({"model_type": config.model_type}, str(path))
+        _check_model_type({"model_type": config.model_type}, str(path))
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     except ImportError as error:
@@ -125,15 +117,10 @@ def read_gguf(path: Path) -> CausalModel:
     except OSError as error:
         raise ValueError(f"{path}: cannot be read as GGUF: {error}{explain(path)}") from error
     fields = config.to_diff_dict() | {"tie_word_embeddings": config.tie_word_embeddings}
-    return CausalModel(fields, model.state_dict(), tokenizer, str(path))
+    return _CausalModel(fields, model.state_dict(), tokenizer, str(path))
 
 
-def check_model_type(config: dict[str, Any], where: str) -> None:
-    """Checks that a config is one of a model that can be adapted.
-
-    Raises:
-        ValueError: It is not.
-    """
+def _check_model_type(config: dict[str, Any], where: str) -> None:
     model_type = config.get("model_type")
     if model_type not in adapted_families():
         raise ValueError(
@@ -144,13 +131,8 @@ def check_model_type(config: dict[str, Any], where: str) -> None:
         raise ValueError(f"{where}: its weights are quantized; a folder with plain safetensors, or GGUF, is needed.")
 
 
-def add_mask_token(model: CausalModel, text: str) -> MaskToken:
-    """Gives the tokenizer a mask token, unless it has one, and finds its row.
-
-    Raises:
-        ValueError: The tokenizer has more tokens than the embedding has rows.
-    """
-    tokenizer, rows = model.tokenizer, embedding_of(model).shape[0]
+def _add_mask_token(model: _CausalModel, text: str) -> MaskToken:
+    tokenizer, rows = model.tokenizer, model.state[EMBEDDING].shape[0]
     num_tokens = len(tokenizer)
     if num_tokens > rows:
         raise ValueError(f"{model.where}: {num_tokens} tokens for {rows} embedding rows; the tokenizer is another's.")
@@ -161,34 +143,19 @@ def add_mask_token(model: CausalModel, text: str) -> MaskToken:
     return MaskToken(str(tokenizer.mask_token), token_id, is_new, rows, max(rows, token_id + 1))
 
 
-def embedding_of(model: CausalModel) -> Tensor:
-    """The embedding matrix.
-
-    Raises:
-        ValueError: There is none under its name.
-    """
-    if EMBEDDING not in model.state:
-        raise ValueError(f"{model.where}: no weight {EMBEDDING}; a causal language model's own folder is expected.")
-    return model.state[EMBEDDING]
-
-
-def with_mask_row(model: CausalModel, mask: MaskToken) -> dict[str, Tensor]:
-    """The weights with the mask token's rows; rotary tables that old checkpoints hold are left to be computed.
-
-    Raises:
-        ValueError: The config ties head and embedding, but the head that is stored is another matrix.
-    """
+def _with_mask_row(model: _CausalModel, mask: MaskToken) -> dict[str, Tensor]:
+    """The weights with the mask token's rows; rotary tables that old checkpoints hold are left to be computed."""
     state = {name: tensor for name, tensor in model.state.items() if not name.endswith(ROTARY_TABLE)}
     is_tied = model.config.get("tie_word_embeddings", False)
     if is_tied and HEAD in state and not torch.equal(state.pop(HEAD), state[EMBEDDING]):
         raise ValueError(f"{model.where}: tie_word_embeddings=true, but {HEAD} differs from {EMBEDDING}.")
     for name in (EMBEDDING, HEAD):
         if name in state:
-            state[name] = extended(state[name], mask, len(model.tokenizer) - mask.is_new)
+            state[name] = _extended(state[name], mask, len(model.tokenizer) - mask.is_new)
     return state
 
 
-def extended(matrix: Tensor, mask: MaskToken, num_known: int) -> Tensor:
+def _extended(matrix: Tensor, mask: MaskToken, num_known: int) -> Tensor:
     """A matrix (rows, D) with the mask token's row: the mean of the rows of the first `num_known` tokens."""
     mean = matrix[:num_known].float().mean(0).to(matrix.dtype)
     longer = torch.cat((matrix, mean.expand(mask.rows_after - mask.rows_before, -1)))
@@ -196,22 +163,17 @@ def extended(matrix: Tensor, mask: MaskToken, num_known: int) -> Tensor:
     return longer
 
 
-def adapted_config(model: CausalModel, mask: MaskToken) -> dict[str, Any]:
+def _adapted_config(model: _CausalModel, mask: MaskToken) -> dict[str, Any]:
     """Config fields of the adapted model; ids of control tokens are the tokenizer's where it has them."""
-    kept = {name: value for name, value in model.config.items() if name not in DROPPED_FIELDS}
-    ids = {name: model.config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    for name in ids:
+    fields = {name: value for name, value in model.config.items() if name not in DROPPED_FIELDS}
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         own = getattr(model.tokenizer, name, None)
-        ids[name] = ids[name] if own is None else own
-    if ids["pad_token_id"] is None:
-        ids["pad_token_id"] = ids["eos_token_id"]
-    return (
-        kept
-        | ids
-        | {
-            "model_type": adapted_families()[model.config["model_type"]].model_type,
-            "right_shift_logits": True,
-            "mask_token_id": mask.token_id,
-            "vocab_size": mask.rows_after,
-        }
-    )
+        fields[name] = fields.get(name) if own is None else own
+    if fields["pad_token_id"] is None:
+        fields["pad_token_id"] = fields["eos_token_id"]
+    return fields | {
+        "model_type": adapted_families()[model.config["model_type"]].model_type,
+        "right_shift_logits": True,
+        "mask_token_id": mask.token_id,
+        "vocab_size": mask.rows_after,
+    }

@@ -19,48 +19,37 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER", trust_remote_code=True)
 
 
 def model_card(summary: dict[str, Any], run: dict[str, Any] | None, chat_format: ChatFormat | None = None) -> str:
-    """The card's text.
-
-    Args:
-        summary: Facts of the conversion.
-        run: The run that wrote the checkpoint, where it was ours.
-        chat_format: What it was taught in, where that is known.
-    """
+    """The card's text, by facts of the conversion, and of the run that wrote the checkpoint, where it was ours."""
     facts = {
         "parameters": f"{summary['num_parameters']:,}",
         "weights": f"{summary['dtype']}, from the float32 master weights",
         "checkpoint": f"step {summary['step']}, ZeRO-{summary['zero_stage']} on {summary['world_size']} ranks",
     }
-    if "averaged_steps" in summary:
-        facts["mean of"] = (
-            f"{len(summary['averaged_steps'].split(', '))} checkpoints (steps {summary['averaged_steps']})"
-        )
+    if steps := summary.get("averaged_steps"):
+        facts["mean of"] = f"{len(steps.split(', '))} checkpoints (steps {steps})"
     title, tags = "Weights of a ZeRO checkpoint", ""
     if run is not None:
         title, tags = "A masked diffusion language model, fine-tuned with LIFT", "tags:\n- masked-diffusion\n- lift\n"
-        facts |= facts_of_run(run)
+        facts |= _facts_of_run(run)
     if chat_format is not None:
-        facts |= facts_of_format(chat_format)
+        facts |= _facts_of_format(chat_format)
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     return f"---\nlibrary_name: transformers\n{tags}---\n\n# {title}\n\n| | |\n| --- | --- |\n{rows}\n\n{LOADING}"
 
 
-def facts_of_format(chat_format: ChatFormat) -> dict[str, str]:
-    """How it wants to be asked, and how it answers."""
+def _facts_of_format(chat_format: ChatFormat) -> dict[str, str]:
     template = "none" if chat_format.template is None else "`chat_template.jinja`, or the tokenizer's own"
     multiple = f", to a multiple of {chat_format.pad_to_multiple} tokens" if chat_format.pad_targets == "all" else ""
     facts = {"chat template": template, "end tokens": chat_format.pad_targets + multiple}
     known = {"system text": chat_format.system, "answers": chat_format.wrapping, "clock": chat_format.clock}
-    return facts | {name: cell(text) for name, text in known.items() if text is not None}
+    return facts | {name: _cell(text) for name, text in known.items() if text is not None}
 
 
-def cell(text: str) -> str:
-    """A text in a row of a table."""
+def _cell(text: str) -> str:
     return "<br>".join(html.escape(text).replace("|", "\\|").splitlines())
 
 
-def facts_of_run(run: dict[str, Any]) -> dict[str, str]:
-    """What was learned from what, and how."""
+def _facts_of_run(run: dict[str, Any]) -> dict[str, str]:
     config = run["run"]
     optim, objective, lora, data = (config[section] for section in ("optim", "objective", "lora", "data"))
     sources = data["sources"] or [{"path": data["path"]}]

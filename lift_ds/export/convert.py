@@ -1,27 +1,33 @@
-"""A ZeRO checkpoint as a Hugging Face folder, a chunk at a time: memory does not grow with the model."""
+"""A ZeRO checkpoint, or the mean of several, as a Hugging Face folder, a chunk at a time.
+
+Memory does not grow with the model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lift_ds.data.text.chat_format import ChatFormat
-from lift_ds.storage.flat_groups import FlatTensor, storages_of
-from lift_ds.storage.manifest import HF_FOLDER, require_whole
-from lift_ds.storage.run_record import read_run
-from lift_ds.storage.safetensors_writer import plan_shards
-from lift_ds.storage.stored_tensor import Storage, find_damage
-from lift_ds.storage.zero_checkpoint import ZeroCheckpoint, open_zero_checkpoint
-from lift_ds.storage.zero_files import find_shard_folder, own_checkpoint
+import torch
+from torch import Tensor
 
-from .adapter_run import adapter_settings, own_base, strangers_base, with_base
-from .adapters import DOWN, AdapterSettings, MergedMatrix, merge
+from lift_ds.data.text.chat_format import ChatFormat, write_format
+from lift_ds.storage.flat_groups import FlatTensor, storages_of
+from lift_ds.storage.manifest import HF_FOLDER
+from lift_ds.storage.run_record import read_run
+from lift_ds.storage.safetensors_file import plan_shards
+from lift_ds.storage.safetensors_folder import SafetensorsFolder
+from lift_ds.storage.stored_tensor import Chunked, Storage, find_damage
+from lift_ds.storage.zero_checkpoint import ZeroCheckpoint
+
+from .adapters import DOWN, AdapterSettings, MergedMatrix, adapter_settings, merge, own_base, strangers_base
 from .card import model_card
-from .chat import checkpoint_format
-from .folder import DTYPES, MAX_SHARD_BYTES, Chunked, ExportOptions, export_tensors, official_shapes, written_spec
+from .folder import DTYPES, MAX_SHARD_BYTES, export_tensors, official_shapes, written_spec
+from .inspection import checkpoint_format, open_inspected
 from .names import official_names
 
 
@@ -60,8 +66,8 @@ class Conversion:
         dtype: Type of floating-point weights, a key of `DTYPES`.
         options: What was asked for.
         checked: Storages whose CRC is still to be compared; empty where a manifest was.
-        averaged: Steps of the checkpoints whose mean is written; empty for a single one.
         chat_format: What the model was taught in, where the checkpoint says it.
+        averaged: Steps of the checkpoints whose mean is written; empty for a single one.
     """
 
     zero: ZeroCheckpoint
@@ -69,10 +75,10 @@ class Conversion:
     hf_folder: Path | None
     tensors: Mapping[str, Chunked]
     dtype: str
-    options: ConversionOptions = field(default_factory=ConversionOptions)
-    checked: tuple[Storage, ...] = ()
+    options: ConversionOptions
+    checked: tuple[Storage, ...]
+    chat_format: ChatFormat | None
     averaged: tuple[int, ...] = ()
-    chat_format: ChatFormat | None = None
 
     def summary(self) -> dict[str, Any]:
         """Figures and facts, flat."""
@@ -88,8 +94,7 @@ class Conversion:
             "num_merged_adapters": sum(isinstance(tensor, MergedMatrix) for tensor in self.tensors.values()),
             "num_bytes": sum(spec.num_bytes for spec in specs.values()),
             "num_files": len(plan_shards(specs, self.options.max_shard_bytes)),
-            **({"averaged_steps": ", ".join(map(str, self.averaged))} if self.averaged else {}),
-        }
+        } | ({"averaged_steps": ", ".join(map(str, self.averaged))} if self.averaged else {})
 
     def write(self, output: Path, after_chunk: Callable[[int], object] = lambda num_elements: None) -> None:
         """Writes the folder; shards of a stranger's checkpoint are checked by their CRCs meanwhile.
@@ -105,62 +110,52 @@ class Conversion:
         with ThreadPoolExecutor(1) as pool:
             damage = pool.submit(find_damage, self.checked)
 
-            def finish_check(folder: Path) -> None:
+            run = None if self.own is None or self.hf_folder is None else read_run(self.own)
+
+            def add_files(folder: Path) -> None:
+                if self.chat_format is not None:
+                    write_format(folder, self.chat_format)
+                for path in sorted(self.options.base_code.glob("*.py")) if self.options.base_code else []:
+                    shutil.copyfile(path, folder / path.name)
+                if self.hf_folder is not None:
+                    card = model_card(self.summary(), run, self.chat_format)
+                    (folder / "README.md").write_text(card, encoding="utf-8")
                 if damage.result():
                     raise ValueError(f"{'; '.join(damage.result())}: copy the checkpoint again or take another.")
 
-            options = ExportOptions(
-                DTYPES[self.dtype],
-                self.options.max_shard_bytes,
-                None
-                if self.hf_folder is None
-                else model_card(self.summary(), None if self.own is None else read_run(self.own), self.chat_format),
-                self.options.base_code,
-                self.chat_format,
-                after_chunk,
-                finish_check,
-            )
-            export_tensors(self.tensors, self.hf_folder, output, options)
+            dtype, max_shard_bytes = DTYPES[self.dtype], self.options.max_shard_bytes
+            export_tensors(self.tensors, self.hf_folder, output, dtype, max_shard_bytes, after_chunk, add_files)
 
 
 def prepare_conversion(path: Path, options: ConversionOptions) -> Conversion:
-    """Opens a checkpoint and settles what will be written; reads no weights but to check our own manifest.
+    """Opens a run, a checkpoint or a folder with ZeRO shards, and settles what will be written.
 
-    Args:
-        path: A run, a checkpoint or a folder with ZeRO shards.
-        options: What is asked for.
+    No weights are read but to check our own manifest.
 
     Raises:
         ValueError: The checkpoint is not whole, or does not fit the config.
     """
-    shards = find_shard_folder(path)
-    own = own_checkpoint(shards)
-    if own is not None:
-        require_whole(own)
-    zero = open_zero_checkpoint(shards)
+    zero, own = open_inspected(path, is_whole=True)
+    beside = zero.folder.parent
     weights, prefix, base = zero.weights(), options.prefix, None
     checked = storages_of(weights) if own is None else ()
     if own is not None:
         weights = own_base(own, options.base) | weights
-    elif base := strangers_base(weights, shards.parent, options.base):
-        weights, prefix = with_base(weights, base, prefix), ""
-    hf_folder = None if options.weights_only else find_config(shards, own, options.config or base)
+    elif base := strangers_base(weights, beside, options.base):
+        named = official_names(list(weights), prefix, None)
+        weights = SafetensorsFolder(base).flat() | {named[name]: tensor for name, tensor in weights.items()}
+        prefix = ""
+    hf_folder = None if options.weights_only else _find_config(beside, own, options.config or base)
     official = None if hf_folder is None else official_shapes(hf_folder)
-    settings = adapter_settings(own, [shards.parent, *([] if hf_folder is None else [hf_folder])])
-    tensors = name_tensors(weights, zero.aliases, settings, prefix, official)
-    dtype = computed_dtype(zero) if options.dtype == "auto" else options.dtype
+    settings = adapter_settings(own, [beside, *([] if hf_folder is None else [hf_folder])])
+    tensors = _name_tensors(weights, zero.aliases, settings, prefix, official)
+    dtype = _computed_dtype(zero) if options.dtype == "auto" else options.dtype
     chat_format = None if own is None or hf_folder is None else checkpoint_format(own)
-    return Conversion(zero, own, hf_folder, tensors, dtype, options, checked, chat_format=chat_format)
+    return Conversion(zero, own, hf_folder, tensors, dtype, options, checked, chat_format)
 
 
-def find_config(shards: Path, own: Path | None, given: Path | None) -> Path:
-    """The folder with config and tokenizer.
-
-    Raises:
-        ValueError: There is none.
-    """
-    beside = own / HF_FOLDER if own is not None else shards.parent
-    folder = beside if given is None else given
+def _find_config(beside: Path, own: Path | None, given: Path | None) -> Path:
+    folder = given or (beside if own is None else own / HF_FOLDER)
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"{folder}: no config.json. Name the folder with the model's config and tokenizer (--config), or ask for "
@@ -169,7 +164,7 @@ def find_config(shards: Path, own: Path | None, given: Path | None) -> Path:
     return folder
 
 
-def computed_dtype(zero: ZeroCheckpoint) -> str:
+def _computed_dtype(zero: ZeroCheckpoint) -> str:
     """What the run computed in, by the DeepSpeed configuration that its shards carry."""
     config = zero.optimizer_files[0].root.get("ds_config") or {}
     sections = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp16": "float16"}
@@ -177,7 +172,7 @@ def computed_dtype(zero: ZeroCheckpoint) -> str:
     return enabled[0] if enabled else "float32"
 
 
-def name_tensors(
+def _name_tensors(
     weights: Mapping[str, FlatTensor],
     tied_names: Mapping[str, str],
     settings: AdapterSettings | None,
@@ -187,19 +182,59 @@ def name_tensors(
     """What is written, by official name: adapters merged, wrappers taken off.
 
     A tied tensor is written under each of its names, except where the names of the config's model are known.
-
-    Raises:
-        ValueError: Names become the same, or adapters cannot be merged.
     """
     tied = {alias: weights[name] for alias, name in tied_names.items() if name in weights and not DOWN.fullmatch(name)}
     tensors = merge({**weights, **tied}, settings)
     expected = None if official is None else set(official)
     names = official_names(list(tensors), prefix, expected)
     aliases = {names[alias]: names[name] for alias, name in tied_names.items() if alias in names and name in names}
-    named: dict[str, Chunked] = {names[name]: tensor for name, tensor in tensors.items()}
+    named = {names[name]: tensor for name, tensor in tensors.items()}
     if expected is not None:
-        for alias, name in aliases.items():
-            unexpected = [tied_name for tied_name in (alias, name) if tied_name not in expected]
-            for tied_name in unexpected[:1]:
-                named.pop(tied_name, None)
+        for pair in aliases.items():
+            for unexpected in [tied_name for tied_name in pair if tied_name not in expected][:1]:
+                named.pop(unexpected, None)
     return named
+
+
+@dataclass(frozen=True)
+class _Mean(Chunked):
+    """The mean of tensors of one shape, in float32, summed in float64."""
+
+    tensors: tuple[Chunked, ...]
+
+    def chunks(self, size: int) -> Iterator[tuple[int, Tensor]]:
+        for chunks in zip(*(tensor.chunks(size) for tensor in self.tensors), strict=True):
+            total = sum((chunk.double() for _, chunk in chunks[1:]), chunks[0][1].double())
+            yield chunks[0][0], (total / len(chunks)).float()
+
+
+def _mean(tensors: tuple[Chunked, ...]) -> Chunked:
+    """Of what is no floating-point tensor, the first."""
+    first = tensors[0]
+    return _Mean(first.shape, torch.float32, tensors) if first.dtype.is_floating_point else first
+
+
+def prepare_average(paths: Sequence[Path], options: ConversionOptions) -> Conversion:
+    """A conversion that writes the mean of checkpoints under the first one's config; see `prepare_conversion`.
+
+    Raises:
+        ValueError: There are fewer than two, one is not whole, or their tensors are not the same.
+    """
+    if len(paths) < 2:
+        raise ValueError(f"{len(paths)} checkpoint given; an average needs at least two.")
+    conversions = [prepare_conversion(path, options) for path in paths]
+    first = conversions[0]
+    expected = {name: tensor.shape for name, tensor in first.tensors.items()}
+    for path, conversion in zip(paths, conversions, strict=True):
+        if {name: tensor.shape for name, tensor in conversion.tensors.items()} != expected:
+            raise ValueError(f"{path}: its tensors are not those of {paths[0]}; only one model can be averaged.")
+        taught, other = first.chat_format, conversion.chat_format
+        differ = [] if taught is None or other is None else taught.differences(other, "clock")
+        if differ:
+            names = ", ".join(name for name, _, _ in differ)
+            raise ValueError(f"{path}: was taught in another chat format than {paths[0]} ({names}); one is needed.")
+    tensors = {name: _mean(tuple(conversion.tensors[name] for conversion in conversions)) for name in expected}
+    checked = tuple(storage for conversion in conversions for storage in conversion.checked)
+    return replace(
+        first, tensors=tensors, checked=checked, averaged=tuple(conversion.zero.step for conversion in conversions)
+    )

@@ -12,144 +12,123 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lift_ds.data.text.chat_format import ChatFormat, write_format
 from lift_ds.models.family import read_raw_config
-from lift_ds.storage.safetensors_header import TensorSpec
-from lift_ds.storage.safetensors_writer import READABLE, ShardWriter
-from lift_ds.storage.staging import SPARE_BYTES, check_space, staged_folder
-from lift_ds.storage.stored_tensor import CHUNK_ELEMENTS
+from lift_ds.storage.run_record import RUN_FILE
+from lift_ds.storage.safetensors_file import READABLE, ShardWriter
+from lift_ds.storage.safetensors_folder import ADAPTER_CONFIG
+from lift_ds.storage.staging import staged_folder
+from lift_ds.storage.stored_tensor import CHUNK_ELEMENTS, Chunked, TensorSpec
 
 from .modeling_file import joined_source
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_SHARD_BYTES = 5 * 10**9
 COMPANION_SUFFIXES = (".json", ".jinja", ".model", ".txt")
-NOT_COMPANIONS = ("config.json", "trainer_state.json", "adapter_config.json", "run.json")
-
-
-class Chunked(Protocol):
-    """A tensor that is read in chunks."""
-
-    @property
-    def shape(self) -> torch.Size:
-        """Its shape."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of what is read."""
-
-    def chunks(self, size: int) -> Iterator[tuple[int, Tensor]]:
-        """Its flattened elements, about `size` at a time, each chunk with the place of its first element."""
+NOT_COMPANIONS = ("config.json", "trainer_state.json", ADAPTER_CONFIG, RUN_FILE)
 
 
 @dataclass(frozen=True)
-class InMemory:
-    """A tensor that is there already."""
-
+class _InMemory(Chunked):
     tensor: Tensor
 
-    @property
-    def shape(self) -> torch.Size:
-        """Its shape."""
-        return self.tensor.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Its type."""
-        return self.tensor.dtype
-
     def chunks(self, size: int) -> Iterator[tuple[int, Tensor]]:
-        """The whole tensor."""
         yield 0, self.tensor
 
 
-@dataclass(frozen=True)
-class ExportOptions:
-    """How a folder is written.
+def write_folder(
+    tensors: Mapping[str, Chunked],
+    specs: dict[str, TensorSpec],
+    output: Path,
+    max_shard_bytes: int,
+    after_chunk: Callable[[str, int], object],
+    add_files: Callable[[Path], object],
+) -> None:
+    """Writes weights, and what belongs to them, into a folder that appears when it is whole.
 
     Args:
-        dtype: Type of floating-point weights; others keep theirs.
+        tensors: The weights.
+        specs: Their shapes, and the types that are written.
+        output: Folder to create.
         max_shard_bytes: Most bytes of weights in a file.
-        card: Text of the model card, or `None` for no card.
-        base_code: Folder whose `.py` files are copied too, or `None`.
-        chat_format: What the model was taught in, where the folder with config and tokenizer does not say it.
-        after_chunk: Called with the number of elements of each chunk that was written.
-        before_publishing: Called when all is written, before the folder gets its name; what it raises undoes all.
+        after_chunk: Called with the name and the number of elements of each chunk that was written.
+        add_files: Called with the folder when all weights are written; what it raises undoes all.
+
+    Raises:
+        ValueError: `output` exists and holds something.
+        RuntimeError: The place cannot be written, or is full.
     """
+    with staged_folder(output, sum(spec.num_bytes for spec in specs.values())) as folder:
+        with ShardWriter(folder, specs, max_shard_bytes) as writer:
+            for name, tensor in tensors.items():
+                for start, chunk in tensor.chunks(CHUNK_ELEMENTS):
+                    writer.write(name, chunk, start)
+                    after_chunk(name, chunk.numel())
+        add_files(folder)
+        for path in folder.iterdir():
+            path.chmod(READABLE)
 
-    dtype: torch.dtype
-    max_shard_bytes: int = MAX_SHARD_BYTES
-    card: str | None = None
-    base_code: Path | None = None
-    chat_format: ChatFormat | None = None
-    after_chunk: Callable[[int], object] = lambda num_elements: None
-    before_publishing: Callable[[Path], object] = lambda folder: None
 
-
-def export_folder(state: dict[str, Tensor], hf_folder: Path, output: Path, dtype: torch.dtype) -> None:
+def export_folder(
+    state: dict[str, Tensor], hf_folder: Path, output: Path, dtype: torch.dtype, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> None:
     """Writes a model folder from weights in memory; see `export_tensors`."""
-    export_tensors({name: InMemory(tensor) for name, tensor in state.items()}, hf_folder, output, ExportOptions(dtype))
+    tensors = {name: _InMemory(tensor.shape, tensor.dtype, tensor) for name, tensor in state.items()}
+    export_tensors(tensors, hf_folder, output, dtype, max_shard_bytes)
 
 
 def export_tensors(
-    tensors: Mapping[str, Chunked], hf_folder: Path | None, output: Path, options: ExportOptions
+    tensors: Mapping[str, Chunked],
+    hf_folder: Path | None,
+    output: Path,
+    dtype: torch.dtype,
+    max_shard_bytes: int,
+    after_chunk: Callable[[int], object] = lambda num_elements: None,
+    add_files: Callable[[Path], object] = lambda folder: None,
 ) -> None:
-    """Writes a model folder.
+    """Writes a model folder; see `write_folder`.
 
     Args:
         tensors: Every parameter and buffer under its official name.
         hf_folder: Config and tokenizer of the base model; `None` writes weights only.
         output: Folder to create.
-        options: How.
+        dtype: Type of floating-point weights; others keep theirs.
+        max_shard_bytes: As in `write_folder`.
+        after_chunk: Called with the number of elements of each chunk that was written.
+        add_files: As in `write_folder`.
 
     Raises:
         ValueError: The names or shapes are not those of the config, or `output` exists and holds something.
         RuntimeError: The place cannot be written, or is full.
     """
-    specs = {name: written_spec(tensor, options.dtype) for name, tensor in tensors.items()}
+    specs = {name: written_spec(tensor, dtype) for name, tensor in tensors.items()}
     official = None if hf_folder is None else official_shapes(hf_folder)
     if official is not None:
         from lift_ds.models.weights import check_names
 
         check_names(official, {name: spec.shape for name, spec in specs.items()}, str(hf_folder))
-    with staged_folder(output) as folder:
-        check_space(folder, sum(spec.num_bytes for spec in specs.values()) + SPARE_BYTES)
-        with ShardWriter(folder, specs, options.max_shard_bytes) as writer:
-            for name, tensor in tensors.items():
-                for start, chunk in tensor.chunks(CHUNK_ELEMENTS):
-                    writer.write(name, chunk, start)
-                    options.after_chunk(chunk.numel())
+
+    def add_all(folder: Path) -> None:
         if hf_folder is not None:
             for path in companions(hf_folder):
                 shutil.copyfile(path, folder / path.name)
-            write_config(hf_folder, folder, options.dtype)
-        if hf_folder is not None and options.chat_format is not None:
-            write_format(folder, options.chat_format)
-        for path in sorted(options.base_code.glob("*.py")) if options.base_code else []:
-            shutil.copyfile(path, folder / path.name)
-        if options.card is not None:
-            (folder / "README.md").write_text(options.card, encoding="utf-8")
-        for path in folder.iterdir():
-            path.chmod(READABLE)
-        options.before_publishing(folder)
+            write_config(hf_folder, folder, dtype)
+        add_files(folder)
+
+    write_folder(tensors, specs, output, max_shard_bytes, lambda _, count: after_chunk(count), add_all)
 
 
-def written_spec(tensor: Chunked, dtype: torch.dtype) -> TensorSpec:
+def written_spec(tensor: TensorSpec, dtype: torch.dtype) -> TensorSpec:
     """Shape and type of a tensor in the file."""
     return TensorSpec(tensor.shape, dtype if tensor.dtype.is_floating_point else tensor.dtype)
 
 
 def is_supported(hf_folder: Path) -> bool:
-    """Whether a config is of a family of this package.
-
-    Raises:
-        ValueError: There is no config, or it is no JSON.
-    """
+    """Whether a folder's config is of a family of this package; see `read_raw_config`."""
     from lift_ds.models.registry import model_types
 
     return read_raw_config(hf_folder).get("model_type") in model_types()
@@ -163,12 +142,10 @@ def official_shapes(hf_folder: Path) -> dict[str, torch.Size] | None:
     """
     if not is_supported(hf_folder):
         return None
-    from lift_ds.models.families import family_of, read_config
+    from lift_ds.models.families import read_config
+    from lift_ds.models.weights import parameter_shapes
 
-    config = read_config(hf_folder)
-    with torch.device("meta"):
-        model = family_of(config).model_class(config)
-    return {name: parameter.shape for name, parameter in model.named_parameters()}
+    return parameter_shapes(read_config(hf_folder))
 
 
 def companions(hf_folder: Path) -> list[Path]:
@@ -189,22 +166,23 @@ def companions(hf_folder: Path) -> list[Path]:
     ]
 
 
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """A config as model folders have it."""
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
 def write_config(hf_folder: Path, folder: Path, dtype: torch.dtype) -> None:
     """Writes `config.json`; for a family of this package it points at the modelling file, which is written too."""
     values = read_raw_config(hf_folder)
     if is_supported(hf_folder):
-        values |= write_modeling_file(hf_folder, folder, values)
+        values |= _write_modeling_file(hf_folder, folder, values)
     values["torch_dtype"] = str(dtype).removeprefix("torch.")
     values.pop("dtype", None)
-    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "config.json", values)
 
 
-def write_modeling_file(hf_folder: Path, folder: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """Writes the self-contained modelling file of a family, and a tokenizer config that needs no code of others.
-
-    Returns:
-        Config fields that point at the file, and ids that the config does not give.
-    """
+def _write_modeling_file(hf_folder: Path, folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """Also a tokenizer config that needs no code of others; gives the config's new fields, and ids that it lacks."""
     from lift_ds.models.families import family_of, read_config
     from lift_ds.models.vocabulary import NEEDED_IDS, TOKENIZER_CONFIG, portable_tokenizer_config
 
@@ -215,8 +193,7 @@ def write_modeling_file(hf_folder: Path, folder: Path, values: dict[str, Any]) -
     model_name = f"{module}.{family.model_class.__name__}"
     (folder / f"{module}.py").write_text(joined_source(source_module), encoding="utf-8")
     if (hf_folder / TOKENIZER_CONFIG).is_file():
-        portable = portable_tokenizer_config(hf_folder)
-        (folder / TOKENIZER_CONFIG).write_text(json.dumps(portable, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / TOKENIZER_CONFIG, portable_tokenizer_config(hf_folder))
     return {name: getattr(config, name) for name in NEEDED_IDS if values.get(name) is None} | {
         "auto_map": {
             "AutoConfig": f"{module}.{family.config_class.__name__}",

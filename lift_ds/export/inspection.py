@@ -1,39 +1,35 @@
-"""What a checkpoint holds, whether it is whole, what its numbers look like, and how two of them differ."""
+"""What a checkpoint holds and was taught in, whether it is whole, what its numbers are, and how two of them differ."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from lift_ds.data.text.chat_format import ChatFormat, format_of_settings, read_format, stored_template
+from lift_ds.data.text.templates import TEMPLATES, read_template
 from lift_ds.storage.flat_groups import FlatTensor
-from lift_ds.storage.manifest import DIFFICULTY_FOLDER, LANES_FILE, find_faults, read_manifest
+from lift_ds.storage.manifest import DIFFICULTY_FOLDER, HF_FOLDER, LANES_FILE, find_faults, read_manifest, require_whole
 from lift_ds.storage.run_record import read_run
 from lift_ds.storage.stored_tensor import CHUNK_ELEMENTS, find_damage
 from lift_ds.storage.zero_checkpoint import MOMENTS, ZeroCheckpoint, open_zero_checkpoint, optimizer_step
 from lift_ds.storage.zero_files import find_shard_folder, own_checkpoint
 from lift_ds.text_files import load_json, read_text
 
-Advance = Callable[[int], object]
-
 
 @dataclass(frozen=True)
 class Statistics:
-    """Sums over a tensor.
+    """Sums over a tensor: of its finite squares, in float64, its largest finite magnitude, and its NaN and infinities.
 
-    Args:
-        num_elements: Its length.
-        square_sum: Sum of its finite squares, in float64.
-        largest: Largest finite magnitude.
-        num_not_finite: Elements that are NaN or infinite.
+    Added, they are those of both tensors together.
     """
 
-    num_elements: int = 0
     square_sum: float = 0.0
     largest: float = 0.0
     num_not_finite: int = 0
@@ -44,23 +40,28 @@ class Statistics:
         return math.sqrt(self.square_sum)
 
     def __add__(self, other: Statistics) -> Statistics:
-        """Of both tensors together."""
         return Statistics(
-            self.num_elements + other.num_elements,
             self.square_sum + other.square_sum,
             max(self.largest, other.largest),
             self.num_not_finite + other.num_not_finite,
         )
 
 
-def open_inspected(path: Path) -> tuple[ZeroCheckpoint, Path | None]:
+def open_inspected(path: Path, is_whole: bool = False) -> tuple[ZeroCheckpoint, Path | None]:
     """The shards of a checkpoint, and the checkpoint of ours around them, if any.
 
+    Args:
+        path: A run, a checkpoint or a folder with ZeRO shards.
+        is_whole: Compare every byte of a checkpoint of ours with its manifest first.
+
     Raises:
-        ValueError: The shards are missing, damaged, or do not fit each other.
+        ValueError: The shards are missing, damaged, or do not fit each other; or the checkpoint is not whole.
     """
     shards = find_shard_folder(path)
-    return open_zero_checkpoint(shards), own_checkpoint(shards)
+    own = own_checkpoint(shards)
+    if own is not None and is_whole:
+        require_whole(own)
+    return open_zero_checkpoint(shards), own
 
 
 def describe(zero: ZeroCheckpoint, own: Path | None) -> dict[str, Any]:
@@ -99,6 +100,40 @@ def describe_own(own: Path) -> dict[str, Any]:
     }
 
 
+def checkpoint_format(own: Path) -> ChatFormat:
+    """The chat format that a checkpoint of ours was trained with, the template's text included.
+
+    It is also found for one that was written before it was kept.
+
+    Raises:
+        ValueError: It was written before the template was kept, and the file that it names is not there or has changed.
+    """
+    kept = read_format(own / HF_FOLDER)
+    if kept is not None:
+        return kept
+    data = read_run(own)["run"]["data"]
+    columns = [source.get("columns") or {} for source in data.get("sources") or []] + [data.get("columns") or {}]
+    found = format_of_settings(data, columns, stored_template(own / HF_FOLDER))
+    named = data.get("chat_template")
+    return found if named is None else replace(found, template=_named_template(own, named))
+
+
+def _named_template(own: Path, named: str) -> str:
+    try:
+        source, problem = TEMPLATES.get(named) or read_template(named), ""
+    except ValueError as error:
+        source, problem = "", str(error)
+    identity: dict[str, Any] = load_json(read_text(own / LANES_FILE)).get("identity", {})
+    if not problem and hashlib.sha256(source.encode()).hexdigest() != identity.get("chat template"):
+        problem = f"data.chat_template={named!r} has changed since."
+    if problem:
+        raise ValueError(
+            f"{own} was trained with a chat template that it does not hold: {problem} Put the file back there, so that "
+            "the model is asked as it was taught."
+        )
+    return source
+
+
 def find_problems(zero: ZeroCheckpoint, own: Path | None) -> list[str]:
     """What is not as it was written: by the manifest of ours, else by the CRCs of every tensor."""
     if own is not None:
@@ -115,28 +150,21 @@ def named_tensors(zero: ZeroCheckpoint, with_moments: bool) -> dict[str, FlatTen
     return tensors
 
 
-def measure_chunk(chunk: Tensor) -> Statistics:
-    """Statistics of some elements."""
+def _measure_chunk(chunk: Tensor) -> Statistics:
     values = chunk.double()
     finite = values[values.isfinite()]
     largest = float(finite.abs().max()) if finite.numel() else 0.0
-    return Statistics(chunk.numel(), float(finite.square().sum()), largest, chunk.numel() - finite.numel())
+    return Statistics(float(finite.square().sum()), largest, chunk.numel() - finite.numel())
 
 
-def scan(tensors: dict[str, FlatTensor], advance: Advance) -> dict[str, Statistics]:
-    """Statistics of every tensor.
-
-    Args:
-        tensors: By name.
-        advance: Called with the number of elements of each chunk.
-    """
+def scan(tensors: dict[str, FlatTensor], advance: Callable[[int], object]) -> dict[str, Statistics]:
+    """Statistics of every tensor; `advance` is called with the number of elements of each chunk."""
     statistics = {}
     for name, tensor in tensors.items():
-        total = Statistics()
+        statistics[name] = Statistics()
         for _, chunk in tensor.chunks(CHUNK_ELEMENTS):
-            total += measure_chunk(chunk)
+            statistics[name] += _measure_chunk(chunk)
             advance(chunk.numel())
-        statistics[name] = total
     return statistics
 
 
@@ -153,20 +181,15 @@ def summarise(statistics: dict[str, Statistics]) -> dict[str, Any]:
 
 
 def compare(
-    ours: dict[str, FlatTensor], theirs: dict[str, FlatTensor], advance: Advance
+    ours: dict[str, FlatTensor], theirs: dict[str, FlatTensor], advance: Callable[[int], object]
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """How two checkpoints differ.
-
-    Args:
-        ours: Tensors of the first.
-        theirs: Tensors of the second.
-        advance: Called with the number of elements of each pair of chunks.
 
     Returns:
         Facts, and for each tensor in both that differs the norm of the difference over the norm of the first.
     """
     both = [name for name in ours if name in theirs and ours[name].shape == theirs[name].shape]
-    differences = {name: relative_difference(ours[name], theirs[name], advance) for name in both}
+    differences = {name: _relative_difference(ours[name], theirs[name], advance) for name in both}
     changed = {name: value for name, value in differences.items() if value != 0}
     facts = {
         "only_in_first": ", ".join(sorted(set(ours) - set(theirs))),
@@ -179,19 +202,14 @@ def compare(
     return facts, dict(sorted(changed.items(), key=lambda item: -item[1]))
 
 
-def relative_difference(first: FlatTensor, second: FlatTensor, advance: Advance) -> float:
+def _relative_difference(first: FlatTensor, second: FlatTensor, advance: Callable[[int], object]) -> float:
     """Norm of the difference over the norm of the first; infinite where only one of two elements is finite."""
     difference, own = Statistics(), Statistics()
-    for chunk, other in paired_chunks(first, second):
-        difference += measure_chunk((chunk.double() - other.double()).where(chunk != other, 0.0))
-        own += measure_chunk(chunk)
+    pairs = zip(first.chunks(CHUNK_ELEMENTS), second.chunks(CHUNK_ELEMENTS), strict=True)
+    for (_, chunk), (_, other) in pairs:
+        difference += _measure_chunk((chunk.double() - other.double()).where(chunk != other, 0.0))
+        own += _measure_chunk(chunk)
         advance(chunk.numel())
     if difference.num_not_finite:
         return math.inf
     return difference.norm / own.norm if own.norm else (math.inf if difference.norm else 0.0)
-
-
-def paired_chunks(first: FlatTensor, second: FlatTensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Chunks of two tensors of one shape."""
-    pairs = zip(first.chunks(CHUNK_ELEMENTS), second.chunks(CHUNK_ELEMENTS), strict=True)
-    return ((chunk, other) for (_, chunk), (_, other) in pairs)

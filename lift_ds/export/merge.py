@@ -5,25 +5,22 @@ The largest thing in memory is one adapted matrix in float32, twice; everything 
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lift_ds.data.text.chat_format import ChatFormat, read_format, stored_template, write_format
 from lift_ds.models.families import read_config
 from lift_ds.models.weights import check_fit
-from lift_ds.storage.safetensors_folder import PIECE_BYTES, WEIGHT_TYPES, SafetensorsFolder, shorten
-from lift_ds.storage.safetensors_header import TensorSpec
-from lift_ds.storage.safetensors_writer import READABLE, ShardWriter
-from lift_ds.storage.staging import SPARE_BYTES, refuse_existing, staged_folder
+from lift_ds.storage.safetensors_folder import WEIGHT_TYPES, SafetensorsFolder, shorten
+from lift_ds.storage.stored_tensor import Chunked, TensorSpec
 from lift_ds.text_files import load_json, read_text
 
-from .folder import MAX_SHARD_BYTES, companions, is_supported, write_config
+from .folder import MAX_SHARD_BYTES, companions, is_supported, write_config, write_folder, write_json
 from .peft_folder import AdapterFolder
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".index.json")
@@ -80,35 +77,29 @@ def plan_merge(base: Path, adapters: Path, dtype: torch.dtype | None) -> Merge:
     absent = [name for name in adapter_folder.targets if name not in shapes]
     if absent:
         raise ValueError(f"{adapters} is of another base: {base} has no {shorten(absent)}.")
-    pairs = {name: (adapter_folder.update_shape(name), shapes[name]) for name in adapter_folder.targets}
-    wrong = [f"{name} {tuple(made)} for {tuple(has)}" for name, (made, has) in pairs.items() if made != has]
+    made_for = adapter_folder.target_shapes
+    wrong = [
+        f"{name} {tuple(made_for[name])} for {tuple(shapes[name])}"
+        for name in made_for
+        if made_for[name] != shapes[name]
+    ]
     if wrong:
         raise ValueError(f"{adapters} is of another base: shapes differ from {base}'s: {shorten(wrong)}.")
-    quantised = [name for name in adapter_folder.targets if source.entries[name].spec.dtype not in WEIGHT_TYPES]
+    quantised = [name for name in adapter_folder.targets if source.entries[name].dtype not in WEIGHT_TYPES]
     if quantised:
         raise ValueError(f"{base}: {shorten(quantised)}: adapters can be merged into unquantised weights only.")
     specs = {
         name: TensorSpec(spec.shape, dtype if dtype and spec.dtype in WEIGHT_TYPES else spec.dtype)
-        for name, spec in source.specs().items()
+        for name, spec in source.entries.items()
     }
-    is_own = is_own_family(base)
-    copied, left_out = files_beside(base, is_own)
+    is_own = is_supported(base)
+    if is_own:
+        check_fit(read_config(base), base)
+    copied, left_out = _files_beside(base, is_own)
     return Merge(source, adapter_folder, specs, is_own, copied, left_out, read_format(adapters))
 
 
-def is_own_family(base: Path) -> bool:
-    """Whether a model folder is of a family that is exported with our modelling file.
-
-    Raises:
-        ValueError: Its config cannot be read, or is one of a family of ours that does not fit the weights.
-    """
-    if is_supported(base):
-        check_fit(read_config(base), base)
-        return True
-    return False
-
-
-def files_beside(base: Path, is_own: bool) -> tuple[list[str], list[str]]:
+def _files_beside(base: Path, is_own: bool) -> tuple[list[str], list[str]]:
     """The base's files beside the weights: those that come along, and those that do not and are not made anew."""
     others = [path for path in sorted(base.iterdir()) if not path.name.endswith(WEIGHT_SUFFIXES)]
     wanted = companions(base) if is_own else [path for path in others if path.is_file()]
@@ -116,67 +107,45 @@ def files_beside(base: Path, is_own: bool) -> tuple[list[str], list[str]]:
     return [path.name for path in wanted], left_out
 
 
-def check_place(merge: Merge, output: Path) -> None:
-    """Checks that the weights can be written and fit.
+@dataclass(frozen=True)
+class _AdaptedMatrix(Chunked):
+    """A matrix of the base with its adapter added, in float32 or wider."""
 
-    Raises:
-        ValueError: `output` exists and holds something.
-        RuntimeError: Its folder cannot be written, or has too little space.
-    """
-    refuse_existing(output)
-    existing = next(folder for folder in output.absolute().parents if folder.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise RuntimeError(f"{existing} cannot be written; name another output folder.")
-    free, needed = shutil.disk_usage(existing).free, merge.num_bytes + SPARE_BYTES
-    if free < needed:
-        raise RuntimeError(f"{existing}: {free / 2**30:.2f} GiB free, {needed / 2**30:.2f} GiB needed.")
+    merge: Merge
+    name: str
+
+    def chunks(self, size: int) -> Iterator[tuple[int, Tensor]]:
+        whole = self.merge.base.tensor(self.name, self.dtype)
+        whole = whole.add_(self.merge.adapters.update(self.name)).view(-1)
+        for start in range(0, len(whole), size):
+            yield start, whole[start : start + size]
 
 
 def write_merged(merge: Merge, output: Path, dtype: torch.dtype | None, advance: Callable[[int], None]) -> None:
     """Writes the merged folder, under its final name when it is whole.
 
-    Args:
-        merge: What `plan_merge` found.
-        output: Folder to create.
-        dtype: As given to `plan_merge`.
-        advance: Told of bytes as they are written.
+    `dtype` is as `plan_merge` got it; `advance` is told of bytes as they are written.
 
     Raises:
         ValueError: `output` exists and holds something.
         RuntimeError: The place cannot be written, or has too little space.
     """
-    check_place(merge, output)
-    with staged_folder(output) as folder:
-        with ShardWriter(folder, merge.specs, MAX_SHARD_BYTES) as writer:
-            for name, spec in merge.specs.items():
-                write_tensor(merge, writer, name, spec, advance)
+    tensors: dict[str, Chunked] = dict(merge.base.flat())
+    for name in merge.adapters.targets:
+        computed = torch.promote_types(tensors[name].dtype, torch.float32)
+        tensors[name] = _AdaptedMatrix(tensors[name].shape, computed, merge, name)
+
+    def add_files(folder: Path) -> None:
         for name in merge.copied:
             shutil.copyfile(merge.base.folder / name, folder / name)
         finish_config(merge, folder, dtype)
         if merge.chat_format is not None:
             write_format(folder, merge.chat_format)
-        for path in folder.iterdir():
-            path.chmod(READABLE)
 
+    def after_chunk(name: str, num_elements: int) -> None:
+        advance(num_elements * merge.specs[name].dtype.itemsize)
 
-def write_tensor(
-    merge: Merge, writer: ShardWriter, name: str, spec: TensorSpec, advance: Callable[[int], None]
-) -> None:
-    """Writes one tensor, in pieces; with its adapter added, in float32 or wider, where it has one."""
-    stored = merge.base.entries[name].spec.dtype
-    merged = None
-    if name in merge.adapters.targets:
-        merged = merge.base.tensor(name, torch.promote_types(stored, torch.float32))
-        merged = merged.add_(merge.adapters.update(name)).view(-1)
-    length = PIECE_BYTES // stored.itemsize
-    buffer = torch.empty(min(length, spec.num_elements), dtype=stored)
-    for start in range(0, spec.num_elements, length):
-        count = min(length, spec.num_elements - start)
-        if merged is None:
-            merge.base.read(name, buffer[:count], start)
-        piece = buffer[:count] if merged is None else merged[start : start + count]
-        writer.write(name, piece, start)
-        advance(count * spec.dtype.itemsize)
+    write_folder(tensors, merge.specs, output, MAX_SHARD_BYTES, after_chunk, add_files)
 
 
 def finish_config(merge: Merge, folder: Path, dtype: torch.dtype | None) -> None:
@@ -190,4 +159,4 @@ def finish_config(merge: Merge, folder: Path, dtype: torch.dtype | None) -> None
     values = load_json(read_text(folder / "config.json"))
     written = [key for key in ("dtype", "torch_dtype") if key in values] or ["torch_dtype"]
     values |= dict.fromkeys(written, str(dtype).removeprefix("torch."))
-    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "config.json", values)

@@ -19,27 +19,24 @@ def joined_source(module_name: str) -> str:
     Neighbours are what it imports relatively or from this package. The statements that use what it imports from
     `ROW_MODULES` stay behind: the family's row, and its registration.
 
-    Args:
-        module_name: Full name of a module that can be imported.
-
     Raises:
         ValueError: A whole module of this package is imported, not names from it.
     """
     sources: dict[str, str] = {}
-    add_source(module_name, sources)
+    _add_source(module_name, sources)
     names = ", ".join(f"{name.rpartition('.')[2]}.py" for name in sources)
     header = f'"""The modelling code of this folder, joined from {names} of lift_ds."""'
     return "\n\n".join([header, "from __future__ import annotations", *sources.values()])
 
 
-def add_source(module_name: str, sources: dict[str, str]) -> None:
+def _add_source(module_name: str, sources: dict[str, str]) -> None:
     """Adds a module's neighbours, where they are not there yet, and then its own part of the joined file."""
     module = importlib.import_module(module_name)
     source = inspect.getsource(module)
     lines, statements = source.splitlines(keepends=True), ast.parse(source).body
     row_names: set[str] = set()
     for node in statements:
-        refuse_whole_modules(node, module)
+        _refuse_whole_modules(node, module)
         if not isinstance(node, ast.ImportFrom):
             continue
         origin = resolve_name("." * node.level + (node.module or ""), module.__package__)
@@ -50,21 +47,16 @@ def add_source(module_name: str, sources: dict[str, str]) -> None:
         elif is_neighbour:
             renamed = "".join(f"{alias.asname} = {alias.name}\n" for alias in node.names if alias.asname)
             if origin not in sources:
-                add_source(origin, sources)
+                _add_source(origin, sources)
         if is_neighbour or origin == "__future__":
-            replace(node, lines, renamed)
+            _replace(node, lines, renamed)
     for node in statements:
         if any(isinstance(part, ast.Name) and part.id in row_names for part in ast.walk(node)):
-            replace(node, lines)
+            _replace(node, lines)
     sources[module_name] = "".join(lines)
 
 
-def refuse_whole_modules(node: ast.stmt, module: ModuleType) -> None:
-    """Refuses an import that has no meaning in the joined file.
-
-    Raises:
-        ValueError: It imports a module of this package or a neighbour, not names from it.
-    """
+def _refuse_whole_modules(node: ast.stmt, module: ModuleType) -> None:
     if isinstance(node, ast.Import):
         whole = [alias.name for alias in node.names if alias.name.startswith(PACKAGE)]
     elif isinstance(node, ast.ImportFrom) and (node.level or f"{node.module}.".startswith(PACKAGE)):
@@ -78,7 +70,7 @@ def refuse_whole_modules(node: ast.stmt, module: ModuleType) -> None:
         )
 
 
-def replace(statement: ast.stmt, lines: list[str], text: str = "") -> None:
+def _replace(statement: ast.stmt, lines: list[str], text: str = "") -> None:
     """Replaces the lines of a statement at the top of a module; above what is no import, blank lines go too."""
     first = statement.lineno - 1
     while not isinstance(statement, ast.ImportFrom) and not lines[first - 1].strip():

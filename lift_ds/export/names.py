@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from lift_ds.storage.safetensors_folder import ADAPTER_PREFIX
+
 COMPILED = "_orig_mod."
-WRAPPERS = ("module.", "base_model.model.")
+WRAPPERS = ("module.", ADAPTER_PREFIX)
 
 
 def official_names(names: Collection[str], prefix: str | None, expected: Collection[str] | None) -> dict[str, str]:
@@ -28,9 +30,11 @@ def official_names(names: Collection[str], prefix: str | None, expected: Collect
     """
     renamed = {name: name.replace(COMPILED, "") for name in names}
     if prefix is None:
-        while wrapper := next((known for known in WRAPPERS if all_begin(renamed.values(), known)), None):
+        while wrapper := next(
+            (known for known in WRAPPERS if renamed and all(new.startswith(known) for new in renamed.values())), None
+        ):
             renamed = {name: new.removeprefix(wrapper) for name, new in renamed.items()}
-        prefix = find_prefix(list(renamed.values()), expected)
+        prefix = _find_prefix(list(renamed.values()), expected)
     without = sorted(new for new in renamed.values() if not new.startswith(prefix))
     if without:
         raise ValueError(f"prefix {prefix!r}: {without[0]} and {len(without) - 1} other names do not begin with it.")
@@ -41,12 +45,7 @@ def official_names(names: Collection[str], prefix: str | None, expected: Collect
     return renamed
 
 
-def all_begin(names: Collection[str], prefix: str) -> bool:
-    """Whether every name begins with a prefix."""
-    return bool(names) and all(name.startswith(prefix) for name in names)
-
-
-def find_prefix(names: list[str], expected: Collection[str] | None) -> str:
+def _find_prefix(names: list[str], expected: Collection[str] | None) -> str:
     """The prefix without which all expected names are there; empty where none is needed, known or found."""
     if not expected or set(expected) <= set(names):
         return ""

@@ -15,9 +15,15 @@ import torch
 from peft.utils.other import get_pattern_key
 from torch import Tensor
 
-from lift_ds.models.lora import PEFT_CONFIG, PEFT_PREFIX, PEFT_WEIGHTS, low_rank_update
+from lift_ds.models.lora import low_rank_update
 from lift_ds.storage.file_diagnosis import explain
-from lift_ds.storage.safetensors_folder import SafetensorsFolder, shorten
+from lift_ds.storage.safetensors_folder import (
+    ADAPTER_CONFIG,
+    ADAPTER_PREFIX,
+    ADAPTER_WEIGHTS,
+    SafetensorsFolder,
+    shorten,
+)
 from lift_ds.text_files import load_json, read_text
 
 DOWN = ".lora_A.weight"
@@ -36,69 +42,51 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
 class AdapterFolder:
     """LoRA adapters of a folder; the weights are read one pair at a time.
 
-    Args:
-        folder: The folder.
-
     Attributes:
         targets: Names of the base's weights that have adapters, with r.
+        target_shapes: Shapes of the matrices that these were made for.
+
+    Raises:
+        ValueError: A file is missing or broken, the config asks for something that cannot be merged, a pair is not
+            whole, or its rank is not the config's.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Reads the config and the header.
-
-        Raises:
-            ValueError: A file is missing or broken, the config asks for something that cannot be merged, a pair is not
-                whole, or its rank is not the config's.
-        """
-        self.folder = folder
-        self.config = read_adapter_config(folder / PEFT_CONFIG)
-        if not (folder / PEFT_WEIGHTS).is_file():
-            raise ValueError(f"{folder}: {PEFT_WEIGHTS} is missing; adapters are read from safetensors only.")
-        self.weights = SafetensorsFolder(folder, only=PEFT_WEIGHTS)
+        self.config = read_adapter_config(folder / ADAPTER_CONFIG)
+        self.path = folder / ADAPTER_WEIGHTS
+        if not self.path.is_file():
+            raise ValueError(f"{folder}: {ADAPTER_WEIGHTS} is missing; adapters are read from safetensors only.")
+        self.weights = SafetensorsFolder(folder, only=ADAPTER_WEIGHTS)
         shapes = self.weights.shapes()
-        strange = [key for key in shapes if not (key.startswith(PEFT_PREFIX) and key.endswith((DOWN, UP)))]
+        strange = [key for key in shapes if not (key.startswith(ADAPTER_PREFIX) and key.endswith((DOWN, UP)))]
         if strange:
             raise ValueError(f"{self.path}: {shorten(strange)}: only A and B of linear layers can be merged.")
         stems = sorted({key.removesuffix(DOWN).removesuffix(UP) for key in shapes})
         missing = [key for stem in stems for key in (stem + DOWN, stem + UP) if key not in shapes]
         if missing or not stems:
             raise ValueError(f"{self.path}: half an adapter: {shorten(missing) or 'it is empty'}; fetch it again.")
-        self.targets = {stem.removeprefix(PEFT_PREFIX) + ".weight": self.check_pair(stem, shapes) for stem in stems}
+        self.targets: dict[str, int] = {}
+        self.target_shapes: dict[str, torch.Size] = {}
+        for stem in stems:
+            down, up = shapes[stem + DOWN], shapes[stem + UP]
+            rank = int(self._of_pattern(stem, "rank_pattern", "r"))
+            if len(down) != 2 or len(up) != 2 or not down[0] == up[1] == rank:
+                raise ValueError(f"{self.path}: {stem}: A {tuple(down)} and B {tuple(up)} are no pair of rank {rank}.")
+            name = stem.removeprefix(ADAPTER_PREFIX) + ".weight"
+            self.targets[name], self.target_shapes[name] = rank, torch.Size((up[0], down[1]))
 
-    @property
-    def path(self) -> Path:
-        """The file with the weights."""
-        return self.folder / PEFT_WEIGHTS
-
-    def check_pair(self, stem: str, shapes: dict[str, torch.Size]) -> int:
-        """The rank r of one pair.
-
-        Raises:
-            ValueError: A and B are no pair of matrices of the rank that the config gives.
-        """
-        down, up = shapes[stem + DOWN], shapes[stem + UP]
-        rank = int(self.of_pattern(stem, "rank_pattern", "r"))
-        if len(down) != 2 or len(up) != 2 or not down[0] == up[1] == rank:
-            raise ValueError(f"{self.path}: {stem}: A {tuple(down)} and B {tuple(up)} are no pair of rank {rank}.")
-        return rank
-
-    def of_pattern(self, stem: str, pattern: str, default: str) -> float:
+    def _of_pattern(self, stem: str, pattern: str, default: str) -> float:
         """A module's value of `rank_pattern` or `alpha_pattern`, or the config's own."""
         patterns: dict[str, float] = self.config.get(pattern) or {}
-        key = get_pattern_key(list(patterns), stem.removeprefix(PEFT_PREFIX))
+        key = get_pattern_key(list(patterns), stem.removeprefix(ADAPTER_PREFIX))
         return patterns.get(key, self.config[default])
-
-    def update_shape(self, name: str) -> torch.Size:
-        """Shape of the matrix that a target's adapter was made for."""
-        stem, shapes = PEFT_PREFIX + name.removesuffix(".weight"), self.weights.shapes()
-        return torch.Size((shapes[stem + UP][0], shapes[stem + DOWN][1]))
 
     def update(self, name: str) -> Tensor:
         """Scale * B A of one of the targets, float32."""
-        stem = PEFT_PREFIX + name.removesuffix(".weight")
+        stem = ADAPTER_PREFIX + name.removesuffix(".weight")
         down, up = (self.weights.tensor(stem + end, torch.float32) for end in (DOWN, UP))
         rank = self.targets[name]
-        alpha = self.of_pattern(stem, "alpha_pattern", "lora_alpha")
+        alpha = self._of_pattern(stem, "alpha_pattern", "lora_alpha")
         return low_rank_update(down, up, alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank))
 
 

@@ -14,39 +14,44 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from lift_ds.storage.flat_groups import FlatTensor, Range, share, zero2_partition, zero2_ranges, zero3_ranges
-from lift_ds.storage.manifest import LATEST, MANIFEST, CheckpointManifest, read_manifest, sync_and_hash, write_synced
-from lift_ds.storage.safe_pickle import ALLOWED
-from lift_ds.storage.staging import SPARE_BYTES, check_space, staged_folder
+import torch
+
+from lift_ds.storage.flat_groups import (
+    FlatTensor,
+    Fragment,
+    Range,
+    share,
+    whole,
+    zero2_partition,
+    zero2_ranges,
+    zero3_ranges,
+)
+from lift_ds.storage.manifest import LATEST, MANIFEST, read_manifest, sync_and_hash, write_synced
+from lift_ds.storage.staging import staged_folder
 from lift_ds.storage.stored_tensor import StoredTensor
-from lift_ds.storage.torch_writer import PlannedTensor, copied, write_torch_file
+from lift_ds.storage.torch_file import ALLOWED, FRAGMENT_ADDRESS
+from lift_ds.storage.torch_writer import write_torch_file
 from lift_ds.storage.zero_checkpoint import FULL_STAGE, MASTER, MOMENTS, Shapes, ZeroCheckpoint
 
 from .inspection import find_problems, open_inspected
 
 SUB_GROUP_SIZE = 10**9
-FRAGMENT = ALLOWED["deepspeed.utils.tensor_fragment", "fragment_address"]
+ADDRESS = ALLOWED[FRAGMENT_ADDRESS]
 
 
 class Recutter:
-    """The shards of a checkpoint, for another world size.
-
-    Args:
-        zero: The checkpoint.
-        world_size: Ranks to cut it for.
-    """
+    """The shards of a checkpoint, for another world size; all tensors are found, none is read."""
 
     def __init__(self, zero: ZeroCheckpoint, world_size: int) -> None:
-        """Finds all tensors; reads none."""
         self.zero, self.world_size = zero, world_size
         self.sources = {key: zero.trained(key) for key in (MASTER, *MOMENTS)}
         self.param_groups = zero.base_state(0)["param_groups"]
         shapes = zero.groups
         joined = [{n: s for index in group["params"] for n, s in shapes[index].items()} for group in self.param_groups]
-        self.sub_groups = [self.split(group) if zero.stage == FULL_STAGE else [group] for group in joined]
+        self.sub_groups = [self._split(group) if zero.stage == FULL_STAGE else [group] for group in joined]
         self.groups: list[Shapes] = [group for groups in self.sub_groups for group in groups]
 
-    def split(self, group: Shapes) -> list[Shapes]:
+    def _split(self, group: Shapes) -> list[Shapes]:
         """The sub-groups into which DeepSpeed cuts a group under ZeRO-3: a new one once its elements are reached."""
         config = (self.zero.optimizer_files[0].root.get("ds_config") or {}).get("zero_optimization") or {}
         limit = config.get("sub_group_size", SUB_GROUP_SIZE)
@@ -61,7 +66,7 @@ class Recutter:
             held += share(math.prod(shape), self.world_size)
         return sub_groups
 
-    def ranges(self, index: int, rank: int) -> tuple[list[Range], int]:
+    def _ranges(self, index: int, rank: int) -> tuple[list[Range], int]:
         """What a rank holds of a group, and the length of its part, filling included."""
         group = self.groups[index]
         if self.zero.stage == FULL_STAGE:
@@ -71,83 +76,84 @@ class Recutter:
         length = zero2_partition(sum(map(math.prod, group.values())) + sum(paddings), self.world_size)
         return list(zero2_ranges(group, paddings, self.world_size, rank)), length
 
-    def flat(self, index: int, rank: int, key: str, is_lean: bool = False) -> PlannedTensor:
+    def _flat(self, index: int, rank: int, key: str, is_lean: bool = False) -> FlatTensor:
         """A rank's part of a group; without the filling at its end where it is lean."""
-        ranges, length = self.ranges(index, rank)
-        length -= self.filling(index, rank) if is_lean else 0
-        return planned(ranges, length, self.sources[key])
+        ranges, length = self._ranges(index, rank)
+        length -= self._filling(index, rank) if is_lean else 0
+        return _planned(ranges, length, self.sources[key])
 
-    def filling(self, index: int, rank: int) -> int:
+    def _filling(self, index: int, rank: int) -> int:
         """Elements at the end of a rank's part that belong to no parameter, under ZeRO-1 and 2."""
-        length = self.ranges(index, rank)[1]
+        length = self._ranges(index, rank)[1]
         used = sum(map(math.prod, self.groups[index].values())) + sum(self.zero.paddings[index])
         return min(length, max(0, (rank + 1) * length - used))
 
-    def optimizer_root(self, rank: int) -> dict[str, Any]:
-        """What a rank's `optim_states` file holds."""
+    def _optimizer_root(self, rank: int) -> dict[str, Any]:
         indices = range(len(self.groups))
-        steps = self.steps()
-        moments = [{key: self.flat(index, rank, key) for key in MOMENTS} for index in indices]
-        state = {index: {"step": steps[index], **moments[index]} for index in indices}
-        base = {"state": state, "param_groups": self.renumbered()}
+        base = self._base_state(rank)
         saved = self.zero.optimizer_state(0)
         if self.zero.stage == FULL_STAGE:
-            masters = [self.flat(index, rank, MASTER) for index in indices]
+            masters = [self._flat(index, rank, MASTER) for index in indices]
             saved |= {"partition_count": self.world_size, "fp32_flat_groups": masters, "optimizer_state_dict": base}
         else:
             saved |= {
                 "partition_count": [self.world_size] * len(self.groups),
-                "single_partition_of_fp32_groups": [self.flat(index, rank, MASTER, is_lean=True) for index in indices],
-                "group_paddings": [self.filling(index, rank) for index in indices],
+                "single_partition_of_fp32_groups": [self._flat(index, rank, MASTER, is_lean=True) for index in indices],
+                "group_paddings": [self._filling(index, rank) for index in indices],
                 "base_optimizer_state": base,
-                "param_slice_mappings": [fragments(self.ranges(index, rank)[0]) for index in indices],
+                "param_slice_mappings": [_addresses(self._ranges(index, rank)[0]) for index in indices],
             }
         return {**self.zero.optimizer_files[0].root, "optimizer_state_dict": saved}
 
-    def steps(self) -> list[Any]:
-        """Steps of each group's optimizer, a tensor of its own for each: optimizers count up in place."""
+    def _base_state(self, rank: int) -> dict[str, Any]:
+        """State of the optimizer that DeepSpeed wraps, and its groups with the numbers of their new sub-groups."""
         saved = self.zero.base_state(0)["state"]
-        steps = []
+        state: dict[int, dict[str, Any]] = {}
+        groups = []
         for group, parts in zip(self.param_groups, self.sub_groups, strict=True):
+            indices = range(len(state), len(state) + len(parts))
+            groups.append({**group, "params": list(indices)})
             step = saved[group["params"][0]]["step"]
-            steps += [copied(step) if isinstance(step, StoredTensor) else step for _ in parts]
-        return steps
+            for index in indices:  # a step of its own for each: optimizers count up in place
+                own_step = whole(step) if isinstance(step, StoredTensor) else step
+                state[index] = {"step": own_step, **{key: self._flat(index, rank, key) for key in MOMENTS}}
+        return {"state": state, "param_groups": groups}
 
-    def renumbered(self) -> list[dict[str, Any]]:
-        """The optimizer's groups with the numbers of their new sub-groups."""
-        groups, first = [], 0
-        for group, parts in zip(self.param_groups, self.sub_groups, strict=True):
-            groups.append({**group, "params": list(range(first, first + len(parts)))})
-            first += len(parts)
-        return groups
-
-    def model_root(self, rank: int) -> dict[str, Any]:
-        """What a rank's `model_states` file holds; rank 0's where it held more than the others'."""
+    def _model_root(self, rank: int) -> dict[str, Any]:
+        """What a rank's file holds; rank 0's where that held more than the others'."""
         root = {**self.zero.model_state, "dp_world_size": self.world_size, "param_shapes": self.groups}
         if self.zero.stage == FULL_STAGE and self.zero.frozen:
             frozen = self.zero.frozen
             ranges = {name: list(zero3_ranges({name: frozen[name].shape}, self.world_size, rank)) for name in frozen}
             lengths = {name: share(frozen[name].num_elements, self.world_size) for name in frozen}
-            root["frozen_param_fragments"] = {n: planned(held, lengths[n], frozen) for n, held in ranges.items()}
+            root["frozen_param_fragments"] = {n: _planned(held, lengths[n], frozen) for n, held in ranges.items()}
         return root
 
+    def write(self, shards: Path, after_file: Callable[[int], object]) -> None:
+        """Every rank's files, under the names that its stage and precision give them."""
+        saved = self.zero.optimizer_files[0].path.name
+        for rank in range(self.world_size):
+            write_torch_file(shards / saved.replace("_rank_0_", f"_rank_{rank}_", 1), self._optimizer_root(rank))
+            after_file(1)
+            if rank == 0 or self.zero.stage == FULL_STAGE:
+                name = self.zero.model_files[0].path.name.replace("_pp_rank_0_", f"_pp_rank_{rank}_", 1)
+                write_torch_file(shards / name, self._model_root(rank))
 
-def planned(ranges: Sequence[Range], length: int, sources: dict[str, FlatTensor]) -> PlannedTensor:
+
+def _planned(ranges: Sequence[Range], length: int, sources: dict[str, FlatTensor]) -> FlatTensor:
     """Ranges of parameters at their offsets in a flat tensor, zeros between and behind them."""
-    parts: list[Any] = []
-    position = 0
+    fragments: list[Fragment] = []
     for held in ranges:
-        parts += [held.offset - position, (sources[held.name], held.start, held.stop)]
-        position = held.offset + held.stop - held.start
-    dtype = next(iter(sources.values())).dtype if not ranges else sources[ranges[0].name].dtype
-    return PlannedTensor((length,), dtype, (*parts, length - position))
+        fragments += sources[held.name].within(held.start, held.stop, held.offset)
+    first = next(iter(sources)) if not ranges else ranges[0].name
+    return FlatTensor(torch.Size([length]), sources[first].dtype, tuple(fragments))
 
 
-def fragments(ranges: Sequence[Range]) -> dict[str, Any]:
+def _addresses(ranges: Sequence[Range]) -> dict[str, Any]:
     """Where each parameter is in a rank's part, as DeepSpeed notes it."""
     addresses = {}
     for held in ranges:
-        addresses[held.name] = FRAGMENT()
+        addresses[held.name] = ADDRESS()
         vars(addresses[held.name]).update(numel=held.stop - held.start, start=held.offset)
     return addresses
 
@@ -162,21 +168,17 @@ def reshard(path: Path, world_size: int, output: Path, after_file: Callable[[int
             beside the shards (a Trainer resumes with them; random states of more ranks than there were are not there).
         after_file: Called with 1 after each file.
 
-    Returns:
-        Facts.
-
     Raises:
         ValueError: The checkpoint is not whole, or `output` exists.
         RuntimeError: The place cannot be written, or is full.
     """
     recutter, own = prepare_reshard(path, world_size)
     zero = recutter.zero
-    rest = copied_files(zero.folder, own)
-    with staged_folder(output) as folder:
-        check_space(folder, sum(file.stat().st_size for file in [*zero.folder.iterdir(), *rest]) + SPARE_BYTES)
+    rest = _copied_files(zero.folder, own)
+    with staged_folder(output, sum(file.stat().st_size for file in [*zero.folder.iterdir(), *rest])) as folder:
         shards = folder / zero.folder.name
         shards.mkdir()
-        write_shards(recutter, shards, after_file)
+        recutter.write(shards, after_file)
         for file in rest:
             target = folder / file.relative_to(zero.folder.parent)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -184,7 +186,10 @@ def reshard(path: Path, world_size: int, output: Path, after_file: Callable[[int
         if own is None:
             (folder / LATEST).write_text(shards.name, encoding="utf-8")
         else:
-            write_manifest(own, folder, world_size)
+            paths = sorted(path for path in folder.rglob("*") if path.is_file())
+            files = {str(path.relative_to(folder)): sync_and_hash(path) for path in paths}
+            manifest = replace(read_manifest(own), world_size=world_size, files=files)
+            write_synced(folder / MANIFEST, json.dumps(asdict(manifest), indent=1))
     return {"checkpoint": str(own or zero.folder), "world_size": zero.world_size, "new_world_size": world_size}
 
 
@@ -203,37 +208,14 @@ def prepare_reshard(path: Path, world_size: int) -> tuple[Recutter, Path | None]
     return Recutter(zero, world_size), own
 
 
-def write_shards(recutter: Recutter, shards: Path, after_file: Callable[[int], object]) -> None:
-    """Every rank's files, under the names that its stage and precision give them."""
-    saved = recutter.zero.optimizer_files[0].path.name
-    for rank in range(recutter.world_size):
-        write_torch_file(shards / saved.replace("_rank_0_", f"_rank_{rank}_", 1), recutter.optimizer_root(rank))
-        after_file(1)
-        if rank == 0 or recutter.zero.stage == FULL_STAGE:
-            name = recutter.zero.model_files[0].path.name.replace("_pp_rank_0_", f"_pp_rank_{rank}_", 1)
-            write_torch_file(shards / name, recutter.model_root(rank))
-
-
-def copied_files(shards: Path, own: Path | None) -> list[Path]:
+def _copied_files(shards: Path, own: Path | None) -> list[Path]:
     """The files of a checkpoint that are copied as they are.
 
-    Args:
-        shards: The folder with the shards; the checkpoint is the one above it.
-        own: The checkpoint, where it is of this package: then everything in it but shards and manifest belongs to it.
-            Of a stranger's only the files beside the shards do, and only where `latest` says what the folder is.
+    Of ours that is everything but shards and manifest. Of a stranger's only the files beside the shards belong to it,
+    and only where `latest` says what the folder is.
     """
-    if own is not None:
-        files = [path for path in own.rglob("*") if path.is_file() and shards not in path.parents]
-        return sorted(path for path in files if path.name != MANIFEST)
-    folder = shards.parent
-    if not (folder / LATEST).is_file():
+    folder, made_anew = shards.parent, LATEST if own is None else MANIFEST
+    if not (folder / made_anew).is_file():
         return []
-    return sorted(path for path in folder.iterdir() if path.is_file() and path.name != LATEST)
-
-
-def write_manifest(own: Path, folder: Path, world_size: int) -> None:
-    """The manifest of a checkpoint of ours, for its new files."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = {str(path.relative_to(folder)): sync_and_hash(path) for path in paths}
-    manifest: CheckpointManifest = replace(read_manifest(own), world_size=world_size, files=files)
-    write_synced(folder / MANIFEST, json.dumps(asdict(manifest), indent=1))
+    files = [path for path in (folder.iterdir() if own is None else folder.rglob("*")) if path.is_file()]
+    return sorted(path for path in files if path.name != made_anew and shards not in path.parents)

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lift_ds.storage.safetensors_header import TensorEntry, read_header
-from lift_ds.storage.stored_tensor import CHUNK_ELEMENTS, storage_at
+from lift_ds.storage.safetensors_file import read_header
+from lift_ds.storage.stored_tensor import CHUNK_ELEMENTS, Chunked, StoredTensor
 
 from .convert import Conversion
-from .folder import DTYPES, Chunked, is_supported
+from .folder import DTYPES, is_supported
 
 PROBE_LENGTH = 32
 
@@ -27,42 +27,37 @@ def verify_export(conversion: Conversion, folder: Path) -> dict[str, Any]:
     Raises:
         RuntimeError: Something differs.
     """
-    entries = {
-        name: entry for path in sorted(folder.glob("*.safetensors")) for name, entry in read_header(path).items()
-    }
-    if entries.keys() != conversion.tensors.keys():
+    written: dict[str, StoredTensor] = {}
+    for path in folder.glob("*.safetensors"):
+        written |= read_header(path)
+    if written.keys() != conversion.tensors.keys():
         raise RuntimeError(f"{folder}: its tensors are not those of the checkpoint.")
     for name, tensor in conversion.tensors.items():
-        if not equals_file(tensor, entries[name]):
+        if not _equals_file(tensor, written[name]):
             raise RuntimeError(f"{folder}: {name} is not what the checkpoint holds; convert again.")
-    results: dict[str, Any] = {"num_verified_tensors": len(entries)}
+    results: dict[str, Any] = {"num_verified_tensors": len(written)}
     if conversion.hf_folder is not None and is_supported(conversion.hf_folder):
-        results["max_logit_difference"] = compare_logits(conversion.tensors, DTYPES[conversion.dtype], folder)
+        results["max_logit_difference"] = _compare_logits(conversion.tensors, DTYPES[conversion.dtype], folder)
     return results
 
 
-def equals_file(tensor: Chunked, entry: TensorEntry) -> bool:
+def _equals_file(tensor: Chunked, stored: StoredTensor) -> bool:
     """Whether a tensor is in a file bit for bit, rounded to the file's type."""
-    stored = storage_at(entry)
-    return tensor.shape == entry.spec.shape and all(
+    return tensor.shape == stored.shape and all(
         torch.equal(chunk.flatten().to(stored.dtype), stored.read(start, start + chunk.numel()))
         for start, chunk in tensor.chunks(CHUNK_ELEMENTS)
     )
 
 
-def compare_logits(tensors: Mapping[str, Chunked], dtype: torch.dtype, folder: Path) -> float:
-    """Largest difference between logits of the reloaded folder and of a model filled from the checkpoint itself.
-
-    Raises:
-        RuntimeError: They differ.
-    """
+def _compare_logits(tensors: Mapping[str, Chunked], dtype: torch.dtype, folder: Path) -> float:
+    """Largest difference between logits of the reloaded folder and of a model filled from the checkpoint itself."""
     from lift_ds.models.families import family_of, read_config
     from lift_ds.models.weights import load_pretrained
 
     config = read_config(folder)
     with torch.device("meta"):
         model = family_of(config).model_class(config)
-    state = {name: load(tensor).to(dtype) for name, tensor in tensors.items()}
+    state = {name: _load(tensor).to(dtype) for name, tensor in tensors.items()}
     model.load_state_dict(state, strict=False, assign=True)
     ids = torch.arange(PROBE_LENGTH)[None] % int(config.vocab_size)
     with torch.no_grad():
@@ -75,6 +70,5 @@ def compare_logits(tensors: Mapping[str, Chunked], dtype: torch.dtype, folder: P
     return difference
 
 
-def load(tensor: Chunked) -> Tensor:
-    """A whole tensor."""
+def _load(tensor: Chunked) -> Tensor:
     return torch.cat([chunk.flatten() for _, chunk in tensor.chunks(CHUNK_ELEMENTS)]).view(tensor.shape)

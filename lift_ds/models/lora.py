@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lift_ds.rng import Stream, keyed_generator
-from lift_ds.storage.safetensors_writer import READABLE
+from lift_ds.storage.safetensors_file import READABLE
+from lift_ds.storage.safetensors_folder import ADAPTER_PREFIX, ADAPTER_WEIGHTS
 from lift_ds.storage.staging import staged_folder
 
 from .keyed_dropout import KeyedDropout
@@ -28,9 +29,6 @@ from .registry import head_names
 BASE_LAYER = ".base_layer."
 DOWN = ".lora_A.default.weight"
 UP = ".lora_B.default.weight"
-PEFT_PREFIX = "base_model.model."
-PEFT_CONFIG = "adapter_config.json"
-PEFT_WEIGHTS = "adapter_model.safetensors"
 
 
 def add_adapters(model: nn.Module, rank: int, alpha: float, dropout: float, targets: list[str], seed: int) -> None:
@@ -93,7 +91,7 @@ def split_adapters(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[st
     base, adapters = {}, {}
     for name, tensor in state.items():
         if name.endswith((DOWN, UP)):
-            adapters[PEFT_PREFIX + name.replace(".default.weight", ".weight")] = tensor
+            adapters[ADAPTER_PREFIX + name.replace(".default.weight", ".weight")] = tensor
         else:
             base[name.replace(BASE_LAYER, ".")] = tensor
     return base, adapters
@@ -122,7 +120,7 @@ def save_adapters(
     with staged_folder(output) as folder:
         config.save_pretrained(str(folder))
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapters.items()}
-        save_file(tensors, folder / PEFT_WEIGHTS, metadata={"format": "pt"})
+        save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         add_files(folder)
         for path in folder.iterdir():
             path.chmod(READABLE)

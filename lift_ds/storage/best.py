@@ -21,13 +21,7 @@ SIGNS = {"heldout_loss": -1, "solve_rate": 1}  # what is best is largest after m
 
 @dataclass(frozen=True)
 class Measured:
-    """What a checkpoint was measured by.
-
-    Args:
-        metric: One of `SIGNS`.
-        value: The measurement.
-        measured_on: Digest of everything else that it depends on.
-    """
+    """A value of one of `SIGNS`, and a digest of everything else that it depends on."""
 
     metric: str
     value: float
@@ -36,13 +30,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class BestCheckpoint:
-    """What `best` says.
-
-    Args:
-        name: Folder of the checkpoint.
-        measured: By what it was chosen.
-        manifest: SHA-256 of its manifest, which stands for its contents.
-    """
+    """A checkpoint's folder, by what it was chosen, and SHA-256 of its manifest, which stands for its contents."""
 
     name: str
     measured: Measured
@@ -70,7 +58,7 @@ def offer(folder: Path, checkpoint: Path, measured: Measured) -> str | None:
 
     Args:
         folder: `checkpoints` of a run.
-        checkpoint: A whole checkpoint in it.
+        checkpoint: A whole one in it.
         measured: Its measurement; one that is not finite is never best.
 
     Returns:
@@ -85,19 +73,18 @@ def offer(folder: Path, checkpoint: Path, measured: Measured) -> str | None:
     best = read_best(folder)
     reason = ""
     if best is not None:
-        problem = why_not_comparable(folder, best, measured)
+        problem = _why_not_comparable(folder, best, measured)
         sign = SIGNS[measured.metric]
         is_better = sign * measured.value >= sign * best.measured.value  # all solve rates may be 0 at first
         if problem is None and (best.name == checkpoint.name or not is_better):
             return None
         reason = f" (before: {problem or f'{best.measured.value:.4f} at {best.name}'})"
-    chosen = BestCheckpoint(checkpoint.name, measured, hash_file(checkpoint / MANIFEST).sha256)
-    point(folder / BEST, chosen.name, json.dumps({"measured": asdict(measured), "manifest": chosen.manifest}) + "\n")
-    return f"{chosen.name} is the best checkpoint, {measured.metric} {measured.value:.4f}{reason}"
+    facts = {"measured": asdict(measured), "manifest": hash_file(checkpoint / MANIFEST).sha256}
+    point(folder / BEST, checkpoint.name, json.dumps(facts) + "\n")
+    return f"{checkpoint.name} is the best checkpoint, {measured.metric} {measured.value:.4f}{reason}"
 
 
-def why_not_comparable(folder: Path, best: BestCheckpoint, measured: Measured) -> str | None:
-    """Why the value of the best checkpoint so far cannot be compared with a new one; `None` where it can."""
+def _why_not_comparable(folder: Path, best: BestCheckpoint, measured: Measured) -> str | None:
     manifest = folder / best.name / MANIFEST
     if not manifest.is_file():
         return f"{best.name}, which is no longer there"

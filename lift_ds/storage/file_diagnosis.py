@@ -53,13 +53,13 @@ def diagnose(head: bytes, name: str = "") -> str | None:
         return f"is a server's refusal ({words!r}); {AGAIN}, and look at the address and your access"
     if not head.strip(b"\x00"):
         return f"begins with {len(head)} zero bytes, as an interrupted download or a full disk leaves them; {AGAIN}"
-    if head.startswith(UTF16_MARKS) or is_wide(head):
+    if head.startswith(UTF16_MARKS) or _is_wide(head):
         return "is text in UTF-16; save it as UTF-8"
     kind, endings = next((known for mark, known in MAGIC.items() if head.startswith(mark)), (None, ()))
     return None if name.lower().partition("?")[0].endswith(endings) else kind
 
 
-def is_wide(head: bytes) -> bool:
+def _is_wide(head: bytes) -> bool:
     """Whether bytes without a mark look like text in UTF-16: every second byte is zero at first, and no other."""
     even, odd = head[:16:2], head[1:16:2]
     return len(head) >= 16 and ((not any(even) and all(odd)) or (not any(odd) and all(even)))

@@ -36,16 +36,17 @@ def held(path: Path, say_waiting: Callable[[str], object] | None = None) -> Iter
         OSError: The file cannot be written.
     """
     with path.open("a+", encoding="utf-8", errors="replace") as file:
-        take(file, path, say_waiting)
-        write_holder(file, this_process())
+        _take(file, path, say_waiting)
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        command = " ".join(sys.argv)[:200]
+        _write_holder(file, f"process {os.getpid()} on {socket.gethostname()} ({command}) since {since}")
         try:
             yield
         finally:
-            write_holder(file, "")
+            _write_holder(file, "")
 
 
-def take(file: IO[str], path: Path, say_waiting: Callable[[str], object] | None) -> None:
-    """Locks an open file; see `held`."""
+def _take(file: IO[str], path: Path, say_waiting: Callable[[str], object] | None) -> None:
     said = -REPEAT_SECONDS
     while True:
         try:
@@ -65,15 +66,8 @@ def take(file: IO[str], path: Path, say_waiting: Callable[[str], object] | None)
             return
 
 
-def write_holder(file: IO[str], holder: str) -> None:
-    """Replaces what stands in the file."""
+def _write_holder(file: IO[str], holder: str) -> None:
     file.seek(0)
     file.truncate()
     file.write(holder)
     file.flush()
-
-
-def this_process() -> str:
-    """This process, as people find it again."""
-    since = time.strftime("%Y-%m-%d %H:%M:%S")
-    return f"process {os.getpid()} on {socket.gethostname()} ({' '.join(sys.argv)[:200]}) since {since}"

@@ -16,49 +16,46 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .stored_tensor import Storage, StoredTensor
+from .stored_tensor import Chunked, Storage, StoredTensor
 
 ZERO2_ALIGNMENT = 2
 
 
 @dataclass(frozen=True)
 class Fragment:
-    """A range of a stored tensor's flattened elements."""
+    """A range of a stored tensor's flattened elements, and the place of its first one in a `FlatTensor`."""
 
     tensor: StoredTensor
     start: int
     stop: int
+    offset: int
 
 
 @dataclass(frozen=True)
-class FlatTensor:
-    """A tensor whose flattened elements lie in fragments, in order.
+class FlatTensor(Chunked):
+    """A tensor whose flattened elements lie in fragments, in order; between and behind them are zeros."""
 
-    Args:
-        shape: Its shape.
-        dtype: Type of the stored elements.
-        fragments: Where they are.
-    """
-
-    shape: torch.Size
-    dtype: torch.dtype
     fragments: tuple[Fragment, ...]
 
-    @property
-    def num_elements(self) -> int:
-        """Number of elements; 1 for a scalar."""
-        return math.prod(self.shape)
+    def within(self, start: int, stop: int, offset: int = 0) -> Iterator[Fragment]:
+        """The fragments of elements `start` to `stop`, the first of which is to have the place `offset`.
+
+        Raises:
+            ValueError: There are fewer elements.
+        """
+        if stop > self.num_elements:
+            raise ValueError(f"elements {start} to {stop} of {self.num_elements} are needed")
+        for held in self.fragments:
+            low, high = max(start, held.offset), min(stop, held.offset + held.stop - held.start)
+            if low < high:
+                shift = held.start - held.offset
+                yield Fragment(held.tensor, low + shift, high + shift, offset + low - start)
 
     def read(self, start: int, stop: int) -> Tensor:
         """Elements of the flattened tensor from `start` up to `stop`, as stored."""
-        elements = torch.empty(stop - start, dtype=self.dtype)
-        position = 0
-        for fragment in self.fragments:
-            end = position + fragment.stop - fragment.start
-            low, high = max(start, position), min(stop, end)
-            if low < high:
-                fragment.tensor.read_into(fragment.start + low - position, elements[low - start : high - start])
-            position = end
+        elements = torch.zeros(stop - start, dtype=self.dtype)
+        for held in self.within(start, stop):
+            held.tensor.read_into(held.start, elements[held.offset : held.offset + held.stop - held.start])
         return elements
 
     def load(self) -> Tensor:
@@ -66,14 +63,24 @@ class FlatTensor:
         return self.read(0, self.num_elements).view(self.shape)
 
     def chunks(self, size: int) -> Iterator[tuple[int, Tensor]]:
-        """Its elements in order, at most `size` at a time, each chunk with the position of its first element."""
+        """See `Chunked`; at most `size` elements at a time."""
         for start in range(0, self.num_elements, size):
             yield start, self.read(start, min(start + size, self.num_elements))
 
 
 def whole(tensor: StoredTensor) -> FlatTensor:
     """A stored tensor as one fragment."""
-    return FlatTensor(torch.Size(tensor.shape), tensor.dtype, (Fragment(tensor, 0, tensor.num_elements),))
+    return FlatTensor(tensor.shape, tensor.dtype, (Fragment(tensor, 0, tensor.num_elements, 0),))
+
+
+def joined(parts: Sequence[StoredTensor]) -> FlatTensor:
+    """Tensors of one type, one behind the other."""
+    fragments: list[Fragment] = []
+    length = 0
+    for part in parts:
+        fragments.append(Fragment(part, 0, part.num_elements, length))
+        length += part.num_elements
+    return FlatTensor(torch.Size([length]), parts[0].dtype, tuple(fragments))
 
 
 def storages_of(tensors: Mapping[str, FlatTensor]) -> tuple[Storage, ...]:
@@ -81,91 +88,19 @@ def storages_of(tensors: Mapping[str, FlatTensor]) -> tuple[Storage, ...]:
     return tuple({fragment.tensor.storage: None for tensor in tensors.values() for fragment in tensor.fragments})
 
 
-def cut(parts: Sequence[StoredTensor], start: int, stop: int) -> Iterator[Fragment]:
-    """The fragments of elements `start` to `stop` of tensors that stand one behind the other.
-
-    Raises:
-        ValueError: They have fewer elements.
-    """
-    position = 0
-    for part in parts:
-        end = position + part.num_elements
-        low, high = max(start, position), min(stop, end)
-        if low < high:
-            yield Fragment(part, low - position, high - position)
-        position = end
-    if stop > position:
-        raise ValueError(f"elements {start} to {stop} of {position} are needed")
-
-
 def share(num_elements: int, world_size: int) -> int:
     """Elements of a rank's range under ZeRO-3, padding included."""
     return -(-num_elements // world_size)
 
 
-def zero3_tensors(
-    shapes: dict[str, torch.Size], ranks: Sequence[Sequence[StoredTensor]]
-) -> tuple[dict[str, FlatTensor], int]:
-    """Parameters in the flat groups of ZeRO-3.
-
-    Args:
-        shapes: Names and shapes of all groups, in order.
-        ranks: For each rank its flat groups.
-
-    Returns:
-        The parameters, and the elements that they take on each rank.
-    """
-    tensors, offset = {}, 0
-    for name, shape in shapes.items():
-        num_elements = math.prod(shape)
-        mine = share(num_elements, len(ranks))
-        fragments: list[Fragment] = []
-        for rank, groups in enumerate(ranks):
-            filled = max(0, min(mine, num_elements - rank * mine))
-            fragments += cut(groups, offset, offset + filled)
-        tensors[name] = FlatTensor(torch.Size(shape), ranks[0][0].dtype, tuple(fragments))
-        offset += mine
-    return tensors, offset
-
-
-def zero2_tensors(
-    shapes: dict[str, torch.Size], parts: Sequence[StoredTensor], paddings: Sequence[int]
-) -> tuple[dict[str, FlatTensor], int]:
-    """Parameters in a flat group of ZeRO-1 or 2.
-
-    Args:
-        shapes: Names and shapes of the group, in order.
-        parts: Each rank's part of the group.
-        paddings: Elements behind each parameter.
-
-    Returns:
-        The parameters, and the elements that they take, paddings included.
-    """
-    tensors, offset = {}, 0
-    for (name, shape), padding in zip(shapes.items(), paddings, strict=True):
-        num_elements = math.prod(shape)
-        fragments = tuple(cut(parts, offset, offset + num_elements))
-        tensors[name] = FlatTensor(torch.Size(shape), parts[0].dtype, fragments)
-        offset += num_elements + padding
-    return tensors, offset
-
-
 def zero2_partition(num_elements: int, world_size: int) -> int:
     """Elements of a rank's range of a group under ZeRO-1 and 2, filling included."""
-    aligned = ZERO2_ALIGNMENT * world_size
-    return -(-num_elements // aligned) * aligned // world_size
+    return share(num_elements, ZERO2_ALIGNMENT * world_size) * ZERO2_ALIGNMENT
 
 
 @dataclass(frozen=True)
 class Range:
-    """What a rank holds of a parameter, and where in its flat group.
-
-    Args:
-        name: The parameter.
-        start: First of its flattened elements.
-        stop: End of them.
-        offset: Place of the first one in the rank's flat group.
-    """
+    """What a rank holds of a parameter: flattened elements, and the place of the first in the rank's flat group."""
 
     name: str
     start: int
@@ -194,3 +129,34 @@ def zero2_ranges(shapes: dict[str, torch.Size], paddings: Sequence[int], world_s
         if low < high:
             yield Range(name, low - begin, high - begin, low)
         begin += size + padding
+
+
+def zero3_tensors(shapes: dict[str, torch.Size], ranks: Sequence[Sequence[StoredTensor]]) -> dict[str, FlatTensor]:
+    """Parameters of all flat groups under ZeRO-3, in order, by each rank's groups.
+
+    Raises:
+        ValueError: The groups have fewer elements.
+    """
+    groups = [joined(parts) for parts in ranks]
+    fragments: dict[str, list[Fragment]] = {name: [] for name in shapes}
+    for rank, group in enumerate(groups):
+        for held in zero3_ranges(shapes, len(ranks), rank):
+            fragments[held.name] += group.within(held.offset, held.offset + held.stop - held.start, held.start)
+    return {name: FlatTensor(torch.Size(shapes[name]), groups[0].dtype, tuple(fragments[name])) for name in shapes}
+
+
+def zero2_tensors(
+    shapes: dict[str, torch.Size], parts: Sequence[StoredTensor], paddings: Sequence[int]
+) -> dict[str, FlatTensor]:
+    """Parameters of a flat group under ZeRO-1 or 2, in order, by each rank's part; behind each are its paddings.
+
+    Raises:
+        ValueError: The group has fewer elements.
+    """
+    group, offset = joined(parts), 0
+    tensors = {}
+    for (name, shape), padding in zip(shapes.items(), paddings, strict=True):
+        end = offset + math.prod(shape)
+        tensors[name] = FlatTensor(torch.Size(shape), group.dtype, tuple(group.within(offset, end)))
+        offset = end + padding
+    return tensors

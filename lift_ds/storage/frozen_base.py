@@ -8,22 +8,15 @@ from pathlib import Path
 
 from lift_ds.text_files import load_json, read_text
 
-from .flat_groups import FlatTensor, whole
 from .manifest import FileRecord, hash_file
 from .safetensors_folder import SafetensorsFolder
-from .stored_tensor import stored_tensor
 
 BASE_FILE = "base.json"
 
 
 @dataclass(frozen=True)
 class BaseRecord:
-    """The files with the weights of a base.
-
-    Args:
-        path: The local folder where they were.
-        files: Size and SHA-256 of each.
-    """
+    """The files with the weights of a base, by name, and the local folder where they were."""
 
     path: str
     files: dict[str, FileRecord]
@@ -68,20 +61,5 @@ def hash_base(folder: Path, rank: int = 0, world_size: int = 1) -> dict[str, Fil
     Raises:
         ValueError: There are no safetensors, or they cannot be read.
     """
-    paths = sorted({entry.path for entry in SafetensorsFolder(folder).entries.values()})
+    paths = sorted({tensor.storage.path for tensor in SafetensorsFolder(folder).entries.values()})
     return {path.name: hash_file(path) for path in paths[rank::world_size]}
-
-
-def base_tensors(record: BaseRecord, folder: Path, where: str) -> dict[str, FlatTensor]:
-    """The base's weights by official name, left on disk.
-
-    Args:
-        record: What the checkpoint says of the base.
-        folder: Where its files are now.
-        where: The checkpoint, for messages.
-
-    Raises:
-        ValueError: The files are not those that the adapters were trained on.
-    """
-    record.check(BaseRecord(str(folder), hash_base(folder)), where)
-    return {name: whole(stored_tensor(entry)) for name, entry in SafetensorsFolder(folder).entries.items()}

@@ -18,13 +18,12 @@ from typing import Any
 from lift_ds.text_files import load_json, read_text
 
 from .run_record import FORMAT, FORMAT_KEY, NewerFormatError, format_of
+from .staging import TEMPORARY_PREFIX
 
 MANIFEST = "manifest.json"
 LATEST, BEST = "latest", "best"
 LANES_FILE = "lanes.json"
 HF_FOLDER, DIFFICULTY_FOLDER = "hf", "difficulty"
-TEMPORARY_PREFIX = ".writing-"
-HASH_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -74,11 +73,8 @@ def step_of(checkpoint: Path) -> int:
 
 def hash_file(path: Path) -> FileRecord:
     """Size and SHA-256."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(HASH_BLOCK_BYTES):
-            digest.update(block)
-    return FileRecord(path.stat().st_size, digest.hexdigest())
+        return FileRecord(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def sync_and_hash(path: Path) -> FileRecord:
@@ -96,15 +92,6 @@ def write_synced(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def sync_folder(folder: Path) -> None:
-    """Forces a folder's entries to disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def publish_checkpoint(temporary: Path, final: Path) -> None:
     """Renames the finished folder and points `latest` at it, each in one atomic step."""
     if final.exists():
@@ -118,7 +105,11 @@ def point(pointer: Path, name: str, more: str = "") -> None:
     written = pointer.with_name(f".{pointer.name}")
     write_synced(written, f"{name}\n{more}")
     os.replace(written, pointer)
-    sync_folder(pointer.parent)
+    folder = os.open(pointer.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def read_pointer(pointer: Path) -> str:

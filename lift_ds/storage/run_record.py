@@ -22,7 +22,6 @@ RUN_FILE = "run.json"
 FORMAT_KEY = "format"
 FORMAT = 2  # what is written; a new one gets a line in the docstring and its step in `upgrade_run`
 
-
 SCORED = {"complementary", "rho", "scoring", "scoring_precision", "refresh_share", "warm_start_steps"}
 OPTIONS_OF_FORMAT_1 = {
     "vanilla": {"complementary"},
@@ -40,11 +39,7 @@ class NewerFormatError(ValueError):
 
 
 def format_of(loaded: dict[str, Any], path: Path) -> int:
-    """The format of a record or manifest.
-
-    Args:
-        loaded: Its content.
-        path: The file, for messages.
+    """The format of a record or manifest, by its content.
 
     Raises:
         NewerFormatError: This version does not read it.
@@ -63,19 +58,12 @@ def format_of(loaded: dict[str, Any], path: Path) -> int:
 
 def upgrade_run(record: dict[str, Any], number: int) -> dict[str, Any]:
     """A record of format `number` as this version writes it."""
-    if number == 1:
-        record = record | {"run": without_unread_options(record["run"])}
+    objective = record["run"].get("objective")
+    if number == 1 and isinstance(objective, dict) and str(objective.get("method")) in OPTIONS_OF_FORMAT_1:
+        unread = set().union(*OPTIONS_OF_FORMAT_1.values()) - OPTIONS_OF_FORMAT_1[objective["method"]]
+        read = {key: value for key, value in objective.items() if key not in unread}
+        record = record | {"run": record["run"] | {"objective": read}}
     return record | {FORMAT_KEY: FORMAT}
-
-
-def without_unread_options(run: dict[str, Any]) -> dict[str, Any]:
-    """A run config of format 1 without the objective's options that its method never read."""
-    objective = run.get("objective")
-    if not isinstance(objective, dict) or str(objective.get("method")) not in OPTIONS_OF_FORMAT_1:
-        return run
-    known = OPTIONS_OF_FORMAT_1[objective["method"]]
-    unread = set().union(*OPTIONS_OF_FORMAT_1.values()) - known
-    return run | {"objective": {key: value for key, value in objective.items() if key not in unread}}
 
 
 def write_run(folder: Path, record: dict[str, Any]) -> None:
@@ -86,10 +74,7 @@ def write_run(folder: Path, record: dict[str, Any]) -> None:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """The record of the run that a folder is of, as this version writes it.
-
-    Args:
-        folder: A run, or a checkpoint of ours.
+    """The record of a run, from its folder or from a checkpoint of ours, as this version writes it.
 
     Raises:
         NewerFormatError: A later version wrote it.
@@ -120,7 +105,6 @@ def refuse_newer_run(folder: Path) -> None:
     """
     try:
         read_run(folder)
-    except NewerFormatError:
-        raise
-    except ValueError:
-        return
+    except ValueError as error:
+        if isinstance(error, NewerFormatError):
+            raise

@@ -11,39 +11,42 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-SPARE_BYTES = 32 << 20
+TEMPORARY_PREFIX = ".writing-"
+SPARE_BYTES = 32 << 20  # for what is written beside the weights
 FOLDER_EXISTS = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 
 @contextmanager
-def staged_folder(output: Path) -> Iterator[Path]:
+def staged_folder(output: Path, num_bytes: int = 0) -> Iterator[Path]:
     """A new folder to write into, which becomes `output` when the block ends well, and is removed when it does not.
+
+    Args:
+        output: The folder.
+        num_bytes: As in `check_place`.
 
     Raises:
         ValueError: `output` exists and holds something, before or after the block.
         RuntimeError: The place cannot be written, or is full.
     """
-    refuse_existing(output)
-    temporary = output.parent / f".writing-{output.name}-{os.getpid()}"
-    try:
-        remove_abandoned(output)
-        lock = make_locked(temporary)
-    except OSError as error:
-        raise not_writable(output, error) from error
-    try:
-        yield temporary
-        publish(temporary, output)
-    except OSError as error:
-        raise not_writable(output, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        os.close(lock)
+    check_place(output, num_bytes)
+    temporary = output.parent / f"{TEMPORARY_PREFIX}{output.name}-{os.getpid()}"
+    with ExitStack() as stack:
+        try:
+            _remove_abandoned(output)
+            stack.callback(os.close, _make_locked(temporary))
+            stack.callback(shutil.rmtree, temporary, ignore_errors=True)
+            yield temporary
+            _publish(temporary, output)
+        except OSError as error:
+            raise RuntimeError(
+                f"{output} could not be written: {error}. Nothing is left there; free space or name another."
+            ) from error
 
 
-def make_locked(folder: Path) -> int:
+def _make_locked(folder: Path) -> int:
     """Makes a folder, locked before it has its name, so that nobody takes it for abandoned; returns the lock."""
     unlocked = folder.with_name(f".locking-{folder.name}")
     unlocked.mkdir(parents=True)
@@ -53,22 +56,31 @@ def make_locked(folder: Path) -> int:
     return lock
 
 
-def refuse_existing(output: Path) -> None:
-    """Checks that nothing would be overwritten.
+def check_place(output: Path, num_bytes: int = 0) -> None:
+    """Checks that a folder can be made, and has room.
+
+    Args:
+        output: The folder.
+        num_bytes: What will be written; 0 where that is little.
 
     Raises:
         ValueError: `output` exists and is no empty folder.
+        RuntimeError: The folder around it cannot be written, or has too little space.
     """
     if output.is_symlink() or (output.exists() and (not output.is_dir() or any(output.iterdir()))):
         raise ValueError(f"{output} exists and is not empty; remove it or name another folder.")
+    around = next(folder for folder in output.absolute().parents if folder.exists())
+    if not around.is_dir() or not os.access(around, os.W_OK):
+        raise RuntimeError(f"{around} cannot be written; name another output folder.")
+    free, needed = shutil.disk_usage(around).free, num_bytes + SPARE_BYTES
+    if num_bytes and free < needed:
+        raise RuntimeError(
+            f"{around}: {free / 2**30:.2f} GiB free, {needed / 2**30:.2f} GiB needed; nothing was written. Free space "
+            "or name another place."
+        )
 
 
-def publish(temporary: Path, output: Path) -> None:
-    """Gives the finished folder its name.
-
-    Raises:
-        ValueError: Somebody else has taken it meanwhile; theirs stays.
-    """
+def _publish(temporary: Path, output: Path) -> None:
     try:
         os.rename(temporary, output)
     except OSError as error:
@@ -80,9 +92,9 @@ def publish(temporary: Path, output: Path) -> None:
         raise
 
 
-def remove_abandoned(output: Path) -> None:
+def _remove_abandoned(output: Path) -> None:
     """Removes what killed writers of the same folder left: temporary folders that nobody holds a lock on."""
-    for path in output.parent.glob(f".writing-{output.name}-*"):
+    for path in output.parent.glob(f"{TEMPORARY_PREFIX}{output.name}-*"):
         handle = os.open(path, os.O_RDONLY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -91,22 +103,3 @@ def remove_abandoned(output: Path) -> None:
             continue  # its writer is alive
         finally:
             os.close(handle)
-
-
-def check_space(folder: Path, num_bytes: int) -> None:
-    """Compares the free space with what is to be written.
-
-    Raises:
-        RuntimeError: There is too little.
-    """
-    free = shutil.disk_usage(folder).free
-    if free < num_bytes:
-        raise RuntimeError(
-            f"{free / 2**30:.2f} GiB free in {folder.parent}, {num_bytes / 2**30:.2f} GiB needed; nothing was written. "
-            "Free space or name another place."
-        )
-
-
-def not_writable(output: Path, error: OSError) -> RuntimeError:
-    """The error for a place that cannot be written."""
-    return RuntimeError(f"{output} could not be written: {error}. Nothing is left there; free space or name another.")

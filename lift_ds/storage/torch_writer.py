@@ -10,17 +10,15 @@ import io
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from .flat_groups import FlatTensor
-from .safe_pickle import STORAGE_DTYPES, Stand
-from .stored_tensor import StoredTensor, blocks
+from .flat_groups import FlatTensor, whole
+from .stored_tensor import CHUNK_ELEMENTS, StoredTensor, bytes_of, row_major
+from .torch_file import STORAGE_DTYPES, Stand
 
 ALIGNMENT = 64
 PROTOCOL = 2
@@ -31,82 +29,32 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 TYPE_OF_DTYPE = {dtype: getattr(torch, name) for name, dtype in STORAGE_DTYPES.items()}
 
 
-@dataclass(frozen=True, eq=False)
-class PlannedTensor:
-    """A one-dimensional or shaped tensor that is written in order from pieces.
-
-    Args:
-        shape: Its shape.
-        dtype: Its type.
-        parts: What stands in it, one behind the other: ranges of tensors, and zeros as their number.
-    """
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    parts: tuple[tuple[FlatTensor | StoredTensor, int, int] | int, ...]
-
-    def chunks(self) -> Iterator[Tensor]:
-        """Its elements in order, in chunks of bounded length."""
-        for part in self.parts:
-            tensor, start, stop = (None, 0, part) if isinstance(part, int) else part
-            for low, high in blocks(start, stop):
-                yield torch.zeros(high - low, dtype=self.dtype) if tensor is None else read(tensor, low, high)
-
-
-def read(tensor: FlatTensor | StoredTensor, start: int, stop: int) -> Tensor:
-    """A range of either kind of tensor."""
-    if isinstance(tensor, FlatTensor):
-        return tensor.read(start, stop)
-    elements = torch.empty(stop - start, dtype=tensor.dtype)
-    tensor.read_into(start, elements)
-    return elements
-
-
-def copied(tensor: StoredTensor) -> PlannedTensor:
-    """A tensor as it was stored."""
-    return PlannedTensor(tensor.shape, tensor.dtype, ((tensor, 0, tensor.num_elements),))
-
-
+@dataclass
 class _Key:
-    """The place of a planned tensor's storage in the archive."""
-
-    def __init__(self, number: int, tensor: PlannedTensor) -> None:
-        """Stores both."""
-        self.number, self.tensor = number, tensor
+    number: int
+    tensor: FlatTensor
 
 
-class TensorPickler(pickle._Pickler):
-    """Pickles a tree with planned tensors as `torch.save` does; the tensors are collected.
-
-    Args:
-        file: Where the pickle goes.
-    """
+class _TensorPickler(pickle._Pickler):
+    """Pickles a tree as `torch.save` does; its tensors are collected."""
 
     def __init__(self, file: io.BytesIO) -> None:
-        """Starts without tensors."""
         super().__init__(file, PROTOCOL)
-        self.tensors: list[PlannedTensor] = []
+        self.tensors: list[FlatTensor] = []
 
     def persistent_id(self, obj: Any) -> Any:
-        """How a storage is written; `None` for everything else."""
         if not isinstance(obj, _Key):
             return None
-        size = sum(part if isinstance(part, int) else part[2] - part[1] for part in obj.tensor.parts)
-        return ("storage", TYPE_OF_DTYPE[obj.tensor.dtype], str(obj.number), "cpu", size)
+        return ("storage", TYPE_OF_DTYPE[obj.tensor.dtype], str(obj.number), "cpu", obj.tensor.num_elements)
 
     def reducer_override(self, obj: Any) -> Any:
-        """How a tensor is rebuilt."""
         if isinstance(obj, StoredTensor):
-            obj = copied(obj)
-        if not isinstance(obj, PlannedTensor):
+            obj = whole(obj)
+        if not isinstance(obj, FlatTensor):
             return NotImplemented
         self.tensors.append(obj)
-        strides = [1]
-        for size in reversed(obj.shape[1:]):
-            strides.insert(0, strides[0] * max(size, 1))
-        stride = tuple(strides) if obj.shape else ()
-        key = _Key(len(self.tensors) - 1, obj)
-        return torch._utils._rebuild_tensor_v2, (key, 0, tuple(obj.shape), stride, False, OrderedDict())
+        key, shape = _Key(len(self.tensors) - 1, obj), tuple(obj.shape)
+        return torch._utils._rebuild_tensor_v2, (key, 0, shape, row_major(shape), False, OrderedDict())
 
     def save_global(self, obj: Any, name: str | None = None) -> None:
         """Writes the name of a class; that of a stand without importing it."""
@@ -123,13 +71,13 @@ def write_torch_file(path: Path, root: Any) -> None:
 
     Args:
         path: Where to.
-        root: A tree of plain values, stands, and planned or stored tensors.
+        root: A tree of plain values, stands, and flat or stored tensors.
 
     Raises:
         OSError: It cannot be written.
     """
     buffer = io.BytesIO()
-    pickler = TensorPickler(buffer)
+    pickler = _TensorPickler(buffer)
     pickler.dump(root)
     folder = path.stem
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
@@ -137,14 +85,14 @@ def write_torch_file(path: Path, root: Any) -> None:
         archive.writestr(zipfile.ZipInfo(f"{folder}/byteorder", EPOCH), b"little")
         for number, tensor in enumerate(pickler.tensors):
             entry = zipfile.ZipInfo(f"{folder}/data/{number}", EPOCH)
-            entry.extra = padding(archive.start_dir, len(entry.filename))
+            entry.extra = _padding(archive.start_dir, len(entry.filename))
             with archive.open(entry, "w", force_zip64=True) as file:
-                for chunk in tensor.chunks():
-                    file.write(chunk.flatten().view(torch.uint8).numpy().data)
+                for _, chunk in tensor.chunks(CHUNK_ELEMENTS):
+                    file.write(bytes_of(chunk))
         archive.writestr(zipfile.ZipInfo(f"{folder}/version", EPOCH), b"3\n")
 
 
-def padding(offset: int, name_length: int) -> bytes:
+def _padding(offset: int, name_length: int) -> bytes:
     """An extra field that makes an entry's data begin at a multiple of 64 bytes."""
     begin = offset + LOCAL_HEADER_BYTES + name_length + ZIP64_BYTES + len(PADDING_HEADER) + 2
     missing = -begin % ALIGNMENT

@@ -6,6 +6,7 @@ handed out: ranks, world size, stage, versions, steps, names, and the lengths of
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +14,9 @@ from typing import Any
 
 import torch
 
-from .flat_groups import FlatTensor, whole, zero2_partition, zero2_tensors, zero3_tensors
-from .safe_pickle import Stand
+from .flat_groups import FlatTensor, share, whole, zero2_partition, zero2_tensors, zero3_tensors
 from .stored_tensor import StoredTensor
-from .torch_file import TorchFile, open_torch_file
+from .torch_file import Stand, TorchFile, open_torch_file
 from .zero_files import list_rank_files
 
 FULL_STAGE = 3
@@ -107,15 +107,16 @@ class ZeroCheckpoint:
         Raises:
             ValueError: Flat data and `param_shapes` do not fit each other.
         """
-        parts = [self.flat_groups(rank, key) for rank in range(self.world_size)]
+        ranks = [self.flat_groups(rank, key) for rank in range(self.world_size)]
         try:
-            return self._zero3(parts) if self.stage == FULL_STAGE else self._zero2(parts)
+            return self._zero3(ranks) if self.stage == FULL_STAGE else self._zero2(ranks)
         except ValueError as error:
             raise ValueError(f"{self.folder}: {key} does not fit param_shapes: {error}.") from error
 
     def _zero3(self, ranks: list[list[StoredTensor]]) -> dict[str, FlatTensor]:
         shapes = {name: shape for group in self.groups for name, shape in group.items()}
-        tensors, needed = zero3_tensors(shapes, ranks)
+        tensors = zero3_tensors(shapes, ranks)
+        needed = sum(share(math.prod(shape), self.world_size) for shape in shapes.values())
         for rank, groups in enumerate(ranks):
             held = sum(group.num_elements for group in groups)
             if held != needed:
@@ -126,11 +127,11 @@ class ZeroCheckpoint:
         tensors: dict[str, FlatTensor] = {}
         for index, group in enumerate(self.groups):
             parts = [groups[index] for groups in ranks]
-            parameters, used = zero2_tensors(group, parts, self.paddings[index])
+            tensors |= zero2_tensors(group, parts, self.paddings[index])
+            used = sum(map(math.prod, group.values())) + sum(self.paddings[index])
             held = sum(part.num_elements for part in parts)
             if not used <= held <= zero2_partition(used, self.world_size) * self.world_size:
                 raise ValueError(f"group {index} holds {held} elements where {used} are described")
-            tensors |= parameters
         return tensors
 
     @property
@@ -148,7 +149,7 @@ class ZeroCheckpoint:
             return {name: whole(fragments[0][name]) for name in shapes}
         tensors: dict[str, FlatTensor] = {}
         for name, shape in shapes.items():
-            tensors |= zero3_tensors({name: shape}, [[fragment[name]] for fragment in fragments])[0]
+            tensors |= zero3_tensors({name: shape}, [[fragment[name]] for fragment in fragments])
         return tensors
 
     @cached_property
@@ -163,66 +164,54 @@ class ZeroCheckpoint:
 
 
 def open_zero_checkpoint(folder: Path) -> ZeroCheckpoint:
-    """Opens the shards of a folder.
-
-    Args:
-        folder: The folder with the shards; see `zero_files.find_shard_folder`.
+    """Opens the shards of a folder, see `zero_files.find_shard_folder`.
 
     Raises:
-        ValueError: A file is missing, damaged, foreign or malicious.
+        ValueError: A file is missing, damaged, foreign, malicious, or of another save than the first.
     """
-    files = list_rank_files(folder)
-    optimizer_files = [open_torch_file(path) for path in files.optimizer]
-    model_files = [open_torch_file(path) for path in files.model]
+    optimizer_files, model_files = ([open_torch_file(path) for path in paths] for paths in list_rank_files(folder))
     for file in optimizer_files:
-        require_keys(file, file.root, ["optimizer_state_dict"])
-        require_keys(file, file.root["optimizer_state_dict"], ["partition_count"])
-    stages = {file.path: stage_of(file) for file in optimizer_files}
+        _require_keys(file, file.root, ["optimizer_state_dict"])
+        _require_keys(file, file.root["optimizer_state_dict"], ["partition_count"])
+    stages = {file.path: _stage_of(file) for file in optimizer_files}
     stage = next(iter(stages.values()))
-    require_same(stages, "its ZeRO stage is")
+    _require_same(stages, "its ZeRO stage is")
     if stage not in (1, 2, FULL_STAGE):
         raise ValueError(f"{folder}: ZeRO stage {stage}; stages 1 to 3 are read.")
     for file in model_files:
-        require_keys(file, file.root, ["module", "buffer_names", "param_shapes", "global_steps", "dp_world_size"])
-    check_world(folder, stage, optimizer_files, model_files)
-    check_same_run(optimizer_files, model_files)
+        _require_keys(file, file.root, ["module", "buffer_names", "param_shapes", "global_steps", "dp_world_size"])
+    _check_world(folder, stage, optimizer_files, model_files)
+    everything = [*optimizer_files, *model_files]
+    _require_same({file.path: file.root.get("ds_version") for file in everything}, "its DeepSpeed version is")
+    _require_same({file.path: int(file.root["global_steps"]) for file in model_files}, "its step is")
+    for key in ("param_shapes", "frozen_param_shapes"):
+        _require_same({file.path: _names_and_shapes(file.root.get(key)) for file in model_files}, f"its {key} are")
+    _require_same({file.path: optimizer_step(file) for file in optimizer_files}, "its optimizer's step is")
     return ZeroCheckpoint(folder, stage, optimizer_files, model_files)
 
 
-def require_keys(file: TorchFile, values: Any, keys: list[str]) -> None:
-    """Checks that a dictionary of a shard has what DeepSpeed writes.
-
-    Raises:
-        ValueError: A key is missing.
-    """
+def _require_keys(file: TorchFile, values: Any, keys: list[str]) -> None:
     missing = [key for key in keys if not isinstance(values, dict) or key not in values]
     if missing:
         raise ValueError(f"{file.path}: no shard of a ZeRO checkpoint: {', '.join(missing)} missing.")
 
 
-def stage_of(file: TorchFile) -> int:
+def _stage_of(file: TorchFile) -> int:
     """The ZeRO stage of a rank's optimizer state.
 
     With bf16 weights and float32 gradients DeepSpeed runs stage 1 by an optimizer of its own (`BF16_Optimizer`), whose
     flat groups are like those of stage 2, and which does not say its stage.
-
-    Raises:
-        ValueError: It has none.
     """
     state = file.root["optimizer_state_dict"]
     if "zero_stage" not in state:
-        require_keys(file, state, ["single_partition_of_fp32_groups", "group_paddings", "base_optimizer_state"])
+        _require_keys(file, state, ["single_partition_of_fp32_groups", "group_paddings", "base_optimizer_state"])
         return 1
     stage = state["zero_stage"]
     return int(stage.arguments[0]) if isinstance(stage, Stand) else int(stage)
 
 
-def check_world(folder: Path, stage: int, optimizer_files: list[TorchFile], model_files: list[TorchFile]) -> None:
-    """Checks the number of files against the world size that each of them names.
-
-    Raises:
-        ValueError: They differ.
-    """
+def _check_world(folder: Path, stage: int, optimizer_files: list[TorchFile], model_files: list[TorchFile]) -> None:
+    """Checks the number of files against the world size that each of them names."""
     for file in optimizer_files:
         count = file.root["optimizer_state_dict"]["partition_count"]
         world_size = max(count) if isinstance(count, list) else int(count)
@@ -239,23 +228,7 @@ def check_world(folder: Path, stage: int, optimizer_files: list[TorchFile], mode
             raise ValueError(f"{file.path} is of {file.root['dp_world_size']} ranks, not {len(optimizer_files)}.")
 
 
-def check_same_run(optimizer_files: list[TorchFile], model_files: list[TorchFile]) -> None:
-    """Checks that all shards are of one save of one run.
-
-    Raises:
-        ValueError: A shard differs from the first in version, step, names or shapes.
-    """
-    everything = [*optimizer_files, *model_files]
-    require_same({file.path: file.root.get("ds_version") for file in everything}, "its DeepSpeed version is")
-    require_same({file.path: int(file.root["global_steps"]) for file in model_files}, "its step is")
-    for key in ("param_shapes", "frozen_param_shapes"):
-        listed = {file.path: describe_shapes(file.root.get(key)) for file in model_files}
-        require_same(listed, f"its {key} are")
-    require_same({file.path: optimizer_step(file) for file in optimizer_files}, "its optimizer's step is")
-
-
-def describe_shapes(shapes: Any) -> list[list[tuple[str, list[int]]]]:
-    """Names and shapes of all groups, for comparison."""
+def _names_and_shapes(shapes: Any) -> list[list[tuple[str, list[int]]]]:
     groups = shapes if isinstance(shapes, list) else [shapes or {}]
     return [[(name, list(shape)) for name, shape in group.items()] for group in groups]
 
@@ -269,12 +242,7 @@ def optimizer_step(file: TorchFile) -> list[float]:
     return [float(step.load()) if isinstance(step, StoredTensor) else float(step) for step in steps]
 
 
-def require_same(values: dict[Path, Any], what: str) -> None:
-    """Checks that all files say the same.
-
-    Raises:
-        ValueError: One differs from the first.
-    """
+def _require_same(values: dict[Path, Any], what: str) -> None:
     first_path, first = next(iter(values.items()))
     for path, value in values.items():
         if value != first:

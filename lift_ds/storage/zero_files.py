@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from .manifest import LATEST, MANIFEST, pointed
@@ -13,27 +12,11 @@ RANK_FILE = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_?(opti
 MODEL_FILE = re.compile(r"mp_rank_(\d+)_model_states\.pt")
 
 
-@dataclass(frozen=True)
-class RankFiles:
-    """The shards of a folder.
-
-    Args:
-        folder: The folder.
-        optimizer: Each rank's optimizer state, by rank.
-        model: Each rank's model state under ZeRO-3; one file under ZeRO-1 and 2.
-    """
-
-    folder: Path
-    optimizer: list[Path]
-    model: list[Path]
-
-
 def find_shard_folder(path: Path) -> Path:
     """The folder that holds the shards.
 
-    Args:
-        path: That folder, a checkpoint around it (ours, or one whose `latest` names it), a run of ours, or a file that
-            names a checkpoint (`latest`, `best`).
+    It is named by itself, by a checkpoint around it (ours, or one whose `latest` names it), a run of ours, or a file
+    that names a checkpoint (`latest`, `best`).
 
     Raises:
         ValueError: No shards are found.
@@ -72,8 +55,8 @@ def own_checkpoint(shards: Path) -> Path | None:
     return shards.parent if (shards.parent / MANIFEST).is_file() else None
 
 
-def list_rank_files(folder: Path) -> RankFiles:
-    """The shards of a folder, by rank.
+def list_rank_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The shards of a folder, by rank: optimizer states, and model states (one under ZeRO-1 and 2).
 
     Raises:
         ValueError: A rank's file is missing, two files claim one rank, or there are several model-parallel ranks.
@@ -100,4 +83,5 @@ def list_rank_files(folder: Path) -> RankFiles:
         if missing:
             listed = ", ".join(map(str, missing))
             raise ValueError(f"{folder}: {kind}_states of rank {listed} missing; copy the checkpoint again.")
-    return RankFiles(folder, *([files[rank] for rank in sorted(files)] for files in shards.values()))
+    optim, model = ([files[rank] for rank in sorted(files)] for files in shards.values())
+    return optim, model

@@ -32,7 +32,6 @@ from lift_ds.storage.manifest import (
     HF_FOLDER,
     LANES_FILE,
     MANIFEST,
-    TEMPORARY_PREFIX,
     CheckpointManifest,
     FileRecord,
     checkpoint_name,
@@ -43,6 +42,7 @@ from lift_ds.storage.manifest import (
     write_synced,
 )
 from lift_ds.storage.run_record import write_run
+from lift_ds.storage.staging import TEMPORARY_PREFIX
 from lift_ds.storage.zero_checkpoint import open_zero_checkpoint
 from lift_ds.storage.zero_files import ZERO_TAG
 from lift_ds.text_files import load_json, read_text

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from lift_ds.export.adapter_run import convert_adapters
+from lift_ds.export.adapters import convert_adapters
 from lift_ds.export.convert import ConversionOptions, prepare_conversion
 from lift_ds.export.verify import verify_export
 from lift_ds.models.weights import load_pretrained

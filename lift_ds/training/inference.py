@@ -12,7 +12,6 @@ from lift_ds.config.run import RunConfig
 from lift_ds.config.training import OptimConfig
 from lift_ds.evaluation.asking.answering import Answerer, load_answerer, make_encoder, taught_format
 from lift_ds.models.families import read_config
-from lift_ds.models.lora import PEFT_CONFIG, PEFT_WEIGHTS
 from lift_ds.models.vocabulary import check_tokenizer, load_tokenizer
 from lift_ds.models.weights import check_fit, resolve_folder
 from lift_ds.ranks.launch import Launch, check_device, share_cores
@@ -20,7 +19,7 @@ from lift_ds.ranks.meeting import meet
 from lift_ds.ranks.shares import Alone, Collectives, Ranks, agreement
 from lift_ds.storage.frozen_base import hash_base
 from lift_ds.storage.manifest import hash_file
-from lift_ds.storage.safetensors_folder import SafetensorsFolder
+from lift_ds.storage.safetensors_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SafetensorsFolder
 
 
 def load_whole(path: str, adapters: str | None, launch: Launch) -> tuple[Answerer, Ranks]:
@@ -81,7 +80,7 @@ def weight_hashes(path: str, adapters: str | None, ranks: Ranks) -> dict[str, st
     folder = resolve_folder(path)
     small = {"config.json": folder / "config.json"}
     if adapters is not None:
-        small |= {name: Path(adapters) / name for name in (PEFT_WEIGHTS, PEFT_CONFIG)}
+        small |= {name: Path(adapters) / name for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG)}
     shares = ranks.gather_objects(hash_base(folder, ranks.rank, ranks.world_size))
     shares.append(ranks.on_main(lambda: {name: hash_file(path) for name, path in small.items()}))
     return dict(sorted((name, record.sha256) for share in shares for name, record in share.items()))

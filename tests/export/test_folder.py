@@ -13,7 +13,7 @@ from transformers import GPT2Config
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from lift_ds import generate, load_pretrained
-from lift_ds.export.folder import ExportOptions, InMemory, export_folder, export_tensors
+from lift_ds.export.folder import export_folder
 from lift_ds.export.modeling_file import joined_source
 from lift_ds.models.families import FAMILIES, family_of, read_config
 from lift_ds.models.weights import NewWeights
@@ -40,8 +40,7 @@ def test_round_trip(state, llada_dir, llada, tmp_path):
 
 
 def test_shards(state, llada_dir, tmp_path):
-    tensors = {name: InMemory(tensor) for name, tensor in state.items()}
-    export_tensors(tensors, llada_dir, tmp_path / "out", ExportOptions(torch.float32, max_shard_bytes=40_000))
+    export_folder(state, llada_dir, tmp_path / "out", torch.float32, max_shard_bytes=40_000)
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 2
     model, _ = load_pretrained(tmp_path / "out")
     assert all(torch.equal(model.get_parameter(name), tensor) for name, tensor in state.items())

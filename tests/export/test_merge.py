@@ -10,10 +10,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lift_ds import load_pretrained
+from lift_ds.export import folder as exporting
 from lift_ds.export import merge as merging
 from lift_ds.export.merge import plan_merge, write_merged
 from lift_ds.export.peft_folder import AdapterFolder
 from lift_ds.models.lora import add_adapters, peft_config, save_adapters, split_adapters
+from lift_ds.storage import staging
 
 PLAIN = {"target_modules": ["q_proj", "v_proj", "down_proj"]}
 RECIPES = {
@@ -87,7 +89,7 @@ def test_a_strangers_files_come_along_as_they_are(llama, adapters, tmp_path, mon
     """In several files, too: the folder loads with transformers."""
     whole = load_file(merge(llama, adapters, tmp_path / "whole") / "model.safetensors")
     monkeypatch.setattr(merging, "MAX_SHARD_BYTES", 40_000)
-    monkeypatch.setattr(merging, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(exporting, "CHUNK_ELEMENTS", 1000)
     output = merge(llama, adapters, tmp_path / "out")
     assert len(list(output.glob("model-*.safetensors"))) > 1
     for path in llama.iterdir():
@@ -205,7 +207,7 @@ def test_nothing_is_overwritten_and_a_full_disk_is_seen_first(llama, adapters, t
     with pytest.raises(ValueError, match="exists and is not empty"):
         merge(llama, adapters, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
-    monkeypatch.setattr(merging, "SPARE_BYTES", 2**60)
+    monkeypatch.setattr(staging, "SPARE_BYTES", 2**60)
     with pytest.raises(RuntimeError, match=r"GiB free, 1073741824.00 GiB needed"):
         merge(llama, adapters, tmp_path / "new" / "deep")
     assert not (tmp_path / "new").exists()

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from lift_ds.export.peft_folder import AdapterFolder
 from lift_ds.models.vocabulary import load_tokenizer
 from lift_ds.models.weights import load_pretrained
-from lift_ds.storage import model_files
+from lift_ds.storage import safetensors_folder
+from lift_ds.storage.safetensors_file import INDEX_FILE, SINGLE_FILE
 from lift_ds.storage.safetensors_folder import SafetensorsFolder
-from lift_ds.storage.safetensors_writer import INDEX_FILE, SINGLE_FILE
 from lift_ds.storage.torch_file import open_torch_file
 
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
@@ -65,7 +65,7 @@ def said_of(folder):
 @pytest.mark.parametrize("is_sampled", [False, True])
 def test_beside_a_single_file(tmp_path, name, is_sampled, monkeypatch):
     if is_sampled:  # the first tensor counts as a large one
-        monkeypatch.setattr(model_files, "SAMPLE_ELEMENTS", 500)
+        monkeypatch.setattr(safetensors_folder, "SAMPLE_ELEMENTS", 500)
     state = make_state()
     save_file(state, tmp_path / SINGLE_FILE)
     OTHERS[name](tmp_path, state)

@@ -6,7 +6,7 @@ import pytest
 
 from lift_ds.cli import learnability, train
 from lift_ds.config.run import RunConfig
-from lift_ds.export import adapter_run, inspection
+from lift_ds.export import adapters, inspection
 from lift_ds.objectives import OBJECTIVES
 from lift_ds.storage.run_record import FORMAT, NewerFormatError, read_run, refuse_newer_run, upgrade_run, write_run
 
@@ -77,8 +77,8 @@ def test_none_at_all(tmp_path):
         read_run,
         refuse_newer_run,
         inspection.describe_own,
-        lambda folder: adapter_run.adapter_settings(folder, []),
-        lambda folder: adapter_run.described_adapters(folder, folder),
+        lambda folder: adapters.adapter_settings(folder, []),
+        lambda folder: adapters.described_adapters(folder, folder),
     ],
 )
 def test_a_newer_one_is_refused_by_name(tmp_path, read):

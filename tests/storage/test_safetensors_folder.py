@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lift_ds.storage import safetensors_folder
+from lift_ds.storage.safetensors_file import INDEX_FILE
 from lift_ds.storage.safetensors_folder import SafetensorsFolder
-from lift_ds.storage.safetensors_writer import INDEX_FILE
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_whole_tensors(sharded, state):
     assert all(torch.equal(folder.tensor(name), tensor) for name, tensor in state.items())
     assert folder.tensor("a", torch.bfloat16).equal(state["a"].bfloat16())
     assert folder.shapes() == {"a": (7, 5), "b": (3,)}
-    assert folder.specs()["b"].dtype == torch.bfloat16
+    assert folder.entries["b"].dtype == torch.bfloat16
 
 
 def test_only_the_bytes_of_the_range_are_read(sharded, monkeypatch):

@@ -14,9 +14,8 @@ from lift_ds.cli.generate import Prompt
 from lift_ds.config.loading import load_run_config
 from lift_ds.data.text.chat_format import ChatFormat, read_format, write_format
 from lift_ds.evaluation.asking.answering import load_answerer, make_encoder, taught_format
-from lift_ds.export.average import prepare_average
-from lift_ds.export.chat import checkpoint_format
-from lift_ds.export.convert import ConversionOptions, prepare_conversion
+from lift_ds.export.convert import ConversionOptions, prepare_average, prepare_conversion
+from lift_ds.export.inspection import checkpoint_format
 from lift_ds.storage.manifest import hash_file
 from lift_ds.storage.run_record import read_run
 from lift_ds.training.inputs import chat_format_of, prepare

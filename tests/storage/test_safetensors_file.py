@@ -5,8 +5,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lift_ds.storage.safetensors_header import TensorSpec, read_header
-from lift_ds.storage.safetensors_writer import INDEX_FILE, ShardWriter
+from lift_ds.storage.safetensors_file import INDEX_FILE, ShardWriter, read_header
+from lift_ds.storage.stored_tensor import TensorSpec
 
 
 def specs_of(state):
@@ -43,7 +43,7 @@ def test_one_file(state, tmp_path):
         assert file.metadata() == {"format": "pt"}
     assert (folder / "model.safetensors").stat().st_mode & 0o777 == 0o644
     places = read_header(folder / "model.safetensors")
-    assert all(place.offset % place.spec.dtype.itemsize == 0 for place in places.values())
+    assert all(place.storage.offset % place.dtype.itemsize == 0 for place in places.values())
 
 
 def test_shards_and_index(state, tmp_path):
@@ -81,8 +81,8 @@ def test_headers_are_read_as_safetensors_reads_them(state, tmp_path):
     data = (tmp_path / "theirs.safetensors").read_bytes()
     for name, tensor in state.items():
         place = places[name]
-        assert (place.spec.shape, place.spec.dtype) == (tensor.shape, tensor.dtype)
-        found = data[place.offset : place.offset + place.spec.num_bytes]
+        assert (place.shape, place.dtype) == (tensor.shape, tensor.dtype)
+        found = data[place.storage.offset : place.storage.offset + place.num_bytes]
         assert found == tensor.flatten().view(torch.uint8).numpy().tobytes()
 
 

@@ -16,6 +16,9 @@ from lift_ds.sampling.settings import SamplingSettings
 from .answering import Answerer
 from .protocol import Protocol
 
+Unit = tuple[int, int]
+"""Number of a problem, and of an answer to it."""
+
 
 @dataclass(frozen=True)
 class TaskPlan:
@@ -40,6 +43,10 @@ class TaskPlan:
     scorers: list[str]
     keeps_special: bool
     protocol_hash: str
+
+    def units(self) -> list[list[Unit]]:
+        """All answers to be made, by problem."""
+        return [[(index, sample) for sample in range(self.num_samples)] for index in range(len(self.problems))]
 
     def settings(self) -> dict[str, Any]:
         """What decides the answers, as JSON: two evaluations with the same are the same."""
@@ -69,13 +76,12 @@ def plan_task(
     posed = [protocol.tasks[name].pose(problem) for problem in problems]
     turns = [protocol.tasks[name].turn(problem) for problem in posed]
     prompts = [answerer.prompt_ids([{"role": "user", "content": turn}], protocol.answer_prefix) for turn in turns]
-    encoder = answerer.encoder
-    longest = max(range(len(prompts)), key=lambda index: len(prompts[index]))
-    if len(prompts[longest]) + process.gen_length > encoder.max_length:
+    longest, problem = max(zip(prompts, posed, strict=True), key=lambda pair: len(pair[0]))
+    if len(longest) + process.gen_length > answerer.encoder.max_length:
         raise ValueError(
-            f"{posed[longest].where}: a prompt of {len(prompts[longest])} tokens and --gen-length {process.gen_length} "
-            f"are longer than the {encoder.max_length} tokens that the model was made for; make answers shorter, or "
-            "leave the row out of the file."
+            f"{problem.where}: a prompt of {len(longest)} tokens and --gen-length {process.gen_length} are longer than "
+            f"the {answerer.encoder.max_length} tokens that the model was made for; make answers shorter, or leave the "
+            "row out of the file."
         )
     return TaskPlan(
         name, posed, prompts, process, num_samples, scorers, not protocol.stop_early, protocol.fingerprint(name)
@@ -100,7 +106,7 @@ def task_scorers(name: str, wanted: Sequence[str]) -> list[str]:
     Raises:
         ValueError: A scorer is unknown.
     """
-    unknown = [scorer for scorer in wanted if scorer not in SCORER_VERSIONS]
-    if unknown:
-        raise ValueError(f"scorer {unknown[0]!r}: allowed are {', '.join(SCORER_VERSIONS)}.")
+    for scorer in wanted:
+        if scorer not in SCORER_VERSIONS:
+            raise ValueError(f"scorer {scorer!r}: allowed are {', '.join(SCORER_VERSIONS)}.")
     return [scorer for scorer in wanted if EVAL_TASKS[name].scorer(scorer) is not None] or ["strict"]

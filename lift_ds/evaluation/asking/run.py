@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from lift_ds.evaluation.judging import AnsweredProblem, Score
 from lift_ds.evaluation.score_file import ScoringPool
@@ -13,22 +14,13 @@ from lift_ds.ranks.shares import Ranks, equal_share
 from lift_ds.sampling.reverse import RowSeeds
 
 from .answering import Answerer
-from .plan import TaskPlan
+from .plan import TaskPlan, Unit
 from .samples import Key, Sample, SampleLog
-
-Unit = tuple[int, int]
-"""Number of a problem, and of an answer to it."""
 
 
 @dataclass
 class TaskProgress:
-    """What has been done of a task; scores are those of its first scorer.
-
-    Args:
-        plan: The task.
-        samples: Answers by problem and number.
-        scoring: Their scores by scorer, problem and number, some of them still to come.
-    """
+    """What has been done of a task: its answers, and their scores by scorer, some of them still to come."""
 
     plan: TaskPlan
     samples: dict[Unit, Sample] = field(default_factory=dict)
@@ -43,24 +35,21 @@ class TaskProgress:
             self.scoring[scorer, unit] = pool.submit(row, self.plan.name, scorer)
 
     def scores_so_far(self) -> list[Score]:
-        """Scores that are known."""
+        """Scores of the first scorer that are known."""
         first = self.plan.scorers[0]
         known = [future for (scorer, _), future in self.scoring.items() if scorer == first and future.done()]
         return [future.result()[0] for future in known]
 
     def rows(self) -> list[AnsweredProblem]:
         """The problems with all their answers."""
-        numbers = range(self.plan.num_samples)
         return [
-            AnsweredProblem(problem, tuple(self.samples[index, sample].answer.text for sample in numbers))
-            for index, problem in enumerate(self.plan.problems)
+            AnsweredProblem(problem, tuple(self.samples[unit].answer.text for unit in units))
+            for problem, units in zip(self.plan.problems, self.plan.units(), strict=True)
         ]
 
     def scores(self, scorer: str) -> list[list[Score]]:
         """The scores of every problem's answers; waits for those to come."""
-        numbers = range(self.plan.num_samples)
-        problems = range(len(self.plan.problems))
-        return [[self.scoring[scorer, (index, sample)].result()[0] for sample in numbers] for index in problems]
+        return [[self.scoring[scorer, unit].result()[0] for unit in units] for units in self.plan.units()]
 
 
 def evaluate(
@@ -69,20 +58,9 @@ def evaluate(
 ) -> list[TaskProgress]:  # fmt: skip
     """Makes what is missing in the log; every rank runs the same number of batches.
 
-    An answer does not depend on its batch: neither on the ranks, nor on where an earlier evaluation was cut off.
-
-    Args:
-        plans: The tasks.
-        answerer: The model.
-        ranks: The run.
-        batch_size: Answers that a rank makes at a time.
-        seed: Of what is drawn.
-        log: Answers that exist; rank 0 reads and appends.
-        pool: Scores the answers; on rank 0 only.
-        on_change: Called on rank 0 with what the log has of a task, and after each batch.
-
-    Returns:
-        What rank 0 has of each task; nothing of use on other ranks.
+    An answer does not depend on its batch: neither on the ranks, nor on where an earlier evaluation was cut off. Only
+    rank 0 has a `pool`, which scores the answers, reads and appends to the log, calls `on_change` with what the log has
+    of a task and after each batch, and returns anything of use: what it has of each task.
     """
     logged: dict[Key, Sample] = {}
 
@@ -100,8 +78,7 @@ def evaluate(
                 if sample.task == plan.name:
                     progress.add(sample, pool)
             on_change(progress)
-        wanted = [(index, sample) for index in range(len(plan.prompts)) for sample in range(plan.num_samples)]
-        missing = [unit for unit in wanted if (plan.name, *unit) not in done]
+        missing = [unit for unit in chain(*plan.units()) if (plan.name, *unit) not in done]
         missing.sort(key=lambda unit: -len(plan.prompts[unit[0]]))  # equal lengths together; the largest batch first
         step = batch_size * ranks.world_size
         for start in range(0, len(missing), step):

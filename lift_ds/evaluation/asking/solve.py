@@ -26,13 +26,7 @@ VERDICTS = list(Verdict)
 
 @dataclass(frozen=True)
 class Question:
-    """A question and the judge of its answers; any task is a list of them.
-
-    Args:
-        task: What it is counted under.
-        text: The user's turn.
-        check: Judges a generation, and never evaluates it as code.
-    """
+    """A question, counted under `task`, and the judge of its answers, which are never evaluated as code."""
 
     task: str
     text: str
@@ -88,27 +82,19 @@ def held_out_items(num_items: int, seed: int) -> list[Item]:
 
 def builtin_questions(num_items: int, seed: int) -> list[Question]:
     """`held_out_items` as questions, strictly verified."""
-    items = held_out_items(num_items, seed)
-    return [Question(item.task, item.question, partial(TASKS[item.task].verify, item)) for item in items]
+    return [
+        Question(item.task, item.question, partial(TASKS[item.task].verify, item))
+        for item in held_out_items(num_items, seed)
+    ]
 
 
 def solve_questions(
-    model: MaskedDiffusionModel,
-    encoder: ChatEncoder,
-    questions: Sequence[Question],
-    process: SamplingSettings,
-    ranks: Ranks,
-    system: str | None = None,
-) -> SolveReport:
-    """Answers questions greedily and counts the verdicts; every rank runs the same number of forwards.
+    model: MaskedDiffusionModel, encoder: ChatEncoder, questions: Sequence[Question], process: SamplingSettings,
+    ranks: Ranks, system: str | None = None,
+) -> SolveReport:  # fmt: skip
+    """Answers questions, the same list on every rank, greedily and counts the verdicts.
 
-    Args:
-        model: In eval mode.
-        encoder: Renders and tokenises the questions.
-        questions: All of them, the same list on every rank.
-        process: How answers are made.
-        ranks: The run.
-        system: System text before every question.
+    Every rank runs the same number of forwards.
 
     Raises:
         ValueError: There are no questions, or one and its answer are longer than the model allows; on every rank.
@@ -145,20 +131,10 @@ def read_counts(row: torch.Tensor) -> TaskScore:
 
 
 def encode_questions(
-    encoder: ChatEncoder,
-    questions: Sequence[Question],
-    process: SamplingSettings,
-    config: Any,
+    encoder: ChatEncoder, questions: Sequence[Question], process: SamplingSettings, config: Any,
     system: str | None = None,
-) -> list[list[int]]:
+) -> list[list[int]]:  # fmt: skip
     """Token ids of all questions as prompts, checked before a rank that has the long one would stop alone.
-
-    Args:
-        encoder: Renders and tokenises the questions.
-        questions: At least one.
-        process: How answers are made.
-        config: The model's config.
-        system: System text before every question.
 
     Raises:
         ValueError: A question and its answer are longer than the model allows.

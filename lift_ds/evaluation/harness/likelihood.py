@@ -12,11 +12,11 @@ from itertools import accumulate, chain
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from lift_ds.evaluation.asking.answering import Answerer
 from lift_ds.models.head import masked_gold_logprob
 from lift_ds.sampling.choose import predict
+from lift_ds.sampling.reverse import pad
 from lift_ds.sampling.settings import SamplingSettings
 
 from .batches import Bar, Batches
@@ -52,15 +52,8 @@ class Pair:
 class Likelihood:
     """Scores pairs; every rank gets the same list, does its part of the work, and has all results.
 
-    Batches are made of all pairs, longest first, before they are dealt to the ranks: results do not depend on how many
-    there are.
-
-    Args:
-        answerer: The model.
-        batches: What computes them on the ranks.
-        batch_size: Rows of one forward.
-        num_masks: Most masks of a continuation.
-        seed: Seed of the masks.
+    Batches, of `batch_size` rows, are made of all pairs before they are dealt to the ranks: results do not depend on
+    how many there are. A continuation has at most `num_masks` masks, drawn by `seed`.
     """
 
     answerer: Answerer
@@ -71,7 +64,8 @@ class Likelihood:
 
     def estimates(self, pairs: Sequence[Pair], bar: Bar) -> list[Estimate]:
         """Bounds of log p(target | context), in the order of the pairs; `bar` shows the forwards."""
-        order = longest_first(pairs)
+        # longest first: a batch has rows of about one length, and memory runs out at once or never
+        order = sorted(range(len(pairs)), key=lambda index: (-len(pairs[index].ids), index))
         counts = [num_masks(len(pairs[index].target), self.num_masks) for index in order]
         starts = [0, *accumulate(counts)]
         owners = np.repeat(np.arange(len(order)), counts)
@@ -83,33 +77,29 @@ class Likelihood:
         made = self.batches.run(
             -(-len(owners) // self.batch_size),
             lambda number: ("masks", self.num_masks, self.seed, [(pair.key, index) for pair, index in rows(number)]),
-            lambda number: self.forward(*self.with_places(rows(number))),
+            lambda number: self._forward(rows(number)),
             bar,
         )
-        logprob = np.array([value for values in made for value in values])
-        found_of: dict[int, Estimate] = {}
-        for rank, index in enumerate(order):
-            values = logprob[starts[rank] : starts[rank + 1]]
-            found_of[index] = estimate(pairs[index].masks(self.num_masks, self.seed), values)
+        logprob = np.array(list(chain(*made)))
+        found_of = {
+            index: estimate(pairs[index].masks(self.num_masks, self.seed), logprob[starts[rank] : starts[rank + 1]])
+            for rank, index in enumerate(order)
+        }
         return [found_of[index] for index in range(len(pairs))]
 
-    def with_places(self, rows: Sequence[tuple[Pair, int]]) -> tuple[list[Pair], list[np.ndarray]]:
-        """The pairs of (pair, number of its mask), and the places that each masks in its continuation."""
-        plans = {pair: pair.masks(self.num_masks, self.seed) for pair in dict.fromkeys(pair for pair, _ in rows)}
-        return [pair for pair, _ in rows], [plans[pair].masked[index] for pair, index in rows]
-
-    def forward(self, pairs: Sequence[Pair], masked_of_rows: Sequence[np.ndarray]) -> list[float]:
-        """Sums of log p over the masked places of each row."""
+    def _forward(self, rows: Sequence[tuple[Pair, int]]) -> list[float]:
+        """Sums of log p over the masked places of each row: a pair, and the number of its mask."""
         model = self.answerer.model
-        clean_ids, attention_mask = pad_right([pair.ids for pair in pairs], int(model.config.pad_token_id))
+        plans = {pair: pair.masks(self.num_masks, self.seed) for pair in dict.fromkeys(pair for pair, _ in rows)}
+        clean_ids, attention_mask = pad([pair.ids for pair, _ in rows], int(model.config.pad_token_id), "right")
         masked = torch.zeros_like(attention_mask)
-        for row, (pair, chosen) in enumerate(zip(pairs, masked_of_rows, strict=True)):
-            masked[row, len(pair.context) : len(pair.ids)] = torch.from_numpy(chosen)
+        for row, (pair, number) in enumerate(rows):
+            masked[row, len(pair.context) : len(pair.ids)] = torch.from_numpy(plans[pair].masked[number])
         owner = masked.nonzero()[:, 0]
         clean_ids, masked, attention_mask = (tensor.to(model.device) for tensor in (clean_ids, masked, attention_mask))
         noised_ids = clean_ids.masked_fill(masked, model.config.mask_token_id)
         logprob = masked_gold_logprob(model, noised_ids, masked, clean_ids, attention_mask)
-        sums = torch.zeros(len(pairs), dtype=torch.float64).index_add(0, owner, logprob.double().cpu())
+        sums = torch.zeros(len(rows), dtype=torch.float64).index_add(0, owner, logprob.double().cpu())
         return [float(value) for value in sums]
 
     def are_greedy(self, pairs: Sequence[Pair], bar: Bar) -> list[bool]:
@@ -118,17 +108,17 @@ class Likelihood:
         made = self.batches.run(
             len(batches),
             lambda number: ("greedy", [pairs[index].key for index in batches[number]]),
-            lambda number: self.check_greedy([pairs[index] for index in batches[number]]),
+            lambda number: self._check_greedy([pairs[index] for index in batches[number]]),
             bar,
         )
         agrees = dict(zip(chain(*batches), chain(*made), strict=True))
         return [agrees[index] for index in range(len(pairs))]
 
     @torch.no_grad()
-    def check_greedy(self, pairs: Sequence[Pair]) -> list[bool]:
+    def _check_greedy(self, pairs: Sequence[Pair]) -> list[bool]:
         """Whether decoding agrees with each; a row that has left its continuation is not followed further."""
         model, config, device = self.answerer.model, self.answerer.model.config, self.answerer.model.device
-        clean_ids, attention_mask = pad_right([pair.ids for pair in pairs], int(config.pad_token_id))
+        clean_ids, attention_mask = pad([pair.ids for pair in pairs], int(config.pad_token_id), "right")
         starts = torch.tensor([len(pair.context) for pair in pairs])
         masked = attention_mask & (torch.arange(clean_ids.shape[1]) >= starts[:, None])
         agrees = torch.ones(len(pairs), dtype=torch.bool)
@@ -149,11 +139,6 @@ class Likelihood:
         return [bool(agreement) for agreement in agrees]
 
 
-def longest_first(pairs: Sequence[Pair]) -> list[int]:
-    """Places of the pairs, so that a batch has rows of about one length and memory runs out at once or never."""
-    return sorted(range(len(pairs)), key=lambda index: (-len(pairs[index].ids), index))
-
-
 def greedy_batches(pairs: Sequence[Pair], batch_size: int) -> list[list[int]]:
     """Places of the pairs in batches that have at most so many rows, and masked tokens, longest continuations first."""
     batches: list[list[int]] = []
@@ -167,12 +152,3 @@ def greedy_batches(pairs: Sequence[Pair], batch_size: int) -> list[list[int]]:
             num_tokens = len(pairs[index].target)
         batches[-1].append(index)
     return batches
-
-
-def pad_right(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Rows of ids as int64 (B, T), and bool (B, T), false on padding."""
-    lengths = torch.tensor([len(row) for row in rows])
-    attention_mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    ids = torch.full(attention_mask.shape, pad_id)
-    ids[attention_mask] = torch.tensor([token_id for row in rows for token_id in row])
-    return ids, attention_mask

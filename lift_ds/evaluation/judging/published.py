@@ -17,7 +17,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-DELETED_FIRST = ("\n", "\\!")
 DELETED = ("\\left", "\\right", "^{\\circ}", "^\\circ", "\\$")
 
 
@@ -48,9 +47,7 @@ def last_box(text: str) -> str | None:
     """
     if "\\boxed " in text:
         return text.split("\\boxed ")[-1].split("$")[0]
-    start = text.rfind("\\boxed")
-    if start < 0:
-        start = text.rfind("\\fbox")
+    start = text.rfind("\\boxed" if "\\boxed" in text else "\\fbox")
     if start < 0:
         return text
     end = closing_brace(text, start)
@@ -67,12 +64,9 @@ def closing_brace(text: str, start: int) -> int | None:
     """
     depth = 0
     for brace in re.compile(r"[{}]").finditer(text, start):
-        if brace[0] == "{":
-            depth += 1
-        else:
-            depth -= 1
-            if depth == 0:
-                return brace.start()
+        depth += 1 if brace[0] == "{" else -1
+        if depth == 0 and brace[0] == "}":
+            return brace.start()
     return None
 
 
@@ -90,15 +84,14 @@ def cleaned(text: str) -> str:
     Raises:
         ValueError: A rule does not apply to what it found; the published code stumbles there.
     """
-    for piece in DELETED_FIRST:
-        text = text.replace(piece, "")
+    text = text.replace("\n", "").replace("\\!", "")
     text = text.replace("\\\\", "\\").replace("tfrac", "frac").replace("dfrac", "frac")
     for piece in DELETED:
         text = text.replace(piece, "")
-    text = before_unit(text).replace("\\%", "")
-    text = text.replace(" .", " 0.").replace("{.", "{0.")
-    if not text:
-        return text
+    text, *rest = text.split("\\text{ ")
+    if len(rest) > 1:
+        raise ValueError("more than one unit")
+    text = text.replace("\\%", "").replace(" .", " 0.").replace("{.", "{0.")
     if text.startswith("."):
         text = "0" + text
     name, equals, value = text.partition("=")
@@ -106,18 +99,6 @@ def cleaned(text: str) -> str:
         text = value
     text = braced_fractions(braced_roots(text).replace(" ", ""))
     return fraction_of_integers("\\frac{1}{2}" if text == "0.5" else text)
-
-
-def before_unit(text: str) -> str:
-    r"""What stands before `\text{ `.
-
-    Raises:
-        ValueError: It occurs more than once.
-    """
-    before, *rest = text.split("\\text{ ")
-    if len(rest) > 1:
-        raise ValueError("more than one unit")
-    return before
 
 
 def braced_roots(text: str) -> str:

@@ -10,7 +10,7 @@ Known faults, kept:
 - any two pairs in brackets of the same kind are compared as intervals, and only up to the shorter one;
 - numbers are compared in floating point, with 1.01e-6 absolute.
 
-It runs in a child process (`handlers`), because sympy computes whatever the text says: `5^{5^{5^{5^5}}}` takes for
+It runs in a child process (`checks`), because sympy computes whatever the text says: `5^{5^{5^{5^5}}}` takes for
 ever.
 """
 
@@ -45,7 +45,6 @@ REPLACED = {
 STRIPPED = "\n$,.:;^_=+`!@#$%^&*~，。"  # noqa: RUF001
 FONT = re.compile(r"\\(?:mathrm|mathbf)\{~?([^}]*)\}")
 CHINESE = re.compile(r"[\u4e00-\u9fff]+")
-BRACKETS = ("(", "["), (")", "]")
 
 
 def is_same_value(answer: str, truth: str) -> bool:
@@ -110,7 +109,7 @@ def is_equal_part(truth: str, answer: str) -> bool:
     """Whether two parts are the same text, interval, number, expression or equation; tried in this order."""
     if truth == answer and truth:
         return True
-    if is_bracketed(truth) and is_bracketed(answer):
+    if all(text.startswith(("(", "[")) and text.endswith((")", "]")) for text in (truth, answer)):
         try:
             if is_equal_interval(truth, answer):
                 return True
@@ -124,11 +123,6 @@ def is_equal_part(truth: str, answer: str) -> bool:
         except Exception:  # as above: not of this kind, so the next kind is tried
             continue
     return False
-
-
-def is_bracketed(text: str) -> bool:
-    """Whether it begins and ends like an interval."""
-    return text.startswith(BRACKETS[0]) and text.endswith(BRACKETS[1])
 
 
 def is_equal_number(truth: str, answer: str) -> bool:
@@ -175,9 +169,7 @@ def left_minus_right(equation: str) -> Any:
         ValueError: There is not exactly one `=`.
     """
     left, right = (parse_latex(side) for side in equation.split("="))
-    relation = sympy.Eq(
-        left, right
-    )  # true or false, without sides, where both are numbers; the published code fails there
+    relation = sympy.Eq(left, right)  # true or false, without sides, of two numbers; the published code fails there
     return sympy.simplify(relation.lhs - relation.rhs)
 
 

@@ -2,7 +2,7 @@ r"""Whether two LaTeX answers are the same mathematical object: expression, equa
 
 The reading and comparing is math-verify's, from its LaTeX grammar alone; its other reader, which evaluates Python text,
 is not used. What it is lenient about is refused before or made exact: `(1,2)` is neither `[1,2]` nor `\{1,2\}` nor
-`1,2`; decimals are fractions, not rounded; a percent is 1/100; `R` is not `r`. It runs in a child process (`handlers`),
+`1,2`; decimals are fractions, not rounded; a percent is 1/100; `R` is not `r`. It runs in a child process (`checks`),
 because it may compute for minutes.
 """
 

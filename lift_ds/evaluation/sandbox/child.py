@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import Enum
-from types import TracebackType
 from typing import Any
 
 Handler = Callable[[dict[str, Any]], dict[str, Any]]
@@ -66,8 +65,9 @@ class Child:
         self.limits = limits
         self.folder = tempfile.TemporaryDirectory(prefix="lift_ds-", ignore_cleanup_errors=True)
         command = [sys.executable, "-I", "-B", "-c", BOOT + f"inside.serve({handler!r}, json.loads(sys.argv[2]))"]
+        paths = [os.path.abspath(path) for path in sys.path]  # the child has another working folder
         self.process = subprocess.Popen(
-            [*command, json.dumps(absolute_paths()), json.dumps(asdict(limits))],
+            [*command, json.dumps(paths), json.dumps(asdict(limits))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -76,43 +76,43 @@ class Child:
             start_new_session=True,
         )
         self.unread = b""
-        greeting = self.read_reply(time.monotonic() + STARTUP_SECONDS)
+        greeting = self._read_reply(time.monotonic() + STARTUP_SECONDS)
         if not isinstance(greeting, dict) or "error" in greeting:
             self.close()
             reason = greeting["error"] if isinstance(greeting, dict) else f"no greeting: {greeting.value}"
             raise RuntimeError(f"the process for untrusted text did not start: {reason}")
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any] | Failure:
-        """The reply to one question; after a failure the child is gone, and `returncode` says how it ended."""
+        """The reply to one question; after a failure the child is gone, and its `process` says how it ended."""
         assert self.process.stdin is not None
         deadline = time.monotonic() + self.limits.seconds
         try:
             self.process.stdin.write(json.dumps(question).encode() + b"\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            return self.failed(Failure.ENDED)
-        return self.read_reply(deadline)
+            return self._failed(Failure.ENDED)
+        return self._read_reply(deadline)
 
-    def read_reply(self, deadline: float) -> dict[str, Any] | Failure:
+    def _read_reply(self, deadline: float) -> dict[str, Any] | Failure:
         """One line of the child before `deadline`; a line that is too long or no JSON object ends it."""
         assert self.process.stdout is not None
         pipe = self.process.stdout.fileno()
         while b"\n" not in self.unread:
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([pipe], [], [], left)[0]:
-                return self.failed(Failure.TIMEOUT)
+                return self._failed(Failure.TIMEOUT)
             piece = os.read(pipe, LONGEST_REPLY)
             self.unread += piece
             if not piece or len(self.unread) > LONGEST_REPLY:
-                return self.failed(Failure.ENDED)
+                return self._failed(Failure.ENDED)
         line, _, self.unread = self.unread.partition(b"\n")
         try:
             reply = json.loads(line)
         except ValueError:
             reply = None
-        return reply if isinstance(reply, dict) else self.failed(Failure.ENDED)
+        return reply if isinstance(reply, dict) else self._failed(Failure.ENDED)
 
-    def failed(self, failure: Failure) -> Failure:
+    def _failed(self, failure: Failure) -> Failure:
         """Ends the child; one that closed its pipe may still be ending by itself, and keeps its exit status."""
         if failure is Failure.ENDED:
             try:
@@ -121,11 +121,6 @@ class Child:
                 failure = Failure.TIMEOUT
         self.close()
         return failure
-
-    @property
-    def returncode(self) -> int | None:
-        """Exit status; `None` while it runs."""
-        return self.process.returncode
 
     def close(self) -> None:
         """Kills the child and removes its folder; harmless where that is done."""
@@ -141,12 +136,5 @@ class Child:
     def __enter__(self) -> Child:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         self.close()
-
-
-def absolute_paths() -> list[str]:
-    """Where this process imports from, for a child with another working folder."""
-    return [os.path.abspath(path) for path in sys.path]

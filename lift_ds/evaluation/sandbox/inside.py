@@ -12,8 +12,6 @@ from typing import Any, BinaryIO
 from .child import Handler
 from .seccomp import die_with_parent, lock_down
 
-MIB = 1 << 20
-
 
 def serve(handler: str, limits: dict[str, Any]) -> None:
     """Greets, then answers each line with a line, until the questions end.
@@ -34,15 +32,14 @@ def serve(handler: str, limits: dict[str, Any]) -> None:
         apply_limits(limits)
         lock_down()
     except (RuntimeError, OSError, ImportError, ValueError) as error:
-        reply(replies, {"error": f"{error}"})
+        _reply(replies, {"error": f"{error}"})
         return
-    reply(replies, {"ready": True})
+    _reply(replies, {"ready": True})
     for line in questions:
-        reply(replies, answer(json.loads(line)))
+        _reply(replies, answer(json.loads(line)))
 
 
-def reply(replies: BinaryIO, message: dict[str, Any]) -> None:
-    """Writes one line."""
+def _reply(replies: BinaryIO, message: dict[str, Any]) -> None:
     replies.write(json.dumps(message).encode() + b"\n")
 
 
@@ -53,7 +50,7 @@ def apply_limits(limits: dict[str, Any]) -> None:
         ValueError: A limit is above what this user may set.
     """
     values = {
-        resource.RLIMIT_AS: limits["memory_mib"] * MIB,
+        resource.RLIMIT_AS: limits["memory_mib"] << 20,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_FSIZE: 0,
         resource.RLIMIT_NOFILE: limits["open_files"],

@@ -7,13 +7,12 @@ without its brace, `boxed{27}`), are not the last one, or are another number (`\
 
 from __future__ import annotations
 
-import math
 import re
 from fractions import Fraction
 
 from lift_ds.evaluation.judging import Checks, Problem, Score, whole_answer
 from lift_ds.evaluation.judging.extraction import final_answer
-from lift_ds.evaluation.judging.numbers import Quantity, is_equal_quantity, read_quantity
+from lift_ds.evaluation.judging.numbers import Quantity, is_equal_quantity, is_number, read_quantity
 from lift_ds.evaluation.judging.published import between, first_answer_tag
 
 from .task import EvalTask, Values
@@ -75,9 +74,10 @@ def strict(problem: Problem, generation: str, checks: Checks) -> Score:
     quantity = None if answer is None else read_quantity(answer) or only_number(answer)
     if answer is None or quantity is None:
         return whole_answer(None, False)
-    truth = problem.ground_truth
-    is_right = truth is not None and is_equal_quantity(quantity, true_quantity(truth), problem.question)
-    return whole_answer(answer, is_right)
+    if problem.ground_truth is None:
+        return whole_answer(answer, False)
+    truth = Quantity(Fraction(repr(problem.ground_truth)))  # as exact as it is written
+    return whole_answer(answer, is_equal_quantity(quantity, truth, problem.question))
 
 
 def only_number(text: str) -> Quantity | None:
@@ -89,20 +89,10 @@ def only_number(text: str) -> Quantity | None:
     return read_quantity(quantities[0]) if len(quantities) == 1 and not re.search(r"\d", rest) else None
 
 
-def true_quantity(truth: float | int) -> Quantity:
-    """The ground truth, as exact as it is written."""
-    return Quantity(Fraction(repr(truth)))
-
-
 def check(problem: Problem) -> None:
-    """The ground truth is a finite number; `null`, which the published file has, is never equal to an answer.
-
-    Raises:
-        ValueError: It is anything else.
-    """
+    """Refuses a ground truth that is no finite number, nor `null`, which the published file has: no answer equals it."""
     truth = problem.ground_truth
-    is_number = isinstance(truth, int | float) and not isinstance(truth, bool) and math.isfinite(truth)
-    if truth is not None and not is_number:
+    if truth is not None and not is_number(truth):
         raise ValueError(f"ground_truth={truth!r:.80}: gsm8k needs a number (or null, where the answer is not known).")
 
 

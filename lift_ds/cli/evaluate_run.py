@@ -12,10 +12,9 @@ from typing import Any
 import torch
 
 from lift_ds.evaluation.asking.answering import Answerer
-from lift_ds.evaluation.asking.plan import TaskPlan, plan_task, task_problems, task_scorers
 from lift_ds.evaluation.asking.protocol import Protocol, load_protocol
 from lift_ds.evaluation.asking.results import open_folder, write_results
-from lift_ds.evaluation.asking.run import evaluate
+from lift_ds.evaluation.asking.run import TaskPlan, evaluate, plan_task, task_problems, task_scorers
 from lift_ds.evaluation.asking.samples import SampleLog
 from lift_ds.evaluation.judging import Problem
 from lift_ds.evaluation.sandbox import Limits

@@ -16,15 +16,7 @@ from .judging.statistics import PairedDifference, mcnemar, paired_bootstrap
 
 @dataclass(frozen=True)
 class Flip:
-    """A problem that exactly one of two models solves, or that they solve in different shares of their answers.
-
-    Args:
-        where: File and row.
-        question: What was asked.
-        ground_truth: The right answer.
-        solved: Share of the first and of the second model's answers that are right.
-        generations: An answer of each: a right one, if there is any.
-    """
+    """A problem of which two models solve different shares; of their answers a right one each, if there is any."""
 
     where: str
     question: str
@@ -35,7 +27,7 @@ class Flip:
 
 @dataclass(frozen=True)
 class TaskComparison:
-    """Two models on one task.
+    """Two models on one task: the shares that they solve, and what differs.
 
     Args:
         task: The task.
@@ -63,11 +55,7 @@ class TaskComparison:
 def compare(first: Path, second: Path, scorer: str | None, seed: int) -> list[TaskComparison]:
     """Compares the tasks that two evaluation folders have in common.
 
-    Args:
-        first: Folder of the first evaluation.
-        second: Folder of the second.
-        scorer: `reference` or `strict`; default: `strict` where both have it, else what they have.
-        seed: Of the bootstrap.
+    The scorer is by default `strict` where both have it, else what they have; `seed` is the bootstrap's.
 
     Raises:
         ValueError: A folder holds no results, or they have no task, or not the same problems, or no scorer in common.
@@ -90,11 +78,7 @@ def tasks_alone(first: Path, second: Path) -> list[str]:
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """What `results.json` of a folder holds.
-
-    Raises:
-        ValueError: There is none, or it is none.
-    """
+    """What `results.json` of a folder holds; a ValueError where there is none, or it is none."""
     path = folder / "results.json"
     try:
         results: dict[str, Any] = load_json(read_text(path))
@@ -128,13 +112,14 @@ def compare_task(
         raise ValueError(
             f"{task}: {folders[0]} and {folders[1]} answered different problems ({problem}); evaluate on the same."
         )
-    shares = [[solved_share(item) for item in scores[chosen]["items"]] for scores in both]
+    solved = [[[score["is_solved"] for score in item["scores"]] for item in scores[chosen]["items"]] for scores in both]
+    shares = [[sum(of_item) / len(of_item) for of_item in of_folder] for of_folder in solved]
     pairs = list(zip(*shares, strict=True))
     is_single = all(len(row["generation"]) == 1 for task_rows in rows for row in task_rows)
     only_first, only_second = sum(a > b for a, b in pairs), sum(b > a for a, b in pairs)
     flips = [
         Flip(one["where"], one["question"], one["ground_truth"], pair, (shown_answer(one, a), shown_answer(two, b)))
-        for one, two, pair, a, b in zip(*rows, pairs, *(scores[chosen]["items"] for scores in both), strict=True)
+        for one, two, pair, a, b in zip(*rows, pairs, *solved, strict=True)
         if pair[0] != pair[1]
     ]
     return TaskComparison(
@@ -151,11 +136,7 @@ def compare_task(
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The answers of a task.
-
-    Raises:
-        ValueError: The file is missing or broken.
-    """
+    """The answers of a task; a ValueError where the file is missing or broken."""
     try:
         return [json.loads(line) for line in path.read_bytes().splitlines()]  # a text's also end at U+2028 and others
     except (OSError, ValueError) as error:
@@ -168,12 +149,6 @@ def is_same_problem(one: dict[str, Any], two: dict[str, Any]) -> bool:
     return one["ground_truth"] == two["ground_truth"] and (first in second or second in first)
 
 
-def shown_answer(row: dict[str, Any], item: dict[str, Any]) -> str:
+def shown_answer(row: dict[str, Any], is_solved: Sequence[bool]) -> str:
     """The first right answer of a problem, else the first."""
-    rights = [text for text, score in zip(row["generation"], item["scores"], strict=True) if score["is_solved"]]
-    return str(rights[0] if rights else row["generation"][0])
-
-
-def solved_share(item: dict[str, Any]) -> float:
-    """Share of an item's answers that are right."""
-    return sum(score["is_solved"] for score in item["scores"]) / len(item["scores"])
+    return str(row["generation"][is_solved.index(True) if any(is_solved) else 0])

@@ -2,11 +2,15 @@
 
 The same rows, levels and masks for every method and every step, so that the number compares runs whose training losses
 do not compare. Fillers are masked like the rest but not counted.
+
+A token's class is how often it occurs in the measured responses, between two powers of two. That counts what is
+measured, not what was trained on, so that it is the same for every method, step and number of ranks; measures of other
+rows have other classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,8 +23,6 @@ from lift_ds.models.head import MaskedDiffusionModel, masked_gold_logprob
 from lift_ds.ranks.shares import Ranks, equal_share
 from lift_ds.rng import Stream, keyed_uniform
 
-from .frequency import frequency_class, token_counts
-
 LEVELS = (0.15, 0.35, 0.5, 0.65, 0.85)
 
 
@@ -28,9 +30,7 @@ LEVELS = (0.15, 0.35, 0.5, 0.65, 0.85)
 class HeldoutLoss:
     """Cross-entropy in nats per masked token, by level of `LEVELS` and frequency class of the token, over all ranks.
 
-    Args:
-        nll: float64 (levels, classes), summed -log p(gold).
-        num_tokens: float64 (levels, classes), masked tokens.
+    It is kept as summed -log p(gold) and the number of masked tokens, both float64 (levels, classes).
     """
 
     nll: Tensor
@@ -60,15 +60,7 @@ class HeldoutLoss:
 def heldout_loss(
     model: MaskedDiffusionModel, documents: Sequence[Document], ranks: Ranks, batch_size: int, seed: int
 ) -> HeldoutLoss:
-    """Measures a model; every rank runs the same number of forwards.
-
-    Args:
-        model: In eval mode.
-        documents: All held-out documents, the same list on every rank.
-        ranks: The run.
-        batch_size: Documents of one forward.
-        seed: Seed of the masks.
-    """
+    """Measures a model in eval mode on documents, the same list on every rank, which all run as many forwards."""
     mine = equal_share(longest_first(documents), ranks)
     classes = frequency_class(token_counts(documents))
     num_classes = int(classes.max()) + 1 if len(classes) else 0
@@ -109,3 +101,21 @@ def masked_nll(model: MaskedDiffusionModel, batch: MicroBatch, level: float, cou
     counted = masked & ~batch.filler_mask & counts[:, None]
     logprob = masked_gold_logprob(model, noised_ids, counted, batch.clean_ids, batch.attention_mask)
     return -logprob.double().cpu(), batch.clean_ids[counted].cpu()
+
+
+def token_counts(documents: Iterable[Document], num_ids: int = 0) -> Tensor:
+    """Occurrences in the responses, fillers not counted: int64 (V,), up to the highest id, and at least `num_ids`."""
+    learned = [document.ids[document.response_mask & ~document.filler_mask] for document in documents]
+    joined = np.concatenate(learned) if learned else np.zeros(0, dtype=np.int64)
+    return torch.bincount(torch.from_numpy(joined), minlength=num_ids)
+
+
+def frequency_class(counts: Tensor) -> Tensor:
+    """int64 (V,): floor(log2(count)) of each token; -1 where it does not occur."""
+    return torch.where(counts > 0, counts.clamp(min=1).double().log2().floor().long(), -1)
+
+
+def class_label(number: int) -> str:
+    """`8-15` for class 3."""
+    low, high = 2**number, 2 ** (number + 1) - 1
+    return str(low) if low == high else f"{low:,}-{high:,}"

@@ -85,11 +85,8 @@ class Predictor:
 class KeyValueCache:
     """Keys and values of every layer, and attention with them: what `encode` takes in place of a mask.
 
-    The first forward keeps them; later ones bring those of some positions anew.
-
-    Args:
-        rows: int64 (R,), ascending: the sequences of the first forward.
-        attention_mask: bool (R, L), false on padding.
+    The first forward, of the sequences `rows` (R,), ascending, keeps them; later ones bring those of some positions
+    anew. The mask is bool (R, L), false on padding.
     """
 
     def __init__(self, rows: Tensor, attention_mask: Tensor | None) -> None:

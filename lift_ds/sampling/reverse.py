@@ -43,12 +43,10 @@ class RowSeeds:
 
 @dataclass(frozen=True)
 class Generation:
-    """What came of prompts.
+    """What came of prompts: ids, int64 (B, P + gen_length), prompts included.
 
-    Args:
-        ids: int64 (B, P + gen_length), prompts included.
-        num_forwards: Forwards of the model, of however many rows; two each with guidance.
-        row_forwards: int64 (B,), those that a row took part in because it still had masks.
+    Forwards of the model are of however many rows, two each with guidance; `row_forwards`, int64 (B,), are those that a
+    row took part in because it still had masks.
     """
 
     ids: Tensor
@@ -75,10 +73,11 @@ def generate(
     stop_early: bool = False,
     cache: Cache = "none",
 ) -> Tensor:
-    """Continues prompts, int64 (B, P), of a model from `load_pretrained` by `gen_length` tokens; see `SamplingSettings`.
+    """Continues prompts, int64 (B, P), by `gen_length` tokens; `SamplingSettings` has what the settings mean.
 
-    `steps` is `None` with `threshold` or `factor`; `attention_mask`, bool (B, P), is false on left padding of shorter
-    prompts; `generator` is the source of the randomness of `temperature` and `random`.
+    The model is one from `load_pretrained`. `steps` is `None` with `threshold` or `factor`; `attention_mask`, bool
+    (B, P), is false on left padding of shorter prompts; `generator` is the source of what `temperature` and `random`
+    draw.
 
     Returns:
         int64 (B, P + gen_length).
@@ -95,11 +94,7 @@ def generate(
 
 
 def check_length(settings: SamplingSettings, prompt_length: int, config: Any) -> None:
-    """Whether a prompt and its answer fit into a model.
-
-    Raises:
-        ValueError: They are longer than the model allows.
-    """
+    """A ValueError where a prompt and its answer are longer than a model allows."""
     longest = max_length_of(config)
     if prompt_length + settings.gen_length > longest:
         raise ValueError(

@@ -44,8 +44,7 @@ class TaskProtocol(Section):
 
     @field_validator("prompt")
     @classmethod
-    def check_prompt(cls, prompt: str) -> str:
-        """Checks that the prompt names the question, and nothing unknown."""
+    def _check_prompt(cls, prompt: str) -> str:
         named = fields_of(prompt)
         if "question" not in named or named - FIELDS:
             raise ValueError(f"names {sorted(named)}; {{question}} is needed, {{tests}} allowed ({{{{ is a brace)")
@@ -61,10 +60,8 @@ class TaskProtocol(Section):
 
     def turn(self, problem: Problem) -> str:
         """The user's turn about a problem from `pose`."""
-        values = {"question": problem.question}
-        if "tests" in fields_of(self.prompt):
-            values["tests"] = problem.test_text
-        return self.prompt.format(**values)
+        tests = problem.test_text if "tests" in fields_of(self.prompt) else ""
+        return self.prompt.format(question=problem.question, tests=tests)
 
 
 class Protocol(Section):
@@ -74,7 +71,7 @@ class Protocol(Section):
         stop_early: End an answer with the block in which its end token stands, and keep only what is before it.
         answer_prefix: What the answer is made to begin with.
         scorers: Which judge the answers.
-        decoding: FixedSteps and steps where a task has none of its own.
+        decoding: Of tasks that have none of their own.
         tasks: By name.
     """
 
@@ -85,8 +82,7 @@ class Protocol(Section):
     tasks: dict[str, TaskProtocol]
 
     @model_validator(mode="after")
-    def check_tasks(self) -> Protocol:
-        """Checks that the tasks exist."""
+    def _check_tasks(self) -> Protocol:
         unknown = sorted(set(self.tasks) - set(EVAL_TASKS))
         if unknown:
             raise ValueError(f"tasks: {', '.join(unknown)} unknown; allowed are {', '.join(EVAL_TASKS)}")

@@ -23,11 +23,7 @@ RESULTS_VERSION = 1
 
 
 def open_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Makes the folder of an evaluation, or checks that it holds the same one.
-
-    Raises:
-        ValueError: It holds another evaluation, or something else; the message names what differs.
-    """
+    """Makes the folder of an evaluation; a ValueError where it holds something else, or says what differs."""
     path = folder / "settings.json"
     settings = json.loads(json.dumps(settings))
     if path.is_file():
@@ -74,16 +70,9 @@ def task_file(task: str) -> str:
 def write_results(
     folder: Path, settings: dict[str, Any], environment: dict[str, Any], done: Sequence[TaskProgress]
 ) -> dict[str, Any]:
-    """Writes the answers of each task and `results.json`.
+    """Writes the answers of each task, all of them done, and `results.json`, and returns what that holds.
 
-    Args:
-        folder: The evaluation's.
-        settings: What decides the answers.
-        environment: What decides the speed: devices, ranks, versions.
-        done: Every task, with all its answers.
-
-    Returns:
-        What `results.json` holds.
+    The environment is what decides the speed: devices, ranks, versions.
     """
     tasks = {}
     for progress in done:

@@ -13,7 +13,7 @@ from lift_ds.sampling.reverse import RowSeeds
 from lift_ds.sampling.settings import SamplingSettings
 
 from .batches import Bar, Batches, log
-from .masks import key_of
+from .likelihood import key_of
 from .settings import HarnessSettings
 from .texts import Texts
 

@@ -36,11 +36,8 @@ def read_kept(path: Path) -> dict[str, list[Any]]:
 class Batches:
     """Computes batches; every rank calls it with the same ones, does its part, and has all results.
 
-    Args:
-        ranks: The processes.
-        folder: Where each rank keeps what it computed, so that the same evaluation goes on from it after a cut, on any
-            number of ranks; `None` keeps nothing.
-        identity: What results depend on besides the batches: names weights, code and device.
+    In a folder each rank keeps what it computed, so that the same evaluation goes on from it after a cut, on any number
+    of ranks. `identity` is what results depend on besides the batches: it names weights, code and device.
 
     Raises:
         ValueError: Another evaluation is writing there.
@@ -81,11 +78,8 @@ class Batches:
     ) -> list[list[Any]]:
         """The results of batches, in their order.
 
-        Args:
-            num_batches: How many there are; which items make one does not depend on the number of ranks, nor do results.
-            key: All that decides the result of the batch of a number, as a value whose text says it.
-            compute: Its result: numbers or truth values, or lists of them.
-            bar: Shows the rounds.
+        Which items make one must not depend on the number of ranks. The text of `key` says all that decides what
+        `compute` makes of the batch of a number: numbers or truth values, or lists of them.
 
         Raises:
             ValueError: The ranks were not given the same batches; on every rank.

@@ -29,8 +29,7 @@ from lift_ds.ranks.shares import Ranks
 
 from .answers import Answers
 from .batches import Bar, Batches
-from .likelihood import Likelihood, Pair
-from .masks import Estimate, key_of
+from .likelihood import Estimate, Likelihood, Pair, key_of
 from .settings import HarnessSettings
 from .texts import Messages, Texts
 

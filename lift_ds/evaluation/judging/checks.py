@@ -21,11 +21,7 @@ class CheckResult(NamedTuple):
 
 
 class Checks:
-    """Asks child processes; one lives for all formulas until one of them stops it, every program has its own.
-
-    Args:
-        limits: What each check may use.
-    """
+    """Asks child processes; one lives for all formulas until one of them stops it, every program has its own."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -51,11 +47,7 @@ class Checks:
         return CheckResult(reply["is_same"])
 
     def run_program(self, source: str, may_exit: bool) -> CheckResult:
-        """Whether a Python program ends without an error.
-
-        Args:
-            source: The program.
-            may_exit: Whether leaving early with status 0 (`sys.exit()`, `os._exit(0)`) counts, too.
+        """Whether a Python program ends without an error, or, if it may, early with status 0: `os._exit(0)`.
 
         Raises:
             RuntimeError: No child process can be started.

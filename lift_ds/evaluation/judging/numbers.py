@@ -75,14 +75,7 @@ UNITS = {
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number as it was written.
-
-    Args:
-        value: The number, without percent sign or unit.
-        is_percent: Whether a percent sign followed.
-        unit: Short name of a unit of `UNITS`; empty without one.
-        name: The letter before `=`; empty without one.
-    """
+    """A number as it was written, with its unit, if it is one of `UNITS`, and the letter before `=`, if any."""
 
     value: Fraction
     is_percent: bool = False

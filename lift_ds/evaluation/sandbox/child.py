@@ -54,12 +54,7 @@ class Failure(Enum):
 
 
 class Child:
-    """One child process.
-
-    Args:
-        handler: `module:function` of a function that makes the child's handler.
-        limits: What it may use.
-    """
+    """One child process, within limits; `handler` is `module:function` of what makes the child's."""
 
     def __init__(self, handler: str, limits: Limits) -> None:
         self.limits = limits

@@ -14,12 +14,7 @@ from .seccomp import die_with_parent, lock_down
 
 
 def serve(handler: str, limits: dict[str, Any]) -> None:
-    """Greets, then answers each line with a line, until the questions end.
-
-    Args:
-        handler: `module:function` that makes the handler; what it imports is imported before the filter.
-        limits: The fields of `child.Limits`.
-    """
+    """Greets, then answers each line with a line, until the questions end; see `Child` and `Limits`."""
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
     questions = os.fdopen(os.dup(0), "rb")
     silence = os.open(os.devnull, os.O_RDWR)
@@ -28,8 +23,8 @@ def serve(handler: str, limits: dict[str, Any]) -> None:
     try:
         die_with_parent(signal.SIGKILL)
         module, function = handler.split(":")
-        answer: Handler = getattr(importlib.import_module(module), function)()
-        apply_limits(limits)
+        answer: Handler = getattr(importlib.import_module(module), function)()  # imports come before the filter
+        _apply_limits(limits)
         lock_down()
     except (RuntimeError, OSError, ImportError, ValueError) as error:
         _reply(replies, {"error": f"{error}"})
@@ -43,12 +38,7 @@ def _reply(replies: BinaryIO, message: dict[str, Any]) -> None:
     replies.write(json.dumps(message).encode() + b"\n")
 
 
-def apply_limits(limits: dict[str, Any]) -> None:
-    """Sets the kernel's limits, soft and hard.
-
-    Raises:
-        ValueError: A limit is above what this user may set.
-    """
+def _apply_limits(limits: dict[str, Any]) -> None:
     values = {
         resource.RLIMIT_AS: limits["memory_mib"] << 20,
         resource.RLIMIT_CORE: 0,

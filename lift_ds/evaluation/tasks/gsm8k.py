@@ -90,7 +90,7 @@ def only_number(text: str) -> Quantity | None:
 
 
 def check(problem: Problem) -> None:
-    """Refuses a ground truth that is no finite number, nor `null`, which the published file has: no answer equals it."""
+    """Refuses a ground truth that is no finite number, nor `null`, which the published file has: no answer is equal."""
     truth = problem.ground_truth
     if truth is not None and not is_number(truth):
         raise ValueError(f"ground_truth={truth!r:.80}: gsm8k needs a number (or null, where the answer is not known).")

@@ -1,4 +1,4 @@
-"""Two evaluations of the same problems, item by item."""
+"""Two evaluations of the same problems, item by item: the figures, and one HTML page with the answers that flipped."""
 
 from __future__ import annotations
 
@@ -8,10 +8,48 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Template
+
 from lift_ds.text_files import load_json, read_text
 
 from .asking.results import task_file
 from .judging.statistics import PairedDifference, mcnemar, paired_bootstrap
+
+PAGE = """<!doctype html><html lang=en><meta charset=utf-8><title>{{ first }} and {{ second }}</title><style>
+body{font:15px/1.5 system-ui;margin:2rem auto;max-width:80rem;padding:0 1rem;color:#222}
+table{border-collapse:collapse}td,th{padding:.25rem .9rem;text-align:right;border-bottom:1px solid #ddd}
+td:first-child,th:first-child{text-align:left}
+details{margin:.8rem 0;border:1px solid #ddd;border-radius:6px;padding:.4rem .9rem}summary{cursor:pointer}
+.pair{display:grid;grid-template-columns:1fr 1fr;gap:1rem}
+pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f7f7f7;padding:.7rem;margin:.3rem 0;max-height:30rem;
+overflow:auto}.right{background:#e9f7ec}.wrong{background:#fdeeee}
+</style><h1>{{ first }} and {{ second }}</h1>
+<table><tr><th>task<th>scorer<th>problems<th>{{ first }}<th>{{ second }}<th>difference<th>95 % interval
+<th>only {{ first }}<th>only {{ second }}<th>McNemar p</tr>
+{% for task in tasks %}
+<tr><td>{{ task.task }}<td>{{ task.scorer }}<td>{{ "{:,}".format(task.num_problems) }}
+<td>{{ "{:.1%}".format(task.solved[0]) }}<td>{{ "{:.1%}".format(task.solved[1]) }}
+<td>{{ "{:+.1%}".format(task.difference.mean) }}
+<td>{{ "{:+.1%} to {:+.1%}".format(task.difference.low, task.difference.high) }}
+<td>{{ task.only_first }}<td>{{ task.only_second }}
+<td>{{ "" if task.p_value is none else "{:.3g}".format(task.p_value) }}</tr>
+{% endfor %}</table>
+{% for task in tasks %}
+<h2>{{ task.task }}: {{ task.flips | length }} of {{ task.num_problems }} flipped</h2>
+{% for flip in task.flips %}
+<details><summary>{{ first if flip.solved[0] > flip.solved[1] else second }} &nbsp; {{ flip.question[:160] }}</summary>
+<pre>{{ shown(flip.question) }}</pre><p>right: <code>{{ shown(flip.ground_truth) }}</code> ({{ flip.where }})</p>
+<div class=pair>
+{% for share in flip.solved %}
+<div><b>{{ (first, second)[loop.index0] }}: {{ "{:.0%}".format(share) }} right</b>
+<pre class={{ "right" if share > 0 else "wrong" }}>{{ shown(flip.generations[loop.index0]) }}</pre></div>
+{% endfor %}
+</div></details>
+{% endfor %}
+{% endfor %}
+</html>
+"""
+LONGEST = 20_000  # characters of a text that the page shows
 
 
 @dataclass(frozen=True)
@@ -68,7 +106,7 @@ def compare(first: Path, second: Path, scorer: str | None, seed: int) -> list[Ta
             for folder, result in zip((first, second), results, strict=True)
         )
         raise ValueError(f"no task in common: {answered}.")
-    return [compare_task(task, (first, second), results, scorer, seed) for task in common]
+    return [_compare_task(task, (first, second), results, scorer, seed) for task in common]
 
 
 def tasks_alone(first: Path, second: Path) -> list[str]:
@@ -88,10 +126,9 @@ def read_results(folder: Path) -> dict[str, Any]:
     return results
 
 
-def compare_task(
+def _compare_task(
     task: str, folders: tuple[Path, Path], results: Sequence[dict[str, Any]], scorer: str | None, seed: int
 ) -> TaskComparison:
-    """Compares one task; see `compare`."""
     both = [result["tasks"][task]["scores"] for result in results]
     shared = [name for name in ("strict", "reference") if all(name in scores for scores in both)]
     if not shared or scorer not in (None, *shared):
@@ -152,3 +189,15 @@ def is_same_problem(one: dict[str, Any], two: dict[str, Any]) -> bool:
 def shown_answer(row: dict[str, Any], is_solved: Sequence[bool]) -> str:
     """The first right answer of a problem, else the first."""
     return str(row["generation"][is_solved.index(True) if any(is_solved) else 0])
+
+
+def comparison_page(labels: tuple[str, str], comparisons: Sequence[TaskComparison]) -> str:
+    """The page of two models, by what to call them, and the tasks that they have in common."""
+    page = Template(PAGE, autoescape=True, trim_blocks=True)
+    return page.render(first=labels[0], second=labels[1], tasks=comparisons, shown=shown)
+
+
+def shown(value: Any) -> str:
+    """A text, or another value as JSON, cut where it is very long."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} … ({len(text):,} characters)"

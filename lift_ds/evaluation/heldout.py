@@ -57,6 +57,7 @@ class HeldoutLoss:
         return (self.nll / self.num_tokens).tolist()
 
 
+@torch.no_grad()
 def heldout_loss(
     model: MaskedDiffusionModel, documents: Sequence[Document], ranks: Ranks, batch_size: int, seed: int
 ) -> HeldoutLoss:
@@ -71,7 +72,10 @@ def heldout_loss(
         batch = collate([document for document, _ in share], [fixed_noise(document, seed) for document, _ in share], 0)
         batch, counts = batch.to(ranks.device), counts.to(ranks.device)
         for index, level in enumerate(LEVELS):
-            nll, gold_ids = masked_nll(model, batch, level, counts)
+            masked, noised_ids = masked_at(model, batch, level)
+            counted = masked & ~batch.filler_mask & counts[:, None]
+            logprob = masked_gold_logprob(model, noised_ids, counted, batch.clean_ids, batch.attention_mask)
+            nll, gold_ids = -logprob.double().cpu(), batch.clean_ids[counted].cpu()
             sums[:, index].index_add_(1, classes[gold_ids], torch.stack([nll, torch.ones_like(nll)]))
     return HeldoutLoss(*ranks.all_reduce(sums))
 
@@ -92,15 +96,6 @@ def masked_at(model: MaskedDiffusionModel, batch: MicroBatch, level: float) -> t
     t = torch.full_like(batch.t, level)
     masked = superset_mask(batch.mask_uniform, batch.response_mask, t, torch.zeros_like(t))
     return masked, batch.clean_ids.masked_fill(masked, model.config.mask_token_id)
-
-
-@torch.no_grad()
-def masked_nll(model: MaskedDiffusionModel, batch: MicroBatch, level: float, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """float64 (R,) -log p and int64 (R,) gold ids of the R masked, counted tokens at one level, on the CPU."""
-    masked, noised_ids = masked_at(model, batch, level)
-    counted = masked & ~batch.filler_mask & counts[:, None]
-    logprob = masked_gold_logprob(model, noised_ids, counted, batch.clean_ids, batch.attention_mask)
-    return -logprob.double().cpu(), batch.clean_ids[counted].cpu()
 
 
 def token_counts(documents: Iterable[Document], num_ids: int = 0) -> Tensor:

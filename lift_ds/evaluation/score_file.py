@@ -19,8 +19,7 @@ from .judging.statistics import pass_at_k, wilson_interval
 from .tasks import EVAL_TASKS
 
 COLUMNS = ("question", "generation", "ground_truth")
-LONGEST_ANSWER = 500
-"""Characters of an answer that a record keeps."""
+LONGEST_ANSWER = 500  # characters of an answer that a record keeps
 
 
 def check_task(task: str, scorer: str) -> None:
@@ -107,9 +106,13 @@ def make_row(values: dict[str, Any], where: str) -> AnsweredProblem:
 
 
 def score_rows(
-    rows: Sequence[AnsweredProblem], task: str, scorer: str, limits: Limits, num_workers: int,
+    rows: Sequence[AnsweredProblem],
+    task: str,
+    scorer: str,
+    limits: Limits,
+    num_workers: int,
     on_row: Callable[[], object],
-) -> list[list[Score]]:  # fmt: skip
+) -> list[list[Score]]:
     """The scores of the generations of each row, after which `on_row` is called; see `ScoringPool`.
 
     Raises:

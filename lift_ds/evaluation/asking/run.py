@@ -23,8 +23,7 @@ from .answering import Answerer
 from .protocol import Protocol
 from .samples import Key, Sample, SampleLog
 
-Unit = tuple[int, int]
-"""Number of a problem, and of an answer to it."""
+Unit = tuple[int, int]  # the number of a problem, and of an answer to it
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from typing import Any
 
 from .answering import Answer
 
-Key = tuple[str, int, int]
-"""A task, the number of its problem, and of an answer to it."""
+Key = tuple[str, int, int]  # a task, the number of its problem, and of an answer to it
 FIGURES = tuple(field.name for field in fields(Answer) if field.name != "text")
 
 

@@ -89,9 +89,13 @@ def builtin_questions(num_items: int, seed: int) -> list[Question]:
 
 
 def solve_questions(
-    model: MaskedDiffusionModel, encoder: ChatEncoder, questions: Sequence[Question], process: SamplingSettings,
-    ranks: Ranks, system: str | None = None,
-) -> SolveReport:  # fmt: skip
+    model: MaskedDiffusionModel,
+    encoder: ChatEncoder,
+    questions: Sequence[Question],
+    process: SamplingSettings,
+    ranks: Ranks,
+    system: str | None = None,
+) -> SolveReport:
     """Answers questions, the same list on every rank, greedily and counts the verdicts.
 
     Every rank runs the same number of forwards.
@@ -131,9 +135,12 @@ def read_counts(row: torch.Tensor) -> TaskScore:
 
 
 def encode_questions(
-    encoder: ChatEncoder, questions: Sequence[Question], process: SamplingSettings, config: Any,
+    encoder: ChatEncoder,
+    questions: Sequence[Question],
+    process: SamplingSettings,
+    config: Any,
     system: str | None = None,
-) -> list[list[int]]:  # fmt: skip
+) -> list[list[int]]:
     """Token ids of all questions as prompts, checked before a rank that has the long one would stop alone.
 
     Raises:

@@ -15,8 +15,7 @@ from lift_ds.ranks.shares import Ranks, equal_share
 
 log = logging.getLogger("lm_eval.lift_ds")  # shown as the harness's own messages are
 Rounds = list[tuple[int, bool]]
-Bar = Callable[[Rounds], Iterable[tuple[int, bool]]]
-"""Shows how far a loop over rounds has come."""
+Bar = Callable[[Rounds], Iterable[tuple[int, bool]]]  # shows how far a loop over rounds has come
 
 
 log_of = partial(LineLog, names=("key", "values"))

@@ -71,5 +71,4 @@ def whole_answer(answer: str | None, is_right: bool, timed_out: bool = False) ->
     return Score(int(is_right), 1, answer, is_right, timed_out)
 
 
-Scorer = Callable[[Problem, str, Checks], Score]
-"""From a problem and a generation to a score."""
+Scorer = Callable[[Problem, str, Checks], Score]  # from a problem and a generation to a score

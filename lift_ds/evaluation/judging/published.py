@@ -34,8 +34,7 @@ def between(text: str, opening: str, closing: str) -> Iterator[str]:
 
 def first_answer_tag(text: str) -> str | None:
     """What stands in the first closed answer tag, stripped."""
-    tagged = next(between(text, "<answer>", "</answer>"), None)
-    return None if tagged is None else tagged.strip()
+    return next((tagged.strip() for tagged in between(text, "<answer>", "</answer>")), None)
 
 
 def last_box(text: str) -> str | None:

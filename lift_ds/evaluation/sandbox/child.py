@@ -1,5 +1,7 @@
 """A child process that answers questions, one JSON line each, within limits on time, memory and what it can touch.
 
+`Child` is what its parent has of it, `serve` what runs in it.
+
 Every child has a session, an empty working folder and an environment of its own, no open files but its pipes, limits
 (`Limits`), and the filter of system calls of `seccomp`: no new processes, no network, no changed file. It dies with the
 thread that started it. It runs with the user's own rights otherwise, and reads what the user can read.
@@ -8,8 +10,10 @@ thread that started it. It runs with the user's own rights otherwise, and reads 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -19,12 +23,13 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, BinaryIO
 
-Handler = Callable[[dict[str, Any]], dict[str, Any]]
-"""From a question to its reply; both are JSON objects."""
+from .seccomp import die_with_parent, lock_down
 
-BOOT = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from lift_ds.evaluation.sandbox import inside; "
+Handler = Callable[[dict[str, Any]], dict[str, Any]]  # from a question to its reply; both are JSON objects
+
+BOOT = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from lift_ds.evaluation.sandbox import child; "
 STARTUP_SECONDS = 120.0
 LONGEST_REPLY = 1 << 16
 
@@ -59,7 +64,7 @@ class Child:
     def __init__(self, handler: str, limits: Limits) -> None:
         self.limits = limits
         self.folder = tempfile.TemporaryDirectory(prefix="lift_ds-", ignore_cleanup_errors=True)
-        command = [sys.executable, "-I", "-B", "-c", BOOT + f"inside.serve({handler!r}, json.loads(sys.argv[2]))"]
+        command = [sys.executable, "-I", "-B", "-c", BOOT + f"child.serve({handler!r}, json.loads(sys.argv[2]))"]
         paths = [os.path.abspath(path) for path in sys.path]  # the child has another working folder
         self.process = subprocess.Popen(
             [*command, json.dumps(paths), json.dumps(asdict(limits))],
@@ -133,3 +138,43 @@ class Child:
 
     def __exit__(self, *failure: object) -> None:
         self.close()
+
+
+def serve(handler: str, limits: dict[str, Any]) -> None:
+    """Limits and locks down this process, greets, then answers each line with a line, until the questions end."""
+    replies = os.fdopen(os.dup(1), "wb", buffering=0)
+    questions = os.fdopen(os.dup(0), "rb")
+    silence = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):  # what the text prints goes nowhere, and it has nothing to read
+        os.dup2(silence, stream)
+    try:
+        die_with_parent(signal.SIGKILL)
+        module, function = handler.split(":")
+        answer: Handler = getattr(importlib.import_module(module), function)()  # imports come before the filter
+        _apply_limits(limits)
+        lock_down()
+    except (RuntimeError, OSError, ImportError, ValueError) as error:
+        _reply(replies, {"error": f"{error}"})
+        return
+    _reply(replies, {"ready": True})
+    for line in questions:
+        _reply(replies, answer(json.loads(line)))
+
+
+def _reply(replies: BinaryIO, message: dict[str, Any]) -> None:
+    replies.write(json.dumps(message).encode() + b"\n")
+
+
+def _apply_limits(limits: dict[str, Any]) -> None:
+    values = {
+        resource.RLIMIT_AS: limits["memory_mib"] << 20,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_FSIZE: 0,
+        resource.RLIMIT_NOFILE: limits["open_files"],
+    }
+    if limits["cpu_seconds"] is not None:
+        values[resource.RLIMIT_CPU] = limits["cpu_seconds"]
+    for name, value in values.items():
+        hard = resource.getrlimit(name)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(name, (value, value))

@@ -60,8 +60,7 @@ CLONE_THREAD = 0x00010000
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 ASKING_IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 """Is it a terminal, how large, how much is there to read; blocking and close-on-exec of a file of one's own."""
-SIGNALLING_FCNTLS = (8, 10, 15)
-"""Who gets which signal when a file is ready: a way to signal other processes."""
+SIGNALLING_FCNTLS = (8, 10, 15)  # who gets which signal when a file is ready: a way to signal other processes
 
 Instruction = tuple[int, int, int, int]
 

@@ -126,16 +126,14 @@ def closed_blocks(text: str) -> Iterator[str]:
             yield content
 
 
-def check_humaneval(problem: Problem) -> None:
-    """Refuses a ground truth that does not define `check(candidate)`."""
+def _check_humaneval(problem: Problem) -> None:
     if not isinstance(problem.ground_truth, str) or "def check" not in problem.ground_truth:
         raise ValueError(
             f"ground_truth={problem.ground_truth!r:.80}: humaneval needs the tests, with `def check(candidate)`."
         )
 
 
-def check_mbpp(problem: Problem) -> None:
-    """Refuses a ground truth that is not Python text with tests, or a list of them."""
+def _check_mbpp(problem: Problem) -> None:
     truth = problem.ground_truth
     lines = truth if isinstance(truth, list) and truth else [truth]
     if not all(isinstance(line, str) and line.strip() for line in lines):
@@ -148,7 +146,7 @@ HUMANEVAL = EvalTask(
     read={("prompt", "test", "entry_point"): read_humaneval},
     reference=humaneval_reference,
     strict=humaneval_strict,
-    check=check_humaneval,
+    check=_check_humaneval,
     shows_tests=True,
 )
 MBPP = EvalTask(
@@ -157,7 +155,7 @@ MBPP = EvalTask(
     read={("prompt", "test_list"): read_mbpp, ("text", "test_list"): read_mbpp},
     reference=mbpp_reference,
     strict=mbpp_strict,
-    check=check_mbpp,
+    check=_check_mbpp,
     shows_tests=True,
 )
 TASKS = (HUMANEVAL, MBPP)

@@ -177,8 +177,7 @@ def plain_expression(text: str) -> str:
     return FRACTION.sub(r"((\1)/(\2))", text).translate(BRACKETS).strip(" .\n")
 
 
-def check(problem: Problem) -> None:
-    """Refuses a ground truth that is not `[[numbers], target]`."""
+def _check(problem: Problem) -> None:
     match problem.ground_truth:
         case [[*numbers], int()] if numbers and all(type(number) is int for number in numbers):
             return
@@ -193,5 +192,5 @@ TASK = EvalTask(
     read={("input", "output"): read_row, ("nums", "target"): read_row},
     reference=reference,
     strict=strict,
-    check=check,
+    check=_check,
 )

@@ -50,13 +50,9 @@ def reference(problem: Problem, generation: str, checks: Checks) -> Score:
 
 def first_boxed_number(text: str) -> float | None:
     r"""The first number of the first box that has one; a box ends at the next brace of its line."""
-    for line in text.split("\n"):
-        for box in between(line, "\\boxed{", "}"):
-            content = box.strip()
-            value = read_float(content, last=False) if content.strip(".") else None
-            if value is not None:
-                return value
-    return None
+    boxes = (box.strip() for line in text.split("\n") for box in between(line, "\\boxed{", "}"))
+    values = (read_float(box, last=False) for box in boxes if box.strip("."))
+    return next((value for value in values if value is not None), None)
 
 
 def read_float(text: str, last: bool) -> float | None:
@@ -89,8 +85,7 @@ def only_number(text: str) -> Quantity | None:
     return read_quantity(quantities[0]) if len(quantities) == 1 and not re.search(r"\d", rest) else None
 
 
-def check(problem: Problem) -> None:
-    """Refuses a ground truth that is no finite number, nor `null`, which the published file has: no answer is equal."""
+def _check(problem: Problem) -> None:
     truth = problem.ground_truth
     if truth is not None and not is_number(truth):
         raise ValueError(f"ground_truth={truth!r:.80}: gsm8k needs a number (or null, where the answer is not known).")
@@ -102,5 +97,5 @@ TASK = EvalTask(
     read={("question", "answer"): read_row},
     reference=reference,
     strict=strict,
-    check=check,
+    check=_check,
 )

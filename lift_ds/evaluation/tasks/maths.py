@@ -81,8 +81,7 @@ def is_same_wording(answer: str, truth: str) -> bool:
     return answer.replace(" ", "") == truth.replace(" ", "")
 
 
-def check(problem: Problem) -> None:
-    """Refuses a ground truth that is neither LaTeX nor a number."""
+def _check(problem: Problem) -> None:
     truth = problem.ground_truth
     if not is_number(truth) and not (isinstance(truth, str) and truth.strip()):
         raise ValueError(f"ground_truth={truth!r:.80}: a maths answer is needed, as LaTeX text or a number.")
@@ -94,7 +93,7 @@ MATH500 = EvalTask(
     read={("problem", "answer"): read_row},
     reference=reference,
     strict=strict,
-    check=check,
+    check=_check,
     needs_maths=True,
 )
 AIME24 = replace(

@@ -106,8 +106,7 @@ def blank_cells(problem: Problem) -> list[int]:
     return [cell for cell, given in enumerate(puzzle_of(problem)) if given == BLANK]
 
 
-def check(problem: Problem) -> None:
-    """Refuses a question without a puzzle that has blanks, and a ground truth that does not solve it."""
+def _check(problem: Problem) -> None:
     puzzle = puzzle_of(problem)
     if BLANK not in puzzle:
         raise ValueError(f"question: the puzzle {puzzle} has no blank (0) to fill.")
@@ -123,6 +122,6 @@ TASK = EvalTask(
     read={("Puzzle", "Solution"): read_row},
     reference=reference,
     strict=strict,
-    check=check,
+    check=_check,
     parts="cells",
 )

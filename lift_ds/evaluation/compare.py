@@ -67,16 +67,8 @@ class Flip:
 class TaskComparison:
     """Two models on one task: the shares that they solve, and what differs.
 
-    Args:
-        task: The task.
-        scorer: Who judged.
-        num_problems: Problems.
-        solved: Share that each solves.
-        only_first: Problems that only the first solves (one answer each).
-        only_second: Problems that only the second solves.
-        p_value: McNemar's exact test; `None` where a problem has several answers.
-        difference: Second less first, with the paired bootstrap's 95 % interval.
-        flips: Problems on which they differ.
+    `p_value` is of McNemar's exact test on the problems that only one solves; `None` where some have several answers.
+    The difference is second less first, with the paired bootstrap's 95 % interval.
     """
 
     task: str

@@ -115,7 +115,6 @@ def measure(model: MaskedDiffusionModel, documents: Sequence[Document], batch_si
             hidden = model.encode(noised_ids, batch.attention_mask)[rows]
             shown = model.head(hidden, partial(chunked_confidence, gold_ids=gold_ids))
             confidence, gold = shown.double().cpu().unbind(1)
-            columns = (torch.ones_like(gold), confidence, gold, gold**2)
-            for sum_, column in zip(sums, columns, strict=True):
-                sum_[:, index].index_add_(0, gold_ids.cpu(), column)
+            columns = torch.stack((torch.ones_like(gold), confidence, gold, gold**2))
+            sums[..., index].index_add_(1, gold_ids.cpu(), columns)
     return Learnability(token_counts(documents, shape[0]), *sums)

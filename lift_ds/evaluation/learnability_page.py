@@ -39,8 +39,7 @@ td:first-child,th:first-child{text-align:left;font-family:monospace}img{max-widt
 """
 
 
-def write_csv(path: Path, measured: dict[str, Learnability]) -> None:
-    """One line a model, frequency class and level."""
+def _write_csv(path: Path, measured: dict[str, Learnability]) -> None:
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["model", "token_count", "t", "num_tokens", "mean_confidence", "mean_p_gold", "interval_95"])
@@ -117,7 +116,7 @@ def gained(measured: dict[str, Learnability], tokenizer: PreTrainedTokenizerBase
 def write_report(folder: Path, measured: dict[str, Learnability], tokenizer: PreTrainedTokenizerBase) -> None:
     """Writes `learnability.csv`, `.png` and `.html` of models by label, the second of two compared with the first."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_csv(folder / "learnability.csv", measured)
+    _write_csv(folder / "learnability.csv", measured)
     figure = draw(measured)
     figure.savefig(folder / "learnability.png", dpi=110)
     plt.close(figure)

@@ -180,7 +180,7 @@ def summarize(
         "timeouts": sum(score.timed_out for score in flat),
         "without_ground_truth": sum(row.problem.ground_truth is None for row in rows),
         "pass_at_k": {} if samples == 1 else pass_rates(scores, samples),
-        "items": [record(row, row_scores) for row, row_scores in zip(rows, scores, strict=True)],
+        "items": [_record(row, row_scores) for row, row_scores in zip(rows, scores, strict=True)],
     }
 
 
@@ -193,8 +193,7 @@ def pass_rates(scores: Sequence[Sequence[Score]], samples: int) -> dict[str, flo
     }
 
 
-def record(row: AnsweredProblem, scores: Sequence[Score]) -> dict[str, Any]:
-    """What the JSON says of one row: where it is, and each of its generations' scores."""
+def _record(row: AnsweredProblem, scores: Sequence[Score]) -> dict[str, Any]:
     names = ("correct", "total", "is_solved", "is_parsed", "timed_out")
     of_scores = [
         {name: getattr(score, name) for name in names} | {"answer": score.answer and score.answer[:LONGEST_ANSWER]}

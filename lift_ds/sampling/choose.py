@@ -27,15 +27,8 @@ def predict(
 ) -> tuple[Tensor, Tensor]:
     """The token that each position would become, and how sure that is; higher is surer.
 
-    Args:
-        logits: (B, N, V).
-        settings: How tokens are drawn and ranked.
-        mask_id: The mask token, which is never predicted but has its share of the probability.
-        end_id: The end token of `settings.eos`.
-        generator: Source of the randomness of `temperature` and `random`.
-
-    Returns:
-        int64 and float64, both (B, N).
+    Of logits (B, N, V) int64 and float64, both (B, N). The mask token is never predicted but has its share of the
+    probability.
     """
     if settings.eos == "never":
         logits = without(logits, end_id)

@@ -63,11 +63,7 @@ class Answerer:
         return self.encoder.prompt_ids(self.chat_format.messages(messages), answer_prefix, where)
 
     def asked(self, system: str | None = None, chat_template: str | None = None) -> Answerer:
-        """The same model, asked in another way than it was taught; an empty system text is none.
-
-        Raises:
-            ValueError: See `use_template`.
-        """
+        """The same model, asked otherwise than it was taught; an empty system text is none. See `use_template`."""
         tokenizer, config = self.encoder.tokenizer, self.model.config
         use_template(tokenizer, chat_template)
         chat_format = replace(self.chat_format, template=template_text(tokenizer))
@@ -130,11 +126,7 @@ def make_encoder(config: Any, tokenizer: Any, label: str, chat_format: ChatForma
 
 
 def taught_format(folder: Path, adapters: str | None, tokenizer: Any) -> ChatFormat:
-    """What a model was taught in, its adapters last; their template becomes the tokenizer's.
-
-    Raises:
-        ValueError: A format cannot be read.
-    """
+    """What a model was taught in, its adapters last; their template becomes the tokenizer's. See `read_format`."""
     chat_format = read_format(folder) or ChatFormat()
     of_adapters = None if adapters is None else read_format(Path(adapters))
     if of_adapters is not None and tokenizer is not None:
@@ -154,17 +146,12 @@ def load_answerer(path: str, adapters: str | None = None, device: torch.device |
     model, tokenizer = load_pretrained(path)
     chat_format = taught_format(resolve_folder(path), adapters, tokenizer)
     encoder = make_encoder(model.config, tokenizer, path, chat_format)
-    loaded: Any = model if adapters is None else with_adapters(model, adapters)
+    loaded: Any = model if adapters is None else _with_adapters(model, adapters)
     loaded.to(device=chosen, dtype=torch.float32 if chosen.type == "cpu" else None)
     return Answerer(loaded.eval(), encoder, chat_format=chat_format)
 
 
-def with_adapters(model: Any, folder: str) -> Any:
-    """The model with adapters in its matrices.
-
-    Raises:
-        ValueError: The folder holds none, or none that fit.
-    """
+def _with_adapters(model: Any, folder: str) -> Any:
     from peft import PeftModel  # slow to import
 
     AdapterFolder(Path(folder))  # its errors are clearer, and pickles are refused

@@ -108,11 +108,7 @@ def fields_of(prompt: str) -> set[str]:
 
 
 def load_protocol(name: str) -> Protocol:
-    """A built-in protocol by its name, or a YAML file.
-
-    Raises:
-        ValueError: There is none, or the file is not one; the message says what is wrong with it.
-    """
+    """A built-in protocol by its name, or a YAML file; a ValueError where it is none says what is wrong with it."""
     known = sorted(path.stem for path in FOLDER.glob("*.yaml"))
     path = FOLDER / f"{name}.yaml" if name in known else Path(name)
     if not path.is_file():

@@ -31,7 +31,7 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
             recorded = load_json(read_text(path))
         except ValueError as error:
             raise ValueError(f"{path}: cannot be read: {error}; remove the folder.") from error
-        different = sorted(differences(recorded, settings))
+        different = sorted(_differences(recorded, settings))
         if different:
             raise ValueError(
                 f"{folder} holds an evaluation with other settings: {', '.join(different[:6])}; name another --output."
@@ -43,14 +43,13 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
     write_json(path, settings)
 
 
-def differences(first: Any, second: Any, prefix: str = "") -> list[str]:
-    """Where two JSON values differ."""
+def _differences(first: Any, second: Any, prefix: str = "") -> list[str]:
     if isinstance(first, dict) and isinstance(second, dict):
         names = sorted(set(first) | set(second))
         return [
             difference
             for name in names
-            for difference in differences(first.get(name), second.get(name), f"{prefix}.{name}" if prefix else name)
+            for difference in _differences(first.get(name), second.get(name), f"{prefix}.{name}" if prefix else name)
         ]
     return [] if first == second else [f"{prefix} ({first!r:.40} there, {second!r:.40} now)"]
 

@@ -18,12 +18,7 @@ FIGURES = tuple(field.name for field in fields(Answer) if field.name != "text")
 
 
 class LineLog:
-    """A JSON Lines file that is appended to by one process.
-
-    Args:
-        path: The file; made where there is none.
-        names: What each line has a value for.
-    """
+    """A JSON Lines file, made where there is none, that one process appends to; each line has values for the names."""
 
     def __init__(self, path: Path, names: Collection[str]) -> None:
         self.path, self.names = path, frozenset(names)

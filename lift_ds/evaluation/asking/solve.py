@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,6 @@ from lift_ds.sampling.settings import SamplingSettings
 from .answering import Answerer
 
 BATCH_SIZE = 64
-VERDICTS = list(Verdict)
 
 
 @dataclass(frozen=True)
@@ -108,30 +107,20 @@ def solve_questions(
     tasks = list(dict.fromkeys(question.task for question in questions))
     prompts = encode_questions(encoder, questions, process, model.config, system)
     mine = equal_share(list(zip(questions, prompts, strict=True)), ranks)
-    counts = torch.zeros(len(tasks), len(VERDICTS) + 2, dtype=torch.float64)  # and truncated, forwards
+    counts = torch.zeros(len(tasks), len(fields(TaskScore)), dtype=torch.float64)
     for start in range(0, len(mine), BATCH_SIZE):
         share = mine[start : start + BATCH_SIZE]
         answers = answerer.answer([prompt for (_, prompt), _ in share], process)
         for ((question, _), is_counted), answer in zip(share, answers, strict=True):
-            row = counts[tasks.index(question.task)]
-            row[VERDICTS.index(question.check(answer.text))] += is_counted
-            row[-2:] += is_counted * torch.tensor([not answer.is_ended, answer.num_forwards], dtype=torch.float64)
-    counts = ranks.all_reduce(counts)
+            verdict = question.check(answer.text)
+            is_solved, is_unparsed = verdict is Verdict.SOLVED, verdict is Verdict.UNPARSED
+            score = TaskScore(1, is_solved, is_unparsed, not answer.is_ended, answer.num_forwards)
+            counts[tasks.index(question.task)] += is_counted * torch.tensor(astuple(score), dtype=torch.float64)
+    counts = ranks.all_reduce(counts).long()
     seconds = time.perf_counter() - began
-    scores = {task: read_counts(row) for task, row in zip(tasks, counts, strict=True)}
-    return SolveReport(scores, read_counts(counts.sum(0)), len(questions) * process.gen_length / seconds, seconds)
-
-
-def read_counts(row: torch.Tensor) -> TaskScore:
-    """One row of `solve_questions`' counts: the verdicts, truncated answers, forwards."""
-    verdicts = dict(zip(VERDICTS, row[:-2].int().tolist(), strict=True))
-    return TaskScore(
-        num_items=sum(verdicts.values()),
-        num_solved=verdicts[Verdict.SOLVED],
-        num_unparsed=verdicts[Verdict.UNPARSED],
-        num_truncated=int(row[-2]),
-        num_forwards=int(row[-1]),
-    )
+    scores = {task: TaskScore(*row) for task, row in zip(tasks, counts.tolist(), strict=True)}
+    total = TaskScore(*counts.sum(0).tolist())
+    return SolveReport(scores, total, len(questions) * process.gen_length / seconds, seconds)
 
 
 def encode_questions(
@@ -141,11 +130,7 @@ def encode_questions(
     config: Any,
     system: str | None = None,
 ) -> list[list[int]]:
-    """Token ids of all questions as prompts, checked before a rank that has the long one would stop alone.
-
-    Raises:
-        ValueError: A question and its answer are longer than the model allows.
-    """
+    """Token ids of all questions as prompts; a ValueError before a rank that has too long a one would stop alone."""
     asked = ChatFormat(system=system)
     prompts = [encoder.prompt_ids(asked.messages([{"role": "user", "content": each.text}])) for each in questions]
     check_length(process, max(map(len, prompts), default=0), config)

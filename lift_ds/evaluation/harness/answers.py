@@ -45,11 +45,7 @@ class Wish:
 
 
 def read_wish(arguments: Mapping[str, Any]) -> Wish:
-    """Reads a request's keyword arguments.
-
-    Raises:
-        ValueError: A length or a temperature is no number in range.
-    """
+    """Reads a request's keyword arguments; a ValueError where a length or a temperature is no number in range."""
     until = arguments.get("until") or []
     lengths = [arguments[name] for name in LENGTH_NAMES if arguments.get(name) is not None]
     if lengths and not (isinstance(lengths[0], int) and lengths[0] > 0):
@@ -82,8 +78,7 @@ class Answers:
     def jobs(self, requests: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Job]:
         """What is to be done for (context, keyword arguments); equal requests are different draws.
 
-        Raises:
-            ValueError: A request cannot be answered so; see `read_wish`, `checked_settings` and `Texts.prompt`.
+        See `read_wish`, `checked_settings` and `Texts.prompt` for its errors.
         """
         seen: Counter[tuple[int, ...]] = Counter()
         jobs = []

@@ -73,7 +73,7 @@ class DiffusionLM(LM):
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
         """Answers to (context, generation arguments)."""
         jobs = self.answers.jobs(request.args for request in requests)
-        return self.answers.run(jobs, self.bar("answers"))
+        return self.answers.run(jobs, self._bar("answers"))
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
         """Bounds of log p of (context, continuation), and whether greedy decoding gives the continuation.
@@ -85,7 +85,7 @@ class DiffusionLM(LM):
         greedy = {pair: not pair.target for pair in pairs}
         asked = [pair for pair in greedy if pair.target]
         if self.settings.check_greedy:
-            greedy |= zip(asked, self.likelihood.are_greedy(asked, self.bar("greedy decoding")), strict=True)
+            greedy |= zip(asked, self.likelihood.are_greedy(asked, self._bar("greedy decoding")), strict=True)
         return [(bound, greedy[pair]) for bound, pair in zip(bounds, pairs, strict=True)]
 
     def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:
@@ -95,7 +95,7 @@ class DiffusionLM(LM):
     def _bounds(self, requests: Sequence[Instance], parts: Sequence[Sequence[Pair]]) -> list[float]:
         """Bounds of log p of each request, the sum of its parts, which are independent; keeps and writes estimates."""
         asked = list(dict.fromkeys(chain(*parts)))
-        found = dict(zip(asked, self.likelihood.estimates(asked, self.bar("masks")), strict=True))
+        found = dict(zip(asked, self.likelihood.estimates(asked, self._bar("masks")), strict=True))
         bounds = []
         for request, pairs in zip(requests, parts, strict=True):
             of_parts = [found[pair] for pair in pairs]
@@ -134,11 +134,7 @@ class DiffusionLM(LM):
         return self.texts.render(chat_history, invite=add_generation_prompt)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The template that `apply_chat_template` uses.
-
-        Raises:
-            ValueError: Another one is asked for by name.
-        """
+        """The template that `apply_chat_template` uses; a ValueError where another one is asked for by name."""
         if isinstance(chat_template, str):
             raise ValueError(
                 f"--apply_chat_template {chat_template}: give the flag alone, and chat_template={chat_template} in "
@@ -154,17 +150,12 @@ class DiffusionLM(LM):
         return f"{self.name.replace('/', '__')}-{template:016x}"
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
-        """Takes the harness's cache of answers.
-
-        Raises:
-            ValueError: There are several processes; each would have a cache of its own, and know other requests.
-        """
+        """Takes the harness's cache of answers; of several processes each would have its own, and other requests."""
         if self.ranks.world_size > 1:
             raise ValueError(f"--use_cache: with one process only, here are {self.ranks.world_size}; leave it away.")
         super().set_cache_hook(cache_hook)
 
-    def bar(self, what: str) -> Bar:
-        """A progress bar on the first rank's terminal."""
+    def _bar(self, what: str) -> Bar:
         console = Console(stderr=True)
         is_silent = self.ranks.rank != 0 or not console.is_terminal
         return partial(track, description=what, console=console, transient=True, disable=is_silent)

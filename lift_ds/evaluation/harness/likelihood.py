@@ -39,12 +39,9 @@ MAX_GREEDY_TOKENS = 1024  # of one forward: all of their logits are held at once
 
 @dataclass(frozen=True)
 class Masks:
-    """The masks of one continuation of L tokens.
+    """The masks of one continuation of L tokens, bool (n, L), at least one token in each row, or all that there are.
 
-    Args:
-        masked: bool (n, L), true where masked; at least one in each row.
-        weights: float64 (n,), which make the sum of the rows' log p the bound.
-        is_exact: Whether these are all masks that there are.
+    The weights, float64 (n,), make the sum of the rows' log p the bound.
     """
 
     masked: np.ndarray
@@ -54,13 +51,10 @@ class Masks:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A lower bound of log p, in nats.
+    """A lower bound of log p, in nats, estimated, with its standard error, 0 where it is exact.
 
-    Args:
-        loglikelihood: The bound, estimated.
-        standard_error: Of the estimate; 0 where it is exact. Strata of one mask each are compared with their
-            neighbours, which makes it a little too large rather than too small.
-        num_masks: Masks computed.
+    Strata of one mask each are compared with their neighbours, which makes the error a little too large rather than too
+    small.
     """
 
     loglikelihood: float
@@ -74,14 +68,7 @@ def num_masks(length: int, limit: int) -> int:
 
 
 def make_masks(length: int, limit: int, seed: int, key: int) -> Masks:
-    """Masks of a continuation.
-
-    Args:
-        length: Its tokens, at least 1.
-        limit: Most masks; at least 2.
-        seed: Seed of the evaluation.
-        key: What the draws are for; see `key_of`.
-    """
+    """At most `limit`, 2 or more, masks of a continuation of 1 token or more; `key_of` says what the draws are for."""
     if 2**length - 1 <= limit:
         masked = (np.arange(1, 2**length)[:, None] >> np.arange(length)) % 2 == 1
         sizes = masked.sum(1)
@@ -96,12 +83,7 @@ def make_masks(length: int, limit: int, seed: int, key: int) -> Masks:
 
 
 def estimate(masks: Masks, logprob: np.ndarray) -> Estimate:
-    """What the model's answers to the masks say.
-
-    Args:
-        masks: Of `make_masks`.
-        logprob: float64 (n,), sum of log p(gold) over each mask's places.
-    """
+    """What the model's answers to the masks say: float64 (n,), the sum of log p(gold) over each mask's places."""
     terms = masks.weights * logprob
     variance = 0.0
     if not masks.is_exact:

@@ -14,10 +14,6 @@ from .likelihood import Pair
 Messages = list[dict[str, str]]
 
 
-class TooLongPromptError(ValueError):
-    """A request is longer than the model allows."""
-
-
 @dataclass
 class Texts:
     """Encodes requests for one model.
@@ -64,7 +60,7 @@ class Texts:
         """Ids of a prompt that leaves room for an answer; an empty one is an end token, after which a text may begin.
 
         Raises:
-            TooLongPromptError: It does not, and nothing may be dropped.
+            ValueError: It does not, and nothing may be dropped.
         """
         ids = self.ids(text) or self.start_ids or (self.encoder.end_token_id,)
         return self._fit(ids, self.max_length - gen_length, f"gen_length={gen_length}")
@@ -76,7 +72,7 @@ class Texts:
         token would span the border. A space at the context's end belongs to the continuation's first word.
 
         Raises:
-            TooLongPromptError: They are too long together, and nothing may be dropped, or the continuation alone is.
+            ValueError: They are too long together, and nothing may be dropped, or the continuation alone is.
         """
         stripped = context.rstrip(" ")
         continuation = context[len(stripped) :] + continuation
@@ -104,7 +100,7 @@ class Texts:
         if len(ids) <= room:
             return ids
         if self.on_long == "error" or room < 1:
-            raise TooLongPromptError(
+            raise ValueError(
                 f"a prompt of {len(ids)} tokens and {beside} are longer than the {self.max_length} tokens of a "
                 "sequence; shorten one of them, ask for fewer examples (--num_fewshot), or set on_long=truncate in "
                 "--model_args, which drops the beginning of prompts."

@@ -97,7 +97,7 @@ def read_quantity(text: str) -> Quantity | None:
     is_percent = bare != text
     text = DEGREES.sub("", bare)
     text, unit = without_unit(text)
-    value = read_number(without_separators(text))
+    value = read_number(_without_separators(text))
     if value is None:
         return None
     return Quantity(value, is_percent, unit or "$" * has_currency, (named[1] or "") if named else "")
@@ -120,8 +120,7 @@ def without_unit(text: str) -> tuple[str, str]:
     return text, ""
 
 
-def without_separators(text: str) -> str:
-    """Thousands separators and spacing commands taken out."""
+def _without_separators(text: str) -> str:
     text = SPACED_THOUSANDS.sub(lambda match: match[0].replace("\\,", ""), text)
     text = SPACING.sub("", LATEX_COMMA.sub(",", text))
     return THOUSANDS.sub(lambda match: match[0].replace(",", ""), text).strip()

@@ -38,11 +38,9 @@ def first_answer_tag(text: str) -> str | None:
 
 
 def last_box(text: str) -> str | None:
-    r"""What the published code takes out of the last box.
+    r"""What the published code takes out of the last `\boxed{...}` (or `\fbox`, with its command).
 
-    Returns:
-        The content of the last `\boxed{...}` (or `\fbox`, with its command); the whole text where there is none; `None`
-        where the last one is not closed.
+    It takes the whole text where there is none, and nothing, `None`, where the last one is not closed.
     """
     if "\\boxed " in text:
         return text.split("\\boxed ")[-1].split("$")[0]
@@ -80,8 +78,7 @@ def is_same_text(answer: str, truth: str) -> bool:
 def cleaned(text: str) -> str:
     r"""The published clean-up of a LaTeX answer: spacing, `\left`, degrees, units, percent signs, `a/b` as a fraction.
 
-    Raises:
-        ValueError: A rule does not apply to what it found; the published code stumbles there.
+    A ValueError where a rule does not apply to what it found: the published code stumbles there.
     """
     text = text.replace("\n", "").replace("\\!", "")
     text = text.replace("\\\\", "\\").replace("tfrac", "frac").replace("dfrac", "frac")
@@ -101,11 +98,7 @@ def cleaned(text: str) -> str:
 
 
 def braced_roots(text: str) -> str:
-    r"""`\sqrt3` as `\sqrt{3}`.
-
-    Raises:
-        ValueError: Nothing follows a root.
-    """
+    r"""`\sqrt3` as `\sqrt{3}`."""
     first, *rest = text.split("\\sqrt")
     if "" in rest:
         raise ValueError("a root of nothing")
@@ -113,32 +106,18 @@ def braced_roots(text: str) -> str:
 
 
 def braced_fractions(text: str) -> str:
-    r"""`\frac12` and `\frac1{2}` as `\frac{1}{2}`; the text as it is where one has no two characters after it.
-
-    Raises:
-        ValueError: Nothing follows a `\frac`.
-    """
-    first, *rest = text.split("\\frac")
+    r"""`\frac12` and `\frac1{2}` as `\frac{1}{2}`; the text as it is where one has no two characters after it."""
+    _, *rest = text.split("\\frac")
     if "" in rest:
         raise ValueError("a fraction of nothing")
-    pieces = [first]
-    for part in rest:
-        if part[0] == "{":
-            pieces.append("\\frac" + part)
-        elif len(part) < 2:
-            return text
-        else:
-            below = part[1:] if part[1] == "{" else f"{{{part[1]}}}{part[2:]}"
-            pieces.append(f"\\frac{{{part[0]}}}{below}")
-    return "".join(pieces)
+    if any(len(part) < 2 and part != "{" for part in rest):
+        return text
+    text = re.sub(r"\\frac([^{])([^{])", r"\\frac{\1}{\2}", text)
+    return re.sub(r"\\frac([^{])(?=\{)", r"\\frac{\1}", text)
 
 
 def fraction_of_integers(text: str) -> str:
-    r"""`3/4` as `\frac{3}{4}`; one slash between anything else is an error, as `x/2` is in the published code.
-
-    Raises:
-        ValueError: There is one slash, and not an integer on each side.
-    """
+    r"""`3/4` as `\frac{3}{4}`; one slash between anything else is an error, as `x/2` is in the published code."""
     if text.count("/") != 1:
         return text
     above, below = (int(side) for side in text.split("/"))

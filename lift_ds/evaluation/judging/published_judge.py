@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import suppress
 from typing import Any
 
 import sympy
@@ -70,11 +71,7 @@ def is_same_value(answer: str, truth: str) -> bool:
 
 
 def prepared(text: str) -> str:
-    """The boxes of a text, else the formulas of its last line, else itself; special signs replaced.
-
-    Raises:
-        ValueError: A box is not closed.
-    """
+    """The boxes, all closed, of a text, else the formulas of its last line, else itself; special signs replaced."""
     pieces = []
     for box in re.finditer(r"\\boxed\{", text):
         end = closing_brace(text, box.end() - 1)
@@ -117,11 +114,9 @@ def is_equal_part(truth: str, answer: str) -> bool:
             return False
     both_equations = "=" in truth and "=" in answer
     for compare in (is_equal_number, is_equal_expression, is_equal_equation):
-        try:
+        with suppress(Exception):  # as above: not of this kind, so the next kind is tried
             if compare(truth, answer) and not (compare is is_equal_expression and both_equations):
                 return True
-        except Exception:  # as above: not of this kind, so the next kind is tried
-            continue
     return False
 
 
@@ -163,11 +158,7 @@ def is_equal_equation(truth: str, answer: str) -> bool:
 
 
 def left_minus_right(equation: str) -> Any:
-    """Left side minus right side, simplified.
-
-    Raises:
-        ValueError: There is not exactly one `=`.
-    """
+    """Left side minus right side of exactly one `=`, simplified."""
     left, right = (parse_latex(side) for side in equation.split("="))
     relation = sympy.Eq(left, right)  # true or false, without sides, of two numbers; the published code fails there
     return sympy.simplify(relation.lhs - relation.rhs)

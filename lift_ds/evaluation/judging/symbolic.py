@@ -16,16 +16,13 @@ import sympy
 from math_verify import LatexExtractionConfig, parse, verify
 
 DIGITS = 50
-UNORDERED = ("{}", "list")
-logging.getLogger("math_verify").setLevel(
-    logging.ERROR
-)  # it warns that its own time limit is off; its child process has one
+logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own time limit is off; its process has one
 
 
 def is_equivalent(answer: str, truth: str) -> bool:
     """Whether the answer equals the truth; `False` where either cannot be read."""
     shapes = {shape(text) for text in (answer, truth)} - {""}
-    if len(shapes) == 2 and shapes != set(UNORDERED):
+    if len(shapes) == 2 and shapes != {"{}", "list"}:  # both unordered
         return False
     letters = [single_letters(text) for text in (answer, truth)]
     if letters[0] != letters[1] and {name.lower() for name in letters[0]} == {name.lower() for name in letters[1]}:
@@ -33,16 +30,8 @@ def is_equivalent(answer: str, truth: str) -> bool:
     given, wanted = (read(text) for text in (answer, truth))
     if not given or not wanted:
         return False
-    return bool(
-        verify(
-            wanted,
-            given,
-            float_rounding=DIGITS,
-            numeric_precision=DIGITS,
-            allow_set_relation_comp=True,
-            timeout_seconds=None,
-        )
-    )
+    precision = {"float_rounding": DIGITS, "numeric_precision": DIGITS}
+    return bool(verify(wanted, given, allow_set_relation_comp=True, timeout_seconds=None, **precision))
 
 
 def shape(text: str) -> str:
@@ -73,12 +62,8 @@ def single_letters(text: str) -> set[str]:
 def read(text: str) -> list[Any]:
     """What math-verify reads in one formula, made exact; empty where it is none."""
     formula = text.replace("\\$", "").replace("$", "")
-    parsed = parse(
-        f"${formula}$",
-        extraction_config=[LatexExtractionConfig()],
-        fallback_mode="no_fallback",
-        parsing_timeout=None,
-    )
+    grammar = [LatexExtractionConfig()]
+    parsed = parse(f"${formula}$", extraction_config=grammar, fallback_mode="no_fallback", parsing_timeout=None)
     return [value if isinstance(value, str) else exact(value) for value in parsed]
 
 

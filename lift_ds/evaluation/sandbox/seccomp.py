@@ -70,11 +70,7 @@ class _Program(ctypes.Structure):  # the kernel's `sock_fprog`
 
 
 def lock_down() -> None:
-    """Installs the filter for this process and all its later threads.
-
-    Raises:
-        RuntimeError: This machine has no seccomp filters, or another architecture.
-    """
+    """Installs the filter for this process and all its later threads; a RuntimeError where the machine cannot."""
     machine = platform.machine()
     if machine not in ARCHITECTURES:
         raise RuntimeError(f"no filter of system calls for {machine}; untrusted text is run on x86_64 or aarch64 only.")
@@ -91,11 +87,7 @@ def lock_down() -> None:
 
 
 def die_with_parent(signal: int) -> None:
-    """Has the kernel send `signal` to this process when the thread that started it ends.
-
-    Raises:
-        RuntimeError: This is not Linux.
-    """
+    """Has the kernel send `signal` to this process when the thread that started it ends; a RuntimeError off Linux."""
     if sys.platform != "linux":
         raise RuntimeError(f"untrusted text is run on Linux only, not on {sys.platform}.")
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal), 0, 0, 0)

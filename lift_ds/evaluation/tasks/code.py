@@ -110,15 +110,14 @@ def first_block(text: str) -> str | None:
 
 def last_block(text: str) -> str | None:
     """The last closed Python block with a function, else the last one; without blocks what an answer tag holds."""
-    blocks = list(closed_blocks(own_turn(text)))
+    blocks = list(_closed_blocks(own_turn(text)))
     if not blocks:
         answer = final_answer(text)
         return answer if answer is not None and "```" not in answer else None
     return next((block for block in reversed(blocks) if TOP_FUNCTION.search(block)), blocks[-1])
 
 
-def closed_blocks(text: str) -> Iterator[str]:
-    """The contents of closed blocks in Python or without a language."""
+def _closed_blocks(text: str) -> Iterator[str]:
     pieces = text.split("```")
     for piece in pieces[1:-1:2]:
         language, newline, content = piece.partition("\n")

@@ -25,7 +25,7 @@ DELETED = ("\\left", "\\right", "\\,", "\\;", "\\!", "\\ ", "\\(", "\\)", "\\[",
 FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
 BRACKETS = str.maketrans("[]{}", "()()")
 LONGEST = 1000
-EXPRESSION_CHARACTERS = frozenset("0123456789+-*/() ")
+BEFORE_EQUALS = re.compile(r"(?<![0-9+*/() -])[0-9+*/() -]+(?==[0-9. ])")  # tried at no other place: linear
 TOLERANCE = 1e-5
 ALLOWED = re.compile(r"[\d+\-*/().\s]+")
 MOST_BITS = 10_000
@@ -35,21 +35,16 @@ Number = int | float | complex
 def read_row(values: Values, where: str) -> Problem:
     """`input` is `49,55,53`, `output` the target: the form of d1's file; `nums` and `target` on the hub."""
     names = ("nums", "target") if "nums" in values else ("input", "output")
-    given, target = values[names[0]], whole_number(values[names[1]], names[1])
+    given, target = values[names[0]], _whole_number(values[names[1]], names[1])
     if isinstance(given, str):
         given = given.split(",")
     if not isinstance(given, list):
         raise ValueError(f"{names[0]} is {given!r:.60}; a list of whole numbers is needed.")
-    numbers = [whole_number(number, names[0]) for number in given]
+    numbers = [_whole_number(number, names[0]) for number in given]
     return Problem(f"Numbers: {numbers}\nTarget: {target}", [numbers, target], where)
 
 
-def whole_number(value: Any, column: str) -> int:
-    """A number of a column, perhaps as text.
-
-    Raises:
-        ValueError: It is no whole number.
-    """
+def _whole_number(value: Any, column: str) -> int:
     text = str(value).strip()
     if isinstance(value, bool) or not re.fullmatch(r"[+-]?\d{1,300}", text):
         raise ValueError(f"{column} has {text[:60]!r}; a whole number is needed.")
@@ -80,22 +75,11 @@ def reference(problem: Problem, generation: str, checks: Checks) -> Score:
 
 def before_equals(text: str) -> str:
     """The arithmetic before the first `=` that a digit, a dot or a space follows; the whole text without one."""
-    end = -1
-    while (end := text.find("=", end + 1)) >= 0:
-        start = end
-        while start > 0 and text[start - 1] in EXPRESSION_CHARACTERS:
-            start -= 1
-        if start < end and text[end + 1 : end + 2] and text[end + 1] in "0123456789. ":
-            return text[start:end].strip()
-    return text
+    arithmetic = BEFORE_EQUALS.search(text)
+    return arithmetic[0].strip() if arithmetic else text
 
 
-def power(base: Number, exponent: Number) -> Number:
-    """`base ** exponent`.
-
-    Raises:
-        ValueError: The result would have more than 10,000 bits.
-    """
+def _power(base: Number, exponent: Number) -> Number:
     if isinstance(base, int) and isinstance(exponent, int) and base.bit_length() * abs(exponent) > MOST_BITS:
         raise ValueError("a power too large to compute")
     result: Number = base**exponent
@@ -108,7 +92,7 @@ OPERATIONS: dict[type[ast.operator], Callable[[Number, Number], Number]] = {
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv,
-    ast.Pow: power,
+    ast.Pow: _power,
 }
 
 
@@ -121,7 +105,7 @@ def evaluate(text: str) -> Number | None:
     if len(text) > LONGEST or not ALLOWED.fullmatch(text):
         return None
     try:
-        return value_of(parse_expression(text.strip()))
+        return _value_of(parse_expression(text.strip()))
     except (SyntaxError, ArithmeticError, ValueError, TypeError, MemoryError, RecursionError):
         return None
 
@@ -135,20 +119,14 @@ def is_near(text: str, target: int, tolerance: float) -> bool:
         return False
 
 
-def value_of(node: ast.expr) -> Number:
-    """The value of one node.
-
-    Raises:
-        ValueError: It is no number and no arithmetic, or a power that is too large.
-        ArithmeticError: A division by zero, or a float that is too large.
-    """
+def _value_of(node: ast.expr) -> Number:
     if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
         return node.value
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.UAdd | ast.USub):
-        value = value_of(node.operand)
+        value = _value_of(node.operand)
         return -value if isinstance(node.op, ast.USub) else value
     if isinstance(node, ast.BinOp) and type(node.op) in OPERATIONS:
-        return OPERATIONS[type(node.op)](value_of(node.left), value_of(node.right))
+        return OPERATIONS[type(node.op)](_value_of(node.left), _value_of(node.right))
     raise ValueError("not arithmetic")
 
 

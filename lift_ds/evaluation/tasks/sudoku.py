@@ -40,7 +40,7 @@ def reference(problem: Problem, generation: str, checks: Checks) -> Score:
     """
     answer = "".join(published_grid(generation).split())
     padded = answer[:NUM_CELLS].ljust(NUM_CELLS, BLANK)
-    cells = blank_cells(problem)
+    cells = _blank_cells(problem)
     correct = sum(padded[cell] == problem.ground_truth[cell] for cell in cells) if answer else 0
     return Score(correct, len(cells), answer or None, correct == len(cells))
 
@@ -72,7 +72,7 @@ def strict(problem: Problem, generation: str, checks: Checks) -> Score:
     The cells are those that agree with the nearest solution; a grid that changes a given solves nothing.
     """
     puzzle = puzzle_of(problem)
-    cells = blank_cells(problem)
+    cells = _blank_cells(problem)
     answer = final_answer(generation)
     grid = "" if answer is None or len(answer) > 10 * NUM_CELLS else SEPARATORS.sub("", answer)
     if len(grid) != NUM_CELLS or set(grid) - set(SYMBOLS + BLANK):
@@ -90,19 +90,14 @@ def solutions(puzzle: str) -> tuple[str, ...]:
 
 
 def puzzle_of(problem: Problem) -> str:
-    """The 16 cells that the question gives, blanks as 0: at its beginning, or after `Sudoku puzzle: `.
-
-    Raises:
-        ValueError: There are none.
-    """
+    """The 16 cells that the question gives, blanks as 0: at its beginning, or after `Sudoku puzzle: `."""
     match = PUZZLE.match(problem.question) or NAMED_PUZZLE.search(problem.question)
     if not match:
         raise ValueError("question: sudoku needs the puzzle as 16 digits, first of all or after `Sudoku puzzle: `.")
     return match[1]
 
 
-def blank_cells(problem: Problem) -> list[int]:
-    """Places of the cells to fill."""
+def _blank_cells(problem: Problem) -> list[int]:
     return [cell for cell, given in enumerate(puzzle_of(problem)) if given == BLANK]
 
 

@@ -64,30 +64,27 @@ def json_objects(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict
         ValueError: A line is no object, or there are none.
         OSError: It cannot be read.
     """
-    is_empty = True
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                is_empty = False
-                where = f"{path}:{number}"
-                values = _parsed(line, where)
-                if not isinstance(values, dict):
-                    kind = type(values).__name__
-                    raise ValueError(f"{where}: a JSON {kind}, where an object with {', '.join(columns)} is needed.")
-                yield where, values
-    if is_empty:
+    lines = enumerate(path.read_bytes().split(b"\n"), start=1)
+    filled = [(f"{path}:{number}", line) for number, line in lines if line.strip()]
+    if not filled:
         raise ValueError(f"{path} has no rows; needed is one JSON object a line, with {', '.join(columns)}.")
+    for where, line in filled:
+        yield where, _object_of(line, columns, where)
 
 
-def _parsed(line: bytes, where: str) -> Any:
+def _object_of(line: bytes, columns: Sequence[str], where: str) -> dict[str, Any]:
     try:
-        return parse_line(line)
+        values = parse_line(line)
     except BadKeyError as error:
         raise ValueError(f"{where}: {error}.") from error
     except (ValueError, RecursionError) as error:
         found = diagnose(line[:HEAD_BYTES])
         problem = f"the file {found}." if found else f"not JSON ({error}); one object a line is needed."
         raise ValueError(f"{where}: {problem}") from error
+    if not isinstance(values, dict):
+        kind = type(values).__name__
+        raise ValueError(f"{where}: a JSON {kind}, where an object with {', '.join(columns)} is needed.")
+    return values
 
 
 def make_row(values: dict[str, Any], where: str) -> AnsweredProblem:

@@ -133,9 +133,7 @@ class Answers:
     def generate(self, jobs: Sequence[Job]) -> list[list[int]]:
         """Ids (B, gen_length) of jobs with the same process."""
         seeds = RowSeeds(tuple(job.seed for job in jobs))
-        made = self.answerer.generate([job.prompt for job in jobs], jobs[0].process, seeds)
-        answers: list[list[int]] = made.ids.tolist()
-        return answers
+        return self.answerer.generate([job.prompt for job in jobs], jobs[0].process, seeds).ids.tolist()
 
     def text(self, job: Job, ids: list[int]) -> str:
         """Text of an answer before its first special token, the end of its length, and the texts that end it."""

@@ -72,8 +72,7 @@ class DiffusionLM(LM):
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
         """Answers to (context, generation arguments)."""
-        jobs = self.answers.jobs(request.args for request in requests)
-        return self.answers.run(jobs, self._bar("answers"))
+        return self.answers.run(self.answers.jobs(request.args for request in requests), self._bar("answers"))
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
         """Bounds of log p of (context, continuation), and whether greedy decoding gives the continuation.

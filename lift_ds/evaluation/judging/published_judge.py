@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 import re
 from contextlib import suppress
+from itertools import accumulate, pairwise
 from typing import Any
 
 import sympy
@@ -90,14 +91,9 @@ def prepared(text: str) -> str:
 
 def parts(text: str) -> list[str]:
     r"""Splits at commas outside brackets; a part with `\pm` becomes two."""
-    depth, start, pieces = 0, 0, []
-    for index, character in enumerate(text):
-        depth += (character in "([") - (character in ")]")
-        if character == "," and depth == 0:
-            pieces.append(text[start:index].strip())
-            start = index + 1
-    if start < len(text):
-        pieces.append(text[start:].strip())
+    depths = accumulate((character in "([") - (character in ")]") for character in text)
+    commas = [place for place, depth in enumerate(depths) if text[place] == "," and depth == 0]
+    pieces = [text[a + 1 : b].strip() for a, b in pairwise([-1, *commas, len(text)]) if a + 1 < len(text)]
     signed = ([piece.replace("\\pm", sign) for sign in "+-"] if "\\pm" in piece else [piece] for piece in pieces)
     return [piece for both in signed for piece in both]
 

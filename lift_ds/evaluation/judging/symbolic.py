@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
+from itertools import accumulate
 from typing import Any
 
 import sympy
@@ -43,15 +44,11 @@ def shape(text: str) -> str:
     text = text.rpartition("\\in ")[2].rpartition("=")[2].strip()
     if text.startswith("\\{") and text.endswith("\\}"):
         return "{}"
-    depth, has_comma, is_whole = 0, [False, False], True
-    for index, character in enumerate(text):
-        depth += (character in "([{") - (character in ")]}")
-        if character == "," and depth in (0, 1):
-            has_comma[depth] = True
-        is_whole = is_whole and (depth > 0 or index == len(text) - 1)
-    if has_comma[0]:
+    depths = list(accumulate((character in "([{") - (character in ")]}") for character in text))
+    comma_depths = {depth for depth, character in zip(depths, text, strict=True) if character == ","}
+    if 0 in comma_depths:
         return "list"
-    return text[0] + text[-1] if is_whole and has_comma[1] and text[0] in "([" else ""
+    return text[0] + text[-1] if min(depths[:-1], default=0) > 0 and 1 in comma_depths and text[0] in "([" else ""
 
 
 def single_letters(text: str) -> set[str]:

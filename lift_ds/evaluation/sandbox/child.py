@@ -75,7 +75,8 @@ class Child:
             env={"PATH": os.defpath, "LANG": "C.UTF-8", "HOME": self.folder.name, "OMP_NUM_THREADS": "1"},
             start_new_session=True,
         )
-        self.unread = b""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.questions, self.replies, self.unread = self.process.stdin, self.process.stdout, b""
         greeting = self._read_reply(time.monotonic() + STARTUP_SECONDS)
         if not isinstance(greeting, dict) or "error" in greeting:
             self.close()
@@ -84,19 +85,17 @@ class Child:
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any] | Failure:
         """The reply to one question; after a failure the child is gone, and its `process` says how it ended."""
-        assert self.process.stdin is not None
         deadline = time.monotonic() + self.limits.seconds
         try:
-            self.process.stdin.write(json.dumps(question).encode() + b"\n")
-            self.process.stdin.flush()
+            self.questions.write(json.dumps(question).encode() + b"\n")
+            self.questions.flush()
         except BrokenPipeError:
             return self._failed(Failure.ENDED)
         return self._read_reply(deadline)
 
     def _read_reply(self, deadline: float) -> dict[str, Any] | Failure:
         """One line of the child before `deadline`; a line that is too long or no JSON object ends it."""
-        assert self.process.stdout is not None
-        pipe = self.process.stdout.fileno()
+        pipe = self.replies.fileno()
         while b"\n" not in self.unread:
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([pipe], [], [], left)[0]:
@@ -127,8 +126,7 @@ class Child:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
+        for pipe in (self.questions, self.replies):
             with contextlib.suppress(BrokenPipeError):  # what was left in the buffer has no reader
                 pipe.close()
         self.folder.cleanup()

@@ -10,7 +10,7 @@ rows have other classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,21 +62,14 @@ def heldout_loss(
     model: MaskedDiffusionModel, documents: Sequence[Document], ranks: Ranks, batch_size: int, seed: int
 ) -> HeldoutLoss:
     """Measures a model in eval mode on documents, the same list on every rank, which all run as many forwards."""
-    mine = equal_share(longest_first(documents), ranks)
     classes = frequency_class(token_counts(documents))
     num_classes = int(classes.max()) + 1 if len(classes) else 0
     sums = torch.zeros(2, len(LEVELS), num_classes, dtype=torch.float64)
-    for start in range(0, len(mine), batch_size):
-        share = mine[start : start + batch_size]
-        counts = torch.tensor([is_counted for _, is_counted in share])
-        batch = collate([document for document, _ in share], [fixed_noise(document, seed) for document, _ in share], 0)
-        batch, counts = batch.to(ranks.device), counts.to(ranks.device)
-        for index, level in enumerate(LEVELS):
-            masked, noised_ids = masked_at(model, batch, level)
-            counted = masked & ~batch.filler_mask & counts[:, None]
-            logprob = masked_gold_logprob(model, noised_ids, counted, batch.clean_ids, batch.attention_mask)
-            nll, gold_ids = -logprob.double().cpu(), batch.clean_ids[counted].cpu()
-            sums[:, index].index_add_(1, classes[gold_ids], torch.stack([nll, torch.ones_like(nll)]))
+    mine = equal_share(longest_first(documents), ranks)
+    for index, batch, noised_ids, counted in masked_batches(model, mine, LEVELS, ranks.device, batch_size, seed):
+        logprob = masked_gold_logprob(model, noised_ids, counted, batch.clean_ids, batch.attention_mask)
+        nll, gold_ids = -logprob.double().cpu(), batch.clean_ids[counted].cpu()
+        sums[:, index].index_add_(1, classes[gold_ids], torch.stack([nll, torch.ones_like(nll)]))
     return HeldoutLoss(*ranks.all_reduce(sums))
 
 
@@ -85,17 +78,34 @@ def longest_first(documents: Sequence[Document]) -> list[Document]:
     return sorted(documents, key=lambda document: (-len(document.ids), document.sample_id))
 
 
+def masked_batches(
+    model: MaskedDiffusionModel,
+    documents: Sequence[tuple[Document, bool]],
+    levels: Sequence[float],
+    device: torch.device,
+    batch_size: int,
+    seed: int,
+) -> Iterator[tuple[int, MicroBatch, Tensor, Tensor]]:
+    """Each batch at each level with its fixed masks: the level's place, the batch, and two tensors.
+
+    The tensors are the masked input ids (B, L), and bool (B, L) what of it counts: documents say whether they do.
+    """
+    for start in range(0, len(documents), batch_size):
+        share = documents[start : start + batch_size]
+        counts = torch.tensor([is_counted for _, is_counted in share], device=device)
+        noises = [fixed_noise(document, seed) for document, _ in share]
+        batch = collate([document for document, _ in share], noises, 0).to(device)
+        for index, level in enumerate(levels):
+            t = torch.full_like(batch.t, level)
+            masked = superset_mask(batch.mask_uniform, batch.response_mask, t, torch.zeros_like(t))
+            noised_ids = batch.clean_ids.masked_fill(masked, model.config.mask_token_id)
+            yield index, batch, noised_ids, masked & ~batch.filler_mask & counts[:, None]
+
+
 def fixed_noise(document: Document, seed: int) -> Noise:
     """The mask uniforms of one held-out document; its level comes from the grid."""
     uniform = keyed_uniform(seed, 0, document.sample_id, Stream.EVALUATION, len(document.ids))
     return Noise(t=1.0, rho=0.0, component=0, uniforms=np.stack([uniform, uniform]))
-
-
-def masked_at(model: MaskedDiffusionModel, batch: MicroBatch, level: float) -> tuple[Tensor, Tensor]:
-    """What is masked at one level: bool (B, L), and the input ids (B, L) with it."""
-    t = torch.full_like(batch.t, level)
-    masked = superset_mask(batch.mask_uniform, batch.response_mask, t, torch.zeros_like(t))
-    return masked, batch.clean_ids.masked_fill(masked, model.config.mask_token_id)
 
 
 def token_counts(documents: Iterable[Document], num_ids: int = 0) -> Tensor:

@@ -16,11 +16,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lift_ds.data.batch import Document, collate
+from lift_ds.data.batch import Document
 from lift_ds.method.loss import chunked_confidence
 from lift_ds.models.head import MaskedDiffusionModel
 
-from .heldout import fixed_noise, frequency_class, longest_first, masked_at, token_counts
+from .heldout import frequency_class, longest_first, masked_batches, token_counts
 
 LEVELS = (0.1, 0.25, 0.4, 0.5, 0.6, 0.7071, 0.8409, 0.95)
 Z_95 = 1.96
@@ -103,18 +103,12 @@ def measure(model: MaskedDiffusionModel, documents: Sequence[Document], batch_si
     matrix = model.get_input_embeddings().weight
     shape = (matrix.shape[0], len(LEVELS))
     sums = torch.zeros(4, *shape, dtype=torch.float64)
-    ordered = longest_first(documents)
-    for start in range(0, len(documents), batch_size):
-        share = ordered[start : start + batch_size]
-        batch = collate(share, [fixed_noise(document, seed) for document in share], 0).to(matrix.device)
-        counted = batch.response_mask & ~batch.filler_mask
-        for index, level in enumerate(LEVELS):
-            masked, noised_ids = masked_at(model, batch, level)
-            rows = masked & counted
-            gold_ids = batch.clean_ids[rows]
-            hidden = model.encode(noised_ids, batch.attention_mask)[rows]
-            shown = model.head(hidden, partial(chunked_confidence, gold_ids=gold_ids))
-            confidence, gold = shown.double().cpu().unbind(1)
-            columns = torch.stack((torch.ones_like(gold), confidence, gold, gold**2))
-            sums[..., index].index_add_(1, gold_ids.cpu(), columns)
+    counting = [(document, True) for document in longest_first(documents)]
+    for index, batch, noised_ids, rows in masked_batches(model, counting, LEVELS, matrix.device, batch_size, seed):
+        gold_ids = batch.clean_ids[rows]
+        hidden = model.encode(noised_ids, batch.attention_mask)[rows]
+        shown = model.head(hidden, partial(chunked_confidence, gold_ids=gold_ids))
+        confidence, gold = shown.double().cpu().unbind(1)
+        columns = torch.stack((torch.ones_like(gold), confidence, gold, gold**2))
+        sums[..., index].index_add_(1, gold_ids.cpu(), columns)
     return Learnability(token_counts(documents, shape[0]), *sums)

@@ -40,11 +40,7 @@ class Predictor:
             self.position_ids = (self.attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         self.position_ids = self.position_ids.expand(len(prompt_ids), -1)
         self.kept: KeyValueCache | None = None
-
-    @property
-    def forwards_per_step(self) -> int:
-        """Forwards behind one call."""
-        return 2 if self.settings.cfg_scale > 0 else 1
+        self.forwards_per_step = 2 if settings.cfg_scale > 0 else 1
 
     def __call__(self, ids: Tensor, block: slice, rows: Tensor, is_first: bool) -> Tensor:
         """Logits (R, N, V) of a block.

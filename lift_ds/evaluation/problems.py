@@ -9,6 +9,7 @@ import csv
 import json
 from collections.abc import Iterator
 from glob import glob
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -42,11 +43,7 @@ def read_problems(name: str, path: str | None, num_items: int | None) -> list[Pr
     if chosen is None:
         files = [*filter(None, [task.known_file]), "JSON Lines with question and ground_truth"]
         raise ValueError(f"{name}: not on the hub; name a file with --data {name}=FILE: {', or '.join(files)}.")
-    problems: list[Problem] = []
-    for where, values in rows_of(chosen):
-        if num_items is not None and len(problems) == num_items:
-            break
-        problems.append(read_problem(task, values, where))
+    problems = [read_problem(task, values, where) for where, values in islice(rows_of(chosen), num_items)]
     if not problems:
         raise ValueError(f"{chosen}: no rows.")
     return problems

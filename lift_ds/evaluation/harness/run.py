@@ -6,6 +6,7 @@ import importlib.util
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,7 @@ def run_harness(
     if unknown or not tasks:
         raise ValueError(f"tasks {', '.join(unknown) or '(none)'}: no such task; lm_eval ls tasks lists all.")
     lm = DiffusionLM(answerer, ranks, settings, name, identity)
-    try:
+    with closing(lm.batches):
         results = simple_evaluate(
             model=lm,
             tasks=[name for task in tasks for name in manager.match_tasks([task]) or [task]],
@@ -88,8 +89,6 @@ def run_harness(
             bootstrap_iters=BOOTSTRAP_RESAMPLES if ranks.rank == 0 else 0,
             confirm_run_unsafe_code=confirm_run_unsafe_code,
         )
-    finally:
-        lm.batches.close()
     if results is None or ranks.rank != 0:
         return None
     add_standard_errors(results["samples"], lm.estimates)

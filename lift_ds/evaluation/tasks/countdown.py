@@ -61,22 +61,15 @@ def reference(problem: Problem, generation: str, checks: Checks) -> Score:
     3 and 0. The published code calls Python's `eval`, and hangs on `9**9**9**9`; see `evaluate`.
     """
     numbers, target = problem.ground_truth
-    answer = last_box(generation)
-    if answer is None:
-        tag = first_answer_tag(generation)
-        answer = generation if tag is None else tag
+    places = (last_box(generation), first_answer_tag(generation), generation)
+    answer = next(text for text in places if text is not None)
     for sign, replacement in PUBLISHED_SIGNS:
         answer = answer.replace(sign, replacement)
-    answer = before_equals(answer)
+    if arithmetic := BEFORE_EQUALS.search(answer):
+        answer = arithmetic[0].strip()
     if len(answer) > LONGEST or sorted(map(int, re.findall(r"\d+", answer))) != sorted(numbers):
         return whole_answer(answer, False)
     return whole_answer(answer, is_near(answer, target, TOLERANCE))
-
-
-def before_equals(text: str) -> str:
-    """The arithmetic before the first `=` that a digit, a dot or a space follows; the whole text without one."""
-    arithmetic = BEFORE_EQUALS.search(text)
-    return arithmetic[0].strip() if arithmetic else text
 
 
 def _power(base: Number, exponent: Number) -> Number:

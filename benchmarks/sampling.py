@@ -35,7 +35,7 @@ from lift_ds.data.text.chat import ChatEncoder
 from lift_ds.evaluation.asking.solve import held_out_items
 from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.llada import LLaDAConfig, LLaDAModelLM
-from lift_ds.sampling.reverse import Generation, denoise, pad_left
+from lift_ds.sampling.reverse import Generation, denoise, pad
 from lift_ds.sampling.settings import Cache, Remasking, SamplingSettings
 
 GEN_LENGTH = 48
@@ -121,7 +121,7 @@ def measure(
     for start in range(0, len(items), BATCH_SIZE):
         batch = items[start : start + BATCH_SIZE]
         prompts = [encoder.prompt_ids([{"role": "user", "content": item.question}]) for item in batch]
-        ids, attention = pad_left(prompts, encoder.end_token_id)
+        ids, attention = pad(prompts, encoder.end_token_id)
         for name, sampler in chosen.items():
             began = time.perf_counter()
             made = sampler(model, ids, attention)

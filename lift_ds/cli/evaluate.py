@@ -17,8 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from lift_ds.evaluation.asking.results import write_json
-from lift_ds.evaluation.compare import compare, tasks_alone
-from lift_ds.evaluation.compare_page import comparison_page
+from lift_ds.evaluation.compare import compare, comparison_page, tasks_alone
 from lift_ds.ranks.launch import Launch
 from lift_ds.ranks.meeting import meet
 from lift_ds.ranks.running import run_on_ranks

@@ -15,10 +15,9 @@ import torch
 from pydantic import ValidationError
 
 from lift_ds.evaluation.asking.answering import Answerer
-from lift_ds.evaluation.asking.plan import TaskPlan, plan_task, task_problems, task_scorers
 from lift_ds.evaluation.asking.protocol import load_protocol
 from lift_ds.evaluation.asking.results import open_folder, write_json, write_results
-from lift_ds.evaluation.asking.run import evaluate
+from lift_ds.evaluation.asking.run import TaskPlan, evaluate, plan_task, task_problems, task_scorers
 from lift_ds.evaluation.asking.samples import SampleLog
 from lift_ds.evaluation.harness.run import require_harness, run_harness
 from lift_ds.evaluation.harness.settings import HarnessSettings, describe

@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from lift_ds.evaluation.asking.plan import TaskPlan
-from lift_ds.evaluation.asking.run import TaskProgress
+from lift_ds.evaluation.asking.run import TaskPlan, TaskProgress
 from lift_ds.evaluation.compare import TaskComparison
 
 from .tool import figures, percent_range

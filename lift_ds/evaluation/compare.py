@@ -1,4 +1,4 @@
-"""Two evaluations of the same problems, item by item."""
+"""Two evaluations of the same problems, item by item: the figures, and one HTML page with the answers that flipped."""
 
 from __future__ import annotations
 
@@ -8,23 +8,53 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Template
+
 from lift_ds.text_files import load_json, read_text
 
 from .asking.results import task_file
 from .judging.statistics import PairedDifference, mcnemar, paired_bootstrap
 
+PAGE = """<!doctype html><html lang=en><meta charset=utf-8><title>{{ first }} and {{ second }}</title><style>
+body{font:15px/1.5 system-ui;margin:2rem auto;max-width:80rem;padding:0 1rem;color:#222}
+table{border-collapse:collapse}td,th{padding:.25rem .9rem;text-align:right;border-bottom:1px solid #ddd}
+td:first-child,th:first-child{text-align:left}
+details{margin:.8rem 0;border:1px solid #ddd;border-radius:6px;padding:.4rem .9rem}summary{cursor:pointer}
+.pair{display:grid;grid-template-columns:1fr 1fr;gap:1rem}
+pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f7f7f7;padding:.7rem;margin:.3rem 0;max-height:30rem;
+overflow:auto}.right{background:#e9f7ec}.wrong{background:#fdeeee}
+</style><h1>{{ first }} and {{ second }}</h1>
+<table><tr><th>task<th>scorer<th>problems<th>{{ first }}<th>{{ second }}<th>difference<th>95 % interval
+<th>only {{ first }}<th>only {{ second }}<th>McNemar p</tr>
+{% for task in tasks %}
+<tr><td>{{ task.task }}<td>{{ task.scorer }}<td>{{ "{:,}".format(task.num_problems) }}
+<td>{{ "{:.1%}".format(task.solved[0]) }}<td>{{ "{:.1%}".format(task.solved[1]) }}
+<td>{{ "{:+.1%}".format(task.difference.mean) }}
+<td>{{ "{:+.1%} to {:+.1%}".format(task.difference.low, task.difference.high) }}
+<td>{{ task.only_first }}<td>{{ task.only_second }}
+<td>{{ "" if task.p_value is none else "{:.3g}".format(task.p_value) }}</tr>
+{% endfor %}</table>
+{% for task in tasks %}
+<h2>{{ task.task }}: {{ task.flips | length }} of {{ task.num_problems }} flipped</h2>
+{% for flip in task.flips %}
+<details><summary>{{ first if flip.solved[0] > flip.solved[1] else second }} &nbsp; {{ flip.question[:160] }}</summary>
+<pre>{{ shown(flip.question) }}</pre><p>right: <code>{{ shown(flip.ground_truth) }}</code> ({{ flip.where }})</p>
+<div class=pair>
+{% for share in flip.solved %}
+<div><b>{{ (first, second)[loop.index0] }}: {{ "{:.0%}".format(share) }} right</b>
+<pre class={{ "right" if share > 0 else "wrong" }}>{{ shown(flip.generations[loop.index0]) }}</pre></div>
+{% endfor %}
+</div></details>
+{% endfor %}
+{% endfor %}
+</html>
+"""
+LONGEST = 20_000  # characters of a text that the page shows
+
 
 @dataclass(frozen=True)
 class Flip:
-    """A problem that exactly one of two models solves, or that they solve in different shares of their answers.
-
-    Args:
-        where: File and row.
-        question: What was asked.
-        ground_truth: The right answer.
-        solved: Share of the first and of the second model's answers that are right.
-        generations: An answer of each: a right one, if there is any.
-    """
+    """A problem of which two models solve different shares; of their answers a right one each, if there is any."""
 
     where: str
     question: str
@@ -35,18 +65,10 @@ class Flip:
 
 @dataclass(frozen=True)
 class TaskComparison:
-    """Two models on one task.
+    """Two models on one task: the shares that they solve, and what differs.
 
-    Args:
-        task: The task.
-        scorer: Who judged.
-        num_problems: Problems.
-        solved: Share that each solves.
-        only_first: Problems that only the first solves (one answer each).
-        only_second: Problems that only the second solves.
-        p_value: McNemar's exact test; `None` where a problem has several answers.
-        difference: Second less first, with the paired bootstrap's 95 % interval.
-        flips: Problems on which they differ.
+    `p_value` is of McNemar's exact test on the problems that only one solves; `None` where some have several answers.
+    The difference is second less first, with the paired bootstrap's 95 % interval.
     """
 
     task: str
@@ -63,11 +85,7 @@ class TaskComparison:
 def compare(first: Path, second: Path, scorer: str | None, seed: int) -> list[TaskComparison]:
     """Compares the tasks that two evaluation folders have in common.
 
-    Args:
-        first: Folder of the first evaluation.
-        second: Folder of the second.
-        scorer: `reference` or `strict`; default: `strict` where both have it, else what they have.
-        seed: Of the bootstrap.
+    The scorer is by default `strict` where both have it, else what they have; `seed` is the bootstrap's.
 
     Raises:
         ValueError: A folder holds no results, or they have no task, or not the same problems, or no scorer in common.
@@ -80,7 +98,7 @@ def compare(first: Path, second: Path, scorer: str | None, seed: int) -> list[Ta
             for folder, result in zip((first, second), results, strict=True)
         )
         raise ValueError(f"no task in common: {answered}.")
-    return [compare_task(task, (first, second), results, scorer, seed) for task in common]
+    return [_compare_task(task, (first, second), results, scorer, seed) for task in common]
 
 
 def tasks_alone(first: Path, second: Path) -> list[str]:
@@ -90,11 +108,7 @@ def tasks_alone(first: Path, second: Path) -> list[str]:
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """What `results.json` of a folder holds.
-
-    Raises:
-        ValueError: There is none, or it is none.
-    """
+    """What `results.json` of a folder holds; a ValueError where there is none, or it is none."""
     path = folder / "results.json"
     try:
         results: dict[str, Any] = load_json(read_text(path))
@@ -104,10 +118,9 @@ def read_results(folder: Path) -> dict[str, Any]:
     return results
 
 
-def compare_task(
+def _compare_task(
     task: str, folders: tuple[Path, Path], results: Sequence[dict[str, Any]], scorer: str | None, seed: int
 ) -> TaskComparison:
-    """Compares one task; see `compare`."""
     both = [result["tasks"][task]["scores"] for result in results]
     shared = [name for name in ("strict", "reference") if all(name in scores for scores in both)]
     if not shared or scorer not in (None, *shared):
@@ -128,13 +141,14 @@ def compare_task(
         raise ValueError(
             f"{task}: {folders[0]} and {folders[1]} answered different problems ({problem}); evaluate on the same."
         )
-    shares = [[solved_share(item) for item in scores[chosen]["items"]] for scores in both]
+    solved = [[[score["is_solved"] for score in item["scores"]] for item in scores[chosen]["items"]] for scores in both]
+    shares = [[sum(of_item) / len(of_item) for of_item in of_folder] for of_folder in solved]
     pairs = list(zip(*shares, strict=True))
     is_single = all(len(row["generation"]) == 1 for task_rows in rows for row in task_rows)
     only_first, only_second = sum(a > b for a, b in pairs), sum(b > a for a, b in pairs)
     flips = [
         Flip(one["where"], one["question"], one["ground_truth"], pair, (shown_answer(one, a), shown_answer(two, b)))
-        for one, two, pair, a, b in zip(*rows, pairs, *(scores[chosen]["items"] for scores in both), strict=True)
+        for one, two, pair, a, b in zip(*rows, pairs, *solved, strict=True)
         if pair[0] != pair[1]
     ]
     return TaskComparison(
@@ -151,11 +165,7 @@ def compare_task(
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The answers of a task.
-
-    Raises:
-        ValueError: The file is missing or broken.
-    """
+    """The answers of a task; a ValueError where the file is missing or broken."""
     try:
         return [json.loads(line) for line in path.read_bytes().splitlines()]  # a text's also end at U+2028 and others
     except (OSError, ValueError) as error:
@@ -168,12 +178,18 @@ def is_same_problem(one: dict[str, Any], two: dict[str, Any]) -> bool:
     return one["ground_truth"] == two["ground_truth"] and (first in second or second in first)
 
 
-def shown_answer(row: dict[str, Any], item: dict[str, Any]) -> str:
+def shown_answer(row: dict[str, Any], is_solved: Sequence[bool]) -> str:
     """The first right answer of a problem, else the first."""
-    rights = [text for text, score in zip(row["generation"], item["scores"], strict=True) if score["is_solved"]]
-    return str(rights[0] if rights else row["generation"][0])
+    return str(row["generation"][is_solved.index(True) if any(is_solved) else 0])
 
 
-def solved_share(item: dict[str, Any]) -> float:
-    """Share of an item's answers that are right."""
-    return sum(score["is_solved"] for score in item["scores"]) / len(item["scores"])
+def comparison_page(labels: tuple[str, str], comparisons: Sequence[TaskComparison]) -> str:
+    """The page of two models, by what to call them, and the tasks that they have in common."""
+    page = Template(PAGE, autoescape=True, trim_blocks=True)
+    return page.render(first=labels[0], second=labels[1], tasks=comparisons, shown=shown)
+
+
+def shown(value: Any) -> str:
+    """A text, or another value as JSON, cut where it is very long."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} … ({len(text):,} characters)"

@@ -1,7 +1,7 @@
 """Learnability: how surely a model predicts common and rare tokens at each mask level (the paper's figure).
 
 For every masked response token: the confidence max_v p(v) and p(gold), summed by token id and level, and from there by
-frequency class (see `frequency`).
+frequency class (see `heldout`).
 
 Source: LIFT (arXiv 2605.22939), learnability figure. Differs: p(gold), by which LIFT ranks, stands beside the
 confidence, which is all that the public code logs; counts and intervals are given.
@@ -16,12 +16,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lift_ds.data.batch import Document, collate
+from lift_ds.data.batch import Document
 from lift_ds.method.loss import chunked_confidence
 from lift_ds.models.head import MaskedDiffusionModel
 
-from .frequency import frequency_class, token_counts
-from .heldout import fixed_noise, longest_first, masked_at
+from .heldout import frequency_class, longest_first, masked_batches, token_counts
 
 LEVELS = (0.1, 0.25, 0.4, 0.5, 0.6, 0.7071, 0.8409, 0.95)
 Z_95 = 1.96
@@ -29,14 +28,10 @@ Z_95 = 1.96
 
 @dataclass(frozen=True)
 class Cell:
-    """One frequency class at one level.
+    """One frequency class at one level: masked tokens, means over them of the largest probability and of p(gold).
 
-    Args:
-        num_tokens: Masked tokens that were predicted.
-        confidence: Mean largest probability; NaN where it was not measured.
-        gold: Mean p(gold).
-        interval: Half width of the 95 % interval of `gold` (normal, tokens taken as independent); NaN where only means
-            are known.
+    `interval` is half the width of the 95 % interval of `gold` (normal, tokens taken as independent). What was not
+    measured is NaN.
     """
 
     num_tokens: int
@@ -47,15 +42,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Learnability:
-    """Sums over masked tokens.
+    """Sums over masked tokens, float64 (V, levels); NaN where they were not measured.
 
-    Args:
-        frequency: int64 (V,), how often a token occurs in the measured responses.
-        counts: float64 (V, levels).
-        confidence: float64 (V, levels), summed; NaN where it was not measured.
-        gold: float64 (V, levels), summed.
-        gold_squares: float64 (V, levels), summed; NaN where only means are known.
-        levels: Mask levels.
+    `frequency`, int64 (V,), is how often a token occurs in the measured responses.
     """
 
     frequency: Tensor
@@ -92,12 +81,8 @@ class Learnability:
 def from_difficulty(sums: Tensor, counts: Tensor) -> Learnability:
     """What a difficulty table shows of the model that filled it, at the middle of each of its level bins.
 
-    The table holds mean -log p(gold), so that p(gold) is a geometric mean of each (token, level) pair here; confidence
-    and intervals are not known. A token's frequency is its decayed number of observations.
-
-    Args:
-        sums: (V, bins), decayed sums of -log p(gold).
-        counts: (V, bins), decayed counts.
+    It holds decayed sums of -log p(gold) and counts, both (V, bins): p(gold) is a geometric mean of each (token, level)
+    pair here, confidence and intervals are not known. A token's frequency is its decayed number of observations.
     """
     sums, counts = sums.double(), counts.double()
     gold = counts * torch.exp(-sums / counts.clamp(min=1e-12))
@@ -108,13 +93,7 @@ def from_difficulty(sums: Tensor, counts: Tensor) -> Learnability:
 
 @torch.no_grad()
 def measure(model: MaskedDiffusionModel, documents: Sequence[Document], batch_size: int, seed: int) -> Learnability:
-    """Measures a model on documents with fixed masks.
-
-    Args:
-        model: In eval mode.
-        documents: Tokenised rows; fillers are masked like the rest but not counted.
-        batch_size: Documents of one forward.
-        seed: Seed of the masks.
+    """Measures a model in eval mode on documents with fixed masks; fillers are masked like the rest but not counted.
 
     Raises:
         ValueError: There are no documents.
@@ -124,19 +103,12 @@ def measure(model: MaskedDiffusionModel, documents: Sequence[Document], batch_si
     matrix = model.get_input_embeddings().weight
     shape = (matrix.shape[0], len(LEVELS))
     sums = torch.zeros(4, *shape, dtype=torch.float64)
-    ordered = longest_first(documents)
-    for start in range(0, len(documents), batch_size):
-        share = ordered[start : start + batch_size]
-        batch = collate(share, [fixed_noise(document, seed) for document in share], 0).to(matrix.device)
-        counted = batch.response_mask & ~batch.filler_mask
-        for index, level in enumerate(LEVELS):
-            masked, noised_ids = masked_at(model, batch, level)
-            rows = masked & counted
-            gold_ids = batch.clean_ids[rows]
-            hidden = model.encode(noised_ids, batch.attention_mask)[rows]
-            shown = model.head(hidden, partial(chunked_confidence, gold_ids=gold_ids))
-            confidence, gold = shown.double().cpu().unbind(1)
-            columns = (torch.ones_like(gold), confidence, gold, gold**2)
-            for sum_, column in zip(sums, columns, strict=True):
-                sum_[:, index].index_add_(0, gold_ids.cpu(), column)
+    counting = [(document, True) for document in longest_first(documents)]
+    for index, batch, noised_ids, rows in masked_batches(model, counting, LEVELS, matrix.device, batch_size, seed):
+        gold_ids = batch.clean_ids[rows]
+        hidden = model.encode(noised_ids, batch.attention_mask)[rows]
+        shown = model.head(hidden, partial(chunked_confidence, gold_ids=gold_ids))
+        confidence, gold = shown.double().cpu().unbind(1)
+        columns = torch.stack((torch.ones_like(gold), confidence, gold, gold**2))
+        sums[..., index].index_add_(1, gold_ids.cpu(), columns)
     return Learnability(token_counts(documents, shape[0]), *sums)

@@ -9,8 +9,8 @@ import csv
 import json
 from collections.abc import Iterator
 from glob import glob
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,12 +26,7 @@ OWN_COLUMNS = ("question", "ground_truth")
 
 
 def read_problems(name: str, path: str | None, num_items: int | None) -> list[Problem]:
-    """The problems of a task, in the order of its data.
-
-    Args:
-        name: A name of `EVAL_TASKS`.
-        path: A file (.jsonl, .json, .csv, .parquet, ...) or a hub name; default: the task's source.
-        num_items: The first so many; `None` takes all.
+    """The first problems of a task, or all, in the order of its data: a file or a hub name, else the task's source.
 
     Raises:
         ValueError: There is no data, or a row is not one of the task's; the message names it.
@@ -48,24 +43,27 @@ def read_problems(name: str, path: str | None, num_items: int | None) -> list[Pr
     if chosen is None:
         files = [*filter(None, [task.known_file]), "JSON Lines with question and ground_truth"]
         raise ValueError(f"{name}: not on the hub; name a file with --data {name}=FILE: {', or '.join(files)}.")
-    problems: list[Problem] = []
-    for where, values in rows_of(chosen):
-        if num_items is not None and len(problems) == num_items:
-            break
-        problems.append(read_problem(task, values, where))
+    problems = [read_problem(task, values, where) for where, values in islice(rows_of(chosen), num_items)]
     if not problems:
         raise ValueError(f"{chosen}: no rows.")
     return problems
 
 
 def read_problem(task: EvalTask, values: Values, where: str) -> Problem:
-    """The problem of one row, checked.
+    """The problem of one row, checked, by the columns that it has.
 
     Raises:
         ValueError: Columns are missing, or a value is not the task's.
     """
     try:
-        problem = problem_of(task, values, where)
+        if set(OWN_COLUMNS) <= set(values):
+            problem = Problem(values["question"], values["ground_truth"], where, values.get("entry_point"))
+        else:
+            fitting = [read for columns, read in task.read.items() if set(columns) <= set(values)]
+            if not fitting:
+                needed = " or ".join(f"({', '.join(columns)})" for columns in (*task.read, OWN_COLUMNS))
+                raise ValueError(f"columns {', '.join(values) or 'none'}; needed are {needed}.")
+            problem = fitting[0](values, where)
         if not isinstance(problem.question, str):
             raise ValueError(f"the question is {problem.question!r:.60}; text is needed.")
         if not isinstance(problem.entry_point, str | None):
@@ -79,21 +77,6 @@ def read_problem(task: EvalTask, values: Values, where: str) -> Problem:
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{where}: no row of {task.name}: {error}") from error
     return problem
-
-
-def problem_of(task: EvalTask, values: Values, where: str) -> Problem:
-    """The problem of one row, by the columns that it has.
-
-    Raises:
-        ValueError: Columns are missing, or the task's reader refuses the row.
-    """
-    if set(OWN_COLUMNS) <= set(values):
-        return Problem(values["question"], values["ground_truth"], where, values.get("entry_point"))
-    for columns, read in task.read.items():
-        if set(columns) <= set(values):
-            return read(values, where)
-    needed = " or ".join(f"({', '.join(columns)})" for columns in (*task.read, OWN_COLUMNS))
-    raise ValueError(f"columns {', '.join(values) or 'none'}; needed are {needed}.")
 
 
 def rows_of(path: str) -> Iterator[tuple[str, Values]]:
@@ -113,20 +96,12 @@ def rows_of(path: str) -> Iterator[tuple[str, Values]]:
             for row in source.read(chunk):
                 if row.problem is not None:
                     raise ValueError(f"{row.where}: {row.problem}")
-                yield row.where, {name: plain_list(value) for name, value in row.values.items()}
-
-
-def plain_list(value: Any) -> Any:
-    """A parquet file's array of numbers as a list, which readers ask for and JSON keeps; other values as they are."""
-    return value.tolist() if isinstance(value, np.ndarray) else value
+                arrays = {name: value for name, value in row.values.items() if isinstance(value, np.ndarray)}
+                yield row.where, {**row.values, **{name: value.tolist() for name, value in arrays.items()}}
 
 
 def csv_rows(path: Path) -> Iterator[tuple[str, Values]]:
-    """Rows of a CSV file, all values as text: puzzles begin with zeros.
-
-    Raises:
-        ValueError: It cannot be read, or a row has more or fewer values than there are columns.
-    """
+    """Rows of a CSV file, all values as text: puzzles begin with zeros; see `rows_of` for errors."""
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         try:

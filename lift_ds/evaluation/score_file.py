@@ -19,8 +19,7 @@ from .judging.statistics import pass_at_k, wilson_interval
 from .tasks import EVAL_TASKS
 
 COLUMNS = ("question", "generation", "ground_truth")
-LONGEST_ANSWER = 500
-"""Characters of an answer that a record keeps."""
+LONGEST_ANSWER = 500  # characters of an answer that a record keeps
 
 
 def check_task(task: str, scorer: str) -> None:
@@ -59,28 +58,21 @@ def read_rows(path: Path, task: str) -> list[AnsweredProblem]:
 
 
 def json_objects(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Place and object of each line of a JSON Lines file; empty lines are none.
-
-    Args:
-        path: UTF-8, with or without a byte-order mark.
-        columns: What an object needs, for messages.
+    """Place and object of each line of a JSON Lines file; empty lines are none. `columns` are for messages.
 
     Raises:
         ValueError: A line is no object, or there are none.
         OSError: It cannot be read.
     """
-    is_empty = True
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                is_empty = False
-                yield f"{path}:{number}", parse_object(line, columns, f"{path}:{number}")
-    if is_empty:
+    lines = enumerate(path.read_bytes().split(b"\n"), start=1)
+    filled = [(f"{path}:{number}", line) for number, line in lines if line.strip()]
+    if not filled:
         raise ValueError(f"{path} has no rows; needed is one JSON object a line, with {', '.join(columns)}.")
+    for where, line in filled:
+        yield where, _object_of(line, columns, where)
 
 
-def parse_object(line: bytes, columns: Sequence[str], where: str) -> dict[str, Any]:
-    """The JSON object on a line; see `json_objects`."""
+def _object_of(line: bytes, columns: Sequence[str], where: str) -> dict[str, Any]:
     try:
         values = parse_line(line)
     except BadKeyError as error:
@@ -90,18 +82,13 @@ def parse_object(line: bytes, columns: Sequence[str], where: str) -> dict[str, A
         problem = f"the file {found}." if found else f"not JSON ({error}); one object a line is needed."
         raise ValueError(f"{where}: {problem}") from error
     if not isinstance(values, dict):
-        raise ValueError(
-            f"{where}: a JSON {type(values).__name__}, where an object with {', '.join(columns)} is needed."
-        )
+        kind = type(values).__name__
+        raise ValueError(f"{where}: a JSON {kind}, where an object with {', '.join(columns)} is needed.")
     return values
 
 
 def make_row(values: dict[str, Any], where: str) -> AnsweredProblem:
-    """The row that an object describes.
-
-    Raises:
-        ValueError: A column is missing, or not of its type.
-    """
+    """The row that an object describes; a ValueError where a column is missing, or not of its type."""
     missing = [name for name in COLUMNS if name not in values]
     if missing:
         has = ", ".join(map(str, values)) or "none"
@@ -123,15 +110,7 @@ def score_rows(
     num_workers: int,
     on_row: Callable[[], object],
 ) -> list[list[Score]]:
-    """The scores of each row's generations.
-
-    Args:
-        rows: Checked by `read_rows`.
-        task: Name of the task.
-        scorer: `reference` or `strict`.
-        limits: What each check of untrusted text may use.
-        num_workers: Rows that are scored at a time, each with child processes of its own.
-        on_row: Called after each row.
+    """The scores of the generations of each row, after which `on_row` is called; see `ScoringPool`.
 
     Raises:
         RuntimeError: The child processes cannot be started.
@@ -143,42 +122,29 @@ def score_rows(
         return [future.result() for future in futures]
 
 
-class ScoringPool:
-    """Scores rows in threads, each of which has child processes of its own for what is not trusted.
-
-    Args:
-        limits: What each check of untrusted text may use.
-        num_workers: Rows that are scored at a time.
-    """
+class ScoringPool(ExitStack):
+    """Scores rows in threads, each of which has child processes of its own, within limits, for what is not trusted."""
 
     def __init__(self, limits: Limits, num_workers: int) -> None:
-        """Makes the threads; children are started when they are needed."""
-        self.stack = ExitStack()
+        super().__init__()
         self.idle: queue.SimpleQueue[Checks] = queue.SimpleQueue()
         for _ in range(num_workers):
-            self.idle.put(self.stack.enter_context(Checks(limits)))
+            self.idle.put(self.enter_context(Checks(limits)))
         self.threads = ThreadPoolExecutor(num_workers)
-        self.stack.callback(self.threads.shutdown, cancel_futures=True)  # before the children are closed
+        self.callback(self.threads.shutdown, cancel_futures=True)  # before the children are closed
 
     def submit(self, row: AnsweredProblem, task: str, scorer: str) -> Future[list[Score]]:
         """The scores that the row's generations will have; an error where child processes cannot be started."""
         judge = EVAL_TASKS[task].scorer(scorer)
         assert judge is not None  # see `check_task`
-        return self.threads.submit(self.score, row, judge)
+        return self.threads.submit(self._score, row, judge)
 
-    def score(self, row: AnsweredProblem, scorer: Scorer) -> list[Score]:
-        """The scores of a row's generations."""
+    def _score(self, row: AnsweredProblem, scorer: Scorer) -> list[Score]:
         checks = self.idle.get()
         try:
             return [scorer(row.problem, generation, checks) for generation in row.generations]
         finally:
             self.idle.put(checks)
-
-    def __enter__(self) -> ScoringPool:
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        self.stack.close()
 
 
 def summarize(
@@ -211,7 +177,7 @@ def summarize(
         "timeouts": sum(score.timed_out for score in flat),
         "without_ground_truth": sum(row.problem.ground_truth is None for row in rows),
         "pass_at_k": {} if samples == 1 else pass_rates(scores, samples),
-        "items": [record(row, row_scores) for row, row_scores in zip(rows, scores, strict=True)],
+        "items": [_record(row, row_scores) for row, row_scores in zip(rows, scores, strict=True)],
     }
 
 
@@ -224,19 +190,10 @@ def pass_rates(scores: Sequence[Sequence[Score]], samples: int) -> dict[str, flo
     }
 
 
-def record(row: AnsweredProblem, scores: Sequence[Score]) -> dict[str, Any]:
-    """What the JSON says of one row: where it is, and each of its generations' scores."""
-    return {
-        "where": row.problem.where,
-        "scores": [
-            {
-                "correct": score.correct,
-                "total": score.total,
-                "is_solved": score.is_solved,
-                "is_parsed": score.is_parsed,
-                "timed_out": score.timed_out,
-                "answer": None if score.answer is None else score.answer[:LONGEST_ANSWER],
-            }
-            for score in scores
-        ],
-    }
+def _record(row: AnsweredProblem, scores: Sequence[Score]) -> dict[str, Any]:
+    names = ("correct", "total", "is_solved", "is_parsed", "timed_out")
+    of_scores = [
+        {name: getattr(score, name) for name in names} | {"answer": score.answer and score.answer[:LONGEST_ANSWER]}
+        for score in scores
+    ]
+    return {"where": row.problem.where, "scores": of_scores}

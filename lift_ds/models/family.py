@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from lift_ds.storage.file_diagnosis import explain
 from lift_ds.storage.run_record import RUN_FILE
+from lift_ds.storage.safetensors_file import SINGLE_FILE, read_header
 from lift_ds.storage.safetensors_folder import read_index
-from lift_ds.storage.safetensors_header import read_header
-from lift_ds.storage.safetensors_writer import SINGLE_FILE
 from lift_ds.text_files import load_json, read_text
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from torch import Tensor
 from .settings import Remasking, SamplingSettings
 
 TIME_END = 1e-3  # where the reverse time of Dream's sampler ends
+# One generator for a batch, or one for each of its rows: then a row's draws do not depend on the others.
 Randomness = torch.Generator | Sequence[torch.Generator] | None
-"""One generator for a batch, or one for each of its rows: then a row's draws do not depend on the others."""
 
 
 def predict(
@@ -27,15 +27,8 @@ def predict(
 ) -> tuple[Tensor, Tensor]:
     """The token that each position would become, and how sure that is; higher is surer.
 
-    Args:
-        logits: (B, N, V).
-        settings: How tokens are drawn and ranked.
-        mask_id: The mask token, which is never predicted but has its share of the probability.
-        end_id: The end token of `settings.eos`.
-        generator: Source of the randomness of `temperature` and `random`.
-
-    Returns:
-        int64 and float64, both (B, N).
+    Of logits (B, N, V) int64 and float64, both (B, N). The mask token is never predicted but has its share of the
+    probability.
     """
     if settings.eos == "never":
         logits = without(logits, end_id)
@@ -65,16 +58,10 @@ def without(logits: Tensor, token_id: int) -> Tensor:
 
 
 def dreams_confidence(probability: Tensor, predicted: Tensor, likeliest: Tensor, remasking: Remasking) -> Tensor:
-    """What ranks the predictions by Dream's rules; see `Unmasking.remasking`.
+    """What ranks the predictions by Dream's rules, float64 (B, N); see `Unmasking.remasking`.
 
-    Args:
-        probability: float64 (B, N, V), that of every token, the mask token included.
-        predicted: int64 (B, N).
-        likeliest: int64 (B, N, 1), the likeliest token but for the mask token.
-        remasking: One of Dream's rules.
-
-    Returns:
-        float64 (B, N).
+    The probability, float64 (B, N, V), is that of every token, the mask token included; `predicted` is int64 (B, N),
+    `likeliest`, the likeliest token but for the mask token, int64 (B, N, 1).
     """
     if remasking == "entropy":
         return torch.special.xlogy(probability, probability).sum(-1)
@@ -111,11 +98,7 @@ def quota(num_masked: Tensor, step: int, steps: int, remasking: Remasking) -> Te
     Equal shares, the remainder in the first steps (LLaDA). The rules of Dream reveal floor(masked (1 - s / t)) instead,
     t and s the reverse time before and after the step, and what is left in the last one.
 
-    Args:
-        num_masked: Tokens still masked, any shape.
-        step: This step, from 0.
-        steps: Steps of the block.
-        remasking: Whose rule.
+    Steps are counted from 0; `steps` are those of the block.
     """
     if remasking in ("low_confidence", "random"):
         return -(-num_masked // (steps - step))
@@ -126,13 +109,10 @@ def quota(num_masked: Tensor, step: int, steps: int, remasking: Remasking) -> Te
 
 
 def choose(confidence: Tensor, masked: Tensor, settings: SamplingSettings, step: int) -> Tensor:
-    """Which positions are revealed: bool (B, N), some masked ones.
+    """Which of the positions that are still masked are revealed: bool (B, N), as `masked` is.
 
-    Args:
-        confidence: (B, N), of every prediction.
-        masked: bool (B, N), positions that are still masked.
-        settings: What decides how many: the steps, or the confidence; then at least one in each row that has any.
-        step: This step of the block, from 0.
+    The steps decide how many, or the confidence (B, N); then at least one in each row that has any. `step` is that of
+    the block, from 0.
     """
     ordered, order = confidence.masked_fill(~masked, -torch.inf).sort(dim=-1, descending=True, stable=True)
     rank = order.argsort(-1)

@@ -15,19 +15,13 @@ from torch import Tensor
 
 from lift_ds.models.head import MaskedDiffusionModel
 
-from .settings import Cache
+from .settings import SamplingSettings
 
 
 class Predictor:
-    """What a sampler asks of a model.
+    """What a sampler asks of a model in eval mode.
 
-    Args:
-        model: In eval mode.
-        prompt_ids: int64 (B, P).
-        prompt_attention: bool (B, P), false on left padding; `None` where there is none.
-        gen_length: Tokens of the answer.
-        cfg_scale: Classifier-free guidance against the masked prompt; 0 turns it off.
-        cache: Which keys and values later steps of a block take from its first.
+    Prompts are int64 (B, P), their attention mask bool (B, P), false on left padding; `None` where there is none.
     """
 
     def __init__(
@@ -35,62 +29,50 @@ class Predictor:
         model: MaskedDiffusionModel,
         prompt_ids: Tensor,
         prompt_attention: Tensor | None,
-        gen_length: int,
-        cfg_scale: float,
-        cache: Cache,
+        settings: SamplingSettings,
     ) -> None:
-        """Derives positions and visible keys."""
-        prompt_length = prompt_ids.shape[1]
-        self.model, self.prompt_length, self.cfg_scale, self.cache = model, prompt_length, cfg_scale, cache
+        self.model, self.settings, self.prompt_length = model, settings, prompt_ids.shape[1]
         self.is_prompt = prompt_ids != model.config.mask_token_id
         self.attention_mask: Tensor | None = None
-        self.position_ids = torch.arange(prompt_length + gen_length, device=prompt_ids.device)[None]
+        self.position_ids = torch.arange(self.prompt_length + settings.gen_length, device=prompt_ids.device)[None]
         if prompt_attention is not None:
-            self.attention_mask = F.pad(prompt_attention.bool(), (0, gen_length), value=True)
+            self.attention_mask = F.pad(prompt_attention.bool(), (0, settings.gen_length), value=True)
             self.position_ids = (self.attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         self.position_ids = self.position_ids.expand(len(prompt_ids), -1)
         self.kept: KeyValueCache | None = None
-
-    @property
-    def forwards_per_step(self) -> int:
-        """Forwards behind one call."""
-        return 2 if self.cfg_scale > 0 else 1
+        self.forwards_per_step = 2 if settings.cfg_scale > 0 else 1
 
     def __call__(self, ids: Tensor, block: slice, rows: Tensor, is_first: bool) -> Tensor:
-        """Logits of a block.
+        """Logits (R, N, V) of a block.
 
         Args:
             ids: int64 (B, L).
             block: Positions of the block.
             rows: int64 (R,), ascending, the sequences that are asked for; within a block only ever fewer.
             is_first: Whether the block was not asked for before.
-
-        Returns:
-            (R, N, V).
         """
-        if self.cfg_scale > 0:
+        if self.settings.cfg_scale > 0:
             blind = ids.clone()
             blind[:, : self.prompt_length][self.is_prompt] = self.model.config.mask_token_id
             unguided = self.full(blind, block, rows)
-            return unguided + (self.cfg_scale + 1) * (self.full(ids, block, rows) - unguided)
-        if self.cache == "none":
+            return unguided + (self.settings.cfg_scale + 1) * (self.full(ids, block, rows) - unguided)
+        if self.settings.cache == "none":
             return self.full(ids, block, rows)
-        if is_first or self.kept is None:
+        if self.kept is None or is_first:
             self.kept = KeyValueCache(rows, None if self.attention_mask is None else self.attention_mask[rows])
-            hidden = self.model.encode(ids[rows], self.kept, self.position_ids[rows])
-            return self.model.head(hidden[:, block])
+            return self.full(ids, block, rows, self.kept)
         return self.partial(ids, block, rows, self.kept)
 
-    def full(self, ids: Tensor, block: slice, rows: Tensor) -> Tensor:
-        """A forward over all positions."""
+    def full(self, ids: Tensor, block: slice, rows: Tensor, keeps: KeyValueCache | None = None) -> Tensor:
+        """A forward over all positions; with a cache, one that fills it."""
         visible = None if self.attention_mask is None else self.attention_mask[rows]
-        return self.model.head(self.model.encode(ids[rows], visible, self.position_ids[rows])[:, block])
+        return self.model.head(self.model.encode(ids[rows], keeps or visible, self.position_ids[rows])[:, block])
 
     def partial(self, ids: Tensor, block: slice, rows: Tensor, kept: KeyValueCache) -> Tensor:
         """A forward over the block alone, or all that follows too."""
         is_shifted = self.model.config.right_shift_logits  # a shifted position needs the one before
         start = max(0, block.start - 1) if is_shifted else block.start
-        positions = slice(start, block.stop if self.cache == "dual" else ids.shape[1])
+        positions = slice(start, block.stop if self.settings.cache == "dual" else ids.shape[1])
         kept.replace(positions, rows)
         hidden = self.model.encode(ids[rows, positions], kept, self.position_ids[rows, positions])
         return self.model.head(hidden[:, block.start - start : block.stop - start])
@@ -99,15 +81,11 @@ class Predictor:
 class KeyValueCache:
     """Keys and values of every layer, and attention with them: what `encode` takes in place of a mask.
 
-    The first forward keeps them; later ones bring those of some positions anew.
-
-    Args:
-        rows: int64 (R,), ascending: the sequences of the first forward.
-        attention_mask: bool (R, L), false on padding.
+    The first forward, of the sequences `rows` (R,), ascending, keeps them; later ones bring those of some positions
+    anew. The mask is bool (R, L), false on padding.
     """
 
     def __init__(self, rows: Tensor, attention_mask: Tensor | None) -> None:
-        """Starts empty."""
         self.rows = rows
         self.visible = None if attention_mask is None else attention_mask[:, None, None, :]
         self.layers: list[tuple[Tensor, Tensor]] = []

@@ -13,11 +13,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lift_ds.models.families import max_length_of
 from lift_ds.models.head import MaskedDiffusionModel
@@ -29,11 +30,7 @@ from .settings import Cache, EosPolicy, Remasking, SamplingSettings, checked_set
 
 @dataclass(frozen=True)
 class RowSeeds:
-    """Seeds of a batch's rows: what a row draws depends on its own seed and the block, on nothing else of its batch.
-
-    Args:
-        seeds: One name of each row; any text.
-    """
+    """A seed, any text, of each row: what it draws depends on that and the block, on nothing else of its batch."""
 
     seeds: tuple[str, ...]
 
@@ -46,12 +43,10 @@ class RowSeeds:
 
 @dataclass(frozen=True)
 class Generation:
-    """What came of prompts.
+    """What came of prompts: ids, int64 (B, P + gen_length), prompts included.
 
-    Args:
-        ids: int64 (B, P + gen_length), prompts included.
-        num_forwards: Forwards of the model, of however many rows; two each with guidance.
-        row_forwards: int64 (B,), those that a row took part in because it still had masks.
+    Forwards of the model are of however many rows, two each with guidance; `row_forwards`, int64 (B,), are those that a
+    row took part in because it still had masks.
     """
 
     ids: Tensor
@@ -78,26 +73,11 @@ def generate(
     stop_early: bool = False,
     cache: Cache = "none",
 ) -> Tensor:
-    """Continues prompts by `gen_length` tokens.
+    """Continues prompts, int64 (B, P), by `gen_length` tokens; `SamplingSettings` has what the settings mean.
 
-    Args:
-        model: A model from `load_pretrained`.
-        prompt_ids: int64 (B, P).
-        steps: Denoising steps in all; a multiple of the number of blocks. `None` with `threshold` or `factor`.
-        gen_length: Tokens to generate; a multiple of `block_length`.
-        block_length: Tokens of one block.
-        temperature: 0 is greedy; else Gumbel noise in float64.
-        cfg_scale: Classifier-free guidance against the masked prompt; 0 turns it off.
-        remasking: What ranks the predictions; see `sampling.settings`.
-        attention_mask: bool (B, P), false on left padding of shorter prompts.
-        generator: Source of the randomness of `temperature` and `random`.
-        top_p: Draw from the fewest tokens that have this probability together.
-        threshold: Reveal all predictions that are at least so sure.
-        factor: Reveal as many as the product of number and doubt allows.
-        eos: Whether the end token may be predicted, or is revealed last.
-        stop_early: End a row with the block in which its first end token stands; end tokens fill the rest.
-        cache: Which keys and values later steps of a block take from its first: `none`, those of the `prefix`, or of
-            all but the block (`dual`). Faster, and an approximation; see `sampling.predict`.
+    The model is one from `load_pretrained`. `steps` is `None` with `threshold` or `factor`; `attention_mask`, bool
+    (B, P), is false on left padding of shorter prompts; `generator` is the source of what `temperature` and `random`
+    draw.
 
     Returns:
         int64 (B, P + gen_length).
@@ -114,11 +94,7 @@ def generate(
 
 
 def check_length(settings: SamplingSettings, prompt_length: int, config: Any) -> None:
-    """Whether a prompt and its answer fit into a model.
-
-    Raises:
-        ValueError: They are longer than the model allows.
-    """
+    """A ValueError where a prompt and its answer are longer than a model allows."""
     longest = max_length_of(config)
     if prompt_length + settings.gen_length > longest:
         raise ValueError(
@@ -144,8 +120,7 @@ def denoise(
         prompt_ids: int64 (B, P).
         settings: How.
         attention_mask: bool (B, P), false on left padding.
-        generator: Source of randomness, of the batch or of each row; what a row draws depends on the others where it is
-            the batch's.
+        generator: Source of randomness, of each row or of the batch: then what a row draws depends on the others.
         any_rank: Whether something is so on any rank: loops end by agreement where each forward is a collective. A rank
             that is done goes along with one row.
         watch: Called with the ids after every step.
@@ -157,7 +132,7 @@ def denoise(
     prompt_length = prompt_ids.shape[1]
     check_length(settings, prompt_length, model.config)
     ids = F.pad(prompt_ids, (0, settings.gen_length), value=mask_id)
-    logits_of = Predictor(model, prompt_ids, attention_mask, settings.gen_length, settings.cfg_scale, settings.cache)
+    logits_of = Predictor(model, prompt_ids, attention_mask, settings)
     num_forwards, row_forwards = 0, torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
     for number in range(settings.num_blocks):
         start = prompt_length + number * settings.block_length
@@ -184,17 +159,8 @@ def denoise(
     return Generation(ids, num_forwards, row_forwards)
 
 
-def pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Prompts of any length as one batch.
-
-    Args:
-        prompts: Token ids of each.
-        pad_id: Id written on padding, which no token attends to.
-
-    Returns:
-        int64 (B, P) ids, and bool (B, P), false on padding.
-    """
-    width = max(map(len, prompts))
-    ids = torch.tensor([[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    return ids, torch.arange(width) >= width - lengths[:, None]
+def pad(rows: Sequence[Sequence[int]], pad_id: int, side: Literal["left", "right"] = "left") -> tuple[Tensor, Tensor]:
+    """Rows of token ids as int64 (B, L), and what to attend to as bool (B, L), false on padding."""
+    ids = [torch.tensor(row, dtype=torch.int64) for row in rows]
+    real = [torch.ones(len(row), dtype=torch.bool) for row in rows]
+    return pad_sequence(ids, True, pad_id, side), pad_sequence(real, True, False, side)

@@ -55,8 +55,7 @@ class Lengths(Section):
         return self.gen_length // self.block_length
 
     @model_validator(mode="after")
-    def check_lengths(self) -> Self:
-        """Checks that blocks divide the answer, and the number of blocks the steps."""
+    def _check_lengths(self) -> Self:
         gen_length, block_length = f"gen_length={self.gen_length}", f"block_length={self.block_length}"
         if self.gen_length % self.block_length:
             raise ValueError(f"{self.prefix}{gen_length} must be a multiple of {self.prefix}{block_length}.")
@@ -93,8 +92,7 @@ class Unmasking(Section):
         return self.threshold is not None or self.factor is not None
 
     @model_validator(mode="after")
-    def check_unmasking(self) -> Self:
-        """Checks what makes no sense together."""
+    def _check_unmasking(self) -> Self:
         if self.threshold is not None and self.factor is not None:
             raise ValueError(f"threshold={self.threshold} and factor={self.factor}: only one of them decides.")
         if self.is_adaptive and self.remasking in ("random", "entropy"):
@@ -112,8 +110,7 @@ class SamplingSettings(Unmasking, Lengths):
     stop_early: bool = Field(False, description="end an answer with the block in which its first end token stands")
 
     @model_validator(mode="after")
-    def check_steps(self) -> Self:
-        """Checks that one thing decides the number of steps."""
+    def _check_steps(self) -> Self:
         if (self.steps is None) != self.is_adaptive:
             raise ValueError(
                 f"steps={self.steps}, threshold={self.threshold}, factor={self.factor}: either the number of steps is "

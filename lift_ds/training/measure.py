@@ -10,8 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from lift_ds.evaluation.asking.solve import Question, SolveReport, builtin_questions, encode_questions, solve_questions
-from lift_ds.evaluation.frequency import class_label
-from lift_ds.evaluation.heldout import LEVELS, heldout_loss
+from lift_ds.evaluation.heldout import LEVELS, class_label, heldout_loss
 from lift_ds.sampling.settings import SamplingSettings
 from lift_ds.storage.best import Measured
 

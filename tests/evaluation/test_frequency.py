@@ -2,7 +2,7 @@ import numpy as np
 import torch
 
 from lift_ds.data.batch import Document
-from lift_ds.evaluation.frequency import class_label, frequency_class, token_counts
+from lift_ds.evaluation.heldout import class_label, frequency_class, token_counts
 
 
 def test_counts_are_of_responses_without_fillers():

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from lift_ds.cli.learnability import are_apart, main
-from lift_ds.evaluation.frequency import frequency_class
-from lift_ds.evaluation.heldout import fixed_noise
+from lift_ds.evaluation.heldout import fixed_noise, frequency_class
 from lift_ds.evaluation.learnability import LEVELS, Learnability, from_difficulty, measure
 from lift_ds.evaluation.learnability_page import curves_title
 from lift_ds.method.noise import superset_mask

@@ -3,6 +3,7 @@ import torch
 
 from lift_ds import generate
 from lift_ds.sampling.predict import Predictor
+from lift_ds.sampling.settings import SamplingSettings
 
 BLOCK = slice(6, 10)
 BOTH = torch.arange(2)
@@ -14,10 +15,14 @@ def either(request):
     return request.getfixturevalue(request.param)
 
 
+def settings(gen_length, cache):
+    return SamplingSettings(gen_length=gen_length, block_length=gen_length, steps=gen_length, cache=cache)
+
+
 def make(model, cache, attention=None):
     prompts = torch.tensor([[5, 6, 7], [9, 8, 4]])
     ids = torch.cat([prompts, torch.full((2, 10), model.config.mask_token_id)], dim=1)
-    return Predictor(model, prompts, attention, 10, 0.0, cache), ids
+    return Predictor(model, prompts, attention, settings(10, cache)), ids
 
 
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
@@ -49,8 +54,8 @@ def test_a_change_in_the_block_is_seen_by_the_block(llada):
     """With everything before the block unchanged, a prefix cache of nothing is exact: the block starts the text."""
     mask_id = llada.config.mask_token_id
     empty = torch.empty((1, 0), dtype=torch.int64)
-    predictor = Predictor(llada, empty, None, 8, 0.0, "prefix")
-    exact = Predictor(llada, empty, None, 8, 0.0, "none")
+    predictor = Predictor(llada, empty, None, settings(8, "prefix"))
+    exact = Predictor(llada, empty, None, settings(8, "none"))
     ids, block = torch.full((1, 8), mask_id), slice(0, 4)
     with torch.no_grad():
         predictor(ids, block, BOTH[:1], is_first=True)

@@ -18,7 +18,7 @@ from lift_ds.export.peft_folder import AdapterFolder
 from lift_ds.models.families import max_length_of
 from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.weights import load_pretrained, resolve_folder
-from lift_ds.sampling.reverse import RowSeeds, denoise, pad_left
+from lift_ds.sampling.reverse import Generation, RowSeeds, denoise, pad
 from lift_ds.sampling.settings import SamplingSettings
 
 
@@ -43,14 +43,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Answerer:
-    """What makes answers.
+    """What makes answers: a model in eval mode.
 
-    Args:
-        model: In eval mode.
-        encoder: Renders and tokenises conversations.
-        any_rank: Whether something is so on any rank; needed where forwards are collectives.
-        device: Where forwards compute, if not where the weights are kept.
-        chat_format: What the model was taught in; of a model that does not say it, only the template is known.
+    `any_rank` tells whether something is so on any rank, which is needed where forwards are collectives; they compute
+    on `device`, if not where the weights are kept. Of a model that does not say its `chat_format`, only the template is
+    known.
     """
 
     model: MaskedDiffusionModel
@@ -66,15 +63,7 @@ class Answerer:
         return self.encoder.prompt_ids(self.chat_format.messages(messages), answer_prefix, where)
 
     def asked(self, system: str | None = None, chat_template: str | None = None) -> Answerer:
-        """The same model, asked in another way than it was taught.
-
-        Args:
-            system: System text; an empty one for none, `None` for the model's own.
-            chat_template: As `data.chat_template`; `None` for the model's own.
-
-        Raises:
-            ValueError: See `use_template`.
-        """
+        """The same model, asked otherwise than it was taught; an empty system text is none. See `use_template`."""
         tokenizer, config = self.encoder.tokenizer, self.model.config
         use_template(tokenizer, chat_template)
         chat_format = replace(self.chat_format, template=template_text(tokenizer))
@@ -90,28 +79,27 @@ class Answerer:
         watch: Callable[[Tensor], None] | None = None,
         keeps_special: bool = False,
     ) -> list[Answer]:
-        """Answers prompts as one batch.
+        """Answers prompts, token ids from `prompt_ids`, as one batch; see `generate` for `watch`.
 
-        Args:
-            prompts: Token ids of each, from `prompt_ids`.
-            process: How.
-            generator: Source of randomness.
-            watch: Called with the ids (B, gen_length) of the answers after every step.
-            keeps_special: Keep special tokens, and what follows them, in the text.
+        `keeps_special` keeps special tokens, and what follows them, in the text.
         """
-        ids, attention = pad_left(prompts, self.encoder.end_token_id)
-        start, device = ids.shape[1], self.device or self.model.device
-        made = denoise(
-            self.model,
-            ids.to(device),
-            process,
-            attention.to(device),
-            generator,
-            self.any_rank,
-            watch and (lambda now: watch(now[:, start:])),
-        )
-        rows = zip(made.ids[:, start:].tolist(), made.row_forwards.tolist(), strict=True)
+        made = self.generate(prompts, process, generator, watch)
+        rows = zip(made.ids.tolist(), made.row_forwards.tolist(), strict=True)
         return [self.read(row, num_forwards, process, keeps_special) for row, num_forwards in rows]
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        process: SamplingSettings,
+        generator: torch.Generator | RowSeeds | None = None,
+        watch: Callable[[Tensor], None] | None = None,
+    ) -> Generation:
+        """The answers to prompts alone, ids (B, gen_length), with which `watch` is called after every step."""
+        ids, attention = pad(prompts, self.encoder.end_token_id)
+        start, device = ids.shape[1], self.device or self.model.device
+        show = watch and (lambda now: watch(now[:, start:]))
+        made = denoise(self.model, ids.to(device), process, attention.to(device), generator, self.any_rank, show)
+        return replace(made, ids=made.ids[:, start:])
 
     def read(self, ids: list[int], num_forwards: int, process: SamplingSettings, keeps_special: bool) -> Answer:
         """The answer that generated ids are."""
@@ -125,11 +113,7 @@ class Answerer:
 
 
 def make_encoder(config: Any, tokenizer: Any, label: str, chat_format: ChatFormat) -> ChatEncoder:
-    """The encoder of prompts; its clock stands where it stood while the model learned.
-
-    Raises:
-        ValueError: There is no tokenizer.
-    """
+    """The encoder of prompts, its clock where it stood while the model learned; a ValueError without a tokenizer."""
     if tokenizer is None:
         raise ValueError(f"{label}: no tokenizer in the folder; copy the one it was trained with there.")
     return ChatEncoder(
@@ -142,11 +126,7 @@ def make_encoder(config: Any, tokenizer: Any, label: str, chat_format: ChatForma
 
 
 def taught_format(folder: Path, adapters: str | None, tokenizer: Any) -> ChatFormat:
-    """What a model was taught in, its adapters last; their template becomes the tokenizer's.
-
-    Raises:
-        ValueError: A format cannot be read.
-    """
+    """What a model was taught in, its adapters last; their template becomes the tokenizer's. See `read_format`."""
     chat_format = read_format(folder) or ChatFormat()
     of_adapters = None if adapters is None else read_format(Path(adapters))
     if of_adapters is not None and tokenizer is not None:
@@ -155,12 +135,9 @@ def taught_format(folder: Path, adapters: str | None, tokenizer: Any) -> ChatFor
 
 
 def load_answerer(path: str, adapters: str | None = None, device: torch.device | None = None) -> Answerer:
-    """A model from a folder, on the GPU as stored, on the CPU in float32.
+    """A model from a folder, hub name or `builtin:base`, on the GPU, if there is one, as stored, on the CPU in float32.
 
-    Args:
-        path: Model folder, hub name or `builtin:base`.
-        adapters: Folder of LoRA adapters in PEFT's format, put onto the model unmerged.
-        device: Default: the GPU if there is one.
+    `adapters` is a folder of LoRA adapters in PEFT's format, which are put onto the model unmerged.
 
     Raises:
         ValueError: The model, its tokenizer or the adapters cannot be used.
@@ -169,17 +146,12 @@ def load_answerer(path: str, adapters: str | None = None, device: torch.device |
     model, tokenizer = load_pretrained(path)
     chat_format = taught_format(resolve_folder(path), adapters, tokenizer)
     encoder = make_encoder(model.config, tokenizer, path, chat_format)
-    loaded: Any = model if adapters is None else with_adapters(model, adapters)
+    loaded: Any = model if adapters is None else _with_adapters(model, adapters)
     loaded.to(device=chosen, dtype=torch.float32 if chosen.type == "cpu" else None)
     return Answerer(loaded.eval(), encoder, chat_format=chat_format)
 
 
-def with_adapters(model: Any, folder: str) -> Any:
-    """The model with adapters in its matrices.
-
-    Raises:
-        ValueError: The folder holds none, or none that fit.
-    """
+def _with_adapters(model: Any, folder: str) -> Any:
     from peft import PeftModel  # slow to import
 
     AdapterFolder(Path(folder))  # its errors are clearer, and pickles are refused

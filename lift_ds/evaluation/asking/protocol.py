@@ -43,8 +43,7 @@ class TaskProtocol(Section):
 
     @field_validator("prompt")
     @classmethod
-    def check_prompt(cls, prompt: str) -> str:
-        """Checks that the prompt names the question, and nothing unknown."""
+    def _check_prompt(cls, prompt: str) -> str:
         named = fields_of(prompt)
         if "question" not in named or named - FIELDS:
             raise ValueError(f"names {sorted(named)}; {{question}} is needed, {{tests}} allowed ({{{{ is a brace)")
@@ -60,10 +59,8 @@ class TaskProtocol(Section):
 
     def turn(self, problem: Problem) -> str:
         """The user's turn about a problem from `pose`."""
-        values = {"question": problem.question}
-        if "tests" in fields_of(self.prompt):
-            values["tests"] = problem.test_text
-        return self.prompt.format(**values)
+        tests = problem.test_text if "tests" in fields_of(self.prompt) else ""
+        return self.prompt.format(question=problem.question, tests=tests)
 
 
 class Protocol(Section):
@@ -73,7 +70,7 @@ class Protocol(Section):
         stop_early: End an answer with the block in which its end token stands, and keep only what is before it.
         answer_prefix: What the answer is made to begin with.
         scorers: Which judge the answers.
-        decoding: FixedSteps and steps where a task has none of its own.
+        decoding: Of tasks that have none of their own.
         tasks: By name.
     """
 
@@ -84,8 +81,7 @@ class Protocol(Section):
     tasks: dict[str, TaskProtocol]
 
     @model_validator(mode="after")
-    def check_tasks(self) -> Protocol:
-        """Checks that the tasks exist."""
+    def _check_tasks(self) -> Protocol:
         unknown = sorted(set(self.tasks) - set(EVAL_TASKS))
         if unknown:
             raise ValueError(f"tasks: {', '.join(unknown)} unknown; allowed are {', '.join(EVAL_TASKS)}")
@@ -111,11 +107,7 @@ def fields_of(prompt: str) -> set[str]:
 
 
 def load_protocol(name: str) -> Protocol:
-    """A built-in protocol by its name, or a YAML file.
-
-    Raises:
-        ValueError: There is none, or the file is not one; the message says what is wrong with it.
-    """
+    """A built-in protocol by its name, or a YAML file; a ValueError where it is none says what is wrong with it."""
     known = sorted(path.stem for path in FOLDER.glob("*.yaml"))
     path = FOLDER / f"{name}.yaml" if name in known else Path(name)
     if not path.is_file():

@@ -23,11 +23,7 @@ RESULTS_VERSION = 1
 
 
 def open_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Makes the folder of an evaluation, or checks that it holds the same one.
-
-    Raises:
-        ValueError: It holds another evaluation, or something else; the message names what differs.
-    """
+    """Makes the folder of an evaluation; a ValueError where it holds something else, or says what differs."""
     path = folder / "settings.json"
     settings = json.loads(json.dumps(settings))
     if path.is_file():
@@ -35,7 +31,7 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
             recorded = load_json(read_text(path))
         except ValueError as error:
             raise ValueError(f"{path}: cannot be read: {error}; remove the folder.") from error
-        different = sorted(differences(recorded, settings))
+        different = sorted(_differences(recorded, settings))
         if different:
             raise ValueError(
                 f"{folder} holds an evaluation with other settings: {', '.join(different[:6])}; name another --output."
@@ -47,14 +43,13 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
     write_json(path, settings)
 
 
-def differences(first: Any, second: Any, prefix: str = "") -> list[str]:
-    """Where two JSON values differ."""
+def _differences(first: Any, second: Any, prefix: str = "") -> list[str]:
     if isinstance(first, dict) and isinstance(second, dict):
         names = sorted(set(first) | set(second))
         return [
             difference
             for name in names
-            for difference in differences(first.get(name), second.get(name), f"{prefix}.{name}" if prefix else name)
+            for difference in _differences(first.get(name), second.get(name), f"{prefix}.{name}" if prefix else name)
         ]
     return [] if first == second else [f"{prefix} ({first!r:.40} there, {second!r:.40} now)"]
 
@@ -74,16 +69,9 @@ def task_file(task: str) -> str:
 def write_results(
     folder: Path, settings: dict[str, Any], environment: dict[str, Any], done: Sequence[TaskProgress]
 ) -> dict[str, Any]:
-    """Writes the answers of each task and `results.json`.
+    """Writes the answers of each task, all of them done, and `results.json`, and returns what that holds.
 
-    Args:
-        folder: The evaluation's.
-        settings: What decides the answers.
-        environment: What decides the speed: devices, ranks, versions.
-        done: Every task, with all its answers.
-
-    Returns:
-        What `results.json` holds.
+    The environment is what decides the speed: devices, ranks, versions.
     """
     tasks = {}
     for progress in done:

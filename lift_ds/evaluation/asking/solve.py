@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -21,18 +21,11 @@ from lift_ds.sampling.settings import SamplingSettings
 from .answering import Answerer
 
 BATCH_SIZE = 64
-VERDICTS = list(Verdict)
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question and the judge of its answers; any task is a list of them.
-
-    Args:
-        task: What it is counted under.
-        text: The user's turn.
-        check: Judges a generation, and never evaluates it as code.
-    """
+    """A question, counted under `task`, and the judge of its answers, which are never evaluated as code."""
 
     task: str
     text: str
@@ -88,8 +81,10 @@ def held_out_items(num_items: int, seed: int) -> list[Item]:
 
 def builtin_questions(num_items: int, seed: int) -> list[Question]:
     """`held_out_items` as questions, strictly verified."""
-    items = held_out_items(num_items, seed)
-    return [Question(item.task, item.question, partial(TASKS[item.task].verify, item)) for item in items]
+    return [
+        Question(item.task, item.question, partial(TASKS[item.task].verify, item))
+        for item in held_out_items(num_items, seed)
+    ]
 
 
 def solve_questions(
@@ -100,15 +95,9 @@ def solve_questions(
     ranks: Ranks,
     system: str | None = None,
 ) -> SolveReport:
-    """Answers questions greedily and counts the verdicts; every rank runs the same number of forwards.
+    """Answers questions, the same list on every rank, greedily and counts the verdicts.
 
-    Args:
-        model: In eval mode.
-        encoder: Renders and tokenises the questions.
-        questions: All of them, the same list on every rank.
-        process: How answers are made.
-        ranks: The run.
-        system: System text before every question.
+    Every rank runs the same number of forwards.
 
     Raises:
         ValueError: There are no questions, or one and its answer are longer than the model allows; on every rank.
@@ -118,30 +107,20 @@ def solve_questions(
     tasks = list(dict.fromkeys(question.task for question in questions))
     prompts = encode_questions(encoder, questions, process, model.config, system)
     mine = equal_share(list(zip(questions, prompts, strict=True)), ranks)
-    counts = torch.zeros(len(tasks), len(VERDICTS) + 2, dtype=torch.float64)  # and truncated, forwards
+    counts = torch.zeros(len(tasks), len(fields(TaskScore)), dtype=torch.float64)
     for start in range(0, len(mine), BATCH_SIZE):
         share = mine[start : start + BATCH_SIZE]
         answers = answerer.answer([prompt for (_, prompt), _ in share], process)
         for ((question, _), is_counted), answer in zip(share, answers, strict=True):
-            row = counts[tasks.index(question.task)]
-            row[VERDICTS.index(question.check(answer.text))] += is_counted
-            row[-2:] += is_counted * torch.tensor([not answer.is_ended, answer.num_forwards], dtype=torch.float64)
-    counts = ranks.all_reduce(counts)
+            verdict = question.check(answer.text)
+            is_solved, is_unparsed = verdict is Verdict.SOLVED, verdict is Verdict.UNPARSED
+            score = TaskScore(1, is_solved, is_unparsed, not answer.is_ended, answer.num_forwards)
+            counts[tasks.index(question.task)] += is_counted * torch.tensor(astuple(score), dtype=torch.float64)
+    counts = ranks.all_reduce(counts).long()
     seconds = time.perf_counter() - began
-    scores = {task: read_counts(row) for task, row in zip(tasks, counts, strict=True)}
-    return SolveReport(scores, read_counts(counts.sum(0)), len(questions) * process.gen_length / seconds, seconds)
-
-
-def read_counts(row: torch.Tensor) -> TaskScore:
-    """One row of `solve_questions`' counts: the verdicts, truncated answers, forwards."""
-    verdicts = dict(zip(VERDICTS, row[:-2].int().tolist(), strict=True))
-    return TaskScore(
-        num_items=sum(verdicts.values()),
-        num_solved=verdicts[Verdict.SOLVED],
-        num_unparsed=verdicts[Verdict.UNPARSED],
-        num_truncated=int(row[-2]),
-        num_forwards=int(row[-1]),
-    )
+    scores = {task: TaskScore(*row) for task, row in zip(tasks, counts.tolist(), strict=True)}
+    total = TaskScore(*counts.sum(0).tolist())
+    return SolveReport(scores, total, len(questions) * process.gen_length / seconds, seconds)
 
 
 def encode_questions(
@@ -151,18 +130,7 @@ def encode_questions(
     config: Any,
     system: str | None = None,
 ) -> list[list[int]]:
-    """Token ids of all questions as prompts, checked before a rank that has the long one would stop alone.
-
-    Args:
-        encoder: Renders and tokenises the questions.
-        questions: At least one.
-        process: How answers are made.
-        config: The model's config.
-        system: System text before every question.
-
-    Raises:
-        ValueError: A question and its answer are longer than the model allows.
-    """
+    """Token ids of all questions as prompts; a ValueError before a rank that has too long a one would stop alone."""
     asked = ChatFormat(system=system)
     prompts = [encoder.prompt_ids(asked.messages([{"role": "user", "content": each.text}])) for each in questions]
     check_length(process, max(map(len, prompts), default=0), config)

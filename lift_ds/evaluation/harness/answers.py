@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
 from lift_ds.evaluation.asking.answering import Answerer
-from lift_ds.sampling.reverse import RowSeeds, denoise, pad_left
+from lift_ds.sampling.reverse import RowSeeds
 from lift_ds.sampling.settings import SamplingSettings
 
 from .batches import Bar, Batches, log
-from .masks import key_of
+from .likelihood import key_of
 from .settings import HarnessSettings
 from .texts import Texts
 
@@ -24,15 +24,7 @@ KNOWN_NAMES = {*LENGTH_NAMES, "until", "do_sample", "temperature", "top_p"}
 
 @dataclass(frozen=True)
 class Job:
-    """One request.
-
-    Args:
-        prompt: Token ids.
-        process: How it is answered.
-        max_tokens: Where the answer is cut, in tokens.
-        until: Texts at whose first occurrence it is cut.
-        seed: Names its draws.
-    """
+    """One request: its answer is cut at `max_tokens` and at the first text of `until`; `seed` names its draws."""
 
     prompt: tuple[int, ...]
     process: SamplingSettings
@@ -53,11 +45,7 @@ class Wish:
 
 
 def read_wish(arguments: Mapping[str, Any]) -> Wish:
-    """Reads a request's keyword arguments.
-
-    Raises:
-        ValueError: A length or a temperature is no number in range.
-    """
+    """Reads a request's keyword arguments; a ValueError where a length or a temperature is no number in range."""
     until = arguments.get("until") or []
     lengths = [arguments[name] for name in LENGTH_NAMES if arguments.get(name) is not None]
     if lengths and not (isinstance(lengths[0], int) and lengths[0] > 0):
@@ -77,26 +65,20 @@ def read_wish(arguments: Mapping[str, Any]) -> Wish:
     )
 
 
+@dataclass(frozen=True)
 class Answers:
-    """Answers requests; every rank gets the same list, does its part of the work, and has all answers.
+    """Answers requests; every rank gets the same list, does its part of the work, and has all answers."""
 
-    Args:
-        answerer: The model.
-        texts: Encodes prompts.
-        settings: How answers are made.
-        batches: What computes them on the ranks.
-    """
-
-    def __init__(self, answerer: Answerer, texts: Texts, settings: HarnessSettings, batches: Batches) -> None:
-        """Stores what is given."""
-        self.answerer, self.texts, self.settings, self.batches = answerer, texts, settings, batches
-        self._said: set[str] = set()
+    answerer: Answerer
+    texts: Texts
+    settings: HarnessSettings
+    batches: Batches
+    _said: set[str] = field(default_factory=set, init=False)
 
     def jobs(self, requests: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Job]:
         """What is to be done for (context, keyword arguments); equal requests are different draws.
 
-        Raises:
-            ValueError: A request cannot be answered so; see `read_wish`, `checked_settings` and `Texts.prompt`.
+        See `read_wish`, `checked_settings` and `Texts.prompt` for its errors.
         """
         seen: Counter[tuple[int, ...]] = Counter()
         jobs = []
@@ -104,30 +86,32 @@ class Answers:
             wish = read_wish(arguments)
             max_tokens = wish.max_tokens or self.settings.gen_length or DEFAULT_MAX_TOKENS
             process = self.settings.process(max_tokens, wish.temperature or 0.0, wish.top_p or 1.0)
-            self.say_differences(wish, process)
+            self._say_differences(wish, process)
             prompt = self.texts.prompt(context, process.gen_length)
             seed = f"{self.settings.seed}/{key_of(prompt)}/{seen[prompt]}"
             seen[prompt] += 1
             jobs.append(Job(prompt, process, max_tokens, wish.until, seed))
         return jobs
 
-    def say_differences(self, wish: Wish, process: SamplingSettings) -> None:
-        """Warns, once each, of what a task asks for and does not get."""
-        for name, asked, used in (
+    def _say_differences(self, wish: Wish, process: SamplingSettings) -> None:
+        """Warns, once each on the first rank, of what a task asks for and does not get."""
+        decided = (
             ("max_gen_toks", wish.max_tokens, min(process.gen_length, wish.max_tokens or process.gen_length)),
             ("temperature", wish.temperature, process.temperature),
             ("top_p", wish.top_p, process.top_p),
-        ):
-            if asked is not None and asked != used:
-                self.say(f"the task asks for {name}={asked}; --model_args decides: {used}.")
-        for name in wish.unknown:
-            self.say(f"the task's generation argument {name} means nothing here and is not used.")
-
-    def say(self, message: str) -> None:
-        """A warning of the first rank, once."""
-        if message not in self._said and self.batches.ranks.rank == 0:
-            log.warning(message)
-        self._said.add(message)
+        )
+        messages = [
+            *(
+                f"the task asks for {name}={asked}; --model_args decides: {used}."
+                for name, asked, used in decided
+                if asked not in (None, used)
+            ),
+            *(f"the task's generation argument {name} means nothing here and is not used." for name in wish.unknown),
+        ]
+        for message in messages:
+            if message not in self._said and self.batches.ranks.rank == 0:
+                log.warning(message)
+            self._said.add(message)
 
     def run(self, jobs: Sequence[Job], bar: Bar) -> list[str]:
         """The answers, in the order of the jobs; `bar` shows the batches."""
@@ -148,18 +132,8 @@ class Answers:
 
     def generate(self, jobs: Sequence[Job]) -> list[list[int]]:
         """Ids (B, gen_length) of jobs with the same process."""
-        prompt_ids, attention_mask = pad_left([job.prompt for job in jobs], self.texts.encoder.end_token_id)
-        model = self.answerer.model
-        made = denoise(
-            model,
-            prompt_ids.to(model.device),
-            jobs[0].process,
-            attention_mask.to(model.device),
-            RowSeeds(tuple(job.seed for job in jobs)),
-            self.answerer.any_rank,
-        )
-        answers: list[list[int]] = made.ids[:, prompt_ids.shape[1] :].tolist()
-        return answers
+        seeds = RowSeeds(tuple(job.seed for job in jobs))
+        return self.answerer.generate([job.prompt for job in jobs], jobs[0].process, seeds).ids.tolist()
 
     def text(self, job: Job, ids: list[int]) -> str:
         """Text of an answer before its first special token, the end of its length, and the texts that end it."""

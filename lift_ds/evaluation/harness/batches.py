@@ -4,35 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lift_ds.evaluation.asking.line_log import LineLog
-from lift_ds.ranks.shares import Ranks
+from lift_ds.evaluation.asking.samples import LineLog
+from lift_ds.ranks.shares import Ranks, equal_share
 
 log = logging.getLogger("lm_eval.lift_ds")  # shown as the harness's own messages are
 Rounds = list[tuple[int, bool]]
-Bar = Callable[[Rounds], Iterable[tuple[int, bool]]]
-"""Shows how far a loop over rounds has come."""
+Bar = Callable[[Rounds], Iterable[tuple[int, bool]]]  # shows how far a loop over rounds has come
 
 
-def rounds(numbers: Sequence[int], ranks: Ranks) -> Rounds:
-    """The batches of this rank, as many on every rank: (number, counts); repeats that fill up do not count.
-
-    Args:
-        numbers: The batches to compute. Which items make one does not depend on the number of ranks, and so no result
-            does.
-        ranks: The processes.
-    """
-    turns = range(ranks.rank, -(-len(numbers) // ranks.world_size) * ranks.world_size, ranks.world_size)
-    return [(numbers[min(turn, len(numbers) - 1)], turn < len(numbers)) for turn in turns]
-
-
-def log_of(path: Path) -> LineLog:
-    """The results of a rank."""
-    return LineLog(path, ("key", "values"))
+log_of = partial(LineLog, names=("key", "values"))
 
 
 def read_kept(path: Path) -> dict[str, list[Any]]:
@@ -49,11 +35,8 @@ def read_kept(path: Path) -> dict[str, list[Any]]:
 class Batches:
     """Computes batches; every rank calls it with the same ones, does its part, and has all results.
 
-    Args:
-        ranks: The processes.
-        folder: Where each rank keeps what it computed, so that the same evaluation goes on from it after a cut, on any
-            number of ranks; `None` keeps nothing.
-        identity: What results depend on besides the batches: names weights, code and device.
+    In a folder each rank keeps what it computed, so that the same evaluation goes on from it after a cut, on any number
+    of ranks. `identity` is what results depend on besides the batches: it names weights, code and device.
 
     Raises:
         ValueError: Another evaluation is writing there.
@@ -61,16 +44,12 @@ class Batches:
     """
 
     def __init__(self, ranks: Ranks, folder: Path | None = None, identity: str = "") -> None:
-        """Reads what was kept."""
         self.ranks, self.identity = ranks, identity
-        self.log: LineLog | None = None
-        self.kept: dict[str, list[Any]] = {}
         self.num_kept = 0  # batches that were taken from what was kept
         self._held = ExitStack()
-        if folder is not None:
-            self.kept, self.log = self.open(folder)
+        self.kept, self.log = ({}, None) if folder is None else self._open(folder)
 
-    def open(self, folder: Path) -> tuple[dict[str, list[Any]], LineLog]:
+    def _open(self, folder: Path) -> tuple[dict[str, list[Any]], LineLog | None]:
         """What was kept, and where this rank adds to it."""
 
         def claim() -> dict[str, list[Any]]:
@@ -98,22 +77,25 @@ class Batches:
     ) -> list[list[Any]]:
         """The results of batches, in their order.
 
-        Args:
-            num_batches: How many there are.
-            key: All that decides the result of the batch of a number, as a value whose text says it.
-            compute: Its result: numbers or truth values, or lists of them.
-            bar: Shows the rounds.
+        Which items make one must not depend on the number of ranks. The text of `key` says all that decides what
+        `compute` makes of the batch of a number: numbers or truth values, or lists of them.
 
         Raises:
             ValueError: The ranks were not given the same batches; on every rank.
         """
-        names = [self.name(key(number)) for number in range(num_batches)]
-        self.check_agreement(names)
+        names = [self._name(key(number)) for number in range(num_batches)]
+        first, *others = self.ranks.gather_objects(self._name(names))
+        differ = [str(rank) for rank, other in enumerate(others, start=1) if other != first]
+        if differ:
+            raise ValueError(
+                f"rank {', '.join(differ)} was given other requests than rank 0; every machine needs the same task "
+                "files, tokenizer and packages."
+            )
         computed = {number: self.kept[name] for number, name in enumerate(names) if name in self.kept}
         self.num_kept += len(computed)
         made = {}
         missing = [number for number in range(num_batches) if number not in computed]
-        for number, counts in bar(rounds(missing, self.ranks)):
+        for number, counts in bar(equal_share(missing, self.ranks) if missing else []):
             values = compute(number)
             if counts:
                 made[number] = values
@@ -123,16 +105,5 @@ class Batches:
             computed |= share
         return [computed[number] for number in range(num_batches)]
 
-    def name(self, key: object) -> str:
-        """What a result is kept under."""
+    def _name(self, key: object) -> str:
         return hashlib.blake2b(f"{self.identity} {key!r}".encode(), digest_size=16).hexdigest()
-
-    def check_agreement(self, names: Sequence[str]) -> None:
-        """Whether all ranks ask the same; see `run` for its error."""
-        first, *others = self.ranks.gather_objects(self.name(names))
-        differ = [str(rank) for rank, other in enumerate(others, start=1) if other != first]
-        if differ:
-            raise ValueError(
-                f"rank {', '.join(differ)} was given other requests than rank 0; every machine needs the same task "
-                "files, tokenizer and packages."
-            )

@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +29,18 @@ from lift_ds.ranks.shares import Ranks
 
 from .answers import Answers
 from .batches import Bar, Batches
-from .likelihood import Likelihood
-from .masks import Estimate, key_of
+from .likelihood import Estimate, Likelihood, Pair, key_of
 from .settings import HarnessSettings
 from .texts import Messages, Texts
 
 PACKAGE = Path(__file__).parents[2]
-CERTAIN = Estimate(0.0, 0.0, 0)
 
 
 class DiffusionLM(LM):
-    """What the harness asks for requests.
+    """What the harness asks for requests; all ranks construct this and call it with the same ones.
 
-    Args:
-        answerer: The model, on the ranks' device.
-        ranks: The processes; all of them construct this and call it with the same requests.
-        settings: How it answers and scores.
-        name: Of the model, for the harness's records.
-        identity: Of its weights; what `settings.progress` keeps belongs to it.
+    `name` is the model's, for the harness's records; `identity` its weights', to which belongs what `settings.progress`
+    keeps.
 
     Raises:
         ValueError: `max_length` is longer than the model allows, or the folder of `settings.progress` cannot be used.
@@ -54,7 +49,6 @@ class DiffusionLM(LM):
     def __init__(
         self, answerer: Answerer, ranks: Ranks, settings: HarnessSettings, name: str = "lift_ds", identity: str = ""
     ) -> None:
-        """Puts the parts together."""
         super().__init__()
         config, encoder = answerer.model.config, answerer.encoder
         longest = max_length_of(config)
@@ -69,7 +63,7 @@ class DiffusionLM(LM):
         if folder is not None and not identity:
             raise ValueError(f"progress={settings.progress}: needs an identity of the weights that answer.")
         if folder is not None:  # the first rank's device and code stand for all
-            device = device_name(ranks.device)
+            device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else ranks.device.type
             identity = ranks.on_main(lambda: f"{identity} {self.dtype} {device} {code_identity()}")
         self.batches = Batches(ranks, folder, identity)
         self.answers = Answers(answerer, self.texts, settings, self.batches)
@@ -78,8 +72,7 @@ class DiffusionLM(LM):
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
         """Answers to (context, generation arguments)."""
-        jobs = self.answers.jobs(request.args for request in requests)
-        return self.answers.run(jobs, self.bar("answers"))
+        return self.answers.run(self.answers.jobs(request.args for request in requests), self._bar("answers"))
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
         """Bounds of log p of (context, continuation), and whether greedy decoding gives the continuation.
@@ -87,42 +80,36 @@ class DiffusionLM(LM):
         Equal requests are computed once. An empty continuation is certain.
         """
         pairs = [self.texts.pair(*request.args) for request in requests]
-        asked = [pair for pair in dict.fromkeys(pairs) if pair.target]
-        bounds = dict(zip(asked, self.likelihood.estimates(asked, self.bar("masks")), strict=True))
-        greedy = dict.fromkeys(asked, False)
+        bounds = self._bounds(requests, [[pair] if pair.target else [] for pair in pairs])
+        greedy = {pair: not pair.target for pair in pairs}
+        asked = [pair for pair in greedy if pair.target]
         if self.settings.check_greedy:
-            greedy = dict(zip(asked, self.likelihood.are_greedy(asked, self.bar("greedy decoding")), strict=True))
-        results = []
-        for request, pair in zip(requests, pairs, strict=True):
-            bound = bounds.get(pair, CERTAIN)
-            results.append((bound.loglikelihood, greedy.get(pair, True)))
-            self.record(request, bound)
-        self.write_estimates()
-        return results
+            greedy |= zip(asked, self.likelihood.are_greedy(asked, self._bar("greedy decoding")), strict=True)
+        return [(bound, greedy[pair]) for bound, pair in zip(bounds, pairs, strict=True)]
 
     def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:
         """Bounds of log p of whole texts, part by part; see `Texts.windows`."""
-        windows = [list(self.texts.windows(*request.args)) for request in requests]
-        asked = list(dict.fromkeys(pair for pairs in windows for pair in pairs))
-        bounds = dict(zip(asked, self.likelihood.estimates(asked, self.bar("masks")), strict=True))
-        results = []
-        for request, pairs in zip(requests, windows, strict=True):
-            bound = joined([bounds[pair] for pair in pairs])
-            results.append(bound.loglikelihood)
-            self.record(request, bound)
-        self.write_estimates()
-        return results
+        return self._bounds(requests, [list(self.texts.windows(*request.args)) for request in requests])
 
-    def record(self, request: Instance, bound: Estimate) -> None:
-        """Keeps an estimate for the records."""
-        names = {"task": request.task_name, "doc_id": request.doc_id, "choice": request.idx}
-        self.estimates.append(names | asdict(bound))
-
-    def write_estimates(self) -> None:
-        """Writes the file of `settings.estimates`, from the first rank."""
+    def _bounds(self, requests: Sequence[Instance], parts: Sequence[Sequence[Pair]]) -> list[float]:
+        """Bounds of log p of each request, the sum of its parts, which are independent; keeps and writes estimates."""
+        asked = list(dict.fromkeys(chain(*parts)))
+        found = dict(zip(asked, self.likelihood.estimates(asked, self._bar("masks")), strict=True))
+        bounds = []
+        for request, pairs in zip(requests, parts, strict=True):
+            of_parts = [found[pair] for pair in pairs]
+            bound = Estimate(
+                math.fsum(part.loglikelihood for part in of_parts),
+                math.hypot(*(part.standard_error for part in of_parts)),
+                sum(part.num_masks for part in of_parts),
+            )
+            bounds.append(bound.loglikelihood)
+            names = {"task": request.task_name, "doc_id": request.doc_id, "choice": request.idx}
+            self.estimates.append(names | asdict(bound))
         if self.settings.estimates is not None and self.ranks.rank == 0:
             lines = "".join(json.dumps(estimate) + "\n" for estimate in self.estimates)
             Path(self.settings.estimates).write_text(lines, encoding="utf-8")
+        return bounds
 
     def get_model_info(self) -> dict[str, Any]:
         """What the harness writes beside its results: settings, processes, and how sure the likelihoods are."""
@@ -146,11 +133,7 @@ class DiffusionLM(LM):
         return self.texts.render(chat_history, invite=add_generation_prompt)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The template that `apply_chat_template` uses.
-
-        Raises:
-            ValueError: Another one is asked for by name.
-        """
+        """The template that `apply_chat_template` uses; a ValueError where another one is asked for by name."""
         if isinstance(chat_template, str):
             raise ValueError(
                 f"--apply_chat_template {chat_template}: give the flag alone, and chat_template={chat_template} in "
@@ -166,25 +149,15 @@ class DiffusionLM(LM):
         return f"{self.name.replace('/', '__')}-{template:016x}"
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
-        """Takes the harness's cache of answers.
-
-        Raises:
-            ValueError: There are several processes; each would have a cache of its own, and know other requests.
-        """
+        """Takes the harness's cache of answers; of several processes each would have its own, and other requests."""
         if self.ranks.world_size > 1:
             raise ValueError(f"--use_cache: with one process only, here are {self.ranks.world_size}; leave it away.")
         super().set_cache_hook(cache_hook)
 
-    def bar(self, what: str) -> Bar:
-        """A progress bar on the first rank's terminal."""
+    def _bar(self, what: str) -> Bar:
         console = Console(stderr=True)
         is_silent = self.ranks.rank != 0 or not console.is_terminal
         return partial(track, description=what, console=console, transient=True, disable=is_silent)
-
-
-def device_name(device: torch.device) -> str:
-    """What computes."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 @cache
@@ -194,12 +167,3 @@ def code_identity() -> str:
     for path in sorted(PACKAGE.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def joined(parts: Sequence[Estimate]) -> Estimate:
-    """The sum of independent estimates."""
-    return Estimate(
-        math.fsum(part.loglikelihood for part in parts),
-        math.hypot(*(part.standard_error for part in parts)),
-        sum(part.num_masks for part in parts),
-    )

@@ -6,6 +6,7 @@ import importlib.util
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,7 @@ BOOTSTRAP_RESAMPLES = 100_000  # the harness's own number
 
 
 def require_harness() -> None:
-    """Says what to do where the harness is not installed.
-
-    Raises:
-        RuntimeError: It is not.
-    """
+    """A RuntimeError that says what to do where the harness is not installed."""
     if importlib.util.find_spec("lm_eval") is None:
         raise RuntimeError("lm-evaluation-harness is not installed: pip install 'lift_ds[eval]'")
 
@@ -46,24 +43,13 @@ def run_harness(
     fewshot_seed: int = 1234,
     confirm_run_unsafe_code: bool = False,
 ) -> dict[str, Any] | None:
-    """Runs tasks; every rank calls it with the same arguments.
+    """Runs tasks, by name, group, tag or path of a task file; every rank calls it with the same arguments.
 
-    Args:
-        answerer: The model, whole on every rank or cut over them.
-        ranks: The processes.
-        settings: How it answers and scores.
-        tasks: Names of tasks, groups or tags, or paths of task files.
-        name: Of the model, for the records.
-        identity: Of its weights; needed with `settings.progress`, which keeps answers of these weights.
-        include_path: Folder with task files of one's own.
-        include_defaults: Whether the harness's own tasks are known too; listing them takes seconds.
-        limit: Only the first documents of each task: how many, or below 1 which share.
-        num_fewshot: Examples before each question; default: the task's.
-        apply_chat_template: Whether requests are chats; examples are turns of them.
-        system_instruction: System text of every request.
-        gen_kwargs: Generation arguments that replace those of the tasks.
-        fewshot_seed: Of the choice of examples.
-        confirm_run_unsafe_code: Allows tasks that run the model's code with your rights.
+    Those after `identity` are the harness's own. `identity` is the weights', needed with `settings.progress`, which
+    keeps their answers. Of `include_path`, a folder with task files of one's own, `include_defaults` says whether the
+    harness's tasks are known too; listing them takes seconds. `limit` takes the first documents of each task: so many,
+    or below 1 such a share. With `apply_chat_template` requests are chats, examples turns of them. `gen_kwargs` replace
+    the tasks'. `confirm_run_unsafe_code` allows tasks that run the model's code with your rights.
 
     Returns:
         On the first rank the harness's results: `results`, `config` and, by task, `samples`; samples of likelihoods
@@ -88,7 +74,7 @@ def run_harness(
     if unknown or not tasks:
         raise ValueError(f"tasks {', '.join(unknown) or '(none)'}: no such task; lm_eval ls tasks lists all.")
     lm = DiffusionLM(answerer, ranks, settings, name, identity)
-    try:
+    with closing(lm.batches):
         results = simple_evaluate(
             model=lm,
             tasks=[name for task in tasks for name in manager.match_tasks([task]) or [task]],
@@ -103,8 +89,6 @@ def run_harness(
             bootstrap_iters=BOOTSTRAP_RESAMPLES if ranks.rank == 0 else 0,
             confirm_run_unsafe_code=confirm_run_unsafe_code,
         )
-    finally:
-        lm.batches.close()
     if results is None or ranks.rank != 0:
         return None
     add_standard_errors(results["samples"], lm.estimates)

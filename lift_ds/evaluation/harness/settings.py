@@ -37,24 +37,14 @@ class HarnessSettings(Unmasking):
     estimates: str | None = Field(None, description="JSON Lines to write: every likelihood with its standard error")
 
     @model_validator(mode="after")
-    def check_process(self) -> HarnessSettings:
-        """Says what is wrong with the way of answering before a model is read."""
+    def _check_process(self) -> HarnessSettings:
         if self.steps is not None and self.gen_length is None:
             raise ValueError(f"steps={self.steps} needs gen_length: tasks ask for answers of different lengths.")
         self.process(256, 0.0, 1.0)
         return self
 
     def process(self, max_tokens: int, temperature: float, top_p: float) -> SamplingSettings:
-        """How one request is answered.
-
-        Args:
-            max_tokens: Most tokens of the answer, as the request says.
-            temperature: The request's.
-            top_p: The request's.
-
-        Raises:
-            ValueError: See `checked_settings`.
-        """
+        """How a request for at most so many tokens is answered; see `checked_settings` for errors."""
         block_length = self.block_length or min(DEFAULT_BLOCK_LENGTH, self.gen_length or max_tokens)
         gen_length = self.gen_length or -(-max_tokens // block_length) * block_length
         values = {"temperature": temperature, "top_p": top_p, "stop_early": True}
@@ -76,10 +66,7 @@ class ModelArguments(HarnessSettings):
 
 
 def read_arguments(values: Mapping[str, Any]) -> ModelArguments:
-    """Checks `--model_args`.
-
-    Args:
-        values: By name, as lm-evaluation-harness parsed them.
+    """Checks `--model_args`, as lm-evaluation-harness parsed them.
 
     Raises:
         ValueError: Some are unknown, out of range or missing; one message names them all.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Literal
 
 from lift_ds.data.text.chat import ChatEncoder
@@ -13,10 +14,7 @@ from .likelihood import Pair
 Messages = list[dict[str, str]]
 
 
-class TooLongPromptError(ValueError):
-    """A request is longer than the model allows."""
-
-
+@dataclass
 class Texts:
     """Encodes requests for one model.
 
@@ -28,25 +26,17 @@ class Texts:
         chat_format: What the model was taught in.
     """
 
-    def __init__(
-        self,
-        encoder: ChatEncoder,
-        start_ids: tuple[int, ...],
-        max_length: int,
-        on_long: Literal["error", "truncate"],
-        chat_format: ChatFormat | None = None,
-    ) -> None:
-        """Stores what is given."""
-        self.chat_format = chat_format or ChatFormat()
-        self.encoder, self.start_ids, self.max_length, self.on_long = encoder, start_ids, max_length, on_long
-        self.num_truncated = 0
+    encoder: ChatEncoder
+    start_ids: tuple[int, ...]
+    max_length: int
+    on_long: Literal["error", "truncate"]
+    chat_format: ChatFormat = field(default_factory=ChatFormat)
+    num_truncated: int = field(default=0, init=False)
 
     def render(self, messages: Messages, invite: bool) -> str:
         """Text of a chat, in which look-alikes of special tokens stay text; the model's system text is put before it.
 
-        Args:
-            messages: Without `invite` the last one is the beginning of the answer, which stays open.
-            invite: Whether the assistant's turn is to begin.
+        Without `invite` to the assistant's turn, the last message is the beginning of the answer, which stays open.
 
         Raises:
             ValueError: The tokenizer has no chat template, or it leaves out a text.
@@ -70,10 +60,10 @@ class Texts:
         """Ids of a prompt that leaves room for an answer; an empty one is an end token, after which a text may begin.
 
         Raises:
-            TooLongPromptError: It does not, and nothing may be dropped.
+            ValueError: It does not, and nothing may be dropped.
         """
         ids = self.ids(text) or self.start_ids or (self.encoder.end_token_id,)
-        return self.fit(ids, self.max_length - gen_length, f"gen_length={gen_length}")
+        return self._fit(ids, self.max_length - gen_length, f"gen_length={gen_length}")
 
     def pair(self, context: str, continuation: str) -> Pair:
         """Ids of a context and its continuation.
@@ -82,7 +72,7 @@ class Texts:
         token would span the border. A space at the context's end belongs to the continuation's first word.
 
         Raises:
-            TooLongPromptError: They are too long together, and nothing may be dropped, or the continuation alone is.
+            ValueError: They are too long together, and nothing may be dropped, or the continuation alone is.
         """
         stripped = context.rstrip(" ")
         continuation = context[len(stripped) :] + continuation
@@ -90,7 +80,7 @@ class Texts:
         is_border = whole[: len(before)] == before
         target = whole[len(before) :] if is_border else self.ids(continuation)
         room = self.max_length - len(target)
-        return Pair(self.fit(before or self.start_ids, room, f"a continuation of {len(target)}"), target)
+        return Pair(self._fit(before or self.start_ids, room, f"a continuation of {len(target)}"), target)
 
     def windows(self, text: str) -> Iterator[Pair]:
         """A whole text as pairs: each token is in one continuation.
@@ -105,16 +95,12 @@ class Texts:
             context = (self.start_ids + ids[:begin])[-(self.max_length - len(target)) :]
             yield Pair(context, target)
 
-    def fit(self, ids: tuple[int, ...], room: int, beside: str) -> tuple[int, ...]:
-        """The ids, or the end of them that has room.
-
-        Raises:
-            TooLongPromptError: See `prompt`.
-        """
+    def _fit(self, ids: tuple[int, ...], room: int, beside: str) -> tuple[int, ...]:
+        """The ids, or the end of them that has room; see `prompt` for its error."""
         if len(ids) <= room:
             return ids
         if self.on_long == "error" or room < 1:
-            raise TooLongPromptError(
+            raise ValueError(
                 f"a prompt of {len(ids)} tokens and {beside} are longer than the {self.max_length} tokens of a "
                 "sequence; shorten one of them, ask for fewer examples (--num_fewshot), or set on_long=truncate in "
                 "--model_args, which drops the beginning of prompts."

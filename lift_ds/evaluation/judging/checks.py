@@ -1,21 +1,19 @@
-"""The checks that run in child processes: equal formulas, and programs."""
+"""The checks that run in child processes: equal formulas, and programs; what asks, and below it what answers."""
 
 from __future__ import annotations
 
 import math
 import secrets
-from dataclasses import dataclass, replace
-from types import TracebackType
+from dataclasses import replace
+from typing import Any, NamedTuple
 
-from lift_ds.evaluation.sandbox import Child, Failure, Limits
+from lift_ds.evaluation.sandbox import Child, Failure, Handler, Limits
 
 LONGEST_FORMULA = 10_000
-HANDLERS = "lift_ds.evaluation.judging.handlers"
 SPARE_CPU_SECONDS = 2
 
 
-@dataclass(frozen=True)
-class CheckResult:
+class CheckResult(NamedTuple):
     """What a check said: whether it holds, and whether it was stopped at a limit."""
 
     holds: bool
@@ -23,11 +21,7 @@ class CheckResult:
 
 
 class Checks:
-    """Asks child processes; one lives for all formulas until one of them stops it, every program has its own.
-
-    Args:
-        limits: What each check may use.
-    """
+    """Asks child processes; one lives for all formulas until one of them stops it, every program has its own."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -45,7 +39,7 @@ class Checks:
         if len(answer) > LONGEST_FORMULA:
             return CheckResult(False)
         if self.maths is None:
-            self.maths = Child(f"{HANDLERS}:compare_formulas", self.limits)
+            self.maths = Child(f"{__name__}:compare_formulas", self.limits)
         reply = self.maths.ask({"scorer": scorer, "answer": answer, "truth": truth})
         if isinstance(reply, Failure):
             self.maths = None
@@ -53,37 +47,59 @@ class Checks:
         return CheckResult(reply["is_same"])
 
     def run_program(self, source: str, may_exit: bool) -> CheckResult:
-        """Whether a Python program ends without an error.
-
-        Args:
-            source: The program.
-            may_exit: Whether leaving early with status 0 (`sys.exit()`, `os._exit(0)`) counts, too.
+        """Whether a Python program ends without an error, or, if it may, early with status 0: `os._exit(0)`.
 
         Raises:
             RuntimeError: No child process can be started.
         """
         token = secrets.token_hex()
         cpu_seconds = math.ceil(self.limits.seconds) + SPARE_CPU_SECONDS
-        with Child(f"{HANDLERS}:run_program", replace(self.limits, cpu_seconds=cpu_seconds)) as child:
+        with Child(f"{__name__}:run_program", replace(self.limits, cpu_seconds=cpu_seconds)) as child:
             reply = child.ask({"source": source, "token": token})
-            if reply is Failure.TIMEOUT:
-                return CheckResult(False, timed_out=True)
             if isinstance(reply, Failure):
-                return CheckResult(may_exit and child.returncode == 0)
+                has_left = reply is Failure.ENDED and child.process.returncode == 0
+                return CheckResult(may_exit and has_left, timed_out=reply is Failure.TIMEOUT)
         if reply.get("ended") == "exit":
             return CheckResult(may_exit and bool(reply["is_success"]))
         return CheckResult(reply.get("ended") == "finished" and reply.get("token") == token)
 
-    def close(self) -> None:
-        """Ends the child for formulas."""
-        if self.maths is not None:
-            self.maths.close()
-            self.maths = None
-
     def __enter__(self) -> Checks:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def __exit__(self, *failure: object) -> None:
+        if self.maths is not None:
+            self.maths.close()
+
+
+def compare_formulas() -> Handler:
+    """Compares two answers in LaTeX by the rules of a scorer."""
+    from .published_judge import is_same_value
+    from .symbolic import is_equivalent
+
+    comparisons = {"reference": is_same_value, "strict": is_equivalent}
+
+    def compare(question: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return {"is_same": bool(comparisons[question["scorer"]](question["answer"], question["truth"]))}
+        except Exception as error:  # sympy and math-verify raise almost anything on text that is no formula
+            return {"is_same": False, "error": type(error).__name__}
+
+    for scorer in comparisons:  # the grammars are built at their first use
+        compare({"scorer": scorer, "answer": "\\frac{1}{2}", "truth": "x"})
+    return compare
+
+
+def run_program() -> Handler:
+    """Runs a Python program and says how it ended."""
+
+    def run(question: dict[str, Any]) -> dict[str, Any]:
+        try:
+            code = compile(question["source"], "<answer>", "exec", dont_inherit=True)  # this module's future is not its
+            exec(code, {"__name__": "__main__"})
+        except SystemExit as error:
+            return {"ended": "exit", "is_success": error.code in (None, 0)}
+        except BaseException as error:
+            return {"ended": "error", "error": type(error).__name__[:100]}
+        return {"ended": "finished", "token": question["token"]}
+
+    return run

@@ -7,6 +7,7 @@ its last box, if any is closed. A text with neither has no answer: a number that
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 END_OF_TURN = re.compile(r"<\|eot_id\|>|<\|endoftext\|>|<\|im_end\|>")
 MARK = re.compile(r"\\(?:boxed|fbox)\s*\{|\\[{}\\]|[{}]|<answer>|</answer>")
@@ -25,13 +26,11 @@ def final_answer(text: str) -> str | None:
     A tag with a box in it is no answer of its own: its box is one, if it is closed.
     """
     turn = own_turn(text)
-    boxes, tags = closed_places(turn)
-    filled_boxes = [span for span in boxes if turn[slice(*span)].strip()]
-    innermost = last_innermost(filled_boxes)
-    filled_tags = [span for span in tags if turn[slice(*span)].strip() and not BOX.search(turn, *span)]
-    if filled_tags and (innermost is None or filled_tags[-1][0] > innermost[1]):
-        innermost = filled_tags[-1]
-    return None if innermost is None else turn[slice(*innermost)].strip()
+    boxes, tags = ([span for span in spans if turn[slice(*span)].strip()] for spans in closed_places(turn))
+    # a box ends right after the last one in it: one that begins after its predecessor has none
+    places = [box for before, box in pairwise([(-1, -1), *boxes]) if before[0] < box[0]][-1:]
+    places += [tag for tag in tags if not BOX.search(turn, *tag)][-1:]
+    return turn[slice(*max(places))].strip() if places else None
 
 
 def closed_places(text: str) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
@@ -50,22 +49,10 @@ def closed_places(text: str) -> tuple[list[tuple[int, int]], list[tuple[int, int
             if tag_start is not None:
                 tags.append((tag_start, mark.start()))
             tag_start, braces = None, []
-        elif mark[0] == "}":
-            if braces:
-                start, is_box = braces.pop()
-                if is_box:
-                    boxes.append((start, mark.start()))
+        elif mark[0] == "}" and braces:
+            start, is_box = braces.pop()
+            if is_box:
+                boxes.append((start, mark.start()))
         elif mark[0].endswith("{") and mark[0] != "\\{":
             braces.append((mark.end(), mark[0] != "{"))
     return boxes, tags
-
-
-def last_innermost(boxes: list[tuple[int, int]]) -> tuple[int, int] | None:
-    """The box without boxes that ends last, among those that the outermost last box holds."""
-    if not boxes:
-        return None
-    start, end = boxes[-1]
-    for box in reversed(boxes[:-1]):
-        if box[0] > start and box[1] < end:
-            start, end = box
-    return start, end

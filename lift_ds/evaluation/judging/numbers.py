@@ -7,9 +7,11 @@ root, a second number or a comma elsewhere is no number here.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 LONGEST = 200
 LARGEST_EXPONENT = 100
@@ -73,14 +75,7 @@ UNITS = {
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number as it was written.
-
-    Args:
-        value: The number, without percent sign or unit.
-        is_percent: Whether a percent sign followed.
-        unit: Short name of a unit of `UNITS`; empty without one.
-        name: The letter before `=`; empty without one.
-    """
+    """A number as it was written, with its unit, if it is one of `UNITS`, and the letter before `=`, if any."""
 
     value: Fraction
     is_percent: bool = False
@@ -102,12 +97,10 @@ def read_quantity(text: str) -> Quantity | None:
     is_percent = bare != text
     text = DEGREES.sub("", bare)
     text, unit = without_unit(text)
-    value = read_number(without_separators(text))
-    return (
-        None
-        if value is None
-        else Quantity(value, is_percent, unit or "$" * has_currency, (named[1] or "") if named else "")
-    )
+    value = read_number(_without_separators(text))
+    if value is None:
+        return None
+    return Quantity(value, is_percent, unit or "$" * has_currency, (named[1] or "") if named else "")
 
 
 def stripped_of_formula_marks(text: str) -> str:
@@ -119,21 +112,15 @@ def stripped_of_formula_marks(text: str) -> str:
 
 
 def without_unit(text: str) -> tuple[str, str]:
-    """The text before its unit, and the unit."""
+    """The text before its unit, and the unit if it is one of `UNITS`: not apples, powers and compounds."""
     for pattern in (TEXT_UNIT, WORD_UNIT):
         match = pattern.search(text)
         if match and match.start() > 0:
-            return text[: match.start()], known_unit(match[1])
+            return text[: match.start()], UNITS.get(match[1].strip().lower().rstrip("."), "")
     return text, ""
 
 
-def known_unit(text: str) -> str:
-    """The short name of a unit that another could be mistaken for; empty for apples, powers and compounds."""
-    return UNITS.get(text.strip().lower().rstrip("."), "")
-
-
-def without_separators(text: str) -> str:
-    """Thousands separators and spacing commands taken out."""
+def _without_separators(text: str) -> str:
     text = SPACED_THOUSANDS.sub(lambda match: match[0].replace("\\,", ""), text)
     text = SPACING.sub("", LATEX_COMMA.sub(",", text))
     return THOUSANDS.sub(lambda match: match[0].replace(",", ""), text).strip()
@@ -142,29 +129,26 @@ def without_separators(text: str) -> str:
 def read_number(text: str) -> Fraction | None:
     """The exact value of a plain number, fraction, mixed number or number times a power of ten."""
     if match := PLAIN.fullmatch(text):
-        return signed(match["sign"], Fraction(match["value"]))
-    if match := SCIENTIFIC.fullmatch(text):
+        value = Fraction(match["value"])
+    elif match := SCIENTIFIC.fullmatch(text):
         exponent = int(match["braced"] or match["digit"])
         if abs(exponent) > LARGEST_EXPONENT:
             return None
-        return signed(match["sign"], Fraction(match["value"] or 1) * Fraction(10) ** exponent)
-    match = LATEX_FRACTION.fullmatch(text)
-    above, below = (
-        (match["above"] or match["above_digit"], match["below"] or match["below_digit"]) if match else ("", "")
-    )
-    if not match:
-        match = SLASHED.fullmatch(text)
-        if not match:
+        value = Fraction(match["value"] or 1) * Fraction(10) ** exponent
+    elif match := LATEX_FRACTION.fullmatch(text) or SLASHED.fullmatch(text):
+        parts = match.groupdict("")
+        above, below = (Fraction(parts[name] or parts[f"{name}_digit"]) for name in ("above", "below"))
+        if below == 0:
             return None
-        above, below = match["above"], match["below"]
-    if Fraction(below) == 0:
+        value = Fraction(parts["whole"] or 0) + above / below
+    else:
         return None
-    return signed(match["sign"], Fraction(match["whole"] or 0) + Fraction(above) / Fraction(below))
+    return -value if match["sign"] == "-" else value
 
 
-def signed(sign: str, value: Fraction) -> Fraction:
-    """`value` with a sign in front."""
-    return -value if sign == "-" else value
+def is_number(value: Any) -> bool:
+    """Whether a ground truth is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_equal_quantity(answer: Quantity, truth: Quantity, question: str) -> bool:
@@ -187,11 +171,12 @@ def is_equal_in_base(answer: str, truth: str, question: str) -> bool | None:
 
     A base that one of them leaves out must be the question's matter.
     """
-    given, wanted = (IN_A_BASE.fullmatch(text.strip(" $.")) for text in (answer, truth))
-    if given and wanted:
-        return (given[1].upper(), given[2] or given[3]) == (wanted[1].upper(), wanted[2] or wanted[3])
-    if not (given or wanted):
+    texts = [text.strip(" $.") for text in (answer, truth)]
+    matches = [IN_A_BASE.fullmatch(text) for text in texts]
+    if not any(matches):
         return None
-    plain, based = (truth, given) if given else (answer, wanted)
-    assert based is not None
-    return BASE_WORD.search(question) is not None and plain.strip(" $.").upper() == based[1].upper()
+    (digits, base), (true_digits, true_base) = (
+        (match[1].upper(), match[2] or match[3]) if match else (text.upper(), None)
+        for match, text in zip(matches, texts, strict=True)
+    )
+    return digits == true_digits and (base == true_base if all(matches) else BASE_WORD.search(question) is not None)

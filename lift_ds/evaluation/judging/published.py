@@ -17,7 +17,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-DELETED_FIRST = ("\n", "\\!")
 DELETED = ("\\left", "\\right", "^{\\circ}", "^\\circ", "\\$")
 
 
@@ -35,22 +34,17 @@ def between(text: str, opening: str, closing: str) -> Iterator[str]:
 
 def first_answer_tag(text: str) -> str | None:
     """What stands in the first closed answer tag, stripped."""
-    tagged = next(between(text, "<answer>", "</answer>"), None)
-    return None if tagged is None else tagged.strip()
+    return next((tagged.strip() for tagged in between(text, "<answer>", "</answer>")), None)
 
 
 def last_box(text: str) -> str | None:
-    r"""What the published code takes out of the last box.
+    r"""What the published code takes out of the last `\boxed{...}` (or `\fbox`, with its command).
 
-    Returns:
-        The content of the last `\boxed{...}` (or `\fbox`, with its command); the whole text where there is none; `None`
-        where the last one is not closed.
+    It takes the whole text where there is none, and nothing, `None`, where the last one is not closed.
     """
     if "\\boxed " in text:
         return text.split("\\boxed ")[-1].split("$")[0]
-    start = text.rfind("\\boxed")
-    if start < 0:
-        start = text.rfind("\\fbox")
+    start = text.rfind("\\boxed" if "\\boxed" in text else "\\fbox")
     if start < 0:
         return text
     end = closing_brace(text, start)
@@ -67,12 +61,9 @@ def closing_brace(text: str, start: int) -> int | None:
     """
     depth = 0
     for brace in re.compile(r"[{}]").finditer(text, start):
-        if brace[0] == "{":
-            depth += 1
-        else:
-            depth -= 1
-            if depth == 0:
-                return brace.start()
+        depth += 1 if brace[0] == "{" else -1
+        if depth == 0 and brace[0] == "}":
+            return brace.start()
     return None
 
 
@@ -87,18 +78,16 @@ def is_same_text(answer: str, truth: str) -> bool:
 def cleaned(text: str) -> str:
     r"""The published clean-up of a LaTeX answer: spacing, `\left`, degrees, units, percent signs, `a/b` as a fraction.
 
-    Raises:
-        ValueError: A rule does not apply to what it found; the published code stumbles there.
+    A ValueError where a rule does not apply to what it found: the published code stumbles there.
     """
-    for piece in DELETED_FIRST:
-        text = text.replace(piece, "")
+    text = text.replace("\n", "").replace("\\!", "")
     text = text.replace("\\\\", "\\").replace("tfrac", "frac").replace("dfrac", "frac")
     for piece in DELETED:
         text = text.replace(piece, "")
-    text = before_unit(text).replace("\\%", "")
-    text = text.replace(" .", " 0.").replace("{.", "{0.")
-    if not text:
-        return text
+    text, *rest = text.split("\\text{ ")
+    if len(rest) > 1:
+        raise ValueError("more than one unit")
+    text = text.replace("\\%", "").replace(" .", " 0.").replace("{.", "{0.")
     if text.startswith("."):
         text = "0" + text
     name, equals, value = text.partition("=")
@@ -108,24 +97,8 @@ def cleaned(text: str) -> str:
     return fraction_of_integers("\\frac{1}{2}" if text == "0.5" else text)
 
 
-def before_unit(text: str) -> str:
-    r"""What stands before `\text{ `.
-
-    Raises:
-        ValueError: It occurs more than once.
-    """
-    before, *rest = text.split("\\text{ ")
-    if len(rest) > 1:
-        raise ValueError("more than one unit")
-    return before
-
-
 def braced_roots(text: str) -> str:
-    r"""`\sqrt3` as `\sqrt{3}`.
-
-    Raises:
-        ValueError: Nothing follows a root.
-    """
+    r"""`\sqrt3` as `\sqrt{3}`."""
     first, *rest = text.split("\\sqrt")
     if "" in rest:
         raise ValueError("a root of nothing")
@@ -133,32 +106,18 @@ def braced_roots(text: str) -> str:
 
 
 def braced_fractions(text: str) -> str:
-    r"""`\frac12` and `\frac1{2}` as `\frac{1}{2}`; the text as it is where one has no two characters after it.
-
-    Raises:
-        ValueError: Nothing follows a `\frac`.
-    """
-    first, *rest = text.split("\\frac")
+    r"""`\frac12` and `\frac1{2}` as `\frac{1}{2}`; the text as it is where one has no two characters after it."""
+    _, *rest = text.split("\\frac")
     if "" in rest:
         raise ValueError("a fraction of nothing")
-    pieces = [first]
-    for part in rest:
-        if part[0] == "{":
-            pieces.append("\\frac" + part)
-        elif len(part) < 2:
-            return text
-        else:
-            below = part[1:] if part[1] == "{" else f"{{{part[1]}}}{part[2:]}"
-            pieces.append(f"\\frac{{{part[0]}}}{below}")
-    return "".join(pieces)
+    if any(len(part) < 2 and part != "{" for part in rest):
+        return text
+    text = re.sub(r"\\frac([^{])([^{])", r"\\frac{\1}{\2}", text)
+    return re.sub(r"\\frac([^{])(?=\{)", r"\\frac{\1}", text)
 
 
 def fraction_of_integers(text: str) -> str:
-    r"""`3/4` as `\frac{3}{4}`; one slash between anything else is an error, as `x/2` is in the published code.
-
-    Raises:
-        ValueError: There is one slash, and not an integer on each side.
-    """
+    r"""`3/4` as `\frac{3}{4}`; one slash between anything else is an error, as `x/2` is in the published code."""
     if text.count("/") != 1:
         return text
     above, below = (int(side) for side in text.split("/"))

@@ -10,7 +10,7 @@ Known faults, kept:
 - any two pairs in brackets of the same kind are compared as intervals, and only up to the shorter one;
 - numbers are compared in floating point, with 1.01e-6 absolute.
 
-It runs in a child process (`handlers`), because sympy computes whatever the text says: `5^{5^{5^{5^5}}}` takes for
+It runs in a child process (`checks`), because sympy computes whatever the text says: `5^{5^{5^{5^5}}}` takes for
 ever.
 """
 
@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import suppress
+from itertools import accumulate, pairwise
 from typing import Any
 
 import sympy
@@ -45,7 +47,6 @@ REPLACED = {
 STRIPPED = "\n$,.:;^_=+`!@#$%^&*~，。"  # noqa: RUF001
 FONT = re.compile(r"\\(?:mathrm|mathbf)\{~?([^}]*)\}")
 CHINESE = re.compile(r"[\u4e00-\u9fff]+")
-BRACKETS = ("(", "["), (")", "]")
 
 
 def is_same_value(answer: str, truth: str) -> bool:
@@ -71,11 +72,7 @@ def is_same_value(answer: str, truth: str) -> bool:
 
 
 def prepared(text: str) -> str:
-    """The boxes of a text, else the formulas of its last line, else itself; special signs replaced.
-
-    Raises:
-        ValueError: A box is not closed.
-    """
+    """The boxes, all closed, of a text, else the formulas of its last line, else itself; special signs replaced."""
     pieces = []
     for box in re.finditer(r"\\boxed\{", text):
         end = closing_brace(text, box.end() - 1)
@@ -94,14 +91,9 @@ def prepared(text: str) -> str:
 
 def parts(text: str) -> list[str]:
     r"""Splits at commas outside brackets; a part with `\pm` becomes two."""
-    depth, start, pieces = 0, 0, []
-    for index, character in enumerate(text):
-        depth += (character in "([") - (character in ")]")
-        if character == "," and depth == 0:
-            pieces.append(text[start:index].strip())
-            start = index + 1
-    if start < len(text):
-        pieces.append(text[start:].strip())
+    depths = accumulate((character in "([") - (character in ")]") for character in text)
+    commas = [place for place, depth in enumerate(depths) if text[place] == "," and depth == 0]
+    pieces = [text[a + 1 : b].strip() for a, b in pairwise([-1, *commas, len(text)]) if a + 1 < len(text)]
     signed = ([piece.replace("\\pm", sign) for sign in "+-"] if "\\pm" in piece else [piece] for piece in pieces)
     return [piece for both in signed for piece in both]
 
@@ -110,7 +102,7 @@ def is_equal_part(truth: str, answer: str) -> bool:
     """Whether two parts are the same text, interval, number, expression or equation; tried in this order."""
     if truth == answer and truth:
         return True
-    if is_bracketed(truth) and is_bracketed(answer):
+    if all(text.startswith(("(", "[")) and text.endswith((")", "]")) for text in (truth, answer)):
         try:
             if is_equal_interval(truth, answer):
                 return True
@@ -118,17 +110,10 @@ def is_equal_part(truth: str, answer: str) -> bool:
             return False
     both_equations = "=" in truth and "=" in answer
     for compare in (is_equal_number, is_equal_expression, is_equal_equation):
-        try:
+        with suppress(Exception):  # as above: not of this kind, so the next kind is tried
             if compare(truth, answer) and not (compare is is_equal_expression and both_equations):
                 return True
-        except Exception:  # as above: not of this kind, so the next kind is tried
-            continue
     return False
-
-
-def is_bracketed(text: str) -> bool:
-    """Whether it begins and ends like an interval."""
-    return text.startswith(BRACKETS[0]) and text.endswith(BRACKETS[1])
 
 
 def is_equal_number(truth: str, answer: str) -> bool:
@@ -169,15 +154,9 @@ def is_equal_equation(truth: str, answer: str) -> bool:
 
 
 def left_minus_right(equation: str) -> Any:
-    """Left side minus right side, simplified.
-
-    Raises:
-        ValueError: There is not exactly one `=`.
-    """
+    """Left side minus right side of exactly one `=`, simplified."""
     left, right = (parse_latex(side) for side in equation.split("="))
-    relation = sympy.Eq(
-        left, right
-    )  # true or false, without sides, where both are numbers; the published code fails there
+    relation = sympy.Eq(left, right)  # true or false, without sides, of two numbers; the published code fails there
     return sympy.simplify(relation.lhs - relation.rhs)
 
 

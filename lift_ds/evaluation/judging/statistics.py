@@ -19,11 +19,6 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 
     Source: Chen et al., arXiv 2107.03374, equation 1.
 
-    Args:
-        num_samples: n, samples of one question.
-        num_correct: c, right ones among them.
-        k: Samples that one is allowed; 1 to n.
-
     Raises:
         ValueError: k or c is out of range.
     """
@@ -35,16 +30,11 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 
 
 def wilson_interval(num_correct: int, num_items: int, z: float = NORMAL_95) -> tuple[float, float]:
-    """Wilson's score interval of a share of independent items.
+    """Wilson's score interval of a share of n independent items; z is a quantile of the normal distribution.
 
         (p + z^2 / 2n  -+  z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
 
     Source: Wilson 1927.
-
-    Args:
-        num_correct: Right items.
-        num_items: n, at least 1.
-        z: Quantile of the normal distribution; the default gives 95 %.
 
     Raises:
         ValueError: There are no items, or more right ones than items.
@@ -64,11 +54,8 @@ def mcnemar(num_only_first: int, num_only_second: int) -> float:
 
         p = min(1, 2 sum_{i = 0..min(b, c)} C(b + c, i) / 2^(b + c))
 
-    Under the hypothesis that both are equally good, each item that exactly one of them solves is a fair coin.
-
-    Args:
-        num_only_first: b, items that only the first model solves.
-        num_only_second: c, items that only the second model solves.
+    Under the hypothesis that both are equally good, each item that exactly one of them solves is a fair coin: b of them
+    only the first solves, c only the second.
 
     Raises:
         ValueError: A count is negative.
@@ -99,13 +86,7 @@ def paired_bootstrap(
     """Percentile interval of the mean difference between two models on the same items.
 
     Items are drawn with replacement, both models' scores of an item together, so what makes an item hard cancels out.
-
-    Args:
-        first: Score of each item under the first model.
-        second: Score of the same items, in the same order, under the second.
-        seed: Key of the draws; the same seed gives the same interval.
-        num_resamples: Draws of the whole set.
-        level: Share of the resampled means that the interval holds, in (0, 1).
+    `level` is the share of the resampled means that the interval holds, in (0, 1).
 
     Raises:
         ValueError: There are no items, not equally many, or an argument is out of range.

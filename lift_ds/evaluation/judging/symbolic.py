@@ -2,7 +2,7 @@ r"""Whether two LaTeX answers are the same mathematical object: expression, equa
 
 The reading and comparing is math-verify's, from its LaTeX grammar alone; its other reader, which evaluates Python text,
 is not used. What it is lenient about is refused before or made exact: `(1,2)` is neither `[1,2]` nor `\{1,2\}` nor
-`1,2`; decimals are fractions, not rounded; a percent is 1/100; `R` is not `r`. It runs in a child process (`handlers`),
+`1,2`; decimals are fractions, not rounded; a percent is 1/100; `R` is not `r`. It runs in a child process (`checks`),
 because it may compute for minutes.
 """
 
@@ -10,22 +10,20 @@ from __future__ import annotations
 
 import logging
 import re
+from itertools import accumulate
 from typing import Any
 
 import sympy
 from math_verify import LatexExtractionConfig, parse, verify
 
 DIGITS = 50
-UNORDERED = ("{}", "list")
-logging.getLogger("math_verify").setLevel(
-    logging.ERROR
-)  # it warns that its own time limit is off; its child process has one
+logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own time limit is off; its process has one
 
 
 def is_equivalent(answer: str, truth: str) -> bool:
     """Whether the answer equals the truth; `False` where either cannot be read."""
     shapes = {shape(text) for text in (answer, truth)} - {""}
-    if len(shapes) == 2 and shapes != set(UNORDERED):
+    if len(shapes) == 2 and shapes != {"{}", "list"}:  # both unordered
         return False
     letters = [single_letters(text) for text in (answer, truth)]
     if letters[0] != letters[1] and {name.lower() for name in letters[0]} == {name.lower() for name in letters[1]}:
@@ -33,16 +31,8 @@ def is_equivalent(answer: str, truth: str) -> bool:
     given, wanted = (read(text) for text in (answer, truth))
     if not given or not wanted:
         return False
-    return bool(
-        verify(
-            wanted,
-            given,
-            float_rounding=DIGITS,
-            numeric_precision=DIGITS,
-            allow_set_relation_comp=True,
-            timeout_seconds=None,
-        )
-    )
+    precision = {"float_rounding": DIGITS, "numeric_precision": DIGITS}
+    return bool(verify(wanted, given, allow_set_relation_comp=True, timeout_seconds=None, **precision))
 
 
 def shape(text: str) -> str:
@@ -54,15 +44,11 @@ def shape(text: str) -> str:
     text = text.rpartition("\\in ")[2].rpartition("=")[2].strip()
     if text.startswith("\\{") and text.endswith("\\}"):
         return "{}"
-    depth, has_comma, is_whole = 0, [False, False], True
-    for index, character in enumerate(text):
-        depth += (character in "([{") - (character in ")]}")
-        if character == "," and depth in (0, 1):
-            has_comma[depth] = True
-        is_whole = is_whole and (depth > 0 or index == len(text) - 1)
-    if has_comma[0]:
+    depths = list(accumulate((character in "([{") - (character in ")]}") for character in text))
+    comma_depths = {depth for depth, character in zip(depths, text, strict=True) if character == ","}
+    if 0 in comma_depths:
         return "list"
-    return text[0] + text[-1] if is_whole and has_comma[1] and text[0] in "([" else ""
+    return text[0] + text[-1] if min(depths[:-1], default=0) > 0 and 1 in comma_depths and text[0] in "([" else ""
 
 
 def single_letters(text: str) -> set[str]:
@@ -73,12 +59,8 @@ def single_letters(text: str) -> set[str]:
 def read(text: str) -> list[Any]:
     """What math-verify reads in one formula, made exact; empty where it is none."""
     formula = text.replace("\\$", "").replace("$", "")
-    parsed = parse(
-        f"${formula}$",
-        extraction_config=[LatexExtractionConfig()],
-        fallback_mode="no_fallback",
-        parsing_timeout=None,
-    )
+    grammar = [LatexExtractionConfig()]
+    parsed = parse(f"${formula}$", extraction_config=grammar, fallback_mode="no_fallback", parsing_timeout=None)
     return [value if isinstance(value, str) else exact(value) for value in parsed]
 
 

@@ -58,19 +58,17 @@ def humaneval_reference(problem: Problem, generation: str, checks: Checks) -> Sc
     first is tested instead of the answer; `sys.exit()` before the tests passes; the imports of the prompt are missing.
     """
     program = first_block(generation)
-    function = FIRST_FUNCTION.search(program) if program is not None else None
-    if program is None or function is None:
+    function = FIRST_FUNCTION.search(program or "")
+    if function is None:
         return whole_answer(None, False)
     tests = problem.ground_truth[problem.ground_truth.index("def") :]
-    return run(f"{program}\n\n{tests}\n\ncheck({function[1]})", program, checks, may_exit=True)
+    return run(program, f"{program}\n\n{tests}\n\ncheck({function[1]})", checks, may_exit=True)
 
 
 def mbpp_reference(problem: Problem, generation: str, checks: Checks) -> Score:
     """As published: the first closed python block and the tests; exit status 0 is right, also before the tests."""
     program = first_block(generation)
-    if program is None:
-        return whole_answer(None, False)
-    return run(f"{program}\n\n{problem.test_text}", program, checks, may_exit=True)
+    return run(program, f"{program}\n\n{problem.test_text}", checks, may_exit=True)
 
 
 def humaneval_strict(problem: Problem, generation: str, checks: Checks) -> Score:
@@ -81,33 +79,28 @@ def humaneval_strict(problem: Problem, generation: str, checks: Checks) -> Score
     question's code.
     """
     program = last_block(generation)
-    if program is None:
-        return whole_answer(None, False)
     asked = TOP_FUNCTION.findall(problem.question)
     entry_point = problem.entry_point or (asked[-1] if asked else None)
-    defined = TOP_FUNCTION.findall(program)
+    defined = TOP_FUNCTION.findall(program or "")
     names = [entry_point] if entry_point else defined[::-1][:MOST_FUNCTIONS]
     if not names:
         return whole_answer(None, False)
     before = "\n".join(IMPORT.findall(problem.question)) if entry_point in defined or not asked else problem.question
     source = f"{before}\n{program}\n\n{problem.test_text}\n{TRY_EACH.format(names=names)}"
-    return run(source, program, checks, may_exit=False)
+    return run(program, source, checks, may_exit=False)
 
 
 def mbpp_strict(problem: Problem, generation: str, checks: Checks) -> Score:
     """The last closed block with a function; the tests must come to their end."""
     program = last_block(generation)
-    if program is None:
-        return whole_answer(None, False)
-    return run(f"{program}\n\n{problem.test_text}", program, checks, may_exit=False)
+    return run(program, f"{program}\n\n{problem.test_text}", checks, may_exit=False)
 
 
-def run(source: str, program: str, checks: Checks, may_exit: bool) -> Score:
-    """The score of a program with its tests; one above 100,000 characters is not run, and wrong."""
-    if len(program) > LONGEST:
+def run(program: str | None, source: str, checks: Checks, may_exit: bool) -> Score:
+    """The score of a program, whose source with its tests is run; one above 100,000 characters is not, and wrong."""
+    if program is None or len(program) > LONGEST:
         return whole_answer(program, False)
-    result = checks.run_program(source, may_exit)
-    return whole_answer(program, result.holds, result.timed_out)
+    return whole_answer(program, *checks.run_program(source, may_exit))
 
 
 def first_block(text: str) -> str | None:
@@ -117,15 +110,14 @@ def first_block(text: str) -> str | None:
 
 def last_block(text: str) -> str | None:
     """The last closed Python block with a function, else the last one; without blocks what an answer tag holds."""
-    blocks = list(closed_blocks(own_turn(text)))
+    blocks = list(_closed_blocks(own_turn(text)))
     if not blocks:
         answer = final_answer(text)
         return answer if answer is not None and "```" not in answer else None
     return next((block for block in reversed(blocks) if TOP_FUNCTION.search(block)), blocks[-1])
 
 
-def closed_blocks(text: str) -> Iterator[str]:
-    """The contents of closed blocks in Python or without a language."""
+def _closed_blocks(text: str) -> Iterator[str]:
     pieces = text.split("```")
     for piece in pieces[1:-1:2]:
         language, newline, content = piece.partition("\n")
@@ -133,24 +125,14 @@ def closed_blocks(text: str) -> Iterator[str]:
             yield content
 
 
-def check_humaneval(problem: Problem) -> None:
-    """The ground truth defines `check(candidate)`.
-
-    Raises:
-        ValueError: It does not.
-    """
+def _check_humaneval(problem: Problem) -> None:
     if not isinstance(problem.ground_truth, str) or "def check" not in problem.ground_truth:
         raise ValueError(
             f"ground_truth={problem.ground_truth!r:.80}: humaneval needs the tests, with `def check(candidate)`."
         )
 
 
-def check_mbpp(problem: Problem) -> None:
-    """The ground truth is Python text with tests, or a list of them.
-
-    Raises:
-        ValueError: It is not.
-    """
+def _check_mbpp(problem: Problem) -> None:
     truth = problem.ground_truth
     lines = truth if isinstance(truth, list) and truth else [truth]
     if not all(isinstance(line, str) and line.strip() for line in lines):
@@ -163,7 +145,7 @@ HUMANEVAL = EvalTask(
     read={("prompt", "test", "entry_point"): read_humaneval},
     reference=humaneval_reference,
     strict=humaneval_strict,
-    check=check_humaneval,
+    check=_check_humaneval,
     shows_tests=True,
 )
 MBPP = EvalTask(
@@ -172,7 +154,7 @@ MBPP = EvalTask(
     read={("prompt", "test_list"): read_mbpp, ("text", "test_list"): read_mbpp},
     reference=mbpp_reference,
     strict=mbpp_strict,
-    check=check_mbpp,
+    check=_check_mbpp,
     shows_tests=True,
 )
 TASKS = (HUMANEVAL, MBPP)

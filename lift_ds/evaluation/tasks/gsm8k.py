@@ -7,13 +7,12 @@ without its brace, `boxed{27}`), are not the last one, or are another number (`\
 
 from __future__ import annotations
 
-import math
 import re
 from fractions import Fraction
 
 from lift_ds.evaluation.judging import Checks, Problem, Score, whole_answer
 from lift_ds.evaluation.judging.extraction import final_answer
-from lift_ds.evaluation.judging.numbers import Quantity, is_equal_quantity, read_quantity
+from lift_ds.evaluation.judging.numbers import Quantity, is_equal_quantity, is_number, read_quantity
 from lift_ds.evaluation.judging.published import between, first_answer_tag
 
 from .task import EvalTask, Values
@@ -51,13 +50,9 @@ def reference(problem: Problem, generation: str, checks: Checks) -> Score:
 
 def first_boxed_number(text: str) -> float | None:
     r"""The first number of the first box that has one; a box ends at the next brace of its line."""
-    for line in text.split("\n"):
-        for box in between(line, "\\boxed{", "}"):
-            content = box.strip()
-            value = read_float(content, last=False) if content.strip(".") else None
-            if value is not None:
-                return value
-    return None
+    boxes = (box.strip() for line in text.split("\n") for box in between(line, "\\boxed{", "}"))
+    values = (read_float(box, last=False) for box in boxes if box.strip("."))
+    return next((value for value in values if value is not None), None)
 
 
 def read_float(text: str, last: bool) -> float | None:
@@ -75,9 +70,10 @@ def strict(problem: Problem, generation: str, checks: Checks) -> Score:
     quantity = None if answer is None else read_quantity(answer) or only_number(answer)
     if answer is None or quantity is None:
         return whole_answer(None, False)
-    truth = problem.ground_truth
-    is_right = truth is not None and is_equal_quantity(quantity, true_quantity(truth), problem.question)
-    return whole_answer(answer, is_right)
+    if problem.ground_truth is None:
+        return whole_answer(answer, False)
+    truth = Quantity(Fraction(repr(problem.ground_truth)))  # as exact as it is written
+    return whole_answer(answer, is_equal_quantity(quantity, truth, problem.question))
 
 
 def only_number(text: str) -> Quantity | None:
@@ -89,20 +85,9 @@ def only_number(text: str) -> Quantity | None:
     return read_quantity(quantities[0]) if len(quantities) == 1 and not re.search(r"\d", rest) else None
 
 
-def true_quantity(truth: float | int) -> Quantity:
-    """The ground truth, as exact as it is written."""
-    return Quantity(Fraction(repr(truth)))
-
-
-def check(problem: Problem) -> None:
-    """The ground truth is a finite number; `null`, which the published file has, is never equal to an answer.
-
-    Raises:
-        ValueError: It is anything else.
-    """
+def _check(problem: Problem) -> None:
     truth = problem.ground_truth
-    is_number = isinstance(truth, int | float) and not isinstance(truth, bool) and math.isfinite(truth)
-    if truth is not None and not is_number:
+    if truth is not None and not is_number(truth):
         raise ValueError(f"ground_truth={truth!r:.80}: gsm8k needs a number (or null, where the answer is not known).")
 
 
@@ -112,5 +97,5 @@ TASK = EvalTask(
     read={("question", "answer"): read_row},
     reference=reference,
     strict=strict,
-    check=check,
+    check=_check,
 )

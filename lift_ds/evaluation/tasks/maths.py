@@ -7,13 +7,12 @@ published rules miss (`36.00` for `\$36`, `15` for `15\mbox{ cm}^2`, `east` for 
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import replace
 
 from lift_ds.evaluation.judging import Checks, Problem, Score, whole_answer
 from lift_ds.evaluation.judging.extraction import final_answer
-from lift_ds.evaluation.judging.numbers import is_equal_in_base, is_equal_quantity, read_quantity
+from lift_ds.evaluation.judging.numbers import is_equal_in_base, is_equal_quantity, is_number, read_quantity
 from lift_ds.evaluation.judging.published import first_answer_tag, is_same_text, last_box
 
 from .task import EvalTask, Values
@@ -43,16 +42,15 @@ def reference(problem: Problem, generation: str, checks: Checks) -> Score:
     same way. Published code computes without a limit; here what is stopped is counted.
     """
     answer = last_box(generation)
-    if not answer:
-        tag = first_answer_tag(generation)
-        answer = answer if tag is None else tag
+    tag = first_answer_tag(generation)
+    if not answer and tag is not None:
+        answer = tag
     if answer is None:
         return whole_answer(None, False)
     truth = str(problem.ground_truth)
     if is_same_text(answer, truth):
         return whole_answer(answer, True)
-    result = checks.is_same_formula("reference", answer, truth)
-    return whole_answer(answer, result.holds, result.timed_out)
+    return whole_answer(answer, *checks.is_same_formula("reference", answer, truth))
 
 
 def strict(problem: Problem, generation: str, checks: Checks) -> Score:
@@ -69,8 +67,7 @@ def strict(problem: Problem, generation: str, checks: Checks) -> Score:
     given, wanted = read_quantity(answer), read_quantity(truth)
     if given is not None and wanted is not None:
         return whole_answer(answer, is_equal_quantity(given, wanted, problem.question))
-    result = checks.is_same_formula("strict", answer, truth)
-    return whole_answer(answer, result.holds, result.timed_out)
+    return whole_answer(answer, *checks.is_same_formula("strict", answer, truth))
 
 
 def is_same_wording(answer: str, truth: str) -> bool:
@@ -84,15 +81,9 @@ def is_same_wording(answer: str, truth: str) -> bool:
     return answer.replace(" ", "") == truth.replace(" ", "")
 
 
-def check(problem: Problem) -> None:
-    """The ground truth is LaTeX, or a number.
-
-    Raises:
-        ValueError: It is anything else, or empty.
-    """
+def _check(problem: Problem) -> None:
     truth = problem.ground_truth
-    is_number = isinstance(truth, int | float) and not isinstance(truth, bool) and math.isfinite(truth)
-    if not is_number and not (isinstance(truth, str) and truth.strip()):
+    if not is_number(truth) and not (isinstance(truth, str) and truth.strip()):
         raise ValueError(f"ground_truth={truth!r:.80}: a maths answer is needed, as LaTeX text or a number.")
 
 
@@ -102,7 +93,7 @@ MATH500 = EvalTask(
     read={("problem", "answer"): read_row},
     reference=reference,
     strict=strict,
-    check=check,
+    check=_check,
     needs_maths=True,
 )
 AIME24 = replace(

@@ -14,7 +14,8 @@ from lift_ds.evaluation.judging.extraction import final_answer
 
 from .task import EvalTask, Values
 
-PUZZLE = re.compile(r"Sudoku puzzle: ([0-9]{16})")
+PUZZLE = re.compile(r"([0-9]{16})")
+NAMED_PUZZLE = re.compile(r"Sudoku puzzle: ([0-9]{16})")
 DIGITS_ONLY_FENCE = re.compile(r"```([\d\s]+)```")
 DIGITS_BEFORE_TAG = re.compile(r"(\d{16})\s*</answer>")
 SIXTEEN_DIGITS = re.compile(r"\b(\d{16})\b")
@@ -39,26 +40,22 @@ def reference(problem: Problem, generation: str, checks: Checks) -> Score:
     """
     answer = "".join(published_grid(generation).split())
     padded = answer[:NUM_CELLS].ljust(NUM_CELLS, BLANK)
-    cells = blank_cells(puzzle_of(problem))
+    cells = _blank_cells(problem)
     correct = sum(padded[cell] == problem.ground_truth[cell] for cell in cells) if answer else 0
     return Score(correct, len(cells), answer or None, correct == len(cells))
 
 
 def published_grid(text: str) -> str:
     """What the first of five patterns finds that is not blank: each is tried at its first place only."""
-    start = text.find("<answer>")
-    after_opening = text[start + len("<answer>") :] if start >= 0 else ""
-    if start >= 0 and (match := DIGITS_ONLY_FENCE.search(after_opening)) and match[1].strip():
-        return match[1].strip()
-    if start >= 0 and (inside := up_to_first(after_opening, (*ENDS, "</answer>"), must_end=True)):
-        return inside
-    start = text.find("</answer>")
-    if start >= 0 and (behind := up_to_first(text[start + len("</answer>") :], ENDS, must_end=False)):
-        return behind
-    for pattern in (DIGITS_BEFORE_TAG, SIXTEEN_DIGITS):
-        if match := pattern.search(text):
-            return match[1]
-    return ""
+    after_opening, after_closing = text.partition("<answer>")[2], text.partition("</answer>")[2]
+    fenced = DIGITS_ONLY_FENCE.search(after_opening)
+    digits = DIGITS_BEFORE_TAG.search(text) or SIXTEEN_DIGITS.search(text)
+    return (
+        (fenced[1].strip() if fenced else "")
+        or up_to_first(after_opening, (*ENDS, "</answer>"), must_end=True)
+        or up_to_first(after_closing, ENDS, must_end=False)
+        or (digits[1] if digits else "")
+    )
 
 
 def up_to_first(text: str, ends: tuple[str, ...], must_end: bool) -> str:
@@ -75,7 +72,7 @@ def strict(problem: Problem, generation: str, checks: Checks) -> Score:
     The cells are those that agree with the nearest solution; a grid that changes a given solves nothing.
     """
     puzzle = puzzle_of(problem)
-    cells = blank_cells(puzzle)
+    cells = _blank_cells(problem)
     answer = final_answer(generation)
     grid = "" if answer is None or len(answer) > 10 * NUM_CELLS else SEPARATORS.sub("", answer)
     if len(grid) != NUM_CELLS or set(grid) - set(SYMBOLS + BLANK):
@@ -93,30 +90,18 @@ def solutions(puzzle: str) -> tuple[str, ...]:
 
 
 def puzzle_of(problem: Problem) -> str:
-    """The 16 cells that the question gives, blanks as 0: at its beginning, or after `Sudoku puzzle: `.
-
-    Raises:
-        ValueError: There are none.
-    """
-    if re.fullmatch(r"[0-9]{16}", problem.question[:NUM_CELLS]):
-        return problem.question[:NUM_CELLS]
-    match = PUZZLE.search(problem.question)
+    """The 16 cells that the question gives, blanks as 0: at its beginning, or after `Sudoku puzzle: `."""
+    match = PUZZLE.match(problem.question) or NAMED_PUZZLE.search(problem.question)
     if not match:
         raise ValueError("question: sudoku needs the puzzle as 16 digits, first of all or after `Sudoku puzzle: `.")
     return match[1]
 
 
-def blank_cells(puzzle: str) -> list[int]:
-    """Places of the cells to fill."""
-    return [cell for cell, given in enumerate(puzzle) if given == BLANK]
+def _blank_cells(problem: Problem) -> list[int]:
+    return [cell for cell, given in enumerate(puzzle_of(problem)) if given == BLANK]
 
 
-def check(problem: Problem) -> None:
-    """The question holds a puzzle with blanks, and the ground truth solves it.
-
-    Raises:
-        ValueError: One of them does not.
-    """
+def _check(problem: Problem) -> None:
     puzzle = puzzle_of(problem)
     if BLANK not in puzzle:
         raise ValueError(f"question: the puzzle {puzzle} has no blank (0) to fill.")
@@ -132,6 +117,6 @@ TASK = EvalTask(
     read={("Puzzle", "Solution"): read_row},
     reference=reference,
     strict=strict,
-    check=check,
+    check=_check,
     parts="cells",
 )

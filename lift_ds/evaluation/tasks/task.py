@@ -8,9 +8,7 @@ from typing import Any
 
 from lift_ds.evaluation.judging import Problem, Scorer
 
-Values = dict[str, Any]
-"""A row of a data set, by column."""
-
+Values = dict[str, Any]  # a row of a data set, by column
 Reader = Callable[[Values, str], Problem]
 """From a row, and its file and number, to its problem; raises ValueError where it is not one of the task's."""
 

@@ -9,10 +9,10 @@ from lift_ds.data.tasks import TASKS, Verdict
 from lift_ds.data.text.chat import ChatEncoder
 from lift_ds.evaluation.asking.solve import (
     Question,
+    TaskScore,
     builtin_questions,
     encode_questions,
     held_out_items,
-    read_counts,
     solve_questions,
 )
 from lift_ds.models.families import max_length_of, read_config
@@ -89,7 +89,7 @@ def test_ranks_change_nothing(encoder, tiny_dir):
     shares = [Share(rank, 2) for rank in range(2)]
     for share in shares:
         solve_questions(model, encoder, as_questions(items), ONE_BLOCK, share)
-    together = read_counts(torch.stack([share.sums for share in shares]).sum((0, 1)))
+    together = TaskScore(*torch.stack([share.sums for share in shares]).sum((0, 1)).int().tolist())
     assert together == expected.total
     assert (together.num_items, together.num_solved) == (5, 4)
 

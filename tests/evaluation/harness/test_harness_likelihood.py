@@ -7,8 +7,7 @@ import torch
 
 from lift_ds.evaluation.asking.answering import Answerer
 from lift_ds.evaluation.harness.batches import Batches
-from lift_ds.evaluation.harness.likelihood import Likelihood, Pair, greedy_batches
-from lift_ds.evaluation.harness.masks import estimate, make_masks, num_masks
+from lift_ds.evaluation.harness.likelihood import Likelihood, Pair, estimate, greedy_batches, make_masks, num_masks
 from lift_ds.ranks.shares import Alone
 from lift_ds.sampling.reverse import denoise
 from lift_ds.sampling.settings import SamplingSettings

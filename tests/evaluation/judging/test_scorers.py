@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from lift_ds.evaluation.judging import Checks, Problem
 from lift_ds.evaluation.judging.extraction import final_answer
 from lift_ds.evaluation.judging.numbers import read_quantity
-from lift_ds.evaluation.judging.published_arithmetic import evaluate, is_near
 from lift_ds.evaluation.sandbox import Limits
 from lift_ds.evaluation.score_file import read_rows, score_rows
 from lift_ds.evaluation.tasks import EVAL_TASKS
+from lift_ds.evaluation.tasks.countdown import evaluate, is_near
 from tests.conftest import VECTORS
 
 SAMPLES = VECTORS / "scoring"

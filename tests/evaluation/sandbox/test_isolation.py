@@ -13,8 +13,7 @@ import pytest
 
 from lift_ds.evaluation.judging import Checks
 from lift_ds.evaluation.sandbox import Child, Failure, Limits
-from lift_ds.evaluation.sandbox.seccomp import Instruction, instructions
-from lift_ds.evaluation.sandbox.syscalls import ARCHITECTURES, DENIED, LAST_KNOWN
+from lift_ds.evaluation.sandbox.seccomp import ARCHITECTURES, DENIED, LAST_KNOWN, Instruction, instructions
 from tests.conftest import REPOSITORY, clean_environment
 
 LIMITS = Limits(seconds=5.0, memory_mib=512)
@@ -83,7 +82,7 @@ def test_attacks_fail(attack, error, tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("precious")
     before = victim.stat()
-    with Child("lift_ds.evaluation.judging.handlers:run_program", LIMITS) as child:
+    with Child("lift_ds.evaluation.judging.checks:run_program", LIMITS) as child:
         reply = child.ask({"source": attack.replace("{victim!r}", repr(str(victim))), "token": "t"})
     assert reply["ended"] == "error"
     assert reply["error"] == error
@@ -139,7 +138,7 @@ def test_formulas_share_a_child_until_one_is_stopped():
         assert checks.maths is first
         stopped = checks.is_same_formula("strict", "5^{5^{5^{5^5}}}", "5")
         assert (stopped.holds, stopped.timed_out) == (False, True)
-        assert first.returncode == -signal.SIGKILL
+        assert first.process.returncode == -signal.SIGKILL
         assert not checks.is_same_formula("strict", "x" * 10_001, "x").timed_out  # too long: not asked
         assert checks.maths is None
         assert not checks.is_same_formula("reference", "(" * 3000 + "4" + ")" * 3000, "4").holds
@@ -152,7 +151,7 @@ def test_a_child_that_cannot_start_is_one_error():
 
 
 def test_folders_and_processes_are_gone():
-    child = Child("lift_ds.evaluation.judging.handlers:run_program", SHORT)
+    child = Child("lift_ds.evaluation.judging.checks:run_program", SHORT)
     folder = Path(child.folder.name)
     assert folder.is_dir()
     assert child.ask({"source": "while True: pass", "token": ""}) is Failure.TIMEOUT
@@ -165,7 +164,7 @@ def test_folders_and_processes_are_gone():
 def test_a_child_dies_with_its_parent(tmp_path):
     code = (
         "from lift_ds.evaluation.sandbox import Child, Limits\n"
-        "child = Child('lift_ds.evaluation.judging.handlers:run_program', Limits(seconds=60))\n"
+        "child = Child('lift_ds.evaluation.judging.checks:run_program', Limits(seconds=60))\n"
         "print(child.process.pid, flush=True)\n"
         "child.ask({'source': 'while True: pass', 'token': ''})\n"
     )

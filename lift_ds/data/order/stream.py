@@ -43,11 +43,6 @@ class LanePack:
     num_long: int = 0
     num_bad: int = 0
 
-    def skip(self, reason: Skipped) -> None:
-        """Counts a row that is left out."""
-        self.num_long += reason is Skipped.LONG
-        self.num_bad += reason is Skipped.BAD
-
 
 class PackStream:
     """Endless packs of every lane.
@@ -62,7 +57,6 @@ class PackStream:
     """
 
     def __init__(self, lanes: Lanes, reader: RowReader, capacity: int | None) -> None:
-        """Starts every lane without an open pack."""
         self.lanes, self.reader, self.capacity = lanes, reader, capacity
         self.read_ahead = READ_AHEAD
         self.waiting: dict[int, deque[tuple[SampleRef, Position, Document | Exception]]] = {}
@@ -70,50 +64,40 @@ class PackStream:
         self.packers: dict[int, Packer[Waiting]] = {}
         self.num_taken = [0] * lanes.num_lanes
 
-    def take(self, lane: int) -> LanePack:
-        """The lane's next pack.
+    def take(self, lane: int, is_own: bool) -> tuple[LanePack | None, dict[str, Any]]:
+        """The lane's next pack, and the lane's state after it.
+
+        `None` stands for a pack that another rank takes; its rows are read only where packing needs their lengths.
 
         Raises:
             ValueError: A row is malformed or too long and not skipped; the message names file and line.
         """
         self.num_taken[lane] += 1
-        return self.take_one(lane) if self.capacity is None else self.take_packed(lane)
-
-    def pass_by(self, lane: int) -> None:
-        """Moves the lane on by one pack that another rank takes; rows are read only where packing needs lengths."""
-        if self.capacity is None:
-            self.num_taken[lane] += 1
+        pack = None
+        if is_own or self.capacity is not None:
+            pack = self._read_pack(lane)
+        else:
             self.lanes.next(lane)
-        else:
-            self.take(lane)
+        return pack if is_own else None, self.lane_state(lane)
 
-    def take_one(self, lane: int) -> LanePack:
-        """A pack of the lane's next sample."""
-        pack = LanePack()
-        _, document = self.next_document(lane)
-        if isinstance(document, Skipped):
-            pack.skip(document)
-        else:
-            pack.documents.append(document)
-        return pack
-
-    def take_packed(self, lane: int) -> LanePack:
-        """Reads on until a pack closes."""
-        pack = LanePack()
-        packer = self.packer(lane)
-        closed: Pack[Waiting] | None = None
+    def _read_pack(self, lane: int) -> LanePack:
+        pack, closed = LanePack(), None
         while closed is None:
-            ref, document = self.next_document(lane)
+            ref, document = self._next_document(lane)
             if isinstance(document, Skipped):
-                pack.skip(document)
+                pack.num_long += document is Skipped.LONG
+                pack.num_bad += document is Skipped.BAD
+            elif self.capacity is None:
+                pack.documents.append(document)
             else:
                 length = len(document.ids)
-                closed = packer.add(Waiting(ref, length, document), length)
+                closed = self._packer(lane).add(Waiting(ref, length, document), length)
+            if self.capacity is None:
+                return pack
         pack.documents = [item.document or self.reader.document(item.ref) for item in closed.items]
         return pack
 
-    def next_document(self, lane: int) -> tuple[SampleRef, Document | Skipped]:
-        """The lane's next sample, read, or why it is left out."""
+    def _next_document(self, lane: int) -> tuple[SampleRef, Document | Skipped]:
         waiting = self.waiting.setdefault(lane, deque())
         if not waiting:
             ahead = self.lanes.peek(lane, self.read_ahead)
@@ -130,8 +114,7 @@ class PackStream:
             )
         return ref, document
 
-    def packer(self, lane: int) -> Packer[Waiting]:
-        """The lane's open packs."""
+    def _packer(self, lane: int) -> Packer[Waiting]:
         assert self.capacity is not None
         return self.packers.setdefault(lane, Packer(self.capacity))
 
@@ -139,7 +122,7 @@ class PackStream:
         """What a checkpoint keeps of one lane; an open pack is a flat list of epoch, sample id and length."""
         waiting = [
             [number for item in pack.items for number in (item.ref.epoch, item.ref.sample_id, item.num_tokens)]
-            for pack in (self.packer(lane).open if self.capacity is not None else [])
+            for pack in (self._packer(lane).open if self.capacity is not None else [])
         ]
         return self.lanes.lane_state(lane) | {"num_taken": self.num_taken[lane], "open": waiting}
 
@@ -149,7 +132,7 @@ class PackStream:
         self.waiting.pop(lane, None)
         self.num_taken[lane] = state["num_taken"]
         if self.capacity is not None:
-            self.packer(lane).open = [
+            self._packer(lane).open = [
                 Pack(
                     [
                         Waiting(locate(self.lanes.manifest, epoch, sample_id), length, None)
@@ -200,14 +183,6 @@ class PackStream:
         self.check_state(state)
         for lane, kept in state["lanes"].items():
             self.load_lane(int(lane), kept)
-
-
-def take_or_pass(stream: PackStream, lane: int, is_own: bool) -> tuple[LanePack | None, dict[str, Any]]:
-    """The lane's next pack, or `None` after passing by one that another rank takes; and the lane's state after it."""
-    if is_own:
-        return stream.take(lane), stream.lane_state(lane)
-    stream.pass_by(lane)
-    return None, stream.lane_state(lane)
 
 
 def merge_states(states: list[dict[str, Any]]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from multiprocessing.queues import Queue
 from typing import Any
 
 from .slots import SlotPlan
-from .stream import LanePack, PackStream, take_or_pass
+from .stream import LanePack, PackStream
 
 STEPS_AHEAD = 2
 POLL_SECONDS = 0.5
@@ -129,7 +129,7 @@ def run_worker(
             if worker_of(lane, num_workers, spacing) != worker:
                 continue
             try:
-                produced: Any = take_or_pass(stream, lane, is_own)
+                produced: Any = stream.take(lane, is_own)
             except Exception as error:  # the rank raises it
                 produced = error
             while not put(packs, produced):

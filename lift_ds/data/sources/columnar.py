@@ -10,40 +10,30 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .filesystem import SCAN_BYTES, DataFile, Retry
-from .source import Chunk, Row, Source, SourceIndex, SourceSignature, locate_errors
-from .table_rows import TableRows, place_of
+from .filesystem import SCAN_BYTES, FileSource
+from .source import Chunk, Row, SourceIndex, locate_errors
+from .table_rows import TableRows
 
 PARQUET_TAIL = 8  # length of the footer as 4 bytes, then PAR1
 PARQUET_MAGIC = b"PAR1"
 ARROW_MAGIC = b"ARROW1"
 
 
-class Columnar(Source):
+class Columnar(FileSource):
     """A file whose parts are tables."""
-
-    def __init__(self, name: str, retry: Retry) -> None:
-        """Stores the path."""
-        super().__init__(name)
-        self.file = DataFile(name, retry)
-
-    def signature(self) -> SourceSignature | None:
-        """The file's."""
-        return self.file.signature()
 
     def rows(self, table: pa.Table | pa.RecordBatch, first_row: int) -> Sequence[Row]:
         """The rows of a table; where one of them cannot be converted, the others still are."""
         try:
             return TableRows(table, self.name, first_row)
         except (ValueError, OverflowError):  # a broken string or a date that Python does not have
-            return [self.row_of(table.slice(index, 1), first_row + index) for index in range(table.num_rows)]
+            return [self._only_row(table.slice(index, 1), first_row + index) for index in range(table.num_rows)]
 
-    def row_of(self, table: pa.Table | pa.RecordBatch, number: int) -> Row:
-        """The only row of a table."""
+    def _only_row(self, table: pa.Table | pa.RecordBatch, number: int) -> Row:
         try:
             return TableRows(table, self.name, number)[0]
         except (ValueError, OverflowError) as error:
-            return Row({}, place_of(self.name, number), f"a value cannot be read: {type(error).__name__}: {error}.")
+            return Row({}, f"{self.name}: row {number}", f"a value cannot be read: {type(error).__name__}: {error}.")
 
 
 class Parquet(Columnar):

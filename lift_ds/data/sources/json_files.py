@@ -15,27 +15,21 @@ import pyarrow as pa
 from lift_ds.json_text import BYTE_ORDER_MARK, BadKeyError, parse_elements, parse_line
 from lift_ds.storage.file_diagnosis import HEAD_BYTES, diagnose
 
-from .filesystem import DataFile, Retry
-from .source import Chunk, Row, Source, SourceIndex, SourceSignature, locate_errors
+from .filesystem import FileSource, Retry
+from .source import Chunk, Row, SourceIndex, locate_errors
 
 JSONL_CHUNK_ROWS = 256
 COMMA_BEFORE_END = re.compile(rb",\s*\]\s*$")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 
-class JsonFile(Source):
+class JsonFile(FileSource):
     """A file of JSON text, decompressed where its name ends in .gz or .zst."""
 
     def __init__(self, name: str, retry: Retry) -> None:
-        """Stores the path."""
-        super().__init__(name)
-        self.file = DataFile(name, retry)
+        super().__init__(name, retry)
         ending = name.partition("?")[0].lower() if "://" in name else name.lower()
         self.compression = next((kind for end, kind in COMPRESSIONS.items() if ending.endswith(end)), None)
-
-    def signature(self) -> SourceSignature | None:
-        """The file's."""
-        return self.file.signature()
 
     @contextmanager
     def open_text(self) -> Iterator[IO[bytes]]:

@@ -15,11 +15,6 @@ import pyarrow as pa
 from .source import Row
 
 
-def place_of(name: str, number: int) -> str:
-    """File and row, for messages."""
-    return f"{name}: row {number}"
-
-
 class TableRows(Sequence[Row]):
     """The rows of a table, made when they are asked for: a chunk of small objects would keep the collector busy.
 
@@ -53,7 +48,7 @@ class TableRows(Sequence[Row]):
         if not 0 <= index < self.num_rows:
             raise IndexError(index)
         values = {name: column[index] for name, column in zip(self.names, self.columns, strict=True)}
-        return Row(values, place_of(self.name, self.first_row + index))
+        return Row(values, f"{self.name}: row {self.first_row + index}")
 
 
 class ListSlices:

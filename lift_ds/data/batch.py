@@ -13,21 +13,30 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Document:
+class Tokens:
     """One tokenised sample.
 
     Args:
         ids: int64 (length,) token ids.
         response_mask: bool (length,), true on tokens that are learned.
         filler_mask: bool (length,), true on the end tokens that only fill up a response; a subset of `response_mask`.
-        sample_id: Row number in the manifest.
-        epoch: Pass over the data in which the row is read.
-        where: File and line, for messages.
     """
 
     ids: np.ndarray
     response_mask: np.ndarray
     filler_mask: np.ndarray
+
+
+@dataclass(frozen=True)
+class Document(Tokens):
+    """A tokenised row.
+
+    Args:
+        sample_id: Row number in the manifest.
+        epoch: Pass over the data in which the row is read.
+        where: File and line, for messages.
+    """
+
     sample_id: int
     epoch: int
     where: str

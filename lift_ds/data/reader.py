@@ -10,8 +10,7 @@ from itertools import islice
 
 from lift_ds.data.order.lanes import WINDOW_ROWS, SampleRef, locate
 from lift_ds.data.text.chat import ChatEncoder, Tokens, TooLongError
-from lift_ds.data.text.prepared import check_prepared
-from lift_ds.data.text.ready_rows import read_tokens
+from lift_ds.data.text.prepared import check_prepared, read_tokens
 from lift_ds.data.text.records import Conversation, detect_columns, read_conversation, unused_keys
 from lift_ds.data.text.turns import RowRules
 
@@ -125,8 +124,14 @@ class RowReader:
                 unreadable.append(error)
                 break
             rows.append((row, self.columns[bisect_right(self._first_chunks, ref.chunk_index) - 1]))
-        tokenised = zip(refs, rows, self.tokenise(rows), strict=False)
-        return [as_document(ref, row.where, tokens) for ref, (row, _), tokens in tokenised] + unreadable
+        outcomes: list[Document | Exception] = []
+        for ref, (row, _), tokens in zip(refs, rows, self.tokenise(rows), strict=False):
+            if isinstance(tokens, Exception):
+                outcomes.append(tokens)
+            else:
+                masks = tokens.response_mask, tokens.filler_mask
+                outcomes.append(Document(tokens.ids, *masks, ref.sample_id, ref.epoch, row.where))
+        return outcomes + unreadable
 
     def tokenise(self, rows: Sequence[tuple[Row, ColumnsConfig]]) -> list[Tokens | Exception]:
         """Tokens of rows, each with its columns: made in one call, or taken where they stand in the row.
@@ -202,10 +207,3 @@ def as_row_error(error: Exception) -> Exception:
     bad_row = BadRowError(str(error))
     bad_row.__cause__ = error
     return bad_row
-
-
-def as_document(ref: SampleRef, where: str, tokens: Tokens | Exception) -> Document | Exception:
-    """The document of a row's tokens; errors stay what they are."""
-    if isinstance(tokens, Exception):
-        return tokens
-    return Document(tokens.ids, tokens.response_mask, tokens.filler_mask, ref.sample_id, ref.epoch, where)

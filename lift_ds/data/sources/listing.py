@@ -13,7 +13,7 @@ from lift_ds.data.settings import SourceConfig
 from .builtin import BUILTIN_PREFIX, Builtin
 from .columnar import Arrow, Parquet
 from .filesystem import DataFile, Retry, is_remote, open_filesystem
-from .folders import FolderView, choose_files, is_cache, shorten
+from .folders import LISTS, SPLITS_NAME, FolderView, choose_files, is_cache, shorten
 from .hub import HUB_PREFIX, resolve_hub
 from .json_files import COMPRESSIONS, JsonLines, JsonList
 from .manifest import SourceGroup
@@ -31,7 +31,7 @@ FILE_KINDS: dict[str, Callable[[str, Retry], Source]] = {
     ".json.zst": JsonList,
 }
 # what `datasets` and tools/prepare_data.py write beside their rows
-NO_DATA_NAMES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "prepared.json")
+NO_DATA_NAMES = ("dataset_info.json", "dataset_infos.json", SPLITS_NAME, *LISTS)
 
 
 def ending_of(path: str) -> str | None:

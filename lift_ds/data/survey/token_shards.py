@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lift_ds.data.sources.folders import PREPARED_NAME
 from lift_ds.data.text.chat import Tokens
-from lift_ds.data.text.prepared import PREPARED_NAME
 
 GROUP_ROWS = 1000
 

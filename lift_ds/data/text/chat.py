@@ -9,13 +9,14 @@ are when the model is used, so no token spans the border. What looks like a spec
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
+
+from lift_ds.data.batch import Tokens
 
 from .ids import TextTokenizer
 from .records import Conversation
@@ -26,15 +27,6 @@ PadTargets = Literal["none", "one_eos", "all"]
 
 class TooLongError(ValueError):
     """A row is longer than the limit; `data.on_long` decides what happens."""
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Token ids (length,) with the masks of `data.batch.Document`."""
-
-    ids: np.ndarray
-    response_mask: np.ndarray
-    filler_mask: np.ndarray
 
 
 class ChatEncoder:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from lift_ds.text_files import load_json, read_text
 
-from .clock import has_clock
+from .templates import has_clock
 
 if TYPE_CHECKING:  # tools that write it read no tokenizer
     from transformers import PreTrainedTokenizerBase

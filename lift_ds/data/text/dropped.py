@@ -9,7 +9,7 @@ from itertools import count
 from math import isfinite
 from typing import Any, NamedTuple
 
-from .objects import with_function
+from .objects import with_function, with_leaves
 from .turns import Message
 
 THOUGHTS_REMEDY = "data.reasoning=think writes thoughts into the answer, before it"
@@ -130,18 +130,14 @@ def form_of(messages: Sequence[Message], tools: Tools) -> str:
         (
             message["role"],
             sorted(key for key in message if message[key]),
-            [shape_of(call.get("function", call)["arguments"]) for call in message.get("tool_calls", ())],
+            [
+                with_leaves(call.get("function", call)["arguments"], _type_name)
+                for call in message.get("tool_calls", ())
+            ],
         )
         for message in messages
     ]
     return repr((len(tools), turns))
-
-
-def shape_of(value: Any) -> Any:
-    """An argument with the types of its texts and numbers in their stead."""
-    if isinstance(value, dict):
-        return {key: shape_of(inner) for key, inner in value.items()}
-    return [shape_of(inner) for inner in value] if isinstance(value, list) else type(value).__name__
 
 
 def find_unwritten(
@@ -161,17 +157,13 @@ def find_unwritten(
     def word() -> str:
         return f"word{next(numbers)}of"
 
-    def other_value(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: other_value(inner) for key, inner in value.items()}
-        if isinstance(value, list):
-            return [other_value(inner) for inner in value]
+    def other_leaf(value: Any) -> Any:
         if isinstance(value, str):
             return word()
         return type(value)(FIRST_NUMBER + next(numbers)) if is_leaf(value) else value
 
     def in_words(function: dict[str, Any]) -> dict[str, Any]:
-        return {**function, "name": word(), "arguments": other_value(function["arguments"])}
+        return {**function, "name": word(), "arguments": with_leaves(function["arguments"], other_leaf)}
 
     other_tools = [with_function(tool, lambda function: {**function, "name": word()}) for tool in tools]
     others: list[Message] = []

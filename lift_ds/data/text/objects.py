@@ -78,6 +78,13 @@ def plain(value: Any) -> Any:
     return value
 
 
+def with_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A value with all in it changed that is neither list nor object."""
+    if isinstance(value, dict):
+        return {key: with_leaves(inner, change) for key, inner in value.items()}
+    return [with_leaves(inner, change) for inner in value] if isinstance(value, list) else change(value)
+
+
 def tools_in(value: Any, what: str, where: str) -> tuple[dict[str, Any], ...]:
     """What the assistant may call.
 

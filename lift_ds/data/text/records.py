@@ -6,7 +6,7 @@
                                           the published wrapping: <reasoning>...</reasoning>, <answer>...</answer>
     columns.text                          plain text, all of it learned
     columns.input_ids + columns.target_mask (+ columns.filler_mask), or + columns.labels
-                                          tokens that were made before; see `ready_rows`
+                                          tokens that were made before; see `prepared`
 
 A column may be a path into a list or object: `thinking_trajectories.0`. Nothing is guessed beyond the table of known
 formats, and which one was taken is said at the start of a run, with the columns that it leaves out.
@@ -92,7 +92,8 @@ def detect_columns(row: Row, ignore: frozenset[str] = frozenset()) -> ColumnsCon
             for meaning, column in known.items()
         }
         beside = BESIDE_LABELS if "labels" in known else BESIDE_CHATS if {"messages", "prompt"} & set(known) else {}
-        found = {meaning: name for meaning, names in beside.items() if (name := first_there(names, values)) is not None}
+        # of several names, the first one counts
+        found = {meaning: name for meaning, names in beside.items() for name in reversed(names) if name in values}
         keys = keys_of_messages(values[known["messages"]]) if "messages" in known else {}
         return ColumnsConfig(**kept, **found, **keys)
     raise ValueError(
@@ -100,11 +101,6 @@ def detect_columns(row: Row, ignore: frozenset[str] = frozenset()) -> ColumnsCon
         "data.columns.messages=..., or data.columns.prompt=... (several columns: '[one, two]') with "
         "data.columns.response=..., or data.columns.text=..."
     )
-
-
-def first_there(names: tuple[str, ...], values: dict[str, Any]) -> str | None:
-    """The first name that is a key."""
-    return next((name for name in names if name in values), None)
 
 
 def read_conversation(row: Row, columns: ColumnsConfig, rules: RowRules) -> Conversation:
@@ -121,7 +117,7 @@ def read_conversation(row: Row, columns: ColumnsConfig, rules: RowRules) -> Conv
     """
     refuse_unread(row, columns, rules)
     if columns.text is not None:
-        return Conversation(text=text_at(row, columns.text))
+        return Conversation(text=_text_at(row, columns.text))
     if columns.messages is not None:
         turns = [read_turn(turn, columns, rules, row.where) for turn in messages_at(row, columns.messages)]
     else:
@@ -130,15 +126,23 @@ def read_conversation(row: Row, columns: ColumnsConfig, rules: RowRules) -> Conv
         if columns.response is not None:
             turns += side_of(row, columns.response, "assistant", columns, rules)
         else:
-            answer = in_tags(text_at(row, columns.reasoning), text_at(row, columns.answer))
+            answer = in_tags(_text_at(row, columns.reasoning), _text_at(row, columns.answer))
             turns.append(({"role": "assistant", "content": answer}, True))
-    system = system_of(row, columns, turns[0][0]) or rules.system
-    if system is not None and turns[0][0]["role"] != "system":
+    own_system = "" if columns.system is None else _text_at(row, columns.system, is_needed=False)
+    begins_with_system = turns[0][0]["role"] == "system"
+    if own_system and begins_with_system:
+        raise ValueError(
+            f"{row.where}: column {columns.system!r} holds a system text, and the messages begin with one; remove one."
+        )
+    system = own_system or rules.system
+    if system is not None and not begins_with_system:
         turns.insert(0, ({"role": "system", "content": system}, False))
-    return as_conversation(turns, tools_of(row, columns), row.where)
+    listed = None if columns.tools is None else row.values.get(columns.tools)
+    tools = tools_in(listed, f"column {columns.tools!r}", row.where) if holds_something(listed) else ()
+    return _as_conversation(turns, tools, row.where)
 
 
-def as_conversation(turns: list[tuple[Message, bool]], tools: tuple[dict[str, Any], ...], where: str) -> Conversation:
+def _as_conversation(turns: list[tuple[Message, bool]], tools: tuple[dict[str, Any], ...], where: str) -> Conversation:
     """The conversation of messages, each with whether it is learned.
 
     Raises:
@@ -191,26 +195,6 @@ def unused_keys(row: Row, columns: ColumnsConfig) -> Iterator[str]:
                     yield f"{column}.{key}"
 
 
-def system_of(row: Row, columns: ColumnsConfig, first: Message) -> str | None:
-    """The row's own system text.
-
-    Raises:
-        ValueError: It is no text, or the messages have a system turn too.
-    """
-    value = None if columns.system is None else joined(row, columns.system, is_needed=False)
-    if value and first["role"] == "system":
-        raise ValueError(
-            f"{row.where}: column {columns.system!r} holds a system text, and the messages begin with one; remove one."
-        )
-    return value or None
-
-
-def tools_of(row: Row, columns: ColumnsConfig) -> tuple[dict[str, Any], ...]:
-    """The row's tools; none where the column is empty or missing."""
-    value = row.values.get(columns.tools) if columns.tools is not None else None
-    return tools_in(value, f"column {columns.tools!r}", row.where) if holds_something(value) else ()
-
-
 def side_of(
     row: Row, column: str | list[str] | None, role: str, columns: ColumnsConfig, rules: RowRules
 ) -> list[tuple[Message, bool]]:
@@ -219,7 +203,7 @@ def side_of(
     value = value_at(row, column) if isinstance(column, str) else None
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return [read_turn(turn, columns, rules, row.where) for turn in value]
-    return [({"role": role, "content": text_at(row, column)}, role == "assistant")]
+    return [({"role": role, "content": _text_at(row, column)}, role == "assistant")]
 
 
 def value_at(row: Row, column: str) -> Any:
@@ -235,24 +219,15 @@ def value_at(row: Row, column: str) -> Any:
     return value
 
 
-def text_at(row: Row, column: str | list[str] | None) -> str:
-    """A non-empty text of a row: of one column, or of several, joined by line breaks; only the first must hold one.
-
-    Raises:
-        ValueError: There is none.
-    """
+def _text_at(row: Row, column: str | list[str] | None, is_needed: bool = True) -> str:
+    """The text of a column, or of several, joined by line breaks; where it is needed, the first must hold one."""
     assert column is not None
-    return joined(row, column, is_needed=True)
-
-
-def joined(row: Row, column: str | list[str], is_needed: bool) -> str:
-    """As `text_at`; empty where the column is missing or holds nothing and is not needed."""
     first, *others = [column] if isinstance(column, str) else column
-    texts = [one_text(row, first, is_needed), *(one_text(row, other, False) for other in others)]
+    texts = [_one_text(row, first, is_needed), *(_one_text(row, other, False) for other in others)]
     return "\n".join(text for text in texts if text)
 
 
-def one_text(row: Row, column: str, is_needed: bool) -> str:
+def _one_text(row: Row, column: str, is_needed: bool) -> str:
     """The text of one column."""
     if not is_needed and column.split(".")[0] not in row.values:
         return ""

@@ -7,7 +7,7 @@ import operator
 import re
 from collections.abc import Callable
 
-from lift_ds.data.tasks.expression import parse_expression
+from lift_ds.data.tasks.countdown import parse_expression
 
 ALLOWED = re.compile(r"[\d+\-*/().\s]+")
 LONGEST = 1000

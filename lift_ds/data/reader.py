@@ -64,16 +64,10 @@ class RowReader:
         self.skip_long, self.skip_bad, self.min_chunks = skip_long, skip_bad, min_chunks
         self._chunks: OrderedDict[int, Sequence[Row]] = OrderedDict()
         self._first_chunks = [group.first_chunk for group in manifest.groups]
-        self.columns = [group.columns or columns or self.detect(group) for group in manifest.groups]
+        self.columns = [group.columns or columns or self._detect(group) for group in manifest.groups]
         check_prepared(manifest, self.columns, encoder, self.rules)
 
-    def detect(self, group: Group) -> ColumnsConfig:
-        """The known format of a group's first row that can be read.
-
-        Raises:
-            BadRowError: The first row cannot be read, and such rows are not skipped.
-            ValueError: No row of the first chunk can be read, or it has no known format.
-        """
+    def _detect(self, group: Group) -> ColumnsConfig:
         rows = self.chunk(group.first_chunk)
         readable = next((row for row in rows if row.problem is None), None)
         first = rows[0] if readable is None or not self.skip_bad else readable
@@ -139,16 +133,16 @@ class RowReader:
         Returns:
             For each its tokens, or a `BadRowError` or `TooLongError` that begins with file and line.
         """
-        contents = [self.content(row, columns) for row, columns in rows]
+        contents = [self._content(row, columns) for row, columns in rows]
         indices = [index for index, content in enumerate(contents) if isinstance(content, Conversation)]
         conversations = [content for content in contents if isinstance(content, Conversation)]
         results = [content for content in contents if not isinstance(content, Conversation)]
         encoded = self.encoder.encode_batch(conversations, [rows[index][0].where for index in indices])
         for index, tokens in zip(indices, encoded, strict=True):
-            results.insert(index, as_row_error(tokens) if isinstance(tokens, Exception) else tokens)
+            results.insert(index, _as_row_error(tokens) if isinstance(tokens, Exception) else tokens)
         return results
 
-    def content(self, row: Row, columns: ColumnsConfig) -> Conversation | Tokens | Exception:
+    def _content(self, row: Row, columns: ColumnsConfig) -> Conversation | Tokens | Exception:
         """What a row says, or its tokens where they stand in it, or what is wrong with it."""
         if row.problem is not None:
             return BadRowError(f"{row.where}: {row.problem}")
@@ -157,7 +151,7 @@ class RowReader:
                 return read_tokens(row, columns, self.encoder)
             return read_conversation(row, columns, self.rules)
         except ValueError as error:
-            return as_row_error(error)
+            return _as_row_error(error)
 
     def settle(self, outcome: Document | Exception) -> Document | Skipped:
         """The document, or why it is left out where such rows are skipped; else raises the error."""
@@ -200,7 +194,7 @@ class RowReader:
         return (locate(self.manifest, 0, sample_id) for sample_id in ids)
 
 
-def as_row_error(error: Exception) -> Exception:
+def _as_row_error(error: Exception) -> Exception:
     """The error of a row as `BadRowError`, unless it is only too long."""
     if isinstance(error, (BadRowError, TooLongError)):
         return error

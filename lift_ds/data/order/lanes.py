@@ -48,20 +48,7 @@ def locate(manifest: Manifest, epoch: int, sample_id: int) -> SampleRef:
 
 
 class Order:
-    """The endless sequence of windows of some chunks, each cut into as many parts as there are lanes.
-
-    Args:
-        manifest: The rows.
-        chunks: Which of its chunks.
-        number: Of the source in a mixture; part of the key.
-        held_out: int64, ascending sample ids that training never sees.
-        num_lanes: V.
-        window_chunks: Chunks per window, where they are neither very small nor very large.
-        seed: The run's seed.
-
-    Raises:
-        ValueError: All rows are held out.
-    """
+    """The endless sequence of windows of some chunks (of a mixture's source), each cut into a part for every lane."""
 
     def __init__(
         self,
@@ -73,7 +60,6 @@ class Order:
         window_chunks: int,
         seed: int,
     ) -> None:
-        """Counts the windows."""
         self.manifest, self.chunks, self.number, self.held_out = manifest, chunks, number, held_out
         self.num_lanes, self.seed = num_lanes, seed
         first, end = (manifest.first_ids[chunk] for chunk in (chunks.start, chunks.stop))
@@ -100,17 +86,17 @@ class Order:
         kept, rows_of_lane = self._parts[lane]
         if kept != window:
             part = (lane + window) % self.num_lanes
-            rows = self.window_rows(*divmod(window, self.num_windows))
+            rows = self._window_rows(*divmod(window, self.num_windows))
             first, end = (len(rows) * edge // self.num_lanes for edge in (part, part + 1))
             rows_of_lane = rows[first:end].copy()  # a view would hold the whole window in memory
             self._parts[lane] = (window, rows_of_lane)
         return rows_of_lane
 
-    def window_rows(self, epoch: int, window: int) -> np.ndarray:
-        """Sample ids of one window of one epoch, permuted, without the held-out rows."""
+    def _window_rows(self, epoch: int, window: int) -> np.ndarray:
+        """Sample ids of one window, permuted, without the held-out rows."""
         key = (epoch, window)
         if key not in self._windows:
-            chosen = self.chunk_order(epoch)[window * self.window_chunks : (window + 1) * self.window_chunks]
+            chosen = self._chunk_order(epoch)[window * self.window_chunks : (window + 1) * self.window_chunks]
             first = self.manifest.first_ids
             rows = np.concatenate([np.arange(first[chunk], first[chunk + 1]) for chunk in chosen])
             rows = rows[~np.isin(rows, self.held_out)]
@@ -121,8 +107,7 @@ class Order:
         self._windows.move_to_end(key)
         return self._windows[key]
 
-    def chunk_order(self, epoch: int) -> np.ndarray:
-        """The chunks of one epoch, permuted."""
+    def _chunk_order(self, epoch: int) -> np.ndarray:
         if epoch not in self._chunk_orders:
             generator = keyed_generator(self.seed, epoch, self.number << 32, Stream.ORDER)
             self._chunk_orders[epoch] = generator.permutation(len(self.chunks)) + self.chunks.start
@@ -132,13 +117,7 @@ class Order:
 
 
 def chunks_per_window(wanted: int, mean_rows: float, num_lanes: int) -> int:
-    """More chunks where they are small, so that every lane has its part; fewer where they are large, for memory's sake.
-
-    Args:
-        wanted: Chunks per window of the config.
-        mean_rows: Rows of a chunk.
-        num_lanes: V.
-    """
+    """More chunks where they are small, so that every lane has its part; fewer where they are large, for memory."""
     fewest = math.ceil(PART_ROWS * num_lanes / mean_rows)
     return max(1, fewest, min(wanted, int(WINDOW_ROWS // mean_rows)))
 
@@ -158,7 +137,6 @@ class Lanes:
     """
 
     def __init__(self, manifest: Manifest, held_out: set[int], num_lanes: int, window_chunks: int, seed: int) -> None:
-        """Starts every lane at the first window."""
         self.manifest, self.num_held_out = manifest, len(held_out)
         self.num_lanes, self.window_chunks, self.seed = num_lanes, window_chunks, seed
         weights = [group.weight for group in manifest.groups if group.weight is not None]

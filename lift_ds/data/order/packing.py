@@ -31,7 +31,6 @@ class Packer(Generic[Item]):
     """
 
     def __init__(self, capacity: int, max_open: int = MAX_OPEN) -> None:
-        """Starts without an open pack."""
         self.capacity, self.max_open = capacity, max_open
         self.open: list[Pack[Item]] = []
 

@@ -31,13 +31,7 @@ class Waiting:
 
 @dataclass
 class LanePack:
-    """What one slot of a step holds.
-
-    Args:
-        documents: In the order of the lane.
-        num_long: Rows that were left out on the way to it because they are too long.
-        num_bad: Rows that were left out because they are malformed.
-    """
+    """What one slot of a step holds, and how many rows were left out on the way to it: too long, or bad."""
 
     documents: list[Document] = field(default_factory=list)
     num_long: int = 0
@@ -175,11 +169,7 @@ class PackStream:
             )
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continues every lane.
-
-        Raises:
-            ValueError: See `check_state`.
-        """
+        """Continues every lane, where `check_state` raises nothing."""
         self.check_state(state)
         for lane, kept in state["lanes"].items():
             self.load_lane(int(lane), kept)

@@ -35,7 +35,6 @@ class LanePackWorkers:
     """
 
     def __init__(self, stream: PackStream, slot_plan: SlotPlan, first_step: int, num_workers: int) -> None:
-        """Starts the processes."""
         context = multiprocessing.get_context("spawn")
         self.spacing = 1 if slot_plan.follows_all else slot_plan.world_size
         self.num_workers = num_workers = min(num_workers, slot_plan.num_lanes // self.spacing)
@@ -64,7 +63,7 @@ class LanePackWorkers:
             RuntimeError: The worker is gone, or `stopping` was set while waiting for it.
             Exception: What went wrong in the worker.
         """
-        worker = worker_of(lane, self.num_workers, self.spacing)
+        worker = _worker_of(lane, self.num_workers, self.spacing)
         while True:
             try:
                 produced = self.queues[worker].get(timeout=POLL_SECONDS)
@@ -90,8 +89,7 @@ class LanePackWorkers:
             process.join()
 
 
-def worker_of(lane: int, num_workers: int, spacing: int) -> int:
-    """Which worker runs a lane; a rank's lanes are `spacing` apart."""
+def _worker_of(lane: int, num_workers: int, spacing: int) -> int:
     return lane // spacing % num_workers
 
 
@@ -126,21 +124,21 @@ def run_worker(
         if os.getppid() != parent:
             return
         for _, lane, is_own in slot_plan.slots(step):
-            if worker_of(lane, num_workers, spacing) != worker:
+            if _worker_of(lane, num_workers, spacing) != worker:
                 continue
             try:
                 produced: Any = stream.take(lane, is_own)
             except Exception as error:  # the rank raises it
                 produced = error
-            while not put(packs, produced):
+            while not _put(packs, produced):
                 if os.getppid() != parent:
                     os._exit(0)
             if isinstance(produced, Exception):
                 return
 
 
-def put(packs: Queue[Any], produced: Any) -> bool:
-    """Puts an item into a queue, unless it stays full for a while."""
+def _put(packs: Queue[Any], produced: Any) -> bool:
+    """Puts an item into a queue; false where that stays full for a while."""
     try:
         packs.put(produced, timeout=POLL_SECONDS)
     except queue.Full:

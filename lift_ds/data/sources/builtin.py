@@ -22,7 +22,6 @@ class Builtin(Source):
     """
 
     def __init__(self, name: str, seed: int, split: str, num_rows: int) -> None:
-        """Stores what names the rows; see `draw_item`."""
         super().__init__(name)
         self.seed, self.split, self.num_rows = seed, split, num_rows
         kind = name.removeprefix(BUILTIN_PREFIX)
@@ -44,9 +43,9 @@ class Builtin(Source):
     def read(self, chunk: Chunk) -> list[Row]:
         """Generates a range of rows."""
         rows = range(chunk.start, chunk.start + chunk.num_rows)
-        return [Row(self.values(row), f"{chunk.source}: row {row}") for row in rows]
+        return [Row(self._values(row), f"{chunk.source}: row {row}") for row in rows]
 
-    def values(self, row: int) -> dict[str, Any]:
+    def _values(self, row: int) -> dict[str, Any]:
         """The record of one row: tasks take turns."""
         if self.kind == "pretraining":
             return {"text": pretraining_text(self.seed, self.split, row)}

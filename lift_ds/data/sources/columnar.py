@@ -43,7 +43,7 @@ class Parquet(Columnar):
         """Reads the footer only; with the file's size it is also what the hash is made of."""
         with locate_errors(self.name, "parquet", self.file.diagnosis), self.file.open() as file:
             size = self.file.size
-            footer = read_footer(file, size)
+            footer = _read_footer(file, size)
             metadata = pq.read_metadata(pa.BufferReader(footer))
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         first_rows = accumulate(sizes, initial=0)
@@ -66,12 +66,8 @@ class Parquet(Columnar):
         return self.rows(table, chunk.first_line)
 
 
-def read_footer(file: IO[bytes], size: int) -> bytes:
-    """The last bytes of a parquet file, from its metadata on.
-
-    Raises:
-        ValueError: There is no footer.
-    """
+def _read_footer(file: IO[bytes], size: int) -> bytes:
+    """The last bytes of a parquet file, from its metadata on."""
     file.seek(max(size - PARQUET_TAIL, 0))
     tail = file.read(PARQUET_TAIL)
     if len(tail) < PARQUET_TAIL or tail[4:] != PARQUET_MAGIC:
@@ -91,14 +87,14 @@ class Arrow(Columnar):
 
     def scan(self) -> SourceIndex:
         """Lists the record batches, and hashes the whole file."""
-        with locate_errors(self.name, "arrow", self.file.diagnosis), self.open_native(is_sequential=True) as source:
+        with locate_errors(self.name, "arrow", self.file.diagnosis), self._open_native(is_sequential=True) as source:
             if source.read(len(ARROW_MAGIC)) == ARROW_MAGIC:
                 reader = pa.ipc.open_file(source)
                 sizes = (reader.get_batch(number).num_rows for number in range(reader.num_record_batches))
                 parts: Iterable[tuple[int, int, int]] = [(number, 0, size) for number, size in enumerate(sizes)]
             else:
                 source.seek(0)
-                parts = list_stream(source)
+                parts = _list_stream(source)
             hasher = hashlib.sha256()
             source.seek(0)
             while block := source.read(SCAN_BYTES):
@@ -113,7 +109,7 @@ class Arrow(Columnar):
     def read(self, chunk: Chunk) -> Sequence[Row]:
         """Decodes one record batch; only a stream's chunks have a length in bytes."""
         where = f"{self.name}: record batch at row {chunk.first_line}"
-        with locate_errors(where, "arrow", self.file.diagnosis), self.open_native() as source:
+        with locate_errors(where, "arrow", self.file.diagnosis), self._open_native() as source:
             if not chunk.num_bytes:
                 batch = pa.ipc.open_file(source).get_batch(chunk.start)
             else:
@@ -123,19 +119,15 @@ class Arrow(Columnar):
             batch.validate(full=False)
             return self.rows(batch, chunk.first_line)
 
-    def open_native(self, is_sequential: bool = False) -> Any:
+    def _open_native(self, is_sequential: bool = False) -> Any:
         """The file as Arrow reads it; a local one is mapped, so that bodies that nobody looks at are not read."""
         if "://" in self.name:
             return pa.PythonFile(self.file.open(is_sequential), mode="r")
         return pa.memory_map(self.name)
 
 
-def list_stream(source: Any) -> list[tuple[int, int, int]]:
-    """(offset, bytes, rows) of every record batch of a stream.
-
-    Raises:
-        ValueError: It has dictionary-encoded columns, whose batches cannot be read apart.
-    """
+def _list_stream(source: Any) -> list[tuple[int, int, int]]:
+    """(offset, bytes, rows) of every record batch of a stream."""
     schema = pa.ipc.read_schema(source)
     batches: list[tuple[int, int, int]] = []
     while True:

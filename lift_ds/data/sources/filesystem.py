@@ -52,7 +52,7 @@ class Retry:
                 return action()
             except Exception as error:  # file systems have their own types
                 reason = f"{type(error).__name__}: {error}"
-                if not is_transient(error):
+                if not _is_transient(error):
                     if isinstance(error, (FileNotFoundError, ValueError)):
                         raise
                     raise ValueError(f"{what}: {reason}. Check the address and your credentials.") from error
@@ -67,7 +67,7 @@ class Retry:
         raise ValueError(f"Retry.tries={self.tries}: at least 1")
 
 
-def is_transient(error: BaseException) -> bool:
+def _is_transient(error: BaseException) -> bool:
     """Whether trying again may help: the connection broke or the server is busy, as told by the first cause."""
     if isinstance(error, ConnectionError):
         return True

@@ -49,12 +49,7 @@ class SourceIndex:
 
 @dataclass(frozen=True)
 class SourceSignature:
-    """What tells, without reading a file, that it is the one that was indexed: its full path, and its size and age.
-
-    Args:
-        path: Absolute path or URL.
-        marks: Size with modification time, or what the remote file system has (etag, blob id).
-    """
+    """What tells, unread, that a file is the one that was indexed: its full path, and marks such as size and etag."""
 
     path: str
     marks: dict[str, str] = field(default_factory=dict)
@@ -64,7 +59,6 @@ class Source(ABC):
     """A file, or a built-in task, that can list its chunks and read one of them."""
 
     def __init__(self, name: str) -> None:
-        """Stores the path or built-in name."""
         self.name = name
 
     @abstractmethod

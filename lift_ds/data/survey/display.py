@@ -40,18 +40,17 @@ def show_report(
             show_row(console, f"good row {number} of {source['name']}", document, tokenizer)
     for problem in numbers["problems"][:SHOWN_PROBLEMS]:
         style = "yellow" if problem["kind"] == "long" else "red"
-        console.print(Text(printable(problem["problem"]), style=style), soft_wrap=True)
+        console.print(Text(_printable(problem["problem"]), style=style), soft_wrap=True)
     hidden = len(numbers["problems"]) - SHOWN_PROBLEMS
     if hidden > 0:
         console.print(f"... and {hidden:,} more (all of them are in the file of --json)")
-    show_numbers(console, numbers)
+    _show_numbers(console, numbers)
     if numbers["lengths"]["row"]:
-        console.print(lengths_table(numbers["lengths"]))
-        console.print(histogram_of(numbers["lengths"]["row"]["histogram"]))
+        console.print(_lengths_table(numbers["lengths"]))
+        console.print(_histogram_of(numbers["lengths"]["row"]["histogram"]))
 
 
-def show_numbers(console: Console, numbers: dict[str, Any]) -> None:
-    """The counts, a line for each subject."""
+def _show_numbers(console: Console, numbers: dict[str, Any]) -> None:
     rows, tokens, coverage = numbers["rows"], numbers["tokens"], numbers["coverage"]
     lines = [f"rows: {rows['all']:,}: {rows['good']:,} good, {rows['bad']:,} bad, {rows['too_long']:,} too long"]
     if len(numbers["sources"]) > 1:
@@ -85,11 +84,10 @@ def show_numbers(console: Console, numbers: dict[str, Any]) -> None:
         f"{packing['fill']:.1%} full"
     )
     for line in lines:
-        console.print(Text(printable(line)), soft_wrap=True)
+        console.print(Text(_printable(line)), soft_wrap=True)
 
 
-def lengths_table(lengths: dict[str, dict[str, Any]]) -> Table:
-    """Smallest, percentiles, largest and mean of rows, prompts and targets, in tokens."""
+def _lengths_table(lengths: dict[str, dict[str, Any]]) -> Table:
     table = Table(title="length in tokens", title_justify="left")
     table.add_column("")
     percentiles = list(lengths["row"]["percentiles"])
@@ -101,7 +99,7 @@ def lengths_table(lengths: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
-def histogram_of(counts: dict[str, int]) -> Table:
+def _histogram_of(counts: dict[str, int]) -> Table:
     """Rows by length, a bar for each power of two."""
     table = Table(title="rows by length", title_justify="left", show_header=False, box=None)
     exponents = [int(exponent) for exponent in counts]
@@ -121,27 +119,27 @@ def show_row(console: Console, title: str, document: Tokens, tokenizer: PreTrain
     """
     marks = "in green" if console.is_terminal else "between « and »"
     console.print(
-        Text(printable(f"{title}, {len(document.ids):,} tokens, targets {marks}:"), style="bold"), soft_wrap=True
+        Text(_printable(f"{title}, {len(document.ids):,} tokens, targets {marks}:"), style="bold"), soft_wrap=True
     )
     text, start = Text(), 0
-    for piece, is_target, is_filler, end in decoded_runs(document, tokenizer):
+    for piece, is_target, is_filler, end in _decoded_runs(document, tokenizer):
         if start >= SHOWN_TOKENS:
             text.append(f"... {len(document.ids) - start:,} more tokens", style="dim")
             break
         style = FILLER_STYLE if is_filler else TARGET_STYLE
         if console.is_terminal:
-            text.append(printable(piece), style=style if is_target else PROMPT_STYLE)
+            text.append(_printable(piece), style=style if is_target else PROMPT_STYLE)
         else:
-            text.append(printable(f"«{piece}»" if is_target else piece))
+            text.append(_printable(f"«{piece}»" if is_target else piece))
         start = end
     console.print(text, soft_wrap=True)
-    for line in border_lines(document, tokenizer):
-        console.print(Text(printable(line), style="dim"), soft_wrap=True)
+    for line in _border_lines(document, tokenizer):
+        console.print(Text(_printable(line), style="dim"), soft_wrap=True)
 
 
-def border_lines(document: Tokens, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+def _border_lines(document: Tokens, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     """The ids around every border of a row, each with its text: where it begins and ends, and where targets do."""
-    borders = [0, *(end for _, _, _, end in decoded_runs(document, tokenizer))]
+    borders = [0, *(end for _, _, _, end in _decoded_runs(document, tokenizer))]
     for border in borders[:SHOWN_BORDERS]:
         around = range(max(border - BORDER_TOKENS, 0), min(border + BORDER_TOKENS, len(document.ids)))
         parts = ["|"] if border == 0 else []
@@ -154,7 +152,7 @@ def border_lines(document: Tokens, tokenizer: PreTrainedTokenizerBase) -> Iterat
         yield f"  ... {len(borders) - SHOWN_BORDERS} more borders"
 
 
-def printable(text: str) -> str:
+def _printable(text: str) -> str:
     """A text of the data without what a terminal would obey, or could not encode."""
     text = text.encode("utf-8", "backslashreplace").decode()
     return "".join(
@@ -165,11 +163,11 @@ def printable(text: str) -> str:
 
 def marked_text(document: Tokens, tokenizer: PreTrainedTokenizerBase) -> str:
     """A whole row as text, special tokens included, with targets between « and »."""
-    pieces = decoded_runs(document, tokenizer)
+    pieces = _decoded_runs(document, tokenizer)
     return "".join(f"«{piece}»" if is_target else piece for piece, is_target, _, _ in pieces)
 
 
-def decoded_runs(document: Tokens, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, bool, bool, int]]:
+def _decoded_runs(document: Tokens, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, bool, bool, int]]:
     """(text, target, filler, end) of every stretch of a row with equal masks."""
     kinds = document.response_mask.astype(np.int8) + document.filler_mask
     borders = [0, *(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(kinds)]

@@ -14,14 +14,7 @@ VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|\d[\d,.]*")
 
 @dataclass(frozen=True)
 class FirstRows:
-    """What was found in the first rows.
-
-    Args:
-        num_good: Rows that can be used.
-        num_bad: Rows that are skipped because they cannot be read.
-        num_long: Rows that are skipped because they are too long.
-        unused: How often each column, or key of a message, held something that no token comes from, by source.
-    """
+    """What was found: how many rows can be used or are skipped, and what each source holds that no token comes from."""
 
     num_good: int
     num_bad: int
@@ -29,7 +22,6 @@ class FirstRows:
     unused: dict[str, Counter[str]]
 
     def __str__(self) -> str:
-        """As the first lines of a run show it."""
         skipped = [(self.num_bad, "bad"), (self.num_long, "too long")]
         parts = [f"{count} {reason}" for count, reason in skipped if count]
         checked = f"{self.num_good + self.num_bad + self.num_long} checked"
@@ -70,7 +62,7 @@ def check_first_rows(reader: RowReader, count: int, max_skipped: float = 1.0) ->
                 "columns, or look at more of them: data.check_rows."
             )
         if len(problems) > max_skipped * len(refs):
-            raise ValueError(too_many(group, problems, len(refs), max_skipped))
+            raise ValueError(_too_many(group, problems, len(refs), max_skipped))
         totals.update(kept if isinstance(kept, Skipped) else None for _, kept in outcomes)
         unused[group.name] = Counter(
             key for ref in refs for key in reader.unused(reader.chunk(ref.chunk_index)[ref.row], columns)
@@ -78,11 +70,11 @@ def check_first_rows(reader: RowReader, count: int, max_skipped: float = 1.0) ->
     return FirstRows(totals[None], totals[Skipped.BAD], totals[Skipped.LONG], unused)
 
 
-def too_many(group: Group, problems: list[str], num_rows: int, max_skipped: float) -> str:
-    """Why a source's first rows are not fit for a run: the most frequent reason, by its first example."""
-    kinds = Counter(map(kind_of, problems))
+def _too_many(group: Group, problems: list[str], num_rows: int, max_skipped: float) -> str:
+    """Why a run stops: the most frequent reason, by its first example."""
+    kinds = Counter(map(_kind_of, problems))
     most, times = kinds.most_common(1)[0]
-    example = next(problem for problem in problems if kind_of(problem) == most)
+    example = next(problem for problem in problems if _kind_of(problem) == most)
     return (
         f"{group.name}: {len(problems)} of the first {num_rows} rows would be skipped, more than data.max_skipped="
         f"{max_skipped:g} allows; {times} of them like this one: {example} Mend the rows or their columns, or set "
@@ -90,6 +82,6 @@ def too_many(group: Group, problems: list[str], num_rows: int, max_skipped: floa
     )
 
 
-def kind_of(problem: str) -> str:
+def _kind_of(problem: str) -> str:
     """A problem without what differs from row to row: its place, numbers and quoted values."""
     return VARYING.sub("", problem.partition(": ")[2])

@@ -55,7 +55,7 @@ def survey(reader: RowReader, num_workers: int = 0) -> Iterator[list[SurveyedRow
     chunks = range(len(reader.manifest.chunks))
     if not num_workers:
         for chunk in chunks:
-            yield from survey_chunk(reader, chunk)
+            yield from _survey_chunk(reader, chunk)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_workers, context, initializer=_keep, initargs=(reader,)) as pool:
@@ -78,11 +78,10 @@ def _keep(reader: RowReader) -> None:
 
 def _survey_own(chunk_index: int) -> list[list[SurveyedRow]]:
     assert _reader is not None
-    return list(survey_chunk(_reader, chunk_index))
+    return list(_survey_chunk(_reader, chunk_index))
 
 
-def survey_chunk(reader: RowReader, chunk_index: int) -> Iterator[list[SurveyedRow]]:
-    """The rows of one chunk, at most `BATCH_ROWS` at a time, with the errors of `survey`."""
+def _survey_chunk(reader: RowReader, chunk_index: int) -> Iterator[list[SurveyedRow]]:
     groups = reader.manifest.groups
     group = bisect_right([group_of_chunks.first_chunk for group_of_chunks in groups], chunk_index) - 1
     first_id = reader.manifest.first_ids[chunk_index]
@@ -92,12 +91,12 @@ def survey_chunk(reader: RowReader, chunk_index: int) -> Iterator[list[SurveyedR
         tokenised = reader.tokenise([(row, reader.columns[group]) for row in batch])
         ids = range(first_id + start, first_id + start + len(batch))
         yield [
-            replace(judge(*judged, group), unused=tuple(reader.unused(judged[1], reader.columns[group])))
+            replace(_judge(*judged, group), unused=tuple(reader.unused(judged[1], reader.columns[group])))
             for judged in zip(ids, batch, tokenised, strict=True)
         ]
 
 
-def judge(sample_id: int, row: Row, outcome: Tokens | Exception, group: int) -> SurveyedRow:
+def _judge(sample_id: int, row: Row, outcome: Tokens | Exception, group: int) -> SurveyedRow:
     """A row with its tokens or its problem; one without a target teaches nothing, and is bad too."""
     if isinstance(outcome, Tokens):
         if outcome.response_mask.any():

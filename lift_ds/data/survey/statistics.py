@@ -48,7 +48,6 @@ class TokenStatistics:
     """
 
     def __init__(self, num_ids: int, capacity: int, group_names: list[str], num_checked: int) -> None:
-        """Starts without a row."""
         self.num_ids, self.capacity, self.group_names = num_ids, capacity, group_names
         self.lengths, self.target_lengths = array("q"), array("q")
         self.sample_ids, self.hashes = array("q"), array("Q")
@@ -114,7 +113,7 @@ class TokenStatistics:
             "tokens": {
                 "all": num_tokens,
                 "targets": int(targets.sum()),
-                "target_share": ratio(targets.sum(), num_tokens),
+                "target_share": _ratio(targets.sum(), num_tokens),
             },
             "coverage": {
                 "ids": self.num_ids,
@@ -133,15 +132,14 @@ class TokenStatistics:
             "packing": {
                 "pack_length": self.capacity,
                 "packs": num_packs,
-                "fill": ratio(num_tokens, num_packs * self.capacity),
+                "fill": _ratio(num_tokens, num_packs * self.capacity),
             },
             "problems": self.problems,
         }
         return SurveyReport(numbers, duplicates, self.first_rows)
 
 
-def ratio(part: float, whole: float) -> float:
-    """The share of a part in the whole; 0 where that is 0."""
+def _ratio(part: float, whole: float) -> float:
     return float(part / whole) if whole else 0.0
 
 
@@ -183,7 +181,7 @@ def padding_waste(lengths: np.ndarray, global_batch: int, micro_batch: int) -> f
         longest = step[::micro_batch]
         sizes = np.diff([*range(0, len(step), micro_batch), len(step)])
         padded += int((longest * sizes).sum())
-    return 1.0 - ratio(lengths.sum(), padded) if padded else 0.0
+    return 1.0 - _ratio(lengths.sum(), padded) if padded else 0.0
 
 
 def find_duplicates(hashes: np.ndarray, sample_ids: np.ndarray) -> list[np.ndarray]:

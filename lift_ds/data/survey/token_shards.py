@@ -54,11 +54,6 @@ class TokenShardWriter:
     """
 
     def __init__(self, folder: Path, shard_bytes: int) -> None:
-        """Makes a folder of another name beside it.
-
-        Raises:
-            ValueError: See `check_target`.
-        """
         check_target(folder)
         self.folder, self.shard_bytes = folder, shard_bytes
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -71,11 +66,9 @@ class TokenShardWriter:
         self._writer: pq.ParquetWriter | None = None
 
     def __enter__(self) -> TokenShardWriter:
-        """Itself."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Removes what was not published."""
         try:
             self._close_shard()
         finally:
@@ -99,7 +92,7 @@ class TokenShardWriter:
             self.shards.append({"name": name, "source": self._group, "rows": 0})
             self._sink = pa.OSFile(str(self.temporary / name), "wb")
             self._writer = pq.ParquetWriter(self._sink, SCHEMA, compression="zstd", data_page_version="2.0")
-        self._writer.write_table(table_of(self._rows))
+        self._writer.write_table(_table_of(self._rows))
         self.shards[-1]["rows"] += len(self._rows)
         self._rows = []
         assert self._sink is not None
@@ -127,8 +120,7 @@ class TokenShardWriter:
         self.temporary.rename(self.folder)
 
 
-def table_of(rows: list[Tokens]) -> pa.Table:
-    """Rows as a table of `SCHEMA`."""
+def _table_of(rows: list[Tokens]) -> pa.Table:
     offsets = pa.array(np.cumsum([0, *(len(row.ids) for row in rows)]), pa.int32())
     flat = [
         np.concatenate([row.ids for row in rows]).astype(np.int32),

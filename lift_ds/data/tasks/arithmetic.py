@@ -32,7 +32,7 @@ ASKS = (
 
 
 @dataclass(frozen=True)
-class Story:
+class _Story:
     """A question, its worked lines, the result, and the numbers that make it the same problem as another."""
 
     question: str
@@ -63,7 +63,7 @@ class Arithmetic:
         return Verdict.SOLVED if int(answer) == int(item.key.rsplit(" ", 1)[1]) else Verdict.WRONG
 
 
-def gain_and_loss(chance: random.Random) -> Story | None:
+def _gain_and_loss(chance: random.Random) -> _Story | None:
     """Two changes to a first amount, each a gain or a loss."""
     (name, friend), (things,) = pick(NAMES, chance, 2), pick(THINGS, chance)
     (place,), (day,) = pick(PLACES, chance), pick(DAYS, chance)
@@ -84,10 +84,10 @@ def gain_and_loss(chance: random.Random) -> Story | None:
     first = chance.choice(STARTS).format(name=name, n=start, things=things, place=place, day=day)
     middle = chance.choice(JOINS).format(name=name, first=phrases[0], second=phrases[1])
     ask = chance.choice(ASKS).format(name=name, things=things)
-    return Story(f"{first} {middle} {ask}", lines, amount, f"change {start}{changes[0]}{changes[1]}")
+    return _Story(f"{first} {middle} {ask}", lines, amount, f"change {start}{changes[0]}{changes[1]}")
 
 
-def equal_groups(chance: random.Random) -> Story | None:
+def _equal_groups(chance: random.Random) -> _Story | None:
     """So many holders with so many things each, then a gain or a loss."""
     (name,), (things,), (holders,) = pick(NAMES, chance), pick(THINGS, chance), pick(HOLDERS, chance)
     num_groups, size, n = chance.randint(2, 5), chance.randint(2, 9), chance.randint(2, 9)
@@ -108,10 +108,10 @@ def equal_groups(chance: random.Random) -> Story | None:
         f"{num_groups} {holders} of {things}: {num_groups}*{size}={total}",
         f"{'more' if is_gain else 'less'}: {total}{sign}{n}={after}",
     ]
-    return Story(question, lines, after, f"groups {num_groups}*{size}{sign}{n}")
+    return _Story(question, lines, after, f"groups {num_groups}*{size}{sign}{n}")
 
 
-def comparison(chance: random.Random) -> Story | None:
+def _comparison(chance: random.Random) -> _Story | None:
     """One person has so many more or fewer than another; how many have both?"""
     (name, friend), (things,) = pick(NAMES, chance, 2), pick(THINGS, chance)
     first, n = chance.randint(2, 30), chance.randint(2, 15)
@@ -132,7 +132,7 @@ def comparison(chance: random.Random) -> Story | None:
         f"{friend} has {first}{sign}{n}={second} {things}.",
         f"both: {first}+{second}={first + second}",
     ]
-    return Story(question, lines, first + second, f"compare {first}{sign}{n}")
+    return _Story(question, lines, first + second, f"compare {first}{sign}{n}")
 
 
-STORY_KINDS: tuple[Callable[[random.Random], Story | None], ...] = (gain_and_loss, equal_groups, comparison)
+STORY_KINDS: tuple[Callable[[random.Random], _Story | None], ...] = (_gain_and_loss, _equal_groups, _comparison)

@@ -37,7 +37,6 @@ class Countdown:
     name = "countdown"
 
     def __init__(self, levels: tuple[int, ...] = (1, 2)) -> None:
-        """Creates the task over `levels`, each drawn equally often."""
         self.levels = levels
 
     def propose(self, chance: random.Random) -> Item:
@@ -63,7 +62,7 @@ class Countdown:
 
     def verify(self, item: Item, generation: str) -> Verdict:
         """Exact: parsed by `ast`, integers and + - * / only, fractions, each number used exactly once."""
-        numbers, target = numbers_and_target(item)
+        numbers, target = _numbers_and_target(item)
         answer = read_answer(generation)
         if answer is None:
             return Verdict.UNPARSED
@@ -84,8 +83,7 @@ def countdown_key(numbers: list[int], target: int) -> str:
     return f"countdown {sorted(numbers)} {target}"
 
 
-def numbers_and_target(item: Item) -> tuple[list[int], int]:
-    """The sorted numbers and the target of an item, read from its key."""
+def _numbers_and_target(item: Item) -> tuple[list[int], int]:
     listed, target = item.key.removeprefix("countdown [").split("] ")
     return [int(number) for number in listed.split(",")], int(target)
 

@@ -59,7 +59,6 @@ class ChatEncoder:
         clock: datetime | None = None,
         may_drop: bool = False,
     ) -> None:
-        """Stores the settings and looks at tokenizer and template."""
         self.tokenizer = tokenizer
         self.end_token_id = end_token_id
         self.max_length = max_length
@@ -102,7 +101,7 @@ class ChatEncoder:
         try:
             return self.text.ids([self.renderer.prompt(messages) + answer_prefix])[0]
         except Exception as error:  # tokenizers and templates have their own
-            raise located(error, Conversation(tuple(messages)), where) from error
+            raise _located(error, Conversation(tuple(messages)), where) from error
 
     def encode(self, conversation: Conversation, where: str) -> Tokens:
         """Tokens of one conversation.
@@ -140,7 +139,7 @@ class ChatEncoder:
             parts = iter(self.text.ids(texts))
         except Exception as error:  # of one row at least; each alone shows which
             if len(rows) == 1:
-                return [located(error, conversations[0], wheres[0])]
+                return [_located(error, conversations[0], wheres[0])]
             return [
                 self.encode_batch([conversation], [where])[0]
                 for conversation, where in zip(conversations, wheres, strict=True)
@@ -152,7 +151,7 @@ class ChatEncoder:
                 continue
             encoded = [next(parts) for _ in row]
             try:
-                encoded_rows.append(self.assemble(encoded, [is_learned for _, is_learned in row], where))
+                encoded_rows.append(self._assemble(encoded, [is_learned for _, is_learned in row], where))
             except TooLongError as error:
                 encoded_rows.append(error)
         return encoded_rows
@@ -164,20 +163,10 @@ class ChatEncoder:
             self.text.refuse_marks(conversation.text)
             return [(conversation.text, True)]
         except Exception as error:  # templates raise what they like, and the other rows of the batch go on
-            return located(error, conversation, where)
+            return _located(error, conversation, where)
 
-    def assemble(self, encoded: list[list[int]], learned: list[bool], where: str) -> Tokens:
-        """The tokens of a row with end tokens and masks.
-
-        Args:
-            encoded: Token ids of every segment.
-            learned: Whether each is learned.
-            where: File and line, for messages.
-
-        Raises:
-            TooLongError: See `encode`.
-        """
-        end = self.end_tokens(len(encoded[-1])) if learned[-1] else []  # a turn that is context may stand last
+    def _assemble(self, encoded: list[list[int]], learned: list[bool], where: str) -> Tokens:
+        end = self._end_tokens(len(encoded[-1])) if learned[-1] else []  # a turn that is context may stand last
         first_is_learned = next((is_learned for part, is_learned in zip(encoded, learned, strict=True) if part), True)
         if self.start_token_id is not None and first_is_learned:
             encoded, learned = [[self.start_token_id], *encoded], [False, *learned]
@@ -196,8 +185,7 @@ class ChatEncoder:
             self.check_length(len(ids), int(response.argmax()) if response.any() else len(ids), where)
         return Tokens(ids[:limit], response[:limit], filler[:limit])
 
-    def end_tokens(self, response_length: int) -> list[int]:
-        """The end tokens that follow the last response, by `pad_targets`."""
+    def _end_tokens(self, response_length: int) -> list[int]:
         if self.pad_targets == "none":
             return []
         count = 1
@@ -217,30 +205,29 @@ class ChatEncoder:
             )
 
 
-def named_texts(conversation: Conversation) -> Iterator[tuple[str, str]]:
+def _named_texts(conversation: Conversation) -> Iterator[tuple[str, str]]:
     """Every text of a conversation, those inside of calls and tools too, with what to call it."""
     if conversation.text is not None:
         yield "text 1 of 1", conversation.text
     count = len(conversation.messages)
     for number, message in enumerate(conversation.messages, start=1):
         yield f"text {number} of {count}", message["content"]
-        yield from ((f"{key!r} of message {number}", text) for key in message for text in strings_in(message[key]))
-    yield from (("a tool", text) for text in strings_in(conversation.tools))
+        yield from ((f"{key!r} of message {number}", text) for key in message for text in _strings_in(message[key]))
+    yield from (("a tool", text) for text in _strings_in(conversation.tools))
 
 
-def strings_in(value: Any) -> Iterator[str]:
-    """The texts in a value, keys of objects too."""
+def _strings_in(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list | tuple):
         for inner in [*value, *value.values()] if isinstance(value, dict) else value:
-            yield from strings_in(inner)
+            yield from _strings_in(inner)
 
 
-def located(error: Exception, conversation: Conversation, where: str) -> ValueError:
+def _located(error: Exception, conversation: Conversation, where: str) -> ValueError:
     """The error of a template or tokenizer with its place, or a clearer one where a text is no Unicode."""
     message = str(error) if str(error).startswith(where) else f"{where}: {type(error).__name__}: {error}"
-    for name, text in named_texts(conversation):
+    for name, text in _named_texts(conversation):
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as cause:

@@ -67,13 +67,12 @@ class ChatFormat:
         for part in fields(self):
             mine, theirs = getattr(self, part.name), getattr(other, part.name)
             if mine != theirs and part.name not in ignored:
-                texts = ("another", "this") if part.name == "template" else (shown(mine), shown(theirs))
+                texts = ("another", "this") if part.name == "template" else (_shown(mine), _shown(theirs))
                 found.append((KEYS.get(part.name, f"chat {part.name}"), *texts))
         return found
 
 
-def shown(value: Any) -> str:
-    """A value in a message."""
+def _shown(value: Any) -> str:
     return "none" if value is None else str(value)
 
 

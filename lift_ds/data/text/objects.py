@@ -17,12 +17,8 @@ def holds_something(value: Any) -> bool:
     return value is not None and not (hasattr(value, "__len__") and len(value) == 0)
 
 
-def parsed(text: str) -> Any:
-    """The value of a JSON text that stands in a row.
-
-    Raises:
-        ValueError: It is none, or an object in it has a key twice.
-    """
+def _parsed(text: str) -> Any:
+    """The value of a JSON text that stands in a row."""
     try:
         return load_json(text.strip(INVISIBLE))
     except RecursionError:
@@ -36,7 +32,7 @@ def as_list(value: Any) -> Any:
         ValueError: It begins like JSON and is none, has a key twice in one object, or its lists differ in length.
     """
     if isinstance(value, str) and value.lstrip(INVISIBLE)[:1] in ("[", "{"):
-        value = parsed(value)
+        value = _parsed(value)
     if isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values()):
         if len(set(map(len, value.values()))) > 1:
             raise ValueError(f"its lists {sorted(value)} differ in length")
@@ -86,11 +82,7 @@ def with_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def tools_in(value: Any, what: str, where: str) -> tuple[dict[str, Any], ...]:
-    """What the assistant may call.
-
-    Raises:
-        ValueError: It is no list of objects, or the function of one is none.
-    """
+    """What the assistant may call; refused where it is no list of objects, or the function of one is none."""
     tools = objects_of(value, what, where)
     for tool in tools:
         if not isinstance(tool.get("function", {}), dict):
@@ -116,7 +108,7 @@ def as_calls(value: Any, where: str) -> list[dict[str, Any]]:
         problem = ""
         if isinstance(arguments, str):
             try:
-                arguments = parsed(arguments or "{}")
+                arguments = _parsed(arguments or "{}")
             except ValueError as error:
                 arguments, problem = None, f" ({error})"
         if not isinstance(arguments, dict) or not isinstance(function.get("name"), str):

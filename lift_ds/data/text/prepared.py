@@ -147,16 +147,16 @@ def read_tokens(row: Row, columns: ColumnsConfig, encoder: ChatEncoder) -> Token
         ValueError: A column is missing or of another type or length, an id is unknown, or nothing is learned; the
             message begins with file and line.
     """
-    ids = numbers_at(row, str(columns.input_ids)).astype(np.int64)
+    ids = _numbers_at(row, str(columns.input_ids)).astype(np.int64)
     targets = columns.target_mask or columns.labels
     if columns.labels is None:
-        response = mask_at(row, str(targets), len(ids))
+        response = _mask_at(row, str(targets), len(ids))
     else:
-        ids, response = read_labels(row, columns, ids)
+        ids, response = _read_labels(row, columns, ids)
     if columns.filler_mask is None:
         filler = np.zeros(len(ids), dtype=bool)
     else:
-        filler = mask_at(row, columns.filler_mask, len(ids))
+        filler = _mask_at(row, columns.filler_mask, len(ids))
     if np.maximum.reduce(ids.view(np.uint64)) >= encoder.num_ids:  # a negative id is a large one there
         index = int(np.flatnonzero((ids < 0) | (ids >= encoder.num_ids))[0])
         raise ValueError(
@@ -180,13 +180,9 @@ def read_tokens(row: Row, columns: ColumnsConfig, encoder: ChatEncoder) -> Token
     return Tokens(ids[:limit], response[:limit], filler[:limit])
 
 
-def read_labels(row: Row, columns: ColumnsConfig, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ids without padding, and which are learned: those whose label is not -100.
-
-    Raises:
-        ValueError: A label is another id than its token (labels that were shifted, for example), or padding is learned.
-    """
-    labels = numbers_at(row, str(columns.labels))
+def _read_labels(row: Row, columns: ColumnsConfig, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ids without padding, and which are learned: those whose label is not -100."""
+    labels = _numbers_at(row, str(columns.labels))
     if len(labels) != len(ids):
         raise ValueError(f"{row.where}: column {columns.labels!r} has {len(labels)} entries for {len(ids)} token ids.")
     response = labels != NOT_LEARNED
@@ -199,19 +195,15 @@ def read_labels(row: Row, columns: ColumnsConfig, ids: np.ndarray) -> tuple[np.n
         )
     if columns.attention_mask is None:
         return ids, response
-    is_there = mask_at(row, columns.attention_mask, len(ids))
+    is_there = _mask_at(row, columns.attention_mask, len(ids))
     if (response & ~is_there).any():
         place = int((response & ~is_there).argmax())
         raise ValueError(f"{row.where}: column {columns.labels!r} has a target at place {place}, which is padding.")
     return ids[is_there], response[is_there]
 
 
-def numbers_at(row: Row, column: str) -> np.ndarray:
-    """A non-empty list of integers or booleans of a row.
-
-    Raises:
-        ValueError: It is something else; the message names file and line.
-    """
+def _numbers_at(row: Row, column: str) -> np.ndarray:
+    """A non-empty list of integers or booleans of a row."""
     value: Any = row.values[column] if column in row.values else value_at(row, column)
     if isinstance(value, list):
         with suppress(ValueError):  # lists of different lengths
@@ -221,13 +213,9 @@ def numbers_at(row: Row, column: str) -> np.ndarray:
     raise ValueError(f"{row.where}: column {column!r} must hold a list of whole numbers, not {str(value)[:40]!r}.")
 
 
-def mask_at(row: Row, column: str, length: int) -> np.ndarray:
-    """A list of `length` booleans, or of 0 and 1, as bool (length,).
-
-    Raises:
-        ValueError: It is something else; the message names file and line.
-    """
-    numbers = numbers_at(row, column)
+def _mask_at(row: Row, column: str, length: int) -> np.ndarray:
+    """A list of `length` booleans, or of 0 and 1, as bool (length,)."""
+    numbers = _numbers_at(row, column)
     if len(numbers) != length:
         raise ValueError(f"{row.where}: column {column!r} has {len(numbers)} entries for {length} token ids.")
     if numbers.dtype.kind != "b" and not np.isin(numbers, (0, 1)).all():

@@ -115,16 +115,16 @@ def read_conversation(row: Row, columns: ColumnsConfig, rules: RowRules) -> Conv
         ValueError: A mapped column is missing, empty, or of another type, or the row holds something that would change
             what is said or learned and is not used; the message names file and line.
     """
-    refuse_unread(row, columns, rules)
+    _refuse_unread(row, columns, rules)
     if columns.text is not None:
         return Conversation(text=_text_at(row, columns.text))
     if columns.messages is not None:
-        turns = [read_turn(turn, columns, rules, row.where) for turn in messages_at(row, columns.messages)]
+        turns = [read_turn(turn, columns, rules, row.where) for turn in _messages_at(row, columns.messages)]
     else:
-        prompt = side_of(row, columns.prompt, "user", columns, rules)
+        prompt = _side_of(row, columns.prompt, "user", columns, rules)
         turns = [(message, False) for message, _ in prompt]
         if columns.response is not None:
-            turns += side_of(row, columns.response, "assistant", columns, rules)
+            turns += _side_of(row, columns.response, "assistant", columns, rules)
         else:
             answer = in_tags(_text_at(row, columns.reasoning), _text_at(row, columns.answer))
             turns.append(({"role": "assistant", "content": answer}, True))
@@ -143,11 +143,7 @@ def read_conversation(row: Row, columns: ColumnsConfig, rules: RowRules) -> Conv
 
 
 def _as_conversation(turns: list[tuple[Message, bool]], tools: tuple[dict[str, Any], ...], where: str) -> Conversation:
-    """The conversation of messages, each with whether it is learned.
-
-    Raises:
-        ValueError: It does not end with the assistant's, or nothing of it is learned.
-    """
+    """A conversation that ends with the assistant's turn, of messages, each with whether it is learned."""
     if turns[-1][0]["role"] != "assistant":
         raise ValueError(f"{where}: the last message is from {turns[-1][0]['role']!r}; it must be the assistant's.")
     if not any(is_learned for _, is_learned in turns):
@@ -158,12 +154,8 @@ def _as_conversation(turns: list[tuple[Message, bool]], tools: tuple[dict[str, A
     return Conversation(tuple(message for message, _ in turns), tools=tools, context=context)
 
 
-def refuse_unread(row: Row, columns: ColumnsConfig, rules: RowRules) -> None:
-    """Refuses columns that the mapping leaves out although they would change what is said or learned.
-
-    Raises:
-        ValueError: One holds something.
-    """
+def _refuse_unread(row: Row, columns: ColumnsConfig, rules: RowRules) -> None:
+    """Refuses columns that the mapping leaves out although they would change what is said or learned."""
     if columns.text is None and not CHAT_KEYS.isdisjoint(row.values):  # few rows have one
         refuse_keys(row.values, sorted((CHAT_KEYS & row.values.keys()) - columns.used()), rules.ignore, row.where)
     for key in () if LEARNED.isdisjoint(row.values) else sorted(LEARNED):
@@ -195,7 +187,7 @@ def unused_keys(row: Row, columns: ColumnsConfig) -> Iterator[str]:
                     yield f"{column}.{key}"
 
 
-def side_of(
+def _side_of(
     row: Row, column: str | list[str] | None, role: str, columns: ColumnsConfig, rules: RowRules
 ) -> list[tuple[Message, bool]]:
     """The turns of a prompt or response: its messages, or one turn of its text."""
@@ -228,7 +220,6 @@ def _text_at(row: Row, column: str | list[str] | None, is_needed: bool = True) -
 
 
 def _one_text(row: Row, column: str, is_needed: bool) -> str:
-    """The text of one column."""
     if not is_needed and column.split(".")[0] not in row.values:
         return ""
     value = value_at(row, column)
@@ -241,12 +232,7 @@ def _one_text(row: Row, column: str, is_needed: bool) -> str:
     return value
 
 
-def messages_at(row: Row, column: str) -> list[Any]:
-    """A non-empty list of messages of a row.
-
-    Raises:
-        ValueError: There is none.
-    """
+def _messages_at(row: Row, column: str) -> list[Any]:
     value = value_at(row, column)
     try:
         listed = as_list(value)

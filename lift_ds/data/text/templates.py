@@ -154,11 +154,11 @@ def find_invitation(tokenizer: PreTrainedTokenizerBase, template: str | None = N
         return ""
     after_answer_then_user = render("uau", False).split("<1>")[1].split("<2>")[0]
     start_then_user = invited.split("<0>")[0]
-    end_of_turn = end_before(tokenizer, after_answer_then_user, start_then_user)
+    end_of_turn = _end_before(tokenizer, after_answer_then_user, start_then_user)
     return after_user[len(end_of_turn) :] if after_user.startswith(end_of_turn) else ""
 
 
-def end_before(tokenizer: PreTrainedTokenizerBase, end_and_user: str, start: str) -> str:
+def _end_before(tokenizer: PreTrainedTokenizerBase, end_and_user: str, start: str) -> str:
     """The end of turn: `end_and_user` without the user's header, which it shares, token by token, with `start`."""
     end_ids = tokenizer(end_and_user, add_special_tokens=False).input_ids
     start_ids = tokenizer(start, add_special_tokens=False).input_ids
@@ -193,9 +193,8 @@ def with_text(message: Message) -> Message:
     """A message with its calls' arguments as JSON text."""
     if "tool_calls" not in message:
         return message
-    return message | {"tool_calls": [with_function(call, as_text) for call in message["tool_calls"]]}
+    return message | {"tool_calls": [with_function(call, _as_text) for call in message["tool_calls"]]}
 
 
-def as_text(function: dict[str, Any]) -> dict[str, Any]:
-    """A function with its arguments as JSON text."""
+def _as_text(function: dict[str, Any]) -> dict[str, Any]:
     return function | {"arguments": json.dumps(function["arguments"], ensure_ascii=False)}

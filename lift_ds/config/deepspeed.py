@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lift_ds.data.order.slots import micro_batches_per_step
+from lift_ds.data.order.lanes import micro_batches_per_step
 from lift_ds.json_text import BadKeyError
 from lift_ds.text_files import load_json, read_text
 

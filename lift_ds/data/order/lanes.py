@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -211,3 +212,38 @@ def choose_held_out(manifest: Manifest, num_rows: int, seed: int) -> set[int]:
         )
     generator = keyed_generator(seed, 0, 0, Stream.EVALUATION)
     return set(generator.choice(manifest.num_rows, size=num_rows, replace=False).tolist())
+
+
+@dataclass(frozen=True)
+class SlotPlan:
+    """Which lane each slot of a step takes from, and which slots are this rank's.
+
+    Slot j of step s is number s G + j of all slots; it takes from lane (number mod V) and belongs to rank (number mod
+    N). Where N divides V, a lane belongs to one rank only.
+
+    Args:
+        global_batch: Slots G of a step, over all ranks.
+        num_lanes: V.
+        rank: This rank.
+        world_size: Number of ranks N.
+        follows_all: Whether this rank moves on the lanes of slots that are not its own.
+    """
+
+    global_batch: int
+    num_lanes: int
+    rank: int
+    world_size: int
+    follows_all: bool
+
+    def slots(self, step: int) -> Iterator[tuple[int, int, bool]]:
+        """(slot, lane, whether it is this rank's) of a step's slots that this rank takes or follows."""
+        for slot in range(self.global_batch):
+            number = step * self.global_batch + slot
+            is_own = number % self.world_size == self.rank
+            if is_own or self.follows_all:
+                yield slot, number % self.num_lanes, is_own
+
+
+def micro_batches_per_step(global_batch: int, micro_batch: int, world_size: int) -> int:
+    """Forwards per step on every rank: the gradient accumulation that gives the global batch."""
+    return -(-global_batch // (micro_batch * world_size))

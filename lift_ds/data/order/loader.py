@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from lift_ds.data.batch import Document, MicroBatch, Noise, collate, stand_in
 
-from .slots import SlotPlan, micro_batches_per_step
+from .lanes import SlotPlan, micro_batches_per_step
 from .stream import PackStream
 from .workers import LanePackWorkers
 

@@ -17,7 +17,7 @@ from itertools import count
 from multiprocessing.queues import Queue
 from typing import Any
 
-from .slots import SlotPlan
+from .lanes import SlotPlan
 from .stream import LanePack, PackStream
 
 STEPS_AHEAD = 2

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lift_ds.data.text.chat import Tokens
 
-from .first_rows import counted
+from .rows import counted
 
 SHOWN_PROBLEMS = 20
 SHOWN_TOKENS = 600

@@ -9,11 +9,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from .arithmetic import Arithmetic
+from .arithmetic import NAMES, THINGS, Arithmetic, pick
 from .countdown import apply_sign, countdown_key
 from .item import split_of
 from .sudoku import BLANK, FEWEST_BLANKS, MOST_BLANKS, all_grids, as_rows, punch_holes
-from .words import NAMES, THINGS, pick
 
 TURN = "<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>"
 Chat = tuple[str, str]

@@ -29,13 +29,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Document(Tokens):
-    """A tokenised row.
-
-    Args:
-        sample_id: Row number in the manifest.
-        epoch: Pass over the data in which the row is read.
-        where: File and line, for messages.
-    """
+    """A tokenised row: its number in the manifest, the pass over the data, and file and line for messages."""
 
     sample_id: int
     epoch: int
@@ -101,13 +95,7 @@ class MicroBatch:
 
 
 def collate(documents: list[Document], noises: list[Noise], pad_token_id: int) -> MicroBatch:
-    """Pads documents on the right to the longest one.
-
-    Args:
-        documents: At least one document.
-        noises: One per document.
-        pad_token_id: Id written on padding, which no token attends to.
-    """
+    """Pads documents on the right to the longest one; no token attends to padding."""
     shape = (len(documents), max(len(document.ids) for document in documents))
     clean_ids = np.full(shape, pad_token_id, dtype=np.int64)
     lengths = np.array([len(document.ids) for document in documents])

@@ -36,13 +36,11 @@ class RowReader:
     """Documents by reference: reads chunks (least recently used ones are forgotten) and tokenises rows.
 
     Args:
-        manifest: The rows.
-        encoder: Text to tokens.
         columns: The mapping of groups that have none of their own, or `None` to detect it from their first rows.
-        rules: What the config says of the text of every row.
-        skip_long: Leave out rows that are too long, instead of raising.
         min_chunks: Chunks that are kept in memory whatever their size, besides those that hold `WINDOW_ROWS` together.
-        skip_bad: Leave out rows that cannot be read or do not fit the columns, instead of raising.
+
+    Raises:
+        ValueError: The columns are of no known format, a file cannot be read, or its tokens are another tokenizer's.
     """
 
     def __init__(
@@ -55,11 +53,6 @@ class RowReader:
         min_chunks: int = 8,
         skip_bad: bool = False,
     ) -> None:
-        """Detects the columns where none are given.
-
-        Raises:
-            ValueError: They are of no known format, a file cannot be read, or its tokens are another tokenizer's.
-        """
         self.manifest, self.encoder, self.rules = manifest, encoder, rules or RowRules()
         self.skip_long, self.skip_bad, self.min_chunks = skip_long, skip_bad, min_chunks
         self._chunks: OrderedDict[int, Sequence[Row]] = OrderedDict()
@@ -187,15 +180,8 @@ class RowReader:
         documents = self.read(locate(self.manifest, 0, sample_id) for sample_id in sample_ids)
         return (document for document in documents if isinstance(document, Document))
 
-    def first_rows(self, group: Group, count: int) -> Iterator[SampleRef]:
-        """References of a group's first rows, at most `count`."""
-        first = self.manifest.first_ids[group.first_chunk]
-        ids = islice(range(first, first + group.num_rows), count)
-        return (locate(self.manifest, 0, sample_id) for sample_id in ids)
-
 
 def _as_row_error(error: Exception) -> Exception:
-    """The error of a row as `BadRowError`, unless it is only too long."""
     if isinstance(error, (BadRowError, TooLongError)):
         return error
     bad_row = BadRowError(str(error))

@@ -124,14 +124,7 @@ def chunks_per_window(wanted: int, mean_rows: float, num_lanes: int) -> int:
 
 
 class Lanes:
-    """V cursors, each into the order of every source of the mixture.
-
-    Args:
-        manifest: The rows, and the weights of their sources.
-        held_out: Sample ids that training never sees.
-        num_lanes: V; part of the order's identity.
-        window_chunks: Chunks per window.
-        seed: The run's seed.
+    """V cursors, each into the order of every source of the mixture; all arguments are part of its identity.
 
     Raises:
         ValueError: All rows of a source are held out.
@@ -222,10 +215,6 @@ class SlotPlan:
     N). Where N divides V, a lane belongs to one rank only.
 
     Args:
-        global_batch: Slots G of a step, over all ranks.
-        num_lanes: V.
-        rank: This rank.
-        world_size: Number of ranks N.
         follows_all: Whether this rank moves on the lanes of slots that are not its own.
     """
 

@@ -55,13 +55,8 @@ class StepLoader:
 
     Args:
         stream: Packs of every lane, standing where `first_step` begins.
-        noise_rule: A document's random numbers.
         global_batch: Slots G of a step, over all ranks.
         micro_batch: Most packs of one forward.
-        rank: This rank.
-        world_size: Number of ranks.
-        pad_token_id: Id written on padding.
-        first_step: Number of the first step to produce.
         num_workers: Processes that read, tokenise and pack; 0 leaves it to the background thread.
     """
 

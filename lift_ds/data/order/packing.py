@@ -23,12 +23,7 @@ class Pack(Generic[Item]):
 
 
 class Packer(Generic[Item]):
-    """Packs items as they come.
-
-    Args:
-        capacity: Most tokens of a pack.
-        max_open: Packs that are kept open.
-    """
+    """Packs items as they come; at most `max_open` packs, of at most `capacity` tokens, are open at a time."""
 
     def __init__(self, capacity: int, max_open: int = MAX_OPEN) -> None:
         self.capacity, self.max_open = capacity, max_open

@@ -42,8 +42,6 @@ class PackStream:
     """Endless packs of every lane.
 
     Args:
-        lanes: The order of samples.
-        reader: Samples as documents.
         capacity: Most tokens of a pack; `None` for packs of one document, or of none where it is left out.
 
     Attributes:

@@ -29,9 +29,6 @@ class LanePackWorkers:
 
     Args:
         stream: Packs of every lane, standing where `first_step` begins; a copy goes to each worker.
-        slot_plan: Which lane each slot takes from.
-        first_step: Step of the first pack.
-        num_workers: Processes.
     """
 
     def __init__(self, stream: PackStream, slot_plan: SlotPlan, first_step: int, num_workers: int) -> None:
@@ -101,15 +98,9 @@ def run_worker(
     packs: Queue[Any],
     parent: int,
 ) -> None:
-    """Fills a queue with the packs of this worker's lanes, in the order of the slot plan.
+    """Fills a queue with (pack or `None`, state of its lane) of each slot of this worker's lanes, or what ended it.
 
-    Args:
-        inbox: Holds the stream, pickled, standing where `first_step` begins.
-        slot_plan: Which lane each slot takes from.
-        first_step: Step of the first pack.
-        share: This worker, their number, and the distance of a rank's lanes.
-        packs: (pack or `None`, state of its lane) for each slot, or the exception that ended it.
-        parent: Process that reads the queue.
+    `share` is this worker, their number, and the distance of a rank's lanes; `inbox` holds the stream, pickled.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

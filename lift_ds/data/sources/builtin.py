@@ -16,7 +16,6 @@ class Builtin(Source):
     """Rows of the built-in tasks: `builtin:reasoning` (all of them) or a task's name.
 
     `builtin:pretraining` and `builtin:instructions` are what the built-in base was made with.
-
     `builtin:reasoning-shuffled` answers every question with another item's response: the control that shows how much
     of a gain is the format alone.
     """

@@ -63,10 +63,6 @@ class Card:
 def read_card(path: str, content: bytes) -> Card:
     """Reads a README.md; one that is no card says nothing.
 
-    Args:
-        path: Its folder, for messages.
-        content: Its bytes.
-
     Raises:
         ValueError: Its `configs` cannot be read, or there are several and no default.
     """
@@ -88,7 +84,6 @@ def read_card(path: str, content: bytes) -> Card:
 
 
 def _split_patterns(listed: Any) -> dict[str, list[str]]:
-    """Patterns of each split, of any of the forms that `data_files` may have."""
     if isinstance(listed, list) and any(isinstance(entry, dict) for entry in listed):
         return {str(entry["split"]): _as_list(entry["path"]) for entry in listed}
     return {"train": _as_list(listed)}

@@ -71,7 +71,6 @@ class Parquet(Columnar):
 
 
 def _read_footer(file: IO[bytes], size: int) -> bytes:
-    """The last bytes of a parquet file, from its metadata on."""
     file.seek(max(size - PARQUET_TAIL, 0))
     tail = file.read(PARQUET_TAIL)
     if len(tail) < PARQUET_TAIL or tail[4:] != PARQUET_MAGIC:
@@ -148,11 +147,6 @@ def _list_stream(source: Any) -> list[tuple[int, int, int]]:
 
 class TableRows(Sequence[Row]):
     """The rows of a table, made when they are asked for: a chunk of small objects would keep the collector busy.
-
-    Args:
-        table: Its columns become Python values; lists of integers or booleans read-only numpy arrays.
-        name: The file.
-        first_row: Number of the first row in the file.
 
     Raises:
         ValueError: A value has no Python form, or two columns have one name.

@@ -38,10 +38,6 @@ class Retry:
     def call(self, action: Callable[[], Result], what: str) -> Result:
         """The result of `action`, tried again where the connection failed.
 
-        Args:
-            action: May raise anything.
-            what: What is read, for messages.
-
         Raises:
             ConnectionError: It failed every time.
             FileNotFoundError: There is no such file.

@@ -39,10 +39,8 @@ class FolderView:
     """A folder, on this machine or a remote one.
 
     Args:
-        path: As messages call it.
         names: All files in it and its folders that are not hidden, relative to it, sorted.
         read: The bytes of one of them.
-        is_data: Whether a name is one of rows.
     """
 
     path: str
@@ -69,10 +67,6 @@ class FolderView:
 
 def choose_files(folder: FolderView, split: str) -> list[str]:
     """The names of a folder's files that are read; warns of data files that are not.
-
-    Args:
-        folder: The folder.
-        split: Which split is wanted where there are several.
 
     Raises:
         ValueError: A file that the folder lists is missing, or none of its several splits is the wanted one.

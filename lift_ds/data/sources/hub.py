@@ -58,13 +58,7 @@ def parse_hub_name(text: str) -> HubName:
 
 
 def resolve_hub(text: str, retry: Retry, endings: set[str], cache_dir: Path | None = None) -> list[str]:
-    """The files of a data set's split: its own, or those that it was streamed into.
-
-    Args:
-        text: The name.
-        retry: How often the hub is asked.
-        endings: File endings that can be read.
-        cache_dir: Where streamed rows are kept; default: the cache folder of `datasets`.
+    """The files of a data set's split: its own, or what it was streamed into (default: in the cache of `datasets`).
 
     Raises:
         ValueError: The data set, config or split does not exist, or its files cannot be read.

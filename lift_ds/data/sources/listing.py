@@ -58,12 +58,7 @@ def open_sources(
 ) -> list[Source]:
     """Sources for files, globs, folders, URLs, hub data sets and built-in names.
 
-    Args:
-        paths: As given in `data.path`.
-        seed: Data seed of built-in tasks.
-        split: Split of built-in tasks, and of folders that hold several.
-        builtin_rows: How many rows a built-in source has.
-        retry: How often remote reads are tried; default: as `Retry` says.
+    `split` is also that of folders that hold several.
 
     Raises:
         ValueError: A path does not exist, or its ending is not known.
@@ -185,5 +180,4 @@ def _visible(names: list[str]) -> list[str]:
 
 
 def _is_data(relative: str) -> bool:
-    """Whether a file of a folder is data: a known ending, and nothing that describes the rows."""
     return _ending_of(relative) is not None and relative.rpartition("/")[2] not in NO_DATA_NAMES

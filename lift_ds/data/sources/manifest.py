@@ -31,7 +31,6 @@ class SourceGroup:
     """Sources that are mixed as one.
 
     Args:
-        sources: At least one.
         weight: Share of the draws, relative to the other groups'; `None` leaves it to the number of rows.
         columns: The mapping of its rows, or `None` to detect it.
     """
@@ -71,30 +70,32 @@ class Manifest:
         chunks: In order.
         first_ids: Sample id of each chunk's first row, and the number of rows at the end.
         groups: Consecutive ranges of chunks, one for each group of sources.
+
+    Args:
+        sources: Groups, or plain sources as one group without a weight.
+        cache_dir: Folder of kept indexes; see `save_indexes`.
+
+    Raises:
+        ValueError: A group has no row, or a file cannot be read as its ending says.
+        ConnectionError: A remote file could not be reached.
     """
 
     def __init__(self, sources: Sequence[Source] | Sequence[SourceGroup], cache_dir: Path | None = None) -> None:
-        """Lists the chunks.
-
-        Args:
-            sources: Groups, or plain sources as one group without a weight.
-            cache_dir: Folder of kept indexes; see `save_indexes`.
-
-        Raises:
-            ValueError: A group has no row, or a file cannot be read as its ending says.
-            ConnectionError: A remote file could not be reached.
-        """
         self.cache_dir = cache_dir
-        given = _as_groups(sources)
+        groups = [source for source in sources if isinstance(source, SourceGroup)]
+        plain = [source for source in sources if isinstance(source, Source)]
+        given = groups or [SourceGroup(", ".join(source.name for source in plain), plain)]
         with ThreadPoolExecutor(SCAN_THREADS) as pool:  # what a remote file costs is waiting
             self._scanned = list(pool.map(self._scan, (source for group in given for source in group.sources)))
-        listed = [(scanned.source, chunk) for scanned in self._scanned for chunk in scanned.index.chunks]
-        self.chunks = [chunk for _, chunk in listed]
-        self._owners = [source for source, _ in listed]
+        self.chunks = [chunk for scanned in self._scanned for chunk in scanned.index.chunks]
+        self._owners = [scanned.source for scanned in self._scanned for _ in scanned.index.chunks]
         self.first_ids = list(accumulate((chunk.num_rows for chunk in self.chunks), initial=0))
         self.num_rows = self.first_ids[-1]
         self.groups = self._place(given)
-        self.digest = self._digest()
+        listed = [
+            (Path(each.source.name).name, each.index.content_hash, _numbers(each.index)) for each in self._scanned
+        ]
+        self.digest = hashlib.sha256(json.dumps(listed).encode()).hexdigest()  # without the folders they are in
 
     def _scan(self, source: Source) -> _Scanned:
         signature = source.signature()
@@ -115,14 +116,6 @@ class Manifest:
             groups.append(Group(group.name, group.weight, first_chunk, len(chunks), num_rows, group.columns))
             first_chunk += len(chunks)
         return groups
-
-    def _digest(self) -> str:
-        """Hash of all chunks and contents, without the folders they are in."""
-        listed = [
-            [Path(scanned.source.name).name, scanned.index.content_hash, _numbers(scanned.index)]
-            for scanned in self._scanned
-        ]
-        return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
     def read(self, chunk_index: int) -> Sequence[Row]:
         """The rows of chunk number `chunk_index`.
@@ -178,14 +171,7 @@ class Manifest:
                 _save_index(self.cache_dir, scanned.signature, scanned.index)
 
 
-def _as_groups(sources: Sequence[Source] | Sequence[SourceGroup]) -> list[SourceGroup]:
-    groups = [source for source in sources if isinstance(source, SourceGroup)]
-    plain = [source for source in sources if isinstance(source, Source)]
-    return groups or [SourceGroup(", ".join(source.name for source in plain), plain)]
-
-
 def _numbers(index: SourceIndex) -> list[list[int]]:
-    """What a chunk is made of, beside its file's name, in the order of its fields."""
     return [[chunk.start, chunk.num_rows, chunk.first_line, chunk.num_bytes] for chunk in index.chunks]
 
 
@@ -194,7 +180,6 @@ def _index_path(cache_dir: Path, signature: SourceSignature) -> Path:
 
 
 def _load_index(cache_dir: Path, name: str, signature: SourceSignature) -> SourceIndex | None:
-    """A kept index, or `None` where there is none, it cannot be read, or the file has changed since."""
     try:
         kept = json.loads(_index_path(cache_dir, signature).read_text(encoding="utf-8"))
         if kept["version"] != INDEX_VERSION or kept["signature"] != asdict(signature):

@@ -19,7 +19,6 @@ class Row:
 
     Args:
         values: The record; empty where it cannot be read.
-        where: File and line.
         problem: Why it cannot be read, without `where`. Other rows of its chunk are not touched by it.
     """
 
@@ -83,10 +82,7 @@ class Source(ABC):
 def locate_errors(where: str, kind: str, diagnose: Callable[[], str | None] | None = None) -> Iterator[None]:
     """Turns whatever a decoder raises into an error that names the file; a lost connection stays what it is.
 
-    Args:
-        where: The file, and the part of it.
-        kind: What it should be.
-        diagnose: What the file is instead, as far as its first bytes tell; asked only after an error.
+    `diagnose` says what a file is instead, as far as its first bytes tell; it is asked only after an error.
 
     Raises:
         ValueError: The content is not of that kind.

@@ -27,14 +27,7 @@ TARGET_STYLE, FILLER_STYLE, PROMPT_STYLE = "bold green", "dim green", ""
 def show_report(
     console: Console, numbers: dict[str, Any], first_rows: list[list[Tokens]], tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Prints everything.
-
-    Args:
-        console: Where to; colours only where it is a terminal.
-        numbers: `SurveyReport.numbers`, with `locations` among the duplicates.
-        first_rows: The first good documents of each source.
-        tokenizer: Turns ids into text.
-    """
+    """Prints the numbers of a `SurveyReport`, with `locations` among its duplicates, and the first good rows."""
     for source, documents in zip(numbers["sources"], first_rows, strict=True):
         for number, document in enumerate(documents, start=1):
             show_row(console, f"good row {number} of {source['name']}", document, tokenizer)
@@ -100,7 +93,6 @@ def _lengths_table(lengths: dict[str, dict[str, Any]]) -> Table:
 
 
 def _histogram_of(counts: dict[str, int]) -> Table:
-    """Rows by length, a bar for each power of two."""
     table = Table(title="rows by length", title_justify="left", show_header=False, box=None)
     exponents = [int(exponent) for exponent in counts]
     most = max(counts.values())

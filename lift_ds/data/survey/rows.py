@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 
+from lift_ds.data.order.lanes import locate
 from lift_ds.data.reader import BATCH_ROWS, RowReader, Skipped
 from lift_ds.data.sources import Group, Row
 from lift_ds.data.text.chat import Tokens, TooLongError
@@ -25,9 +26,6 @@ class SurveyedRow:
     """What one row gives.
 
     Args:
-        sample_id: Row number in the manifest.
-        group: Number of its source.
-        where: File and line.
         tokens: Its tokens, or `None` where training would leave it out or stop at it.
         reason: Why that is.
         problem: The same as a message that begins with `where`; empty for a good row.
@@ -44,11 +42,7 @@ class SurveyedRow:
 
 
 def survey(reader: RowReader, num_workers: int = 0) -> Iterator[list[SurveyedRow]]:
-    """All rows in the order of the manifest, in batches.
-
-    Args:
-        reader: The rows, their columns and the encoder.
-        num_workers: Processes that read and tokenise chunks; 0: this one.
+    """All rows in the order of the manifest, in batches; without workers they are read in this process.
 
     Raises:
         ValueError: A chunk cannot be decoded.
@@ -135,12 +129,7 @@ def counted(counts: Counter[str]) -> str:
 
 
 def check_first_rows(reader: RowReader, count: int, max_skipped: float = 1.0) -> FirstRows:
-    """Reads and tokenises the first rows of every source, so that bad ones are found before training.
-
-    Args:
-        reader: The rows.
-        count: Rows in all; shared evenly by the sources.
-        max_skipped: The largest share of a source's first rows that may be skipped.
+    """Reads the first `count` rows, shared evenly by the sources, so that bad ones are found before training.
 
     Raises:
         ValueError: A row is malformed or too long and not skipped, or too many are skipped; the message names file and
@@ -150,7 +139,9 @@ def check_first_rows(reader: RowReader, count: int, max_skipped: float = 1.0) ->
     totals: Counter[Skipped | None] = Counter()
     unused: dict[str, Counter[str]] = {}
     for group, columns in zip(groups, reader.columns, strict=True):
-        refs = list(reader.first_rows(group, -(-count // len(groups))))
+        first = reader.manifest.first_ids[group.first_chunk]
+        num_read = min(group.num_rows, -(-count // len(groups)))
+        refs = [locate(reader.manifest, 0, sample_id) for sample_id in range(first, first + num_read)]
         outcomes = [(outcome, reader.settle(outcome)) for outcome in reader.outcomes(refs)]
         problems = [str(outcome) for outcome, _ in outcomes if isinstance(outcome, Exception)]
         if problems and len(problems) == len(refs):
@@ -168,7 +159,6 @@ def check_first_rows(reader: RowReader, count: int, max_skipped: float = 1.0) ->
 
 
 def _too_many(group: Group, problems: list[str], num_rows: int, max_skipped: float) -> str:
-    """Why a run stops: the most frequent reason, by its first example."""
     kinds = Counter(map(_kind_of, problems))
     most, times = kinds.most_common(1)[0]
     example = next(problem for problem in problems if _kind_of(problem) == most)

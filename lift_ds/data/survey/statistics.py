@@ -41,9 +41,6 @@ class TokenStatistics:
     """Counts rows as they come.
 
     Args:
-        num_ids: Token ids that there are.
-        capacity: Most tokens of a pack.
-        group_names: Of the sources.
         num_checked: How many first rows of a source a run looks at before it begins.
     """
 
@@ -85,12 +82,7 @@ class TokenStatistics:
             self.first_rows[row.group].append(row.tokens)
 
     def report(self, global_batch: int, micro_batch: int) -> SurveyReport:
-        """Everything that was counted.
-
-        Args:
-            global_batch: Rows of a step, for the padding of `data.packing=none`.
-            micro_batch: Rows of a forward.
-        """
+        """Everything that was counted; the batches are for the padding of `data.packing=none`."""
         lengths, targets = np.array(self.lengths, dtype=np.int64), np.array(self.target_lengths, dtype=np.int64)
         good, bad, long = self.source_counts.sum(axis=0).tolist()
         num_packs = self.num_packs + len(self.packer.open)

@@ -47,10 +47,6 @@ class TokenShardWriter:
     """Writes rows in order; the folder appears when `publish` is called, or not at all.
 
     Each source begins a new file, `source-00-00000.parquet`, so that a mixture can still name them apart.
-
-    Args:
-        folder: Does not exist, or is empty.
-        shard_bytes: A file is closed when it has so many.
     """
 
     def __init__(self, folder: Path, shard_bytes: int) -> None:
@@ -107,11 +103,7 @@ class TokenShardWriter:
         self._writer = self._sink = None
 
     def publish(self, description: dict[str, Any]) -> None:
-        """Writes `prepared.json` and gives the folder its name.
-
-        Args:
-            description: What made the tokens; the list of shards is added.
-        """
+        """Writes `prepared.json`, the description with the list of shards, and gives the folder its name."""
         self._close_shard()
         text = json.dumps(description | {"shards": self.shards}, indent=2, ensure_ascii=False)
         (self.temporary / PREPARED_NAME).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")

@@ -102,7 +102,6 @@ class Arithmetic:
 
 
 def _gain_and_loss(chance: random.Random) -> _Story | None:
-    """Two changes to a first amount, each a gain or a loss."""
     (name, friend), (things,) = pick(NAMES, chance, 2), pick(THINGS, chance)
     (place,), (day,) = pick(PLACES, chance), pick(DAYS, chance)
     amount = start = chance.randint(2, 40)

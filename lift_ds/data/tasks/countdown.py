@@ -62,7 +62,6 @@ class Countdown:
 
     def verify(self, item: Item, generation: str) -> Verdict:
         """Exact: parsed by `ast`, integers and + - * / only, fractions, each number used exactly once."""
-        numbers, target = _numbers_and_target(item)
         answer = read_answer(generation)
         if answer is None:
             return Verdict.UNPARSED
@@ -70,7 +69,8 @@ class Countdown:
             value, used = evaluate_expression(answer)
         except ValueError:
             return Verdict.UNPARSED
-        return Verdict.SOLVED if sorted(used) == numbers and value == target else Verdict.WRONG
+        is_right = countdown_key(used, value) == item.key  # a value that is no integer is in no key
+        return Verdict.SOLVED if is_right else Verdict.WRONG
 
 
 def apply_sign(left: int, sign: str, right: int) -> int:
@@ -78,24 +78,13 @@ def apply_sign(left: int, sign: str, right: int) -> int:
     return left + right if sign == "+" else left - right if sign == "-" else left * right
 
 
-def countdown_key(numbers: list[int], target: int) -> str:
+def countdown_key(numbers: list[int], target: int | Fraction) -> str:
     """What makes two items the same: the numbers in any order, and the target."""
     return f"countdown {sorted(numbers)} {target}"
 
 
-def _numbers_and_target(item: Item) -> tuple[list[int], int]:
-    listed, target = item.key.removeprefix("countdown [").split("] ")
-    return [int(number) for number in listed.split(",")], int(target)
-
-
 def evaluate_expression(text: str) -> tuple[Fraction, list[int]]:
-    """Value of an arithmetic expression, and the integers in it.
-
-    Args:
-        text: The expression; at most 200 characters.
-
-    Returns:
-        The exact value, and every integer literal in reading order.
+    """Value of an arithmetic expression, at most 200 characters long, and the integers in it, in reading order.
 
     Raises:
         ValueError: It is no expression of integers, parentheses and + - * /, or it divides by zero.

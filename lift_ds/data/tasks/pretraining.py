@@ -19,15 +19,9 @@ Chat = tuple[str, str]
 
 
 def pretraining_text(seed: int, split: str, index: int) -> str:
-    """Document number `index` of the endless pretraining text, special tokens written out.
+    """Document number `index` of the endless text of a split, `train` or `test`, special tokens written out.
 
-    Args:
-        seed: Data seed.
-        split: `train` or `test` (held-out documents of the same kinds).
-        index: Position in the sequence, from 0.
-
-    Returns:
-        Plain lines, or a chat in the LLaDA template.
+    It is plain lines, or a chat in the LLaDA template.
     """
     chance = random.Random(f"pretraining/{seed}/{split}/{index}")
     document = chance.choices(list(DOCUMENTS), weights=list(DOCUMENTS.values()))[0](chance)
@@ -108,7 +102,6 @@ def _is_held_out(first: int, second: int, third: int, target: int) -> bool:
 
 
 def _partial_grid(chance: random.Random) -> str:
-    """A puzzle of the training split, blanks as 0, without its solution."""
     while True:
         grid = chance.choice(all_grids())
         if split_of(f"sudoku {grid}") == "train":

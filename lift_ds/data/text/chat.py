@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import cached_property
-from typing import Any, Literal
+from itertools import chain
+from typing import Literal
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -19,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from lift_ds.data.batch import Tokens
 
 from .ids import TextTokenizer
+from .objects import leaves_of
 from .records import Conversation
 from .rendering import ChatRenderer, TrainOn
 
@@ -34,13 +36,8 @@ class ChatEncoder:
 
     Args:
         tokenizer: A tokenizer with a chat template (plain text needs none).
-        end_token_id: Id of the end token, from the model's config.
-        max_length: Most tokens of a document.
         pad_targets: `none` ends with the template's own end of turn, `one_eos` adds the end token once and learns it,
             `all` fills the last response up to a multiple of `pad_to_multiple` with learned end tokens.
-        pad_to_multiple: See `pad_targets`; in tokens.
-        train_on: Learn every assistant turn, or the last one only.
-        truncate: Cut rows that are too long instead of raising `TooLongError`.
         clock: Time that the template's clock shows; `None`: now.
         may_drop: Whether the template may leave out texts.
         start_token_id: Put before rows whose first token would be learned; `None` where a model can predict that token.
@@ -104,11 +101,7 @@ class ChatEncoder:
             raise _located(error, Conversation(tuple(messages)), where) from error
 
     def encode(self, conversation: Conversation, where: str) -> Tokens:
-        """Tokens of one conversation.
-
-        Args:
-            conversation: Messages that end with the assistant's, or plain text.
-            where: File and line, for messages.
+        """Tokens of one conversation that ends with the assistant's message, or of plain text.
 
         Raises:
             TooLongError: It has more than `max_length` tokens and is not cut, or its prompt alone is too long.
@@ -121,15 +114,7 @@ class ChatEncoder:
         return tokens
 
     def encode_batch(self, conversations: Sequence[Conversation], wheres: Sequence[str]) -> list[Tokens | Exception]:
-        """Tokens of many conversations, tokenised in one call.
-
-        Args:
-            conversations: As `encode` takes them.
-            wheres: File and line of each, for messages.
-
-        Returns:
-            For each its tokens, or the error that `encode` raises of it; one bad row leaves the others alone.
-        """
+        """Of many conversations, tokenised in one call, the tokens of each, or the error that `encode` raises of it."""
         rows = [
             self._attempt_segments(conversation, where)
             for conversation, where in zip(conversations, wheres, strict=True)
@@ -170,20 +155,10 @@ class ChatEncoder:
         first_is_learned = next((is_learned for part, is_learned in zip(encoded, learned, strict=True) if part), True)
         if self.start_token_id is not None and first_is_learned:
             encoded, learned = [[self.start_token_id], *encoded], [False, *learned]
-        joined: list[int] = []
-        for part in encoded:
-            joined += part
-        ids = np.array(joined + end, dtype=np.int64)
-        response, filler = np.ones(len(ids), dtype=bool), np.zeros(len(ids), dtype=bool)
-        start = 0
-        for part, is_learned in zip(encoded, learned, strict=True):
-            response[start : start + len(part)] = is_learned
-            start += len(part)
-        filler[len(ids) - max(len(end) - 1, 0) :] = True
-        limit = self.max_length
-        if len(ids) > limit:
-            self.check_length(len(ids), int(response.argmax()) if response.any() else len(ids), where)
-        return Tokens(ids[:limit], response[:limit], filler[:limit])
+        ids = np.array([*chain.from_iterable(encoded), *end], dtype=np.int64)
+        response = np.repeat([*learned, True], [*map(len, encoded), len(end)])
+        filler = np.arange(len(ids)) >= len(ids) - max(len(end) - 1, 0)
+        return self.fit(Tokens(ids, response, filler), where)
 
     def _end_tokens(self, response_length: int) -> list[int]:
         if self.pad_targets == "none":
@@ -193,9 +168,16 @@ class ChatEncoder:
             count += -(response_length + 1) % self.pad_to_multiple
         return [self.end_token_id] * count
 
-    def check_length(self, length: int, prompt_length: int, where: str) -> None:
-        """Refuses a row above `max_length` unless cutting it is allowed and leaves something to learn."""
-        limit = self.max_length
+    def fit(self, tokens: Tokens, where: str) -> Tokens:
+        """A row of at most `max_length` tokens; a longer one is cut where that is allowed and leaves a target.
+
+        Raises:
+            TooLongError: It is not.
+        """
+        length, limit = len(tokens.ids), self.max_length
+        if length <= limit:
+            return tokens
+        prompt_length = int(tokens.response_mask.argmax()) if tokens.response_mask.any() else length
         if prompt_length >= limit:
             raise TooLongError(f"{where}: the prompt alone has {prompt_length} tokens; data.max_length is {limit}.")
         if not self.truncate:
@@ -203,25 +185,19 @@ class ChatEncoder:
                 f"{where}: {length} tokens, more than data.max_length={limit}. "
                 "Raise it, or set data.on_long to skip or truncate."
             )
+        return Tokens(tokens.ids[:limit], tokens.response_mask[:limit], tokens.filler_mask[:limit])
 
 
 def _named_texts(conversation: Conversation) -> Iterator[tuple[str, str]]:
-    """Every text of a conversation, those inside of calls and tools too, with what to call it."""
+    """Every text of a conversation, keys and those inside of calls and tools too, with what to call it."""
     if conversation.text is not None:
         yield "text 1 of 1", conversation.text
     count = len(conversation.messages)
     for number, message in enumerate(conversation.messages, start=1):
         yield f"text {number} of {count}", message["content"]
-        yield from ((f"{key!r} of message {number}", text) for key in message for text in _strings_in(message[key]))
-    yield from (("a tool", text) for text in _strings_in(conversation.tools))
-
-
-def _strings_in(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list | tuple):
-        for inner in [*value, *value.values()] if isinstance(value, dict) else value:
-            yield from _strings_in(inner)
+        for key, value in message.items():
+            yield from ((f"{key!r} of message {number}", leaf) for leaf in leaves_of(value) if isinstance(leaf, str))
+    yield from (("a tool", leaf) for leaf in leaves_of(conversation.tools) if isinstance(leaf, str))
 
 
 def _located(error: Exception, conversation: Conversation, where: str) -> ValueError:

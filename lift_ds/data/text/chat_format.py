@@ -31,17 +31,11 @@ KEYS = {name: f"data.{name}" for name in FROM_DATA}
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """How chats became tokens.
+    """How chats became tokens; most are the settings of `data` of that name.
 
     Args:
-        system: System text before every conversation.
         clock: The time that templates with a clock saw, as ISO text.
         wrapping: Tags that were put around the parts of an answer, or none.
-        reasoning: Where the thoughts of messages went.
-        dropped_text: Whether the template might leave out texts.
-        train_on: Which assistant turns were learned.
-        pad_targets: Which end tokens follow an answer.
-        pad_to_multiple: To a multiple of how many tokens.
         template: Text of the chat template; `None` where there is none.
     """
 

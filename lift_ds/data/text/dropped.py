@@ -66,11 +66,6 @@ def find_dropped(messages: Sequence[Message], tools: Tools, rendered: str) -> Sa
 
     Turns are looked for in their order, a system's text anywhere, and what one turn says in any order: some templates
     write calls before the text. White space does not count, and what a template writes with escapes counts as written.
-
-    Args:
-        messages: As the template had them.
-        tools: As the template had them.
-        rendered: What it wrote.
     """
     rendering = _squeezed(rendered)
     start = place = 0
@@ -137,11 +132,6 @@ def find_unwritten(
     """Which of a conversation's texts, by their places, the template never writes, as words show in their stead.
 
     A short text may stand in a rendering by chance; a word that nothing else has does not.
-
-    Args:
-        messages: A conversation.
-        tools: Its tools.
-        render: Renders a conversation.
     """
     numbers = count()
 

@@ -22,8 +22,7 @@ class TextTokenizer:
     between the template's own tokens as if the tokenizer had no special ones. Only tokens flagged as special are held
     back; `<think>` and its like are ordinary added tokens in the tokenizers that have them, and stay tokens.
 
-    Args:
-        tokenizer: Fast tokenizers encode a batch in one call; others text by text.
+    Fast tokenizers encode a batch in one call; others text by text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,15 @@ def plain(value: Any) -> Any:
     if value is not None and not isinstance(value, str | bool | int | float):
         raise ValueError(f"{str(value)[:40]!r} is of type {type(value).__name__}, which JSON has not; make it text")
     return value
+
+
+def leaves_of(value: Any) -> Iterator[Any]:
+    """All in a value that is neither list nor object; keys of objects too."""
+    if isinstance(value, dict | list | tuple):
+        for inner in [*value, *value.values()] if isinstance(value, dict) else value:
+            yield from leaves_of(inner)
+    else:
+        yield value
 
 
 def with_leaves(value: Any, change: Callable[[Any], Any]) -> Any:

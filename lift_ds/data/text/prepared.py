@@ -60,12 +60,6 @@ def token_settings(encoder: ChatEncoder, rules: RowRules) -> dict[str, Any]:
 def check_prepared(manifest: Manifest, columns: Sequence[ColumnsConfig], encoder: ChatEncoder, rules: RowRules) -> None:
     """Compares what made pre-tokenised files with this run; files without a `prepared.json` are taken on trust.
 
-    Args:
-        manifest: All rows.
-        columns: Of each of its groups; those without `input_ids` are left out.
-        encoder: This run's.
-        rules: This run's.
-
     Raises:
         ValueError: The tokens are another tokenizer's.
     """
@@ -137,11 +131,6 @@ def read_prepared(folder: str) -> dict[str, Any] | None:
 def read_tokens(row: Row, columns: ColumnsConfig, encoder: ChatEncoder) -> Tokens:
     """The tokens of a row as they stand in it; a row that is too long is cut or refused as a text is.
 
-    Args:
-        row: Has the columns as lists or numpy arrays.
-        columns: Names `input_ids` and `target_mask` (and perhaps `filler_mask`), or `labels` (and `attention_mask`).
-        encoder: Says how many token ids and how many tokens of a row there may be.
-
     Raises:
         TooLongError: It has more than `encoder.max_length` tokens and is not cut, or no target would be left.
         ValueError: A column is missing or of another type or length, an id is unknown, or nothing is learned; the
@@ -173,11 +162,7 @@ def read_tokens(row: Row, columns: ColumnsConfig, encoder: ChatEncoder) -> Token
             f"{row.where}: column {targets!r} has a target at place 0, but this model predicts a token from the "
             f"one before it; put the start token (id {encoder.start_token_id}) before the row, or clear that target."
         )
-    limit = encoder.max_length
-    if len(ids) <= limit:
-        return Tokens(ids, response, filler)
-    encoder.check_length(len(ids), int(response.argmax()), row.where)
-    return Tokens(ids[:limit], response[:limit], filler[:limit])
+    return encoder.fit(Tokens(ids, response, filler), row.where)
 
 
 def _read_labels(row: Row, columns: ColumnsConfig, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -203,7 +188,6 @@ def _read_labels(row: Row, columns: ColumnsConfig, ids: np.ndarray) -> tuple[np.
 
 
 def _numbers_at(row: Row, column: str) -> np.ndarray:
-    """A non-empty list of integers or booleans of a row."""
     value: Any = row.values[column] if column in row.values else value_at(row, column)
     if isinstance(value, list):
         with suppress(ValueError):  # lists of different lengths
@@ -214,7 +198,6 @@ def _numbers_at(row: Row, column: str) -> np.ndarray:
 
 
 def _mask_at(row: Row, column: str, length: int) -> np.ndarray:
-    """A list of `length` booleans, or of 0 and 1, as bool (length,)."""
     numbers = _numbers_at(row, column)
     if len(numbers) != length:
         raise ValueError(f"{row.where}: column {column!r} has {len(numbers)} entries for {length} token ids.")

@@ -75,10 +75,6 @@ class Conversation:
 def detect_columns(row: Row, ignore: frozenset[str] = frozenset()) -> ColumnsConfig:
     """The first known format whose columns the row has; of several that are joined, only the first is needed.
 
-    Args:
-        row: The record.
-        ignore: Columns that are left out, as if the row had none of them.
-
     Raises:
         ValueError: None fits; the message lists the row's columns.
     """
@@ -105,11 +101,6 @@ def detect_columns(row: Row, ignore: frozenset[str] = frozenset()) -> ColumnsCon
 
 def read_conversation(row: Row, columns: ColumnsConfig, rules: RowRules) -> Conversation:
     """The conversation of one row.
-
-    Args:
-        row: The record.
-        columns: The mapping.
-        rules: What the config says of every row.
 
     Raises:
         ValueError: A mapped column is missing, empty, or of another type, or the row holds something that would change

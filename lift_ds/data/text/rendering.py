@@ -26,8 +26,6 @@ class ChatRenderer:
 
     Args:
         tokenizer: Has the chat template; without one, every chat is an error.
-        text: The same tokenizer's texts; keeps look-alikes of special tokens apart.
-        train_on: Learn every assistant turn, or the last one only.
         clock: Time that the template's clock shows; `None`: now, which stands still from here on.
         may_drop: Whether the template may leave out texts.
     """
@@ -58,7 +56,6 @@ class ChatRenderer:
         return find_invitation(self.tokenizer, self.template)
 
     def _marked(self, messages: Messages) -> list[Message]:
-        """The messages with what looks like a special token enclosed, so that it stays text."""
         return [
             {key: value if key == "role" else self.marked_value(value) for key, value in message.items()}
             for message in messages
@@ -157,7 +154,6 @@ class ChatRenderer:
         return pieces if len(written) == len(roles) or self.may_drop else None
 
     def _learned_places(self, roles: Sequence[str], context: frozenset[int]) -> list[int]:
-        """Places of the assistant's turns that are learned."""
         answers = [turn for turn, role in enumerate(roles) if role == "assistant"]
         return [turn for turn in (answers if self.train_on == "all" else answers[-1:]) if turn not in context]
 
@@ -274,7 +270,6 @@ def split_at_answers(
 
 
 def _rewriting(render: Render, learned_places: list[int], num_messages: int, turn: int, where: str) -> str:
-    """What is said of a template that changes earlier turns when `turn` is added, with a remedy that helps here."""
     remedy = OTHER_TEMPLATE
     if len(learned_places) > 1 and learned_places[-1] == num_messages - 1:
         try:

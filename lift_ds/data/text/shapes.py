@@ -100,12 +100,9 @@ def _hides_texts(source: str) -> bool:
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of text between two borders of learned and other text.
+    """A stretch of text between two borders of learned and other text, as a `%`-format.
 
-    Args:
-        pattern: `%`-format of the stretch.
-        fields: (message, way of stripping) of every text in it.
-        is_learned: Whether the assistant writes it.
+    `fields` has (message, way of stripping) of every text in it; `is_learned`: the assistant writes it.
     """
 
     pattern: str
@@ -120,17 +117,10 @@ class Piece:
 def watch_template(
     source: str, names: dict[str, Any], roles: Sequence[str], split: Callable[[Render], list[tuple[str, bool]]]
 ) -> list[Piece] | None:
-    """Runs a template on watched texts.
+    """The pieces of every conversation with these roles, from one run of the template over watched texts.
 
-    Args:
-        source: The template.
-        names: What it may use beside the messages, as `bos_token`.
-        roles: One of every message.
-        split: Splits a conversation, given a function (number of messages, invite) -> text, into (text, learned).
-
-    Returns:
-        The pieces of every conversation with these roles; `None` where they depend on the texts, or the template
-        cannot be run or split so.
+    `None` where they depend on the texts, or the template cannot be run or split so. `split` makes (text, learned) of a
+    function (number of messages, invite) -> text; `names` is what the template may use beside messages, as `bos_token`.
     """
     messages = [{"role": role, "content": _Watched(f"{OPEN}{turn}{CLOSE}")} for turn, role in enumerate(roles)]
     try:

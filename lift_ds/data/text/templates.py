@@ -43,11 +43,7 @@ PROBE: tuple[Message, Message] = (
 
 
 def use_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> None:
-    """Gives the tokenizer the configured template; its own one stays where none is configured.
-
-    Args:
-        tokenizer: Gets the template as its `chat_template`.
-        chat_template: Name in `TEMPLATES`, path of a jinja file, or `None`.
+    """Gives the tokenizer a template of `TEMPLATES` or of a jinja file; its own one stays where none is configured.
 
     Raises:
         ValueError: It is neither a name nor a file, or a named template writes a token that the tokenizer does not
@@ -94,10 +90,6 @@ def has_clock(template: str) -> bool:
 
 def stop_clock(template: str, clock: datetime) -> str:
     """The template with what its clock shows at one time in place of the clock.
-
-    Args:
-        template: Its source.
-        clock: That time.
 
     Raises:
         ValueError: It asks for the time in a format that it makes itself, or draws by chance.
@@ -173,11 +165,7 @@ def _end_before(tokenizer: PreTrainedTokenizerBase, end_and_user: str, start: st
 
 
 def needs_text(render: Callable[[Sequence[Message]], str]) -> bool:
-    """Whether a template raises of arguments that are an object, or writes them as Python does, and takes JSON text.
-
-    Args:
-        render: Renders messages.
-    """
+    """Whether a template raises of arguments that are an object, or writes them as Python does, and takes JSON text."""
 
     def is_written(messages: Sequence[Message]) -> bool:
         try:

@@ -51,13 +51,7 @@ TEXT_BLOCKS = ("text", "input_text", "output_text")
 
 @dataclass(frozen=True)
 class RowRules:
-    """What the config says of the text of every row.
-
-    Args:
-        system: Text of a system turn put before conversations that have none.
-        reasoning: Where thoughts go; see `data.reasoning`.
-        ignore: Columns and message keys that are left out whatever they hold.
-    """
+    """What the config says of the text of every row: `data.system`, `data.reasoning` and `data.ignore`."""
 
     system: str | None = None
     reasoning: Reasoning = "template"
@@ -105,7 +99,6 @@ def read_turn(turn: Any, columns: ColumnsConfig, rules: RowRules, where: str) ->
 
 
 def _read_keys(turn: Message, role: str, columns: ColumnsConfig, rules: RowRules, where: str) -> tuple[Message, bool]:
-    """A message with further keys; returns and raises what `read_turn` does."""
     kept = {key: value for key, value in turn.items() if key not in rules.ignore and holds_something(value)}
     refuse_keys(kept, REFUSED_KEYS, rules.ignore, where)
     calls = as_calls(kept["tool_calls"], where) if "tool_calls" in kept else []
@@ -128,7 +121,6 @@ def _read_keys(turn: Message, role: str, columns: ColumnsConfig, rules: RowRules
 
 
 def _place_thoughts(message: Message, found: list[Any], reasoning: Reasoning, where: str) -> None:
-    """Puts an assistant's thoughts where `data.reasoning` says."""
     thoughts = found[0]
     if not isinstance(thoughts, str) or any(other != thoughts for other in found):
         raise ValueError(f"{where} must hold one text; remove a key, or name it in data.ignore.")

@@ -160,10 +160,13 @@ class Lanes:
         self.num_drawn[lane] += 1
         return ref
 
+    def _position(self, lane: int) -> Position:
+        return list(self.cursors[lane]), self.num_drawn[lane]
+
     def peek(self, lane: int, count: int) -> list[tuple[SampleRef, Position]]:
         """The lane's next samples, and where it stands after each; it stays where it is."""
-        before = (list(self.cursors[lane]), self.num_drawn[lane])
-        drawn = [(self.next(lane), (list(self.cursors[lane]), self.num_drawn[lane])) for _ in range(count)]
+        before = self._position(lane)
+        drawn = [(self.next(lane), self._position(lane)) for _ in range(count)]
         self.move(lane, before)
         return drawn
 
@@ -178,8 +181,7 @@ class Lanes:
 
     def load_lane(self, lane: int, state: dict[str, Any]) -> None:
         """Continues one lane from its state."""
-        self.cursors[lane] = [(window, offset) for window, offset in state["cursors"]]
-        self.num_drawn[lane] = state["num_drawn"]
+        self.move(lane, ([(window, offset) for window, offset in state["cursors"]], state["num_drawn"]))
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for lane states to mean the same."""

@@ -2,22 +2,65 @@
 
 A lane's packs depend on nothing but the data, the seed and the settings: not on other lanes, ranks or time. Its state
 is where its cursors stand and which samples wait in its open packs, by reference: they are read anew after a resume.
+
+Packing is best fit: each document goes into the open pack that it fills best. Where none has room, a new one is opened,
+or, with all of them open, the fullest is closed and handed on. What comes out depends on the lengths and their order.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from lift_ds.data.batch import Document
 from lift_ds.data.reader import RowReader, Skipped
 from lift_ds.data.text.prepared import changed_settings, token_settings, tokenizer_hash
 
 from .lanes import Lanes, Position, SampleRef, locate
-from .packing import Pack, Packer
+
+Item = TypeVar("Item")
 
 READ_AHEAD = 32
+MAX_OPEN = 6
+
+
+@dataclass(eq=False)
+class Pack(Generic[Item]):
+    """Some items and their tokens in all; equal to itself only."""
+
+    items: list[Item] = field(default_factory=list)
+    num_tokens: int = 0
+
+
+class Packer(Generic[Item]):
+    """Packs items as they come; at most `max_open` packs, of at most `capacity` tokens, are open at a time."""
+
+    def __init__(self, capacity: int, max_open: int = MAX_OPEN) -> None:
+        self.capacity, self.max_open = capacity, max_open
+        self.open: list[Pack[Item]] = []
+
+    def add(self, item: Item, length: int) -> Pack[Item] | None:
+        """Places an item; returns the pack that had to be closed for it, if any.
+
+        Raises:
+            ValueError: It is longer than a pack.
+        """
+        if length > self.capacity:
+            raise ValueError(f"a document of {length} tokens in packs of {self.capacity}.")
+        fitting = [pack for pack in self.open if pack.num_tokens + length <= self.capacity]
+        closed = None
+        if fitting:
+            chosen = max(fitting, key=lambda pack: pack.num_tokens)
+        else:
+            if len(self.open) == self.max_open:
+                closed = max(self.open, key=lambda pack: pack.num_tokens)
+                self.open.remove(closed)
+            chosen = Pack()
+            self.open.append(chosen)
+        chosen.items.append(item)
+        chosen.num_tokens += length
+        return closed
 
 
 @dataclass

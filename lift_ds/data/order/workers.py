@@ -107,31 +107,22 @@ def run_worker(
     worker, num_workers, spacing = share
     try:
         stream = pickle.loads(inbox.get())
-    except Exception as error:  # the rank raises it
-        packs.put(error)
-        return
-    gc.freeze()  # as in the rank itself
-    for step in count(first_step):
-        if os.getppid() != parent:
-            return
-        for _, lane, is_own in slot_plan.slots(step):
-            if _worker_of(lane, num_workers, spacing) != worker:
-                continue
-            try:
-                produced: Any = stream.take(lane, is_own)
-            except Exception as error:  # the rank raises it
-                produced = error
-            while not _put(packs, produced):
-                if os.getppid() != parent:
-                    os._exit(0)
-            if isinstance(produced, Exception):
+        gc.freeze()  # as in the rank itself
+        for step in count(first_step):
+            if os.getppid() != parent:
                 return
+            for _, lane, is_own in slot_plan.slots(step):
+                if _worker_of(lane, num_workers, spacing) == worker:
+                    _put(packs, stream.take(lane, is_own), parent)
+    except Exception as error:  # the rank raises it
+        _put(packs, error, parent)
 
 
-def _put(packs: Queue[Any], produced: Any) -> bool:
-    """Puts an item into a queue; false where that stays full for a while."""
-    try:
-        packs.put(produced, timeout=POLL_SECONDS)
-    except queue.Full:
-        return False
-    return True
+def _put(packs: Queue[Any], produced: Any, parent: int) -> None:
+    while True:
+        try:
+            packs.put(produced, timeout=POLL_SECONDS)
+            return
+        except queue.Full:
+            if os.getppid() != parent:
+                os._exit(0)

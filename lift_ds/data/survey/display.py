@@ -33,7 +33,7 @@ def show_report(
             show_row(console, f"good row {number} of {source['name']}", document, tokenizer)
     for problem in numbers["problems"][:SHOWN_PROBLEMS]:
         style = "yellow" if problem["kind"] == "long" else "red"
-        console.print(Text(_printable(problem["problem"]), style=style), soft_wrap=True)
+        _say(console, problem["problem"], style)
     hidden = len(numbers["problems"]) - SHOWN_PROBLEMS
     if hidden > 0:
         console.print(f"... and {hidden:,} more (all of them are in the file of --json)")
@@ -41,6 +41,10 @@ def show_report(
     if numbers["lengths"]["row"]:
         console.print(_lengths_table(numbers["lengths"]))
         console.print(_histogram_of(numbers["lengths"]["row"]["histogram"]))
+
+
+def _say(console: Console, line: str, style: str = "") -> None:
+    console.print(Text(_printable(line), style=style), soft_wrap=True)
 
 
 def _show_numbers(console: Console, numbers: dict[str, Any]) -> None:
@@ -77,7 +81,7 @@ def _show_numbers(console: Console, numbers: dict[str, Any]) -> None:
         f"{packing['fill']:.1%} full"
     )
     for line in lines:
-        console.print(Text(_printable(line)), soft_wrap=True)
+        _say(console, line)
 
 
 def _lengths_table(lengths: dict[str, dict[str, Any]]) -> Table:
@@ -110,9 +114,7 @@ def show_row(console: Console, title: str, document: Tokens, tokenizer: PreTrain
     Targets are green on a terminal, and stand between « and » elsewhere.
     """
     marks = "in green" if console.is_terminal else "between « and »"
-    console.print(
-        Text(_printable(f"{title}, {len(document.ids):,} tokens, targets {marks}:"), style="bold"), soft_wrap=True
-    )
+    _say(console, f"{title}, {len(document.ids):,} tokens, targets {marks}:", "bold")
     text, start = Text(), 0
     for piece, is_target, is_filler, end in _decoded_runs(document, tokenizer):
         if start >= SHOWN_TOKENS:
@@ -126,7 +128,7 @@ def show_row(console: Console, title: str, document: Tokens, tokenizer: PreTrain
         start = end
     console.print(text, soft_wrap=True)
     for line in _border_lines(document, tokenizer):
-        console.print(Text(_printable(line), style="dim"), soft_wrap=True)
+        _say(console, line, "dim")
 
 
 def _border_lines(document: Tokens, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:

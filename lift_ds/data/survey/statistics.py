@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lift_ds.data.order.packing import Packer
+from lift_ds.data.order.stream import Packer
 from lift_ds.data.reader import Skipped
 from lift_ds.data.text.chat import Tokens
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 
+from .countdown import apply_sign
 from .item import Item, Verdict, read_answer
 
 # Words, most frequent first: draws follow Zipf's law, so that common and rare words exist.
@@ -39,6 +40,7 @@ CUMULATIVE = {
 }
 
 LARGEST = 99
+MORE = {"+": "more", "-": "less"}
 GAINS = ("buys {n} more", "finds {n} more", "gets {n} more from {friend}", "picks {n} more", "wins {n} more")
 LOSSES = ("gives {n} to {friend}", "loses {n}", "sells {n}", "breaks {n}", "leaves {n} at the {place}")
 STARTS = (
@@ -101,21 +103,22 @@ class Arithmetic:
         return Verdict.SOLVED if int(answer) == int(item.key.rsplit(" ", 1)[1]) else Verdict.WRONG
 
 
+def _draw_sign(chance: random.Random) -> str:
+    return "+" if chance.random() < 0.5 else "-"
+
+
 def _gain_and_loss(chance: random.Random) -> _Story | None:
     (name, friend), (things,) = pick(NAMES, chance, 2), pick(THINGS, chance)
     (place,), (day,) = pick(PLACES, chance), pick(DAYS, chance)
     amount = start = chance.randint(2, 40)
     phrases, lines, changes = [], [f"{name} starts with {start} {things}."], []
     for _ in range(2):
-        is_gain = chance.random() < 0.5
-        n = chance.randint(2, 20)
-        after = amount + n if is_gain else amount - n
+        sign, n = _draw_sign(chance), chance.randint(2, 20)
+        after = apply_sign(amount, sign, n)
         if not 1 <= after <= LARGEST:
             return None
-        phrase = chance.choice(GAINS if is_gain else LOSSES).format(n=n, friend=friend, place=place)
-        sign = "+" if is_gain else "-"
-        lines.append(f"{'more' if is_gain else 'less'}: {amount}{sign}{n}={after}")
-        phrases.append(phrase)
+        phrases.append(chance.choice(GAINS if sign == "+" else LOSSES).format(n=n, friend=friend, place=place))
+        lines.append(f"{MORE[sign]}: {amount}{sign}{n}={after}")
         changes.append(f"{sign}{n}")
         amount = after
     first = chance.choice(STARTS).format(name=name, n=start, things=things, place=place, day=day)
@@ -129,12 +132,11 @@ def _equal_groups(chance: random.Random) -> _Story | None:
     (name,), (things,), (holders,) = pick(NAMES, chance), pick(THINGS, chance), pick(HOLDERS, chance)
     num_groups, size, n = chance.randint(2, 5), chance.randint(2, 9), chance.randint(2, 9)
     total = num_groups * size
-    is_gain = chance.random() < 0.5
-    after = total + n if is_gain else total - n
+    sign = _draw_sign(chance)
+    after = apply_sign(total, sign, n)
     if not 1 <= after <= LARGEST:
         return None
-    sign = "+" if is_gain else "-"
-    change = f"adds {n} loose {things}" if is_gain else f"takes out {n} {things}"
+    change = f"adds {n} loose {things}" if sign == "+" else f"takes out {n} {things}"
     question = chance.choice(
         (
             f"{name} fills {num_groups} {holders} with {size} {things} each and {change}. How many {things} are there?",
@@ -143,7 +145,7 @@ def _equal_groups(chance: random.Random) -> _Story | None:
     )
     lines = [
         f"{num_groups} {holders} of {things}: {num_groups}*{size}={total}",
-        f"{'more' if is_gain else 'less'}: {total}{sign}{n}={after}",
+        f"{MORE[sign]}: {total}{sign}{n}={after}",
     ]
     return _Story(question, lines, after, f"groups {num_groups}*{size}{sign}{n}")
 
@@ -152,17 +154,15 @@ def _comparison(chance: random.Random) -> _Story | None:
     """One person has so many more or fewer than another; how many have both?"""
     (name, friend), (things,) = pick(NAMES, chance, 2), pick(THINGS, chance)
     first, n = chance.randint(2, 30), chance.randint(2, 15)
-    has_more = chance.random() < 0.5
-    second = first + n if has_more else first - n
+    sign = _draw_sign(chance)
+    second = apply_sign(first, sign, n)
     if not (second >= 1 and first + second <= LARGEST):
         return None
-    sign = "+" if has_more else "-"
     question = chance.choice(
         (
-            f"{name} has {first} {things}. {friend} has {n} {'more' if has_more else 'fewer'}. "
+            f"{name} has {first} {things}. {friend} has {n} {'more' if sign == '+' else 'fewer'}. "
             f"How many {things} do both have together?",
-            f"{friend} owns {n} {things} {'more' if has_more else 'less'} than {name}, who owns {first}. "
-            f"How many {things} is that in all?",
+            f"{friend} owns {n} {things} {MORE[sign]} than {name}, who owns {first}. How many {things} is that in all?",
         )
     )
     lines = [

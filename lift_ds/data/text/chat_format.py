@@ -61,13 +61,10 @@ class ChatFormat:
         for part in fields(self):
             mine, theirs = getattr(self, part.name), getattr(other, part.name)
             if mine != theirs and part.name not in ignored:
-                texts = ("another", "this") if part.name == "template" else (_shown(mine), _shown(theirs))
-                found.append((KEYS.get(part.name, f"chat {part.name}"), *texts))
+                shown = ["none" if value is None else str(value) for value in (mine, theirs)]
+                one, other_one = ("another", "this") if part.name == "template" else shown
+                found.append((KEYS.get(part.name, f"chat {part.name}"), one, other_one))
         return found
-
-
-def _shown(value: Any) -> str:
-    return "none" if value is None else str(value)
 
 
 def format_of_settings(

@@ -59,7 +59,8 @@ class FolderView:
         except ValueError as error:
             raise ValueError(f"data.path: {self.path}/{name}: not JSON: {error}; copy the folder again.") from error
 
-    def _below(self, name: str) -> FolderView:
+    def below(self, name: str) -> FolderView:
+        """A folder in this one."""
         prefix = f"{name}/"
         names = [inner.removeprefix(prefix) for inner in self.names if inner.startswith(prefix)]
         return FolderView(f"{self.path}/{name}", names, lambda inner: self.read(prefix + inner), self.is_data)
@@ -126,7 +127,7 @@ def _unsplit_files(folder: FolderView) -> list[str]:
     for name in folder.names:
         parent, _, last = name.rpartition("/")
         if last in LISTS:
-            listed = _listed_files(folder._below(parent) if parent else folder, last)
+            listed = _listed_files(folder.below(parent) if parent else folder, last)
             if listed is not None:
                 prefix = f"{parent}/" if parent else ""
                 files = [file for file in files if not file.startswith(prefix)] + [prefix + file for file in listed]
@@ -139,7 +140,7 @@ def is_cache(name: str) -> bool:
 
 
 def _saved_files(folder: FolderView, split: str) -> list[str]:
-    inner = folder._below(split)
+    inner = folder.below(split)
     if STATE_NAME not in inner.names:
         raise ValueError(f"data.path: {inner.path}: no {STATE_NAME}, though {SPLITS_NAME} names it; copy it again.")
     return [f"{split}/{file}" for file in _listed_files(inner, STATE_NAME) or []]
@@ -171,16 +172,15 @@ def _name_splits(names: list[str]) -> dict[str, list[str]]:
             sharded.setdefault(match[1], []).append(name)
     if len(sharded) > 1 or "train" in sharded:
         return sharded
-    by_folder = {
-        split: [name for name in names if any(words & set(SEPARATORS.split(part)) for part in name.split("/")[:-1])]
-        for split, words in SPLIT_WORDS.items()
-    }
-    if any(by_folder.values()):
-        return by_folder
-    return {
-        split: [name for name in names if words & set(SEPARATORS.split(name.split("/")[-1]))]
-        for split, words in SPLIT_WORDS.items()
-    }
+
+    def named(parts_of: Callable[[str], list[str]]) -> dict[str, list[str]]:
+        return {
+            split: [name for name in names if any(words & set(SEPARATORS.split(part)) for part in parts_of(name))]
+            for split, words in SPLIT_WORDS.items()
+        }
+
+    by_folder = named(lambda name: name.split("/")[:-1])
+    return by_folder if any(by_folder.values()) else named(lambda name: name.split("/")[-1:])
 
 
 def shorten(names: list[str]) -> str:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
 import tempfile
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,29 +100,21 @@ def _stream_once(builder: DatasetBuilder, text: str, split: str, folder: Path) -
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
             logger.warning("%s: not parquet, JSON or arrow; it is streamed once into %s", text, folder)
-            part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-            try:
+            beside = tempfile.TemporaryDirectory(
+                prefix=f"{folder.name}.", dir=folder.parent, ignore_cleanup_errors=True
+            )
+            with beside as part:
                 with locate_errors(text, "a hub data set"):
-                    _write_shards(builder, split, part)
-                part.rename(folder)
-            finally:
-                shutil.rmtree(part, ignore_errors=True)
+                    _write_shards(builder, split, Path(part))
+                Path(part).rename(folder)
     return sorted(str(file) for file in folder.glob("*.parquet"))
 
 
 def _write_shards(builder: DatasetBuilder, split: str, folder: Path) -> None:
     batches = builder.as_streaming_dataset(split).with_format("arrow").iter(batch_size=GROUP_ROWS)
     schema: pa.Schema | None = None
-    writer: pq.ParquetWriter | None = None
-    try:
-        for number, table in enumerate(batches):
-            schema = schema or table.schema
-            if number % (SHARD_ROWS // GROUP_ROWS) == 0:
-                if writer is not None:
-                    writer.close()
-                writer = pq.ParquetWriter(folder / f"part-{number * GROUP_ROWS // SHARD_ROWS:05d}.parquet", schema)
-            assert writer is not None
-            writer.write_table(table.cast(schema))
-    finally:
-        if writer is not None:
-            writer.close()
+    for number, first in enumerate(batches):
+        schema = schema or first.schema
+        with pq.ParquetWriter(folder / f"part-{number:05d}.parquet", schema) as writer:
+            for table in chain([first], islice(batches, SHARD_ROWS // GROUP_ROWS - 1)):
+                writer.write_table(table.cast(schema))

@@ -116,8 +116,8 @@ class RowReader:
             if isinstance(tokens, Exception):
                 outcomes.append(tokens)
             else:
-                masks = tokens.response_mask, tokens.filler_mask
-                outcomes.append(Document(tokens.ids, *masks, ref.sample_id, ref.epoch, row.where))
+                place = ref.sample_id, ref.epoch, row.where
+                outcomes.append(Document(tokens.ids, tokens.response_mask, tokens.filler_mask, *place))
         return outcomes + unreadable
 
     def tokenise(self, rows: Sequence[tuple[Row, ColumnsConfig]]) -> list[Tokens | Exception]:

@@ -22,7 +22,7 @@ import yaml
 from lift_ds.config.deepspeed import fill_ds_json
 from lift_ds.config.loading import ConfigError, explain_keys
 from lift_ds.config.run import RunConfig
-from lift_ds.data.survey.first_rows import FirstRows, check_first_rows
+from lift_ds.data.survey.rows import FirstRows, check_first_rows
 from lift_ds.ranks.launch import Launch, check_semaphores
 from lift_ds.ranks.meeting import meet
 from lift_ds.ranks.running import run_on_ranks

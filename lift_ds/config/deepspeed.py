@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lift_ds.data.order.slots import micro_batches_per_step
+from lift_ds.data.order.lanes import micro_batches_per_step
 from lift_ds.section import hint_at
 from lift_ds.text_files import BadKeyError, load_json, read_text
 

@@ -13,21 +13,24 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Document:
+class Tokens:
     """One tokenised sample.
 
     Args:
         ids: int64 (length,) token ids.
         response_mask: bool (length,), true on tokens that are learned.
         filler_mask: bool (length,), true on the end tokens that only fill up a response; a subset of `response_mask`.
-        sample_id: Row number in the manifest.
-        epoch: Pass over the data in which the row is read.
-        where: File and line, for messages.
     """
 
     ids: np.ndarray
     response_mask: np.ndarray
     filler_mask: np.ndarray
+
+
+@dataclass(frozen=True)
+class Document(Tokens):
+    """A tokenised row: its number in the manifest, the pass over the data, and file and line for messages."""
+
     sample_id: int
     epoch: int
     where: str
@@ -92,13 +95,7 @@ class MicroBatch:
 
 
 def collate(documents: list[Document], noises: list[Noise], pad_token_id: int) -> MicroBatch:
-    """Pads documents on the right to the longest one.
-
-    Args:
-        documents: At least one document.
-        noises: One per document.
-        pad_token_id: Id written on padding, which no token attends to.
-    """
+    """Pads documents on the right to the longest one; no token attends to padding."""
     shape = (len(documents), max(len(document.ids) for document in documents))
     clean_ids = np.full(shape, pad_token_id, dtype=np.int64)
     lengths = np.array([len(document.ids) for document in documents])

@@ -10,8 +10,7 @@ from itertools import islice
 
 from lift_ds.data.order.lanes import WINDOW_ROWS, SampleRef, locate
 from lift_ds.data.text.chat import ChatEncoder, Tokens, TooLongError
-from lift_ds.data.text.prepared import check_prepared
-from lift_ds.data.text.ready_rows import read_tokens
+from lift_ds.data.text.prepared import check_prepared, read_tokens
 from lift_ds.data.text.records import Conversation, detect_columns, read_conversation, unused_keys
 from lift_ds.data.text.turns import RowRules
 
@@ -37,13 +36,11 @@ class RowReader:
     """Documents by reference: reads chunks (least recently used ones are forgotten) and tokenises rows.
 
     Args:
-        manifest: The rows.
-        encoder: Text to tokens.
         columns: The mapping of groups that have none of their own, or `None` to detect it from their first rows.
-        rules: What the config says of the text of every row.
-        skip_long: Leave out rows that are too long, instead of raising.
         min_chunks: Chunks that are kept in memory whatever their size, besides those that hold `WINDOW_ROWS` together.
-        skip_bad: Leave out rows that cannot be read or do not fit the columns, instead of raising.
+
+    Raises:
+        ValueError: The columns are of no known format, a file cannot be read, or its tokens are another tokenizer's.
     """
 
     def __init__(
@@ -56,25 +53,14 @@ class RowReader:
         min_chunks: int = 8,
         skip_bad: bool = False,
     ) -> None:
-        """Detects the columns where none are given.
-
-        Raises:
-            ValueError: They are of no known format, a file cannot be read, or its tokens are another tokenizer's.
-        """
         self.manifest, self.encoder, self.rules = manifest, encoder, rules or RowRules()
         self.skip_long, self.skip_bad, self.min_chunks = skip_long, skip_bad, min_chunks
         self._chunks: OrderedDict[int, Sequence[Row]] = OrderedDict()
         self._first_chunks = [group.first_chunk for group in manifest.groups]
-        self.columns = [group.columns or columns or self.detect(group) for group in manifest.groups]
+        self.columns = [group.columns or columns or self._detect(group) for group in manifest.groups]
         check_prepared(manifest, self.columns, encoder, self.rules)
 
-    def detect(self, group: Group) -> ColumnsConfig:
-        """The known format of a group's first row that can be read.
-
-        Raises:
-            BadRowError: The first row cannot be read, and such rows are not skipped.
-            ValueError: No row of the first chunk can be read, or it has no known format.
-        """
+    def _detect(self, group: Group) -> ColumnsConfig:
         rows = self.chunk(group.first_chunk)
         readable = next((row for row in rows if row.problem is None), None)
         first = rows[0] if readable is None or not self.skip_bad else readable
@@ -125,8 +111,14 @@ class RowReader:
                 unreadable.append(error)
                 break
             rows.append((row, self.columns[bisect_right(self._first_chunks, ref.chunk_index) - 1]))
-        tokenised = zip(refs, rows, self.tokenise(rows), strict=False)
-        return [as_document(ref, row.where, tokens) for ref, (row, _), tokens in tokenised] + unreadable
+        outcomes: list[Document | Exception] = []
+        for ref, (row, _), tokens in zip(refs, rows, self.tokenise(rows), strict=False):
+            if isinstance(tokens, Exception):
+                outcomes.append(tokens)
+            else:
+                place = ref.sample_id, ref.epoch, row.where
+                outcomes.append(Document(tokens.ids, tokens.response_mask, tokens.filler_mask, *place))
+        return outcomes + unreadable
 
     def tokenise(self, rows: Sequence[tuple[Row, ColumnsConfig]]) -> list[Tokens | Exception]:
         """Tokens of rows, each with its columns: made in one call, or taken where they stand in the row.
@@ -134,16 +126,16 @@ class RowReader:
         Returns:
             For each its tokens, or a `BadRowError` or `TooLongError` that begins with file and line.
         """
-        contents = [self.content(row, columns) for row, columns in rows]
+        contents = [self._content(row, columns) for row, columns in rows]
         indices = [index for index, content in enumerate(contents) if isinstance(content, Conversation)]
         conversations = [content for content in contents if isinstance(content, Conversation)]
         results = [content for content in contents if not isinstance(content, Conversation)]
         encoded = self.encoder.encode_batch(conversations, [rows[index][0].where for index in indices])
         for index, tokens in zip(indices, encoded, strict=True):
-            results.insert(index, as_row_error(tokens) if isinstance(tokens, Exception) else tokens)
+            results.insert(index, _as_row_error(tokens) if isinstance(tokens, Exception) else tokens)
         return results
 
-    def content(self, row: Row, columns: ColumnsConfig) -> Conversation | Tokens | Exception:
+    def _content(self, row: Row, columns: ColumnsConfig) -> Conversation | Tokens | Exception:
         """What a row says, or its tokens where they stand in it, or what is wrong with it."""
         if row.problem is not None:
             return BadRowError(f"{row.where}: {row.problem}")
@@ -152,7 +144,7 @@ class RowReader:
                 return read_tokens(row, columns, self.encoder)
             return read_conversation(row, columns, self.rules)
         except ValueError as error:
-            return as_row_error(error)
+            return _as_row_error(error)
 
     def settle(self, outcome: Document | Exception) -> Document | Skipped:
         """The document, or why it is left out where such rows are skipped; else raises the error."""
@@ -188,24 +180,10 @@ class RowReader:
         documents = self.read(locate(self.manifest, 0, sample_id) for sample_id in sample_ids)
         return (document for document in documents if isinstance(document, Document))
 
-    def first_rows(self, group: Group, count: int) -> Iterator[SampleRef]:
-        """References of a group's first rows, at most `count`."""
-        first = self.manifest.first_ids[group.first_chunk]
-        ids = islice(range(first, first + group.num_rows), count)
-        return (locate(self.manifest, 0, sample_id) for sample_id in ids)
 
-
-def as_row_error(error: Exception) -> Exception:
-    """The error of a row as `BadRowError`, unless it is only too long."""
+def _as_row_error(error: Exception) -> Exception:
     if isinstance(error, (BadRowError, TooLongError)):
         return error
     bad_row = BadRowError(str(error))
     bad_row.__cause__ = error
     return bad_row
-
-
-def as_document(ref: SampleRef, where: str, tokens: Tokens | Exception) -> Document | Exception:
-    """The document of a row's tokens; errors stay what they are."""
-    if isinstance(tokens, Exception):
-        return tokens
-    return Document(tokens.ids, tokens.response_mask, tokens.filler_mask, ref.sample_id, ref.epoch, where)

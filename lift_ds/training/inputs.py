@@ -16,7 +16,7 @@ from lift_ds.data.order.stream import PackStream
 from lift_ds.data.reader import RowReader
 from lift_ds.data.settings import DataConfig
 from lift_ds.data.sources import Manifest, SourceGroup
-from lift_ds.data.survey.first_rows import check_first_rows
+from lift_ds.data.survey.rows import check_first_rows
 from lift_ds.data.text.chat import ChatEncoder
 from lift_ds.data.text.chat_format import KEYS, ChatFormat, format_of_settings, read_format, template_text
 from lift_ds.data.text.prepared import folder_of, read_prepared

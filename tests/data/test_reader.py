@@ -14,7 +14,7 @@ from lift_ds.data.order.stream import PackStream
 from lift_ds.data.reader import BadRowError, RowReader, Skipped
 from lift_ds.data.settings import ColumnsConfig, SourceConfig
 from lift_ds.data.sources import Manifest, open_groups, open_sources
-from lift_ds.data.survey.first_rows import check_first_rows
+from lift_ds.data.survey.rows import check_first_rows
 from lift_ds.data.text.chat import ChatEncoder, TooLongError
 from lift_ds.models.families import read_config
 from lift_ds.training.draws import make_noise_rule

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,20 +49,7 @@ def locate(manifest: Manifest, epoch: int, sample_id: int) -> SampleRef:
 
 
 class Order:
-    """The endless sequence of windows of some chunks, each cut into as many parts as there are lanes.
-
-    Args:
-        manifest: The rows.
-        chunks: Which of its chunks.
-        number: Of the source in a mixture; part of the key.
-        held_out: int64, ascending sample ids that training never sees.
-        num_lanes: V.
-        window_chunks: Chunks per window, where they are neither very small nor very large.
-        seed: The run's seed.
-
-    Raises:
-        ValueError: All rows are held out.
-    """
+    """The endless sequence of windows of some chunks (of a mixture's source), each cut into a part for every lane."""
 
     def __init__(
         self,
@@ -73,7 +61,6 @@ class Order:
         window_chunks: int,
         seed: int,
     ) -> None:
-        """Counts the windows."""
         self.manifest, self.chunks, self.number, self.held_out = manifest, chunks, number, held_out
         self.num_lanes, self.seed = num_lanes, seed
         first, end = (manifest.first_ids[chunk] for chunk in (chunks.start, chunks.stop))
@@ -100,17 +87,17 @@ class Order:
         kept, rows_of_lane = self._parts[lane]
         if kept != window:
             part = (lane + window) % self.num_lanes
-            rows = self.window_rows(*divmod(window, self.num_windows))
+            rows = self._window_rows(*divmod(window, self.num_windows))
             first, end = (len(rows) * edge // self.num_lanes for edge in (part, part + 1))
             rows_of_lane = rows[first:end].copy()  # a view would hold the whole window in memory
             self._parts[lane] = (window, rows_of_lane)
         return rows_of_lane
 
-    def window_rows(self, epoch: int, window: int) -> np.ndarray:
-        """Sample ids of one window of one epoch, permuted, without the held-out rows."""
+    def _window_rows(self, epoch: int, window: int) -> np.ndarray:
+        """Sample ids of one window, permuted, without the held-out rows."""
         key = (epoch, window)
         if key not in self._windows:
-            chosen = self.chunk_order(epoch)[window * self.window_chunks : (window + 1) * self.window_chunks]
+            chosen = self._chunk_order(epoch)[window * self.window_chunks : (window + 1) * self.window_chunks]
             first = self.manifest.first_ids
             rows = np.concatenate([np.arange(first[chunk], first[chunk + 1]) for chunk in chosen])
             rows = rows[~np.isin(rows, self.held_out)]
@@ -121,8 +108,7 @@ class Order:
         self._windows.move_to_end(key)
         return self._windows[key]
 
-    def chunk_order(self, epoch: int) -> np.ndarray:
-        """The chunks of one epoch, permuted."""
+    def _chunk_order(self, epoch: int) -> np.ndarray:
         if epoch not in self._chunk_orders:
             generator = keyed_generator(self.seed, epoch, self.number << 32, Stream.ORDER)
             self._chunk_orders[epoch] = generator.permutation(len(self.chunks)) + self.chunks.start
@@ -132,33 +118,19 @@ class Order:
 
 
 def chunks_per_window(wanted: int, mean_rows: float, num_lanes: int) -> int:
-    """More chunks where they are small, so that every lane has its part; fewer where they are large, for memory's sake.
-
-    Args:
-        wanted: Chunks per window of the config.
-        mean_rows: Rows of a chunk.
-        num_lanes: V.
-    """
+    """More chunks where they are small, so that every lane has its part; fewer where they are large, for memory."""
     fewest = math.ceil(PART_ROWS * num_lanes / mean_rows)
     return max(1, fewest, min(wanted, int(WINDOW_ROWS // mean_rows)))
 
 
 class Lanes:
-    """V cursors, each into the order of every source of the mixture.
-
-    Args:
-        manifest: The rows, and the weights of their sources.
-        held_out: Sample ids that training never sees.
-        num_lanes: V; part of the order's identity.
-        window_chunks: Chunks per window.
-        seed: The run's seed.
+    """V cursors, each into the order of every source of the mixture; all arguments are part of its identity.
 
     Raises:
         ValueError: All rows of a source are held out.
     """
 
     def __init__(self, manifest: Manifest, held_out: set[int], num_lanes: int, window_chunks: int, seed: int) -> None:
-        """Starts every lane at the first window."""
         self.manifest, self.num_held_out = manifest, len(held_out)
         self.num_lanes, self.window_chunks, self.seed = num_lanes, window_chunks, seed
         weights = [group.weight for group in manifest.groups if group.weight is not None]
@@ -188,10 +160,13 @@ class Lanes:
         self.num_drawn[lane] += 1
         return ref
 
+    def _position(self, lane: int) -> Position:
+        return list(self.cursors[lane]), self.num_drawn[lane]
+
     def peek(self, lane: int, count: int) -> list[tuple[SampleRef, Position]]:
         """The lane's next samples, and where it stands after each; it stays where it is."""
-        before = (list(self.cursors[lane]), self.num_drawn[lane])
-        drawn = [(self.next(lane), (list(self.cursors[lane]), self.num_drawn[lane])) for _ in range(count)]
+        before = self._position(lane)
+        drawn = [(self.next(lane), self._position(lane)) for _ in range(count)]
         self.move(lane, before)
         return drawn
 
@@ -206,8 +181,7 @@ class Lanes:
 
     def load_lane(self, lane: int, state: dict[str, Any]) -> None:
         """Continues one lane from its state."""
-        self.cursors[lane] = [(window, offset) for window, offset in state["cursors"]]
-        self.num_drawn[lane] = state["num_drawn"]
+        self.move(lane, ([(window, offset) for window, offset in state["cursors"]], state["num_drawn"]))
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for lane states to mean the same."""
@@ -233,3 +207,34 @@ def choose_held_out(manifest: Manifest, num_rows: int, seed: int) -> set[int]:
         )
     generator = keyed_generator(seed, 0, 0, Stream.EVALUATION)
     return set(generator.choice(manifest.num_rows, size=num_rows, replace=False).tolist())
+
+
+@dataclass(frozen=True)
+class SlotPlan:
+    """Which lane each slot of a step takes from, and which slots are this rank's.
+
+    Slot j of step s is number s G + j of all slots; it takes from lane (number mod V) and belongs to rank (number mod
+    N). Where N divides V, a lane belongs to one rank only.
+
+    Args:
+        follows_all: Whether this rank moves on the lanes of slots that are not its own.
+    """
+
+    global_batch: int
+    num_lanes: int
+    rank: int
+    world_size: int
+    follows_all: bool
+
+    def slots(self, step: int) -> Iterator[tuple[int, int, bool]]:
+        """(slot, lane, whether it is this rank's) of a step's slots that this rank takes or follows."""
+        for slot in range(self.global_batch):
+            number = step * self.global_batch + slot
+            is_own = number % self.world_size == self.rank
+            if is_own or self.follows_all:
+                yield slot, number % self.num_lanes, is_own
+
+
+def micro_batches_per_step(global_batch: int, micro_batch: int, world_size: int) -> int:
+    """Forwards per step on every rank: the gradient accumulation that gives the global batch."""
+    return -(-global_batch // (micro_batch * world_size))

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 from lift_ds.data.batch import Document, MicroBatch, Noise, collate, stand_in
 
-from .slots import SlotPlan, micro_batches_per_step
-from .stream import LanePack, PackStream, take_or_pass
+from .lanes import SlotPlan, micro_batches_per_step
+from .stream import PackStream
 from .workers import LanePackWorkers
 
 STEPS_AHEAD = 2
@@ -29,7 +29,6 @@ class NoiseRule(Protocol):
 
 
 SlotPosition = tuple[int, int]  # slot of the step, and index in its pack
-Pair = tuple[Document, Noise]
 
 
 @dataclass(frozen=True)
@@ -56,13 +55,8 @@ class StepLoader:
 
     Args:
         stream: Packs of every lane, standing where `first_step` begins.
-        noise_rule: A document's random numbers.
         global_batch: Slots G of a step, over all ranks.
         micro_batch: Most packs of one forward.
-        rank: This rank.
-        world_size: Number of ranks.
-        pad_token_id: Id written on padding.
-        first_step: Number of the first step to produce.
         num_workers: Processes that read, tokenise and pack; 0 leaves it to the background thread.
     """
 
@@ -97,7 +91,6 @@ class StepLoader:
         self._thread: threading.Thread | None = None
 
     def __iter__(self) -> StepLoader:
-        """Itself."""
         return self
 
     def __next__(self) -> StepBatch:
@@ -136,19 +129,16 @@ class StepLoader:
             prepared = batch.state
             self.step += 1
 
-    def take(self, lane: int, is_own: bool) -> tuple[LanePack | None, dict[str, Any]]:
-        """The next pack of a lane, `None` where another rank takes it, and the lane's state after it."""
-        if self._workers is not None:
-            return self._workers.take(lane, self._stopping)
-        return take_or_pass(self.stream, lane, is_own)
-
     def make_step(self, step: int, before: dict[str, Any]) -> StepBatch:
         """Groups this rank's packs of one step; `before` is the data position where it begins."""
         packs: list[tuple[int, list[Document]]] = []
         num_skipped, num_bad_rows = 0, 0
         lanes = dict(before["lanes"])
         for slot, lane, is_own in self.slot_plan.slots(step):
-            pack, lanes[str(lane)] = self.take(lane, is_own)
+            if self._workers is None:
+                pack, lanes[str(lane)] = self.stream.take(lane, is_own)
+            else:
+                pack, lanes[str(lane)] = self._workers.take(lane, self._stopping)
             if pack is None:
                 continue
             num_skipped += pack.num_long
@@ -159,14 +149,14 @@ class StepLoader:
             packs.sort(key=lambda pack: (-len(pack[1][0].ids), pack[1][0].sample_id))
         documents = [document for _, pack in packs for document in pack]
         positions = [(slot, index) for slot, pack in packs for index in range(len(pack))]
-        pairs = iter(zip(documents, self.noise_rule(documents, step, positions), strict=True))
-        dealt = [[next(pairs) for _ in pack] for _, pack in packs]
-        starts = range(0, self.num_micro_batches * self.micro_batch, self.micro_batch)
-        micro_batches = [self.collate_packs(dealt[start : start + self.micro_batch]) for start in starts]
+        noised = iter(zip(documents, self.noise_rule(documents, step, positions), strict=True))
+        dealt = [[next(noised) for _ in pack] for _, pack in packs]
+        micro_batches = []
+        for start in range(0, self.num_micro_batches * self.micro_batch, self.micro_batch):
+            own = [pair for pack in dealt[start : start + self.micro_batch] for pair in pack]
+            pairs = own or [stand_in(self.pad_token_id)]
+            micro_batches.append(
+                collate([document for document, _ in pairs], [noise for _, noise in pairs], self.pad_token_id)
+            )
         num_tokens = sum(len(document.ids) for document in documents)
         return StepBatch(micro_batches, num_tokens, num_skipped, num_bad_rows, before | {"lanes": lanes})
-
-    def collate_packs(self, packs: list[list[Pair]]) -> MicroBatch:
-        """One micro-batch; of a stand-in where this rank is short of documents."""
-        pairs = [pair for pairs in packs for pair in pairs] or [stand_in(self.pad_token_id)]
-        return collate([document for document, _ in pairs], [noise for _, noise in pairs], self.pad_token_id)

@@ -2,22 +2,65 @@
 
 A lane's packs depend on nothing but the data, the seed and the settings: not on other lanes, ranks or time. Its state
 is where its cursors stand and which samples wait in its open packs, by reference: they are read anew after a resume.
+
+Packing is best fit: each document goes into the open pack that it fills best. Where none has room, a new one is opened,
+or, with all of them open, the fullest is closed and handed on. What comes out depends on the lengths and their order.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from lift_ds.data.batch import Document
 from lift_ds.data.reader import RowReader, Skipped
 from lift_ds.data.text.prepared import changed_settings, token_settings, tokenizer_hash
 
 from .lanes import Lanes, Position, SampleRef, locate
-from .packing import Pack, Packer
+
+Item = TypeVar("Item")
 
 READ_AHEAD = 32
+MAX_OPEN = 6
+
+
+@dataclass(eq=False)
+class Pack(Generic[Item]):
+    """Some items and their tokens in all; equal to itself only."""
+
+    items: list[Item] = field(default_factory=list)
+    num_tokens: int = 0
+
+
+class Packer(Generic[Item]):
+    """Packs items as they come; at most `max_open` packs, of at most `capacity` tokens, are open at a time."""
+
+    def __init__(self, capacity: int, max_open: int = MAX_OPEN) -> None:
+        self.capacity, self.max_open = capacity, max_open
+        self.open: list[Pack[Item]] = []
+
+    def add(self, item: Item, length: int) -> Pack[Item] | None:
+        """Places an item; returns the pack that had to be closed for it, if any.
+
+        Raises:
+            ValueError: It is longer than a pack.
+        """
+        if length > self.capacity:
+            raise ValueError(f"a document of {length} tokens in packs of {self.capacity}.")
+        fitting = [pack for pack in self.open if pack.num_tokens + length <= self.capacity]
+        closed = None
+        if fitting:
+            chosen = max(fitting, key=lambda pack: pack.num_tokens)
+        else:
+            if len(self.open) == self.max_open:
+                closed = max(self.open, key=lambda pack: pack.num_tokens)
+                self.open.remove(closed)
+            chosen = Pack()
+            self.open.append(chosen)
+        chosen.items.append(item)
+        chosen.num_tokens += length
+        return closed
 
 
 @dataclass
@@ -31,30 +74,17 @@ class Waiting:
 
 @dataclass
 class LanePack:
-    """What one slot of a step holds.
-
-    Args:
-        documents: In the order of the lane.
-        num_long: Rows that were left out on the way to it because they are too long.
-        num_bad: Rows that were left out because they are malformed.
-    """
+    """What one slot of a step holds, and how many rows were left out on the way to it: too long, or bad."""
 
     documents: list[Document] = field(default_factory=list)
     num_long: int = 0
     num_bad: int = 0
-
-    def skip(self, reason: Skipped) -> None:
-        """Counts a row that is left out."""
-        self.num_long += reason is Skipped.LONG
-        self.num_bad += reason is Skipped.BAD
 
 
 class PackStream:
     """Endless packs of every lane.
 
     Args:
-        lanes: The order of samples.
-        reader: Samples as documents.
         capacity: Most tokens of a pack; `None` for packs of one document, or of none where it is left out.
 
     Attributes:
@@ -62,7 +92,6 @@ class PackStream:
     """
 
     def __init__(self, lanes: Lanes, reader: RowReader, capacity: int | None) -> None:
-        """Starts every lane without an open pack."""
         self.lanes, self.reader, self.capacity = lanes, reader, capacity
         self.read_ahead = READ_AHEAD
         self.waiting: dict[int, deque[tuple[SampleRef, Position, Document | Exception]]] = {}
@@ -70,50 +99,40 @@ class PackStream:
         self.packers: dict[int, Packer[Waiting]] = {}
         self.num_taken = [0] * lanes.num_lanes
 
-    def take(self, lane: int) -> LanePack:
-        """The lane's next pack.
+    def take(self, lane: int, is_own: bool) -> tuple[LanePack | None, dict[str, Any]]:
+        """The lane's next pack, and the lane's state after it.
+
+        `None` stands for a pack that another rank takes; its rows are read only where packing needs their lengths.
 
         Raises:
             ValueError: A row is malformed or too long and not skipped; the message names file and line.
         """
         self.num_taken[lane] += 1
-        return self.take_one(lane) if self.capacity is None else self.take_packed(lane)
-
-    def pass_by(self, lane: int) -> None:
-        """Moves the lane on by one pack that another rank takes; rows are read only where packing needs lengths."""
-        if self.capacity is None:
-            self.num_taken[lane] += 1
+        pack = None
+        if is_own or self.capacity is not None:
+            pack = self._read_pack(lane)
+        else:
             self.lanes.next(lane)
-        else:
-            self.take(lane)
+        return pack if is_own else None, self.lane_state(lane)
 
-    def take_one(self, lane: int) -> LanePack:
-        """A pack of the lane's next sample."""
-        pack = LanePack()
-        _, document = self.next_document(lane)
-        if isinstance(document, Skipped):
-            pack.skip(document)
-        else:
-            pack.documents.append(document)
-        return pack
-
-    def take_packed(self, lane: int) -> LanePack:
-        """Reads on until a pack closes."""
-        pack = LanePack()
-        packer = self.packer(lane)
-        closed: Pack[Waiting] | None = None
+    def _read_pack(self, lane: int) -> LanePack:
+        pack, closed = LanePack(), None
         while closed is None:
-            ref, document = self.next_document(lane)
+            ref, document = self._next_document(lane)
             if isinstance(document, Skipped):
-                pack.skip(document)
+                pack.num_long += document is Skipped.LONG
+                pack.num_bad += document is Skipped.BAD
+            elif self.capacity is None:
+                pack.documents.append(document)
             else:
                 length = len(document.ids)
-                closed = packer.add(Waiting(ref, length, document), length)
+                closed = self._packer(lane).add(Waiting(ref, length, document), length)
+            if self.capacity is None:
+                return pack
         pack.documents = [item.document or self.reader.document(item.ref) for item in closed.items]
         return pack
 
-    def next_document(self, lane: int) -> tuple[SampleRef, Document | Skipped]:
-        """The lane's next sample, read, or why it is left out."""
+    def _next_document(self, lane: int) -> tuple[SampleRef, Document | Skipped]:
         waiting = self.waiting.setdefault(lane, deque())
         if not waiting:
             ahead = self.lanes.peek(lane, self.read_ahead)
@@ -130,8 +149,7 @@ class PackStream:
             )
         return ref, document
 
-    def packer(self, lane: int) -> Packer[Waiting]:
-        """The lane's open packs."""
+    def _packer(self, lane: int) -> Packer[Waiting]:
         assert self.capacity is not None
         return self.packers.setdefault(lane, Packer(self.capacity))
 
@@ -139,7 +157,7 @@ class PackStream:
         """What a checkpoint keeps of one lane; an open pack is a flat list of epoch, sample id and length."""
         waiting = [
             [number for item in pack.items for number in (item.ref.epoch, item.ref.sample_id, item.num_tokens)]
-            for pack in (self.packer(lane).open if self.capacity is not None else [])
+            for pack in (self._packer(lane).open if self.capacity is not None else [])
         ]
         return self.lanes.lane_state(lane) | {"num_taken": self.num_taken[lane], "open": waiting}
 
@@ -149,7 +167,7 @@ class PackStream:
         self.waiting.pop(lane, None)
         self.num_taken[lane] = state["num_taken"]
         if self.capacity is not None:
-            self.packer(lane).open = [
+            self._packer(lane).open = [
                 Pack(
                     [
                         Waiting(locate(self.lanes.manifest, epoch, sample_id), length, None)
@@ -192,22 +210,10 @@ class PackStream:
             )
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continues every lane.
-
-        Raises:
-            ValueError: See `check_state`.
-        """
+        """Continues every lane, where `check_state` raises nothing."""
         self.check_state(state)
         for lane, kept in state["lanes"].items():
             self.load_lane(int(lane), kept)
-
-
-def take_or_pass(stream: PackStream, lane: int, is_own: bool) -> tuple[LanePack | None, dict[str, Any]]:
-    """The lane's next pack, or `None` after passing by one that another rank takes; and the lane's state after it."""
-    if is_own:
-        return stream.take(lane), stream.lane_state(lane)
-    stream.pass_by(lane)
-    return None, stream.lane_state(lane)
 
 
 def merge_states(states: list[dict[str, Any]]) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from itertools import count
 from multiprocessing.queues import Queue
 from typing import Any
 
-from .slots import SlotPlan
-from .stream import LanePack, PackStream, take_or_pass
+from .lanes import SlotPlan
+from .stream import LanePack, PackStream
 
 STEPS_AHEAD = 2
 POLL_SECONDS = 0.5
@@ -29,13 +29,9 @@ class LanePackWorkers:
 
     Args:
         stream: Packs of every lane, standing where `first_step` begins; a copy goes to each worker.
-        slot_plan: Which lane each slot takes from.
-        first_step: Step of the first pack.
-        num_workers: Processes.
     """
 
     def __init__(self, stream: PackStream, slot_plan: SlotPlan, first_step: int, num_workers: int) -> None:
-        """Starts the processes."""
         context = multiprocessing.get_context("spawn")
         self.spacing = 1 if slot_plan.follows_all else slot_plan.world_size
         self.num_workers = num_workers = min(num_workers, slot_plan.num_lanes // self.spacing)
@@ -64,7 +60,7 @@ class LanePackWorkers:
             RuntimeError: The worker is gone, or `stopping` was set while waiting for it.
             Exception: What went wrong in the worker.
         """
-        worker = worker_of(lane, self.num_workers, self.spacing)
+        worker = _worker_of(lane, self.num_workers, self.spacing)
         while True:
             try:
                 produced = self.queues[worker].get(timeout=POLL_SECONDS)
@@ -90,8 +86,7 @@ class LanePackWorkers:
             process.join()
 
 
-def worker_of(lane: int, num_workers: int, spacing: int) -> int:
-    """Which worker runs a lane; a rank's lanes are `spacing` apart."""
+def _worker_of(lane: int, num_workers: int, spacing: int) -> int:
     return lane // spacing % num_workers
 
 
@@ -103,46 +98,31 @@ def run_worker(
     packs: Queue[Any],
     parent: int,
 ) -> None:
-    """Fills a queue with the packs of this worker's lanes, in the order of the slot plan.
+    """Fills a queue with (pack or `None`, state of its lane) of each slot of this worker's lanes, or what ended it.
 
-    Args:
-        inbox: Holds the stream, pickled, standing where `first_step` begins.
-        slot_plan: Which lane each slot takes from.
-        first_step: Step of the first pack.
-        share: This worker, their number, and the distance of a rank's lanes.
-        packs: (pack or `None`, state of its lane) for each slot, or the exception that ended it.
-        parent: Process that reads the queue.
+    `share` is this worker, their number, and the distance of a rank's lanes; `inbox` holds the stream, pickled.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     worker, num_workers, spacing = share
     try:
         stream = pickle.loads(inbox.get())
-    except Exception as error:  # the rank raises it
-        packs.put(error)
-        return
-    gc.freeze()  # as in the rank itself
-    for step in count(first_step):
-        if os.getppid() != parent:
-            return
-        for _, lane, is_own in slot_plan.slots(step):
-            if worker_of(lane, num_workers, spacing) != worker:
-                continue
-            try:
-                produced: Any = take_or_pass(stream, lane, is_own)
-            except Exception as error:  # the rank raises it
-                produced = error
-            while not put(packs, produced):
-                if os.getppid() != parent:
-                    os._exit(0)
-            if isinstance(produced, Exception):
+        gc.freeze()  # as in the rank itself
+        for step in count(first_step):
+            if os.getppid() != parent:
                 return
+            for _, lane, is_own in slot_plan.slots(step):
+                if _worker_of(lane, num_workers, spacing) == worker:
+                    _put(packs, stream.take(lane, is_own), parent)
+    except Exception as error:  # the rank raises it
+        _put(packs, error, parent)
 
 
-def put(packs: Queue[Any], produced: Any) -> bool:
-    """Puts an item into a queue, unless it stays full for a while."""
-    try:
-        packs.put(produced, timeout=POLL_SECONDS)
-    except queue.Full:
-        return False
-    return True
+def _put(packs: Queue[Any], produced: Any, parent: int) -> None:
+    while True:
+        try:
+            packs.put(produced, timeout=POLL_SECONDS)
+            return
+        except queue.Full:
+            if os.getppid() != parent:
+                os._exit(0)

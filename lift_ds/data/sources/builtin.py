@@ -16,13 +16,11 @@ class Builtin(Source):
     """Rows of the built-in tasks: `builtin:reasoning` (all of them) or a task's name.
 
     `builtin:pretraining` and `builtin:instructions` are what the built-in base was made with.
-
     `builtin:reasoning-shuffled` answers every question with another item's response: the control that shows how much
     of a gain is the format alone.
     """
 
     def __init__(self, name: str, seed: int, split: str, num_rows: int) -> None:
-        """Stores what names the rows; see `draw_item`."""
         super().__init__(name)
         self.seed, self.split, self.num_rows = seed, split, num_rows
         kind = name.removeprefix(BUILTIN_PREFIX)
@@ -44,9 +42,9 @@ class Builtin(Source):
     def read(self, chunk: Chunk) -> list[Row]:
         """Generates a range of rows."""
         rows = range(chunk.start, chunk.start + chunk.num_rows)
-        return [Row(self.values(row), f"{chunk.source}: row {row}") for row in rows]
+        return [Row(self._values(row), f"{chunk.source}: row {row}") for row in rows]
 
-    def values(self, row: int) -> dict[str, Any]:
+    def _values(self, row: int) -> dict[str, Any]:
         """The record of one row: tasks take turns."""
         if self.kind == "pretraining":
             return {"text": pretraining_text(self.seed, self.split, row)}

@@ -63,10 +63,6 @@ class Card:
 def read_card(path: str, content: bytes) -> Card:
     """Reads a README.md; one that is no card says nothing.
 
-    Args:
-        path: Its folder, for messages.
-        content: Its bytes.
-
     Raises:
         ValueError: Its `configs` cannot be read, or there are several and no default.
     """
@@ -79,7 +75,7 @@ def read_card(path: str, content: bytes) -> Card:
         if len(configs) > 1 and len(default) != 1:
             raise ValueError(f"several configs: {', '.join(configs)}; name one, as hub:FOLDER:{next(iter(configs))}")
         config = configs[(default or list(configs))[0]] if configs else {}
-        patterns = split_patterns(config["data_files"]) if "data_files" in config else None
+        patterns = _split_patterns(config["data_files"]) if "data_files" in config else None
         data_dir = str(config.get("data_dir") or "").strip("/")
     except (ValueError, yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
         reason = str(error) if isinstance(error, ValueError) else repr(error)
@@ -87,13 +83,11 @@ def read_card(path: str, content: bytes) -> Card:
     return Card(f"{data_dir}/" if data_dir else "", patterns)
 
 
-def split_patterns(listed: Any) -> dict[str, list[str]]:
-    """Patterns of each split, of any of the forms that `data_files` may have."""
+def _split_patterns(listed: Any) -> dict[str, list[str]]:
     if isinstance(listed, list) and any(isinstance(entry, dict) for entry in listed):
-        return {str(entry["split"]): as_list(entry["path"]) for entry in listed}
-    return {"train": as_list(listed)}
+        return {str(entry["split"]): _as_list(entry["path"]) for entry in listed}
+    return {"train": _as_list(listed)}
 
 
-def as_list(paths: Any) -> list[str]:
-    """One path or several."""
+def _as_list(paths: Any) -> list[str]:
     return [str(path) for path in paths] if isinstance(paths, list) else [str(paths)]

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import aiohttp
-import fsspec
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+from fsspec.spec import AbstractBufferedFile
 
 from lift_ds.storage.file_diagnosis import HEAD_BYTES, diagnose
 
-from .source import SourceSignature
+from .source import Source, SourceSignature
 
 Result = TypeVar("Result")
 REMOTE_MARK = "://"
@@ -36,10 +38,6 @@ class Retry:
     def call(self, action: Callable[[], Result], what: str) -> Result:
         """The result of `action`, tried again where the connection failed.
 
-        Args:
-            action: May raise anything.
-            what: What is read, for messages.
-
         Raises:
             ConnectionError: It failed every time.
             FileNotFoundError: There is no such file.
@@ -50,7 +48,7 @@ class Retry:
                 return action()
             except Exception as error:  # file systems have their own types
                 reason = f"{type(error).__name__}: {error}"
-                if not is_transient(error):
+                if not _is_transient(error):
                     if isinstance(error, (FileNotFoundError, ValueError)):
                         raise
                     raise ValueError(f"{what}: {reason}. Check the address and your credentials.") from error
@@ -65,7 +63,7 @@ class Retry:
         raise ValueError(f"Retry.tries={self.tries}: at least 1")
 
 
-def is_transient(error: BaseException) -> bool:
+def _is_transient(error: BaseException) -> bool:
     """Whether trying again may help: the connection broke or the server is busy, as told by the first cause."""
     if isinstance(error, ConnectionError):
         return True
@@ -82,79 +80,48 @@ def is_remote(path: str) -> bool:
     return REMOTE_MARK in path
 
 
-def open_filesystem(path: str) -> tuple[Any, str]:
+def open_filesystem(path: str) -> tuple[AbstractFileSystem, str]:
     """The fsspec file system of a remote path, and the path within it.
 
     Raises:
         ValueError: The protocol is unknown, or its package is not installed.
     """
     try:
-        filesystem, inner = fsspec.core.url_to_fs(path)
+        return url_to_fs(path)
     except (ImportError, ValueError) as error:
         protocol = path.partition(REMOTE_MARK)[0]
         raise ValueError(
             f"data.path: {path}: {protocol}:// cannot be opened: {error}. Install the file system's package "
             "(s3fs for s3, gcsfs for gs), or copy the data to a local disk."
         ) from error
-    return filesystem, inner
 
 
-class RemoteFile(io.RawIOBase):
+class RemoteFile(AbstractBufferedFile):
     """A remote file whose every read is one range request, so that no byte is fetched that nobody asked for."""
 
     def __init__(self, path: str, retry: Retry, size: int) -> None:
-        """Stores where it is; nothing is fetched yet."""
-        super().__init__()
-        self.path, self.retry, self.size = path, retry, size
-        self.filesystem, self.inner = open_filesystem(path)
-        kind = type(self.filesystem)
-        opens_to_read = not kind.async_impl and kind.cat_file is fsspec.AbstractFileSystem.cat_file  # as hf:// does
+        self.retry, self.full_path = retry, path
+        filesystem, inner = open_filesystem(path)
+        super().__init__(filesystem, inner, size=size, cache_type="none")
+        kind = type(filesystem)
+        opens_to_read = not kind.async_impl and kind.cat_file is AbstractFileSystem.cat_file  # as hf:// does
         self.options = {"cache_type": "none"} if opens_to_read else {}  # its default reads 5 MB ahead
-        self.position = 0
 
-    def readable(self) -> bool:
-        """It is."""
-        return True
-
-    def seekable(self) -> bool:
-        """It is."""
-        return True
-
-    def tell(self) -> int:
-        """Offset of the next byte."""
-        return self.position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Moves to an offset from the start, from here or from the end."""
-        self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
-        return self.position
-
-    def read(self, size: int | None = -1) -> bytes:
-        """The next `size` bytes, or all that are left.
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        """A range, as far as there is one.
 
         Raises:
             ConnectionError: The server did not answer, or sent less than it promised, every time.
             ValueError: It sends whole files only.
         """
-        left = max(self.size - self.position, 0)
-        wanted = left if size is None or size < 0 else min(size, left)
-        if wanted == 0:
-            return b""
-        data = self.retry.call(lambda: self.fetch(self.position, wanted), self.path)
-        self.position += wanted
-        return data
+        return self.retry.call(lambda: self._fetch(start, min(end, self.size)), self.full_path)
 
-    def readinto(self, buffer: Any) -> int:
-        """Fills a buffer, as `io.BufferedReader` asks."""
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def fetch(self, start: int, count: int) -> bytes:
-        """One range."""
-        data = bytes(self.filesystem.cat_file(self.inner, start=start, end=start + count, **self.options))
+    def _fetch(self, start: int, end: int) -> bytes:
+        data, count = bytes(self.fs.cat_file(self.path, start=start, end=end, **self.options)), end - start
         if len(data) > count:
-            raise ValueError(f"{self.path}: the server sends whole files only (no range requests); download the file.")
+            raise ValueError(
+                f"{self.full_path}: the server sends whole files only (no range requests); download the file."
+            )
         if len(data) < count:
             raise ConnectionError(f"{len(data)} of {count} bytes came")
         return data
@@ -164,7 +131,6 @@ class DataFile:
     """A file by its path: local, or remote where it has `://`."""
 
     def __init__(self, path: str, retry: Retry) -> None:
-        """Stores the path."""
         self.path, self.retry = path, retry
 
     @cached_property
@@ -190,8 +156,8 @@ class DataFile:
         """Opens for reading; `is_sequential` fetches ahead, for a pass over all of a remote file."""
         if not is_remote(self.path):
             return open(self.path, "rb")
-        file = RemoteFile(self.path, self.retry, self.size)
-        return io.BufferedReader(file, SCAN_BYTES) if is_sequential else file  # type: ignore[return-value]
+        file: Any = RemoteFile(self.path, self.retry, self.size)
+        return io.BufferedReader(file, SCAN_BYTES) if is_sequential else file
 
     def diagnosis(self) -> str | None:
         """What the file is, where its first bytes say that it is not what its name promises; for error messages."""
@@ -206,3 +172,15 @@ class DataFile:
             return SourceSignature(str(Path(self.path).resolve()), marks)
         marks = {key: str(self.info[key]) for key in SIGNATURE_KEYS if self.info.get(key)}
         return SourceSignature(self.path, {"size": str(self.size), **marks}) if marks else None
+
+
+class FileSource(Source):
+    """A source that is one file."""
+
+    def __init__(self, name: str, retry: Retry) -> None:
+        super().__init__(name)
+        self.file = DataFile(name, retry)
+
+    def signature(self) -> SourceSignature | None:
+        """The file's."""
+        return self.file.signature()

@@ -39,10 +39,8 @@ class FolderView:
     """A folder, on this machine or a remote one.
 
     Args:
-        path: As messages call it.
         names: All files in it and its folders that are not hidden, relative to it, sorted.
         read: The bytes of one of them.
-        is_data: Whether a name is one of rows.
     """
 
     path: str
@@ -71,16 +69,12 @@ class FolderView:
 def choose_files(folder: FolderView, split: str) -> list[str]:
     """The names of a folder's files that are read; warns of data files that are not.
 
-    Args:
-        folder: The folder.
-        split: Which split is wanted where there are several.
-
     Raises:
         ValueError: A file that the folder lists is missing, or none of its several splits is the wanted one.
     """
-    of_splits = find_splits(folder)
+    of_splits = _find_splits(folder)
     if of_splits is None:
-        chosen, why = unsplit_files(folder), "caches of `datasets`, or not in the folder's own list"
+        chosen, why = _unsplit_files(folder), "caches of `datasets`, or not in the folder's own list"
     else:
         name = next(iter(of_splits)) if len(of_splits) == 1 else choose_split(of_splits, split, folder.path, REMEDY)
         chosen, why = of_splits[name](), f"read is the split {name!r}"
@@ -101,24 +95,20 @@ def choose_split(splits: Collection[str], wanted: str, where: str, remedy: str) 
     return wanted
 
 
-def find_splits(folder: FolderView) -> dict[str, Callable[[], list[str]]] | None:
-    """What lists the files of each split, or raises where one is missing; `None` where nothing tells splits apart.
-
-    Raises:
-        ValueError: A list of files cannot be read; or only some files name a split, and none the training split.
-    """
+def _find_splits(folder: FolderView) -> dict[str, Callable[[], list[str]]] | None:
+    """What lists the files of each split, or raises where one is missing; `None` where nothing tells splits apart."""
     if SPLITS_NAME in folder.names:
         facts = folder.load(SPLITS_NAME)
         if not isinstance(facts, dict) or not facts.get("splits"):
             raise ValueError(f"data.path: {folder.path}/{SPLITS_NAME}: lists no splits; copy the folder again.")
-        return {str(name): partial(saved_files, folder, str(name)) for name in facts["splits"]}
+        return {str(name): partial(_saved_files, folder, str(name)) for name in facts["splits"]}
     if STATE_NAME in folder.names or PREPARED_NAME in folder.names:
         return None
     card = read_card(folder.path, folder.read(CARD_NAME)) if CARD_NAME in folder.names else Card()
-    names = [name for name in unsplit_files(folder) if name.startswith(card.data_dir)]
+    names = [name for name in _unsplit_files(folder) if name.startswith(card.data_dir)]
     if card.patterns is not None:
         return {split: partial(card.find_files, folder.path, split, names) for split in card.patterns}
-    found = {split: files for split, files in name_splits(names).items() if files}
+    found = {split: files for split, files in _name_splits(names).items() if files}
     unnamed = sorted(set(names).difference(*found.values()))
     if found and unnamed and "train" not in found:
         named = sorted(set(names).difference(unnamed))
@@ -131,17 +121,13 @@ def find_splits(folder: FolderView) -> dict[str, Callable[[], list[str]]] | None
     return {split: partial(list, files) for split, files in found.items()} or None
 
 
-def unsplit_files(folder: FolderView) -> list[str]:
-    """The data files of a folder without caches; folders in it that list their files are read by their lists.
-
-    Raises:
-        ValueError: Such a list cannot be read, or names a file that is missing.
-    """
+def _unsplit_files(folder: FolderView) -> list[str]:
+    """The data files of a folder without caches; folders in it that list their files are read by their lists."""
     files = [name for name in folder.names if folder.is_data(name) and not is_cache(name)]
     for name in folder.names:
         parent, _, last = name.rpartition("/")
         if last in LISTS:
-            listed = listed_files(folder.below(parent) if parent else folder, last)
+            listed = _listed_files(folder.below(parent) if parent else folder, last)
             if listed is not None:
                 prefix = f"{parent}/" if parent else ""
                 files = [file for file in files if not file.startswith(prefix)] + [prefix + file for file in listed]
@@ -153,24 +139,15 @@ def is_cache(name: str) -> bool:
     return CACHE_FILE.fullmatch(name.rpartition("/")[2]) is not None
 
 
-def saved_files(folder: FolderView, split: str) -> list[str]:
-    """The files of one split of a saved `DatasetDict`.
-
-    Raises:
-        ValueError: The split is not there, or a file that it lists is missing.
-    """
+def _saved_files(folder: FolderView, split: str) -> list[str]:
     inner = folder.below(split)
     if STATE_NAME not in inner.names:
         raise ValueError(f"data.path: {inner.path}: no {STATE_NAME}, though {SPLITS_NAME} names it; copy it again.")
-    return [f"{split}/{file}" for file in listed_files(inner, STATE_NAME) or []]
+    return [f"{split}/{file}" for file in _listed_files(inner, STATE_NAME) or []]
 
 
-def listed_files(folder: FolderView, name: str) -> list[str] | None:
-    """The files that a folder's `state.json` or `prepared.json` lists; `None` where a file of that name is no list.
-
-    Raises:
-        ValueError: A listed file is missing, or rows are chosen by indices.
-    """
+def _listed_files(folder: FolderView, name: str) -> list[str] | None:
+    """The files that a folder's list names; `None` where a file of that name is no list."""
     facts = folder.load(name)
     key, of_entry = LISTS[name]
     if not isinstance(facts, dict) or key not in facts:
@@ -187,7 +164,7 @@ def listed_files(folder: FolderView, name: str) -> list[str] | None:
     return files
 
 
-def name_splits(names: list[str]) -> dict[str, list[str]]:
+def _name_splits(names: list[str]) -> dict[str, list[str]]:
     """Files by the split that their folders or names say, as `datasets` finds them; one may be of two."""
     sharded: dict[str, list[str]] = {}
     for name in names:
@@ -195,16 +172,15 @@ def name_splits(names: list[str]) -> dict[str, list[str]]:
             sharded.setdefault(match[1], []).append(name)
     if len(sharded) > 1 or "train" in sharded:
         return sharded
-    by_folder = {
-        split: [name for name in names if any(words & set(SEPARATORS.split(part)) for part in name.split("/")[:-1])]
-        for split, words in SPLIT_WORDS.items()
-    }
-    if any(by_folder.values()):
-        return by_folder
-    return {
-        split: [name for name in names if words & set(SEPARATORS.split(name.split("/")[-1]))]
-        for split, words in SPLIT_WORDS.items()
-    }
+
+    def named(parts_of: Callable[[str], list[str]]) -> dict[str, list[str]]:
+        return {
+            split: [name for name in names if any(words & set(SEPARATORS.split(part)) for part in parts_of(name))]
+            for split, words in SPLIT_WORDS.items()
+        }
+
+    by_folder = named(lambda name: name.split("/")[:-1])
+    return by_folder if any(by_folder.values()) else named(lambda name: name.split("/")[-1:])
 
 
 def shorten(names: list[str]) -> str:

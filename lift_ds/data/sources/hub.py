@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
 import tempfile
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,13 +58,7 @@ def parse_hub_name(text: str) -> HubName:
 
 
 def resolve_hub(text: str, retry: Retry, endings: set[str], cache_dir: Path | None = None) -> list[str]:
-    """The files of a data set's split: its own, or those that it was streamed into.
-
-    Args:
-        text: The name.
-        retry: How often the hub is asked.
-        endings: File endings that can be read.
-        cache_dir: Where streamed rows are kept; default: the cache folder of `datasets`.
+    """The files of a data set's split: its own, or what it was streamed into (default: in the cache of `datasets`).
 
     Raises:
         ValueError: The data set, config or split does not exist, or its files cannot be read.
@@ -86,54 +80,41 @@ def resolve_hub(text: str, retry: Retry, endings: set[str], cache_dir: Path | No
     files = {str(split): list(map(str, paths)) for split, paths in (builder.config.data_files or {}).items()}
     splits = list(files) or list(builder.info.splits or {})
     choose_split(splits, name.split, text, "Name one, as hub:owner/name@split")
-    if is_plain(builder) and all(file.lower().endswith(tuple(endings)) for file in files[name.split]):
+    if _is_plain(builder) and all(file.lower().endswith(tuple(endings)) for file in files[name.split]):
         return files[name.split]
     key = hashlib.sha256(f"{name} {builder.hash}".encode()).hexdigest()[:32]
     folder = (cache_dir or Path(datasets_config.HF_DATASETS_CACHE) / "lift_ds") / key
-    return stream_once(builder, text, name.split, folder)
+    return _stream_once(builder, text, name.split, folder)
 
 
-def is_plain(builder: DatasetBuilder) -> bool:
+def _is_plain(builder: DatasetBuilder) -> bool:
     """Whether a builder's rows are those of its files, which this package reads itself."""
     kind = type(builder).__module__.rpartition(".")[2]
     has_options = any(getattr(builder.config, option, None) is not None for option in RESHAPING_OPTIONS)
     return kind in PLAIN_BUILDERS and not has_options
 
 
-def stream_once(builder: DatasetBuilder, text: str, split: str, folder: Path) -> list[str]:
-    """Parquet files of a split, written by the first process that asks; the others wait for it.
-
-    Raises:
-        ValueError: `datasets` cannot read the data set.
-    """
+def _stream_once(builder: DatasetBuilder, text: str, split: str, folder: Path) -> list[str]:
+    """Parquet files of a split, written by the first process that asks; the others wait for it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
             logger.warning("%s: not parquet, JSON or arrow; it is streamed once into %s", text, folder)
-            part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-            try:
+            beside = tempfile.TemporaryDirectory(
+                prefix=f"{folder.name}.", dir=folder.parent, ignore_cleanup_errors=True
+            )
+            with beside as part:
                 with locate_errors(text, "a hub data set"):
-                    write_shards(builder, split, part)
-                part.rename(folder)
-            finally:
-                shutil.rmtree(part, ignore_errors=True)
+                    _write_shards(builder, split, Path(part))
+                Path(part).rename(folder)
     return sorted(str(file) for file in folder.glob("*.parquet"))
 
 
-def write_shards(builder: DatasetBuilder, split: str, folder: Path) -> None:
-    """Streams a split into files of `SHARD_ROWS` rows, in row groups of `GROUP_ROWS`."""
+def _write_shards(builder: DatasetBuilder, split: str, folder: Path) -> None:
     batches = builder.as_streaming_dataset(split).with_format("arrow").iter(batch_size=GROUP_ROWS)
     schema: pa.Schema | None = None
-    writer: pq.ParquetWriter | None = None
-    try:
-        for number, table in enumerate(batches):
-            schema = schema or table.schema
-            if number % (SHARD_ROWS // GROUP_ROWS) == 0:
-                if writer is not None:
-                    writer.close()
-                writer = pq.ParquetWriter(folder / f"part-{number * GROUP_ROWS // SHARD_ROWS:05d}.parquet", schema)
-            assert writer is not None
-            writer.write_table(table.cast(schema))
-    finally:
-        if writer is not None:
-            writer.close()
+    for number, first in enumerate(batches):
+        schema = schema or first.schema
+        with pq.ParquetWriter(folder / f"part-{number:05d}.parquet", schema) as writer:
+            for table in chain([first], islice(batches, SHARD_ROWS // GROUP_ROWS - 1)):
+                writer.write_table(table.cast(schema))

@@ -15,27 +15,21 @@ import pyarrow as pa
 from lift_ds.storage.file_diagnosis import HEAD_BYTES, diagnose
 from lift_ds.text_files import BYTE_ORDER_MARK, BadKeyError, parse_elements, parse_line
 
-from .filesystem import DataFile, Retry
-from .source import Chunk, Row, Source, SourceIndex, SourceSignature, locate_errors
+from .filesystem import FileSource, Retry
+from .source import Chunk, Row, SourceIndex, locate_errors
 
 JSONL_CHUNK_ROWS = 256
 COMMA_BEFORE_END = re.compile(rb",\s*\]\s*$")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 
-class JsonFile(Source):
+class JsonFile(FileSource):
     """A file of JSON text, decompressed where its name ends in .gz or .zst."""
 
     def __init__(self, name: str, retry: Retry) -> None:
-        """Stores the path."""
-        super().__init__(name)
-        self.file = DataFile(name, retry)
+        super().__init__(name, retry)
         ending = name.partition("?")[0].lower() if "://" in name else name.lower()
         self.compression = next((kind for end, kind in COMPRESSIONS.items() if ending.endswith(end)), None)
-
-    def signature(self) -> SourceSignature | None:
-        """The file's."""
-        return self.file.signature()
 
     @contextmanager
     def open_text(self) -> Iterator[IO[bytes]]:
@@ -59,7 +53,7 @@ class JsonLines(JsonFile):
         with self.open_text() as file:
             for number, line in enumerate(file, start=1):
                 if number == 1:
-                    self.check_beginning(line)
+                    self._check_beginning(line)
                 hasher.update(line)
                 offset += len(line)
                 num_rows += bool(line.strip())
@@ -70,12 +64,8 @@ class JsonLines(JsonFile):
             chunks.append(Chunk(self.name, start, num_rows, first_line, offset - start))
         return SourceIndex(tuple(chunks), hasher.hexdigest())
 
-    def check_beginning(self, line: bytes) -> None:
-        """Judges a file by its first line, so that what is no data at all is no file of bad rows.
-
-        Raises:
-            ValueError: It is a git-lfs pointer, a page, text in UTF-16, or JSON over several lines.
-        """
+    def _check_beginning(self, line: bytes) -> None:
+        """Judges a file by its first line, so that what is no data at all is no file of bad rows."""
         found = None
         if not line.startswith(b'{"'):
             found = self.file.diagnosis() if self.compression is None else diagnose(line[:HEAD_BYTES])
@@ -88,15 +78,14 @@ class JsonLines(JsonFile):
         """Parses the lines of a segment."""
         if self.compression is not None:
             with self.open_text() as text:
-                return self.rows(text, chunk.first_line)
+                return self._rows(text, chunk.first_line)
         with self.file.open() as file:
             file.seek(chunk.start)
-            return self.rows(file.read(chunk.num_bytes).split(b"\n"), chunk.first_line)
+            return self._rows(file.read(chunk.num_bytes).split(b"\n"), chunk.first_line)
 
-    def rows(self, lines: Iterable[bytes], first_line: int) -> list[Row]:
-        """A row for every line that is not blank."""
+    def _rows(self, lines: Iterable[bytes], first_line: int) -> list[Row]:
         return [
-            read_line(line, f"{self.name}:{number}")
+            _read_line(line, f"{self.name}:{number}")
             for number, line in enumerate(lines, start=first_line)
             if line.strip()
         ]
@@ -107,21 +96,20 @@ class JsonList(JsonFile):
 
     def scan(self) -> SourceIndex:
         """The whole list is one chunk."""
-        content = self.content()
-        num_rows = len(self.rows(content))
+        content = self._content()
+        num_rows = len(self._rows(content))
         chunks = (Chunk(self.name, 0, num_rows),) if num_rows else ()
         return SourceIndex(chunks, hashlib.sha256(content).hexdigest())
 
     def read(self, chunk: Chunk) -> list[Row]:
         """Parses the file."""
-        return self.rows(self.content())
+        return self._rows(self._content())
 
-    def content(self) -> bytes:
-        """The text of the file."""
+    def _content(self) -> bytes:
         with self.open_text() as file:
             return file.read()
 
-    def rows(self, content: bytes) -> list[Row]:
+    def _rows(self, content: bytes) -> list[Row]:
         """Every element of the list.
 
         Raises:
@@ -140,12 +128,12 @@ class JsonList(JsonFile):
                 remedy = "Remove the comma before the closing bracket."
             raise ValueError(f"{self.name}: not JSON: {error}. {remedy}") from error
         return [
-            as_row(values, f"{self.name}: element {number}", problem)
+            _as_row(values, f"{self.name}: element {number}", problem)
             for number, (values, problem) in enumerate(elements)
         ]
 
 
-def as_row(values: object, where: str, problem: str | None = None) -> Row:
+def _as_row(values: object, where: str, problem: str | None = None) -> Row:
     """A parsed record as a row; anything but an object is a problem of that row."""
     if problem is not None:
         return Row({}, where, f"{problem}.")
@@ -154,10 +142,9 @@ def as_row(values: object, where: str, problem: str | None = None) -> Row:
     return Row(values, where)
 
 
-def read_line(line: bytes, where: str) -> Row:
-    """One line of a jsonl file; what is wrong with it is kept in the row."""
+def _read_line(line: bytes, where: str) -> Row:
     try:
-        return as_row(parse_line(line), where)
+        return _as_row(parse_line(line), where)
     except BadKeyError as error:
         return Row({}, where, f"{error}.")
     except (ValueError, RecursionError) as error:

@@ -13,7 +13,7 @@ from lift_ds.data.settings import SourceConfig
 from .builtin import BUILTIN_PREFIX, Builtin
 from .columnar import Arrow, Parquet
 from .filesystem import DataFile, Retry, is_remote, open_filesystem
-from .folders import FolderView, choose_files, is_cache, shorten
+from .folders import LISTS, SPLITS_NAME, FolderView, choose_files, is_cache, shorten
 from .hub import HUB_PREFIX, resolve_hub
 from .json_files import COMPRESSIONS, JsonLines, JsonList
 from .manifest import SourceGroup
@@ -31,10 +31,10 @@ FILE_KINDS: dict[str, Callable[[str, Retry], Source]] = {
     ".json.zst": JsonList,
 }
 # what `datasets` and tools/prepare_data.py write beside their rows
-NO_DATA_NAMES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "prepared.json")
+NO_DATA_NAMES = ("dataset_info.json", "dataset_infos.json", SPLITS_NAME, *LISTS)
 
 
-def ending_of(path: str) -> str | None:
+def _ending_of(path: str) -> str | None:
     """The known ending of a path, or `None`; the query of a URL is not part of its name."""
     name = (path.partition("?")[0] if is_remote(path) else path).lower()
     return next((ending for ending in FILE_KINDS if name.endswith(ending)), None)
@@ -58,12 +58,7 @@ def open_sources(
 ) -> list[Source]:
     """Sources for files, globs, folders, URLs, hub data sets and built-in names.
 
-    Args:
-        paths: As given in `data.path`.
-        seed: Data seed of built-in tasks.
-        split: Split of built-in tasks, and of folders that hold several.
-        builtin_rows: How many rows a built-in source has.
-        retry: How often remote reads are tried; default: as `Retry` says.
+    `split` is also that of folders that hold several.
 
     Raises:
         ValueError: A path does not exist, or its ending is not known.
@@ -75,16 +70,16 @@ def open_sources(
         if path.startswith(BUILTIN_PREFIX):
             sources.append(Builtin(path, seed, split, builtin_rows))
         elif path.startswith(HUB_PREFIX):
-            sources += [open_hub_file(file, retry) for file in resolve_hub(path, retry, set(FILE_KINDS))]
+            sources += [_open_hub_file(file, retry) for file in resolve_hub(path, retry, set(FILE_KINDS))]
         else:
-            sources += [FILE_KINDS[str(ending_of(file))](file, retry) for file in expand(path, retry, split)]
-    warn_of_compressed([source.name for source in sources])
+            sources += [FILE_KINDS[str(_ending_of(file))](file, retry) for file in _expand(path, retry, split)]
+    _warn_of_compressed([source.name for source in sources])
     return sources
 
 
-def open_hub_file(file: str, retry: Retry) -> Source:
-    """The source of a data set's file. Hub data sets keep JSON lines in .json files too: the first byte tells."""
-    kind = FILE_KINDS[str(ending_of(file))]
+def _open_hub_file(file: str, retry: Retry) -> Source:
+    """The source of a file. Hub data sets keep JSON lines in .json files too: the first byte tells."""
+    kind = FILE_KINDS[str(_ending_of(file))]
     if kind is JsonList:
         with JsonList(file, retry).open_text() as text:
             if text.read(64).lstrip().startswith(b"{"):
@@ -92,9 +87,8 @@ def open_hub_file(file: str, retry: Retry) -> Source:
     return kind(file, retry)
 
 
-def warn_of_compressed(names: list[str]) -> None:
-    """Says what compressed files cost."""
-    packed = [name for name in names if (ending_of(name) or "").endswith(tuple(COMPRESSIONS))]
+def _warn_of_compressed(names: list[str]) -> None:
+    packed = [name for name in names if (_ending_of(name) or "").endswith(tuple(COMPRESSIONS))]
     if packed:
         others = f" and {len(packed) - 1} more" if len(packed) > 1 else ""
         warnings.warn(
@@ -104,19 +98,13 @@ def warn_of_compressed(names: list[str]) -> None:
         )
 
 
-def expand(path: str, retry: Retry, split: str) -> list[str]:
-    """The files behind one path, glob or folder (with all folders in it), sorted; empty ones are left out, and said.
-
-    Raises:
-        ValueError: Nothing is there, the ending of a file is not known, a file that is named is empty, or a folder has
-            several splits and not the wanted one; see `choose_files`.
-        ConnectionError: A server did not answer.
-    """
-    files, is_listing = list_remote(path, retry, split) if is_remote(path) else list_local(path, split)
+def _expand(path: str, retry: Retry, split: str) -> list[str]:
+    """The files behind one path, glob or folder (with all folders in it), sorted; empty ones are left out, and said."""
+    files, is_listing = _list_remote(path, retry, split) if is_remote(path) else _list_local(path, split)
     if not files:
         raise ValueError(f"data.path={path!r}: no such file, or no {', '.join(FILE_KINDS)} file in it.")
     for file in files:
-        if ending_of(file) is None:
+        if _ending_of(file) is None:
             raise ValueError(f"data.path: {file}: unknown ending; allowed: {', '.join(FILE_KINDS)}.")
     empty = [file for file in files if DataFile(file, retry).size == 0]
     if empty and (not is_listing or len(empty) == len(files)):
@@ -127,19 +115,19 @@ def expand(path: str, retry: Retry, split: str) -> list[str]:
     return [file for file in files if file not in left_out]
 
 
-def list_local(path: str, split: str) -> tuple[list[str], bool]:
+def _list_local(path: str, split: str) -> tuple[list[str], bool]:
     """Files of this machine, and whether they were listed rather than named."""
     folder = Path(path)
     if not folder.is_dir():
         if glob.has_magic(path) and not folder.is_file():
             files = [file for file in glob.glob(path, recursive=True) if Path(file).is_file()]
-            return without_caches(path, files), True
+            return _without_caches(path, files), True
         return [path] * folder.is_file(), False
-    view = FolderView(path, visible(names_below(folder)), lambda name: (folder / name).read_bytes(), is_data)
+    view = FolderView(path, _visible(_names_below(folder)), lambda name: (folder / name).read_bytes(), _is_data)
     return [str(folder / name) for name in choose_files(view, split)], True
 
 
-def names_below(folder: Path) -> list[str]:
+def _names_below(folder: Path) -> list[str]:
     """All files of a folder and the folders in it, also those that links lead to, relative to it."""
     names, seen = [], {folder.resolve()}
     for parent, folders, files in os.walk(folder, followlinks=True):
@@ -150,7 +138,7 @@ def names_below(folder: Path) -> list[str]:
     return [name for name in names if (folder / name).is_file()]
 
 
-def list_remote(path: str, retry: Retry, split: str) -> tuple[list[str], bool]:
+def _list_remote(path: str, retry: Retry, split: str) -> tuple[list[str], bool]:
     """Remote files with their protocol, and whether they were listed rather than named.
 
     A `?` is the query of a URL here, not a wild card.
@@ -158,7 +146,7 @@ def list_remote(path: str, retry: Retry, split: str) -> tuple[list[str], bool]:
     filesystem, inner = open_filesystem(path)
     if glob.has_magic(path.replace("?", "")):
         found = retry.call(lambda: filesystem.glob(inner), path)
-        return without_caches(path, [str(filesystem.unstrip_protocol(name)) for name in found]), True
+        return _without_caches(path, [str(filesystem.unstrip_protocol(name)) for name in found]), True
     try:
         info = retry.call(lambda: filesystem.info(inner), path)
     except FileNotFoundError:
@@ -170,14 +158,14 @@ def list_remote(path: str, retry: Retry, split: str) -> tuple[list[str], bool]:
     full = {name.removeprefix(prefix).lstrip("/"): name for name in found}
     view = FolderView(
         path.rstrip("/"),
-        visible(list(full)),
+        _visible(list(full)),
         lambda name: bytes(retry.call(lambda: filesystem.cat_file(full[name]), f"{path}/{name}")),
-        is_data,
+        _is_data,
     )
     return [str(filesystem.unstrip_protocol(full[name])) for name in choose_files(view, split)], True
 
 
-def without_caches(path: str, files: list[str]) -> list[str]:
+def _without_caches(path: str, files: list[str]) -> list[str]:
     """The files of a glob, sorted, without the caches that `datasets` leaves beside its rows; these are said."""
     rows = sorted(file for file in files if not is_cache(file))
     if not rows or len(rows) == len(files):
@@ -187,11 +175,9 @@ def without_caches(path: str, files: list[str]) -> list[str]:
     return rows
 
 
-def visible(names: list[str]) -> list[str]:
-    """Names that are not hidden, and in no hidden folder, sorted."""
+def _visible(names: list[str]) -> list[str]:
     return sorted(name for name in names if not any(part.startswith(".") for part in name.split("/")))
 
 
-def is_data(relative: str) -> bool:
-    """Whether a file of a folder is data: a known ending, and nothing that describes the rows."""
-    return ending_of(relative) is not None and relative.rpartition("/")[2] not in NO_DATA_NAMES
+def _is_data(relative: str) -> bool:
+    return _ending_of(relative) is not None and relative.rpartition("/")[2] not in NO_DATA_NAMES

@@ -1,13 +1,18 @@
-"""All rows of some sources, numbered; that number is a row's sample id."""
+"""All rows of some sources, numbered; that number is a row's sample id.
+
+The indexes of files can be kept in a folder, so that a restart does not scan them again.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -15,10 +20,10 @@ from typing import Any
 
 from lift_ds.data.settings import ColumnsConfig
 
-from .index_cache import load_index, save_index
-from .source import Row, Source, SourceIndex, SourceSignature
+from .source import Chunk, Row, Source, SourceIndex, SourceSignature
 
 SCAN_THREADS = 8
+INDEX_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -26,8 +31,6 @@ class SourceGroup:
     """Sources that are mixed as one.
 
     Args:
-        name: What messages call it.
-        sources: At least one.
         weight: Share of the draws, relative to the other groups'; `None` leaves it to the number of rows.
         columns: The mapping of its rows, or `None` to detect it.
     """
@@ -40,16 +43,7 @@ class SourceGroup:
 
 @dataclass(frozen=True)
 class Group:
-    """Where the rows of a `SourceGroup` stand in the manifest.
-
-    Args:
-        name: What messages call it.
-        weight: Share of the draws, relative to the other groups', or `None`.
-        first_chunk: Number of its first chunk.
-        num_chunks: At least 1; they follow each other.
-        num_rows: At least 1.
-        columns: The mapping of its rows, or `None` to detect it.
-    """
+    """Where the rows of a `SourceGroup` stand in the manifest: at least one, in chunks that follow each other."""
 
     name: str
     weight: float | None
@@ -76,35 +70,37 @@ class Manifest:
         chunks: In order.
         first_ids: Sample id of each chunk's first row, and the number of rows at the end.
         groups: Consecutive ranges of chunks, one for each group of sources.
+
+    Args:
+        sources: Groups, or plain sources as one group without a weight.
+        cache_dir: Folder of kept indexes; see `save_indexes`.
+
+    Raises:
+        ValueError: A group has no row, or a file cannot be read as its ending says.
+        ConnectionError: A remote file could not be reached.
     """
 
     def __init__(self, sources: Sequence[Source] | Sequence[SourceGroup], cache_dir: Path | None = None) -> None:
-        """Lists the chunks.
-
-        Args:
-            sources: Groups, or plain sources as one group without a weight.
-            cache_dir: Folder of kept indexes; see `save_indexes`.
-
-        Raises:
-            ValueError: A group has no row, or a file cannot be read as its ending says.
-            ConnectionError: A remote file could not be reached.
-        """
         self.cache_dir = cache_dir
-        given = as_groups(sources)
+        groups = [source for source in sources if isinstance(source, SourceGroup)]
+        plain = [source for source in sources if isinstance(source, Source)]
+        given = groups or [SourceGroup(", ".join(source.name for source in plain), plain)]
         with ThreadPoolExecutor(SCAN_THREADS) as pool:  # what a remote file costs is waiting
             self._scanned = list(pool.map(self._scan, (source for group in given for source in group.sources)))
-        listed = [(scanned.source, chunk) for scanned in self._scanned for chunk in scanned.index.chunks]
-        self.chunks = [chunk for _, chunk in listed]
-        self._owners = [source for source, _ in listed]
+        self.chunks = [chunk for scanned in self._scanned for chunk in scanned.index.chunks]
+        self._owners = [scanned.source for scanned in self._scanned for _ in scanned.index.chunks]
         self.first_ids = list(accumulate((chunk.num_rows for chunk in self.chunks), initial=0))
         self.num_rows = self.first_ids[-1]
         self.groups = self._place(given)
-        self.digest = self._digest()
+        listed = [
+            (Path(each.source.name).name, each.index.content_hash, _numbers(each.index)) for each in self._scanned
+        ]
+        self.digest = hashlib.sha256(json.dumps(listed).encode()).hexdigest()  # without the folders they are in
 
     def _scan(self, source: Source) -> _Scanned:
         signature = source.signature()
         if self.cache_dir is not None and signature is not None:
-            kept = load_index(self.cache_dir, source.name, signature)
+            kept = _load_index(self.cache_dir, source.name, signature)
             if kept is not None:
                 return _Scanned(source, kept, signature, is_new=False)
         return _Scanned(source, source.scan(), signature, is_new=True)
@@ -120,18 +116,6 @@ class Manifest:
             groups.append(Group(group.name, group.weight, first_chunk, len(chunks), num_rows, group.columns))
             first_chunk += len(chunks)
         return groups
-
-    def _digest(self) -> str:
-        """Hash of all chunks and contents, without the folders they are in."""
-        listed = [
-            [
-                Path(scanned.source.name).name,
-                scanned.index.content_hash,
-                [[chunk.start, chunk.num_rows, chunk.first_line, chunk.num_bytes] for chunk in scanned.index.chunks],
-            ]
-            for scanned in self._scanned
-        ]
-        return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
     def read(self, chunk_index: int) -> Sequence[Row]:
         """The rows of chunk number `chunk_index`.
@@ -165,11 +149,7 @@ class Manifest:
         return {"digest": self.digest, "files": dict(self.files)}
 
     def find_changes(self, state: dict[str, Any]) -> list[str]:
-        """What differs from the data of a checkpoint, a line for each file; empty where the rows are the same.
-
-        Args:
-            state: What `state` returned.
-        """
+        """What differs from a checkpoint's `state`, a line for each file; empty where the rows are the same."""
         if state["digest"] == self.digest:
             return []
         before, now = state["files"], self.files
@@ -188,11 +168,37 @@ class Manifest:
         """
         for scanned in self._scanned:
             if self.cache_dir is not None and scanned.is_new and scanned.signature is not None:
-                save_index(self.cache_dir, scanned.signature, scanned.index)
+                _save_index(self.cache_dir, scanned.signature, scanned.index)
 
 
-def as_groups(sources: Sequence[Source] | Sequence[SourceGroup]) -> list[SourceGroup]:
-    """The groups, or one group of plain sources."""
-    groups = [source for source in sources if isinstance(source, SourceGroup)]
-    plain = [source for source in sources if isinstance(source, Source)]
-    return groups or [SourceGroup(", ".join(source.name for source in plain), plain)]
+def _numbers(index: SourceIndex) -> list[list[int]]:
+    return [[chunk.start, chunk.num_rows, chunk.first_line, chunk.num_bytes] for chunk in index.chunks]
+
+
+def _index_path(cache_dir: Path, signature: SourceSignature) -> Path:
+    return cache_dir / f"{hashlib.sha256(signature.path.encode()).hexdigest()[:32]}.json"
+
+
+def _load_index(cache_dir: Path, name: str, signature: SourceSignature) -> SourceIndex | None:
+    try:
+        kept = json.loads(_index_path(cache_dir, signature).read_text(encoding="utf-8"))
+        if kept["version"] != INDEX_VERSION or kept["signature"] != asdict(signature):
+            return None
+        chunks = tuple(Chunk(name, *map(int, numbers)) for numbers in kept["chunks"])
+        return SourceIndex(chunks, str(kept["content_hash"]))
+    except (OSError, ValueError, KeyError, TypeError):  # torn, foreign or missing: the file is scanned
+        return None
+
+
+def _save_index(cache_dir: Path, signature: SourceSignature, index: SourceIndex) -> None:
+    """Keeps an index; a reader sees the old one or the new one, never a part."""
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    kept = {
+        "version": INDEX_VERSION,
+        "signature": asdict(signature),
+        "content_hash": index.content_hash,
+        "chunks": _numbers(index),
+    }
+    with tempfile.NamedTemporaryFile("w", dir=cache_dir, suffix=".part", delete=False, encoding="utf-8") as file:
+        json.dump(kept, file)
+    os.replace(file.name, _index_path(cache_dir, signature))

@@ -19,7 +19,6 @@ class Row:
 
     Args:
         values: The record; empty where it cannot be read.
-        where: File and line.
         problem: Why it cannot be read, without `where`. Other rows of its chunk are not touched by it.
     """
 
@@ -49,12 +48,7 @@ class SourceIndex:
 
 @dataclass(frozen=True)
 class SourceSignature:
-    """What tells, without reading a file, that it is the one that was indexed: its full path, and its size and age.
-
-    Args:
-        path: Absolute path or URL.
-        marks: Size with modification time, or what the remote file system has (etag, blob id).
-    """
+    """What tells, unread, that a file is the one that was indexed: its full path, and marks such as size and etag."""
 
     path: str
     marks: dict[str, str] = field(default_factory=dict)
@@ -64,7 +58,6 @@ class Source(ABC):
     """A file, or a built-in task, that can list its chunks and read one of them."""
 
     def __init__(self, name: str) -> None:
-        """Stores the path or built-in name."""
         self.name = name
 
     @abstractmethod
@@ -89,10 +82,7 @@ class Source(ABC):
 def locate_errors(where: str, kind: str, diagnose: Callable[[], str | None] | None = None) -> Iterator[None]:
     """Turns whatever a decoder raises into an error that names the file; a lost connection stays what it is.
 
-    Args:
-        where: The file, and the part of it.
-        kind: What it should be.
-        diagnose: What the file is instead, as far as its first bytes tell; asked only after an error.
+    `diagnose` says what a file is instead, as far as its first bytes tell; it is asked only after an error.
 
     Raises:
         ValueError: The content is not of that kind.

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lift_ds.data.text.chat import Tokens
 
-from .first_rows import counted
+from .rows import counted
 
 SHOWN_PROBLEMS = 20
 SHOWN_TOKENS = 600
@@ -27,31 +27,27 @@ TARGET_STYLE, FILLER_STYLE, PROMPT_STYLE = "bold green", "dim green", ""
 def show_report(
     console: Console, numbers: dict[str, Any], first_rows: list[list[Tokens]], tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Prints everything.
-
-    Args:
-        console: Where to; colours only where it is a terminal.
-        numbers: `SurveyReport.numbers`, with `locations` among the duplicates.
-        first_rows: The first good documents of each source.
-        tokenizer: Turns ids into text.
-    """
+    """Prints the numbers of a `SurveyReport`, with `locations` among its duplicates, and the first good rows."""
     for source, documents in zip(numbers["sources"], first_rows, strict=True):
         for number, document in enumerate(documents, start=1):
             show_row(console, f"good row {number} of {source['name']}", document, tokenizer)
     for problem in numbers["problems"][:SHOWN_PROBLEMS]:
         style = "yellow" if problem["kind"] == "long" else "red"
-        console.print(Text(printable(problem["problem"]), style=style), soft_wrap=True)
+        _say(console, problem["problem"], style)
     hidden = len(numbers["problems"]) - SHOWN_PROBLEMS
     if hidden > 0:
         console.print(f"... and {hidden:,} more (all of them are in the file of --json)")
-    show_numbers(console, numbers)
+    _show_numbers(console, numbers)
     if numbers["lengths"]["row"]:
-        console.print(lengths_table(numbers["lengths"]))
-        console.print(histogram_of(numbers["lengths"]["row"]["histogram"]))
+        console.print(_lengths_table(numbers["lengths"]))
+        console.print(_histogram_of(numbers["lengths"]["row"]["histogram"]))
 
 
-def show_numbers(console: Console, numbers: dict[str, Any]) -> None:
-    """The counts, a line for each subject."""
+def _say(console: Console, line: str, style: str = "") -> None:
+    console.print(Text(_printable(line), style=style), soft_wrap=True)
+
+
+def _show_numbers(console: Console, numbers: dict[str, Any]) -> None:
     rows, tokens, coverage = numbers["rows"], numbers["tokens"], numbers["coverage"]
     lines = [f"rows: {rows['all']:,}: {rows['good']:,} good, {rows['bad']:,} bad, {rows['too_long']:,} too long"]
     if len(numbers["sources"]) > 1:
@@ -85,11 +81,10 @@ def show_numbers(console: Console, numbers: dict[str, Any]) -> None:
         f"{packing['fill']:.1%} full"
     )
     for line in lines:
-        console.print(Text(printable(line)), soft_wrap=True)
+        _say(console, line)
 
 
-def lengths_table(lengths: dict[str, dict[str, Any]]) -> Table:
-    """Smallest, percentiles, largest and mean of rows, prompts and targets, in tokens."""
+def _lengths_table(lengths: dict[str, dict[str, Any]]) -> Table:
     table = Table(title="length in tokens", title_justify="left")
     table.add_column("")
     percentiles = list(lengths["row"]["percentiles"])
@@ -101,8 +96,7 @@ def lengths_table(lengths: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
-def histogram_of(counts: dict[str, int]) -> Table:
-    """Rows by length, a bar for each power of two."""
+def _histogram_of(counts: dict[str, int]) -> Table:
     table = Table(title="rows by length", title_justify="left", show_header=False, box=None)
     exponents = [int(exponent) for exponent in counts]
     most = max(counts.values())
@@ -120,28 +114,26 @@ def show_row(console: Console, title: str, document: Tokens, tokenizer: PreTrain
     Targets are green on a terminal, and stand between « and » elsewhere.
     """
     marks = "in green" if console.is_terminal else "between « and »"
-    console.print(
-        Text(printable(f"{title}, {len(document.ids):,} tokens, targets {marks}:"), style="bold"), soft_wrap=True
-    )
+    _say(console, f"{title}, {len(document.ids):,} tokens, targets {marks}:", "bold")
     text, start = Text(), 0
-    for piece, is_target, is_filler, end in decoded_runs(document, tokenizer):
+    for piece, is_target, is_filler, end in _decoded_runs(document, tokenizer):
         if start >= SHOWN_TOKENS:
             text.append(f"... {len(document.ids) - start:,} more tokens", style="dim")
             break
         style = FILLER_STYLE if is_filler else TARGET_STYLE
         if console.is_terminal:
-            text.append(printable(piece), style=style if is_target else PROMPT_STYLE)
+            text.append(_printable(piece), style=style if is_target else PROMPT_STYLE)
         else:
-            text.append(printable(f"«{piece}»" if is_target else piece))
+            text.append(_printable(f"«{piece}»" if is_target else piece))
         start = end
     console.print(text, soft_wrap=True)
-    for line in border_lines(document, tokenizer):
-        console.print(Text(printable(line), style="dim"), soft_wrap=True)
+    for line in _border_lines(document, tokenizer):
+        _say(console, line, "dim")
 
 
-def border_lines(document: Tokens, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+def _border_lines(document: Tokens, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     """The ids around every border of a row, each with its text: where it begins and ends, and where targets do."""
-    borders = [0, *(end for _, _, _, end in decoded_runs(document, tokenizer))]
+    borders = [0, *(end for _, _, _, end in _decoded_runs(document, tokenizer))]
     for border in borders[:SHOWN_BORDERS]:
         around = range(max(border - BORDER_TOKENS, 0), min(border + BORDER_TOKENS, len(document.ids)))
         parts = ["|"] if border == 0 else []
@@ -154,7 +146,7 @@ def border_lines(document: Tokens, tokenizer: PreTrainedTokenizerBase) -> Iterat
         yield f"  ... {len(borders) - SHOWN_BORDERS} more borders"
 
 
-def printable(text: str) -> str:
+def _printable(text: str) -> str:
     """A text of the data without what a terminal would obey, or could not encode."""
     text = text.encode("utf-8", "backslashreplace").decode()
     return "".join(
@@ -165,11 +157,11 @@ def printable(text: str) -> str:
 
 def marked_text(document: Tokens, tokenizer: PreTrainedTokenizerBase) -> str:
     """A whole row as text, special tokens included, with targets between « and »."""
-    pieces = decoded_runs(document, tokenizer)
+    pieces = _decoded_runs(document, tokenizer)
     return "".join(f"«{piece}»" if is_target else piece for piece, is_target, _, _ in pieces)
 
 
-def decoded_runs(document: Tokens, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, bool, bool, int]]:
+def _decoded_runs(document: Tokens, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, bool, bool, int]]:
     """(text, target, filler, end) of every stretch of a row with equal masks."""
     kinds = document.response_mask.astype(np.int8) + document.filler_mask
     borders = [0, *(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(kinds)]

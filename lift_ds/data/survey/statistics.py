@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lift_ds.data.order.packing import Packer
+from lift_ds.data.order.stream import Packer
 from lift_ds.data.reader import Skipped
 from lift_ds.data.text.chat import Tokens
 
@@ -41,14 +41,10 @@ class TokenStatistics:
     """Counts rows as they come.
 
     Args:
-        num_ids: Token ids that there are.
-        capacity: Most tokens of a pack.
-        group_names: Of the sources.
         num_checked: How many first rows of a source a run looks at before it begins.
     """
 
     def __init__(self, num_ids: int, capacity: int, group_names: list[str], num_checked: int) -> None:
-        """Starts without a row."""
         self.num_ids, self.capacity, self.group_names = num_ids, capacity, group_names
         self.lengths, self.target_lengths = array("q"), array("q")
         self.sample_ids, self.hashes = array("q"), array("Q")
@@ -86,12 +82,7 @@ class TokenStatistics:
             self.first_rows[row.group].append(row.tokens)
 
     def report(self, global_batch: int, micro_batch: int) -> SurveyReport:
-        """Everything that was counted.
-
-        Args:
-            global_batch: Rows of a step, for the padding of `data.packing=none`.
-            micro_batch: Rows of a forward.
-        """
+        """Everything that was counted; the batches are for the padding of `data.packing=none`."""
         lengths, targets = np.array(self.lengths, dtype=np.int64), np.array(self.target_lengths, dtype=np.int64)
         good, bad, long = self.source_counts.sum(axis=0).tolist()
         num_packs = self.num_packs + len(self.packer.open)
@@ -114,7 +105,7 @@ class TokenStatistics:
             "tokens": {
                 "all": num_tokens,
                 "targets": int(targets.sum()),
-                "target_share": ratio(targets.sum(), num_tokens),
+                "target_share": _ratio(targets.sum(), num_tokens),
             },
             "coverage": {
                 "ids": self.num_ids,
@@ -133,15 +124,14 @@ class TokenStatistics:
             "packing": {
                 "pack_length": self.capacity,
                 "packs": num_packs,
-                "fill": ratio(num_tokens, num_packs * self.capacity),
+                "fill": _ratio(num_tokens, num_packs * self.capacity),
             },
             "problems": self.problems,
         }
         return SurveyReport(numbers, duplicates, self.first_rows)
 
 
-def ratio(part: float, whole: float) -> float:
-    """The share of a part in the whole; 0 where that is 0."""
+def _ratio(part: float, whole: float) -> float:
     return float(part / whole) if whole else 0.0
 
 
@@ -183,7 +173,7 @@ def padding_waste(lengths: np.ndarray, global_batch: int, micro_batch: int) -> f
         longest = step[::micro_batch]
         sizes = np.diff([*range(0, len(step), micro_batch), len(step)])
         padded += int((longest * sizes).sum())
-    return 1.0 - ratio(lengths.sum(), padded) if padded else 0.0
+    return 1.0 - _ratio(lengths.sum(), padded) if padded else 0.0
 
 
 def find_duplicates(hashes: np.ndarray, sample_ids: np.ndarray) -> list[np.ndarray]:

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lift_ds.data.sources.folders import PREPARED_NAME
 from lift_ds.data.text.chat import Tokens
-from lift_ds.data.text.prepared import PREPARED_NAME
 
 GROUP_ROWS = 1000
 
@@ -47,18 +47,9 @@ class TokenShardWriter:
     """Writes rows in order; the folder appears when `publish` is called, or not at all.
 
     Each source begins a new file, `source-00-00000.parquet`, so that a mixture can still name them apart.
-
-    Args:
-        folder: Does not exist, or is empty.
-        shard_bytes: A file is closed when it has so many.
     """
 
     def __init__(self, folder: Path, shard_bytes: int) -> None:
-        """Makes a folder of another name beside it.
-
-        Raises:
-            ValueError: See `check_target`.
-        """
         check_target(folder)
         self.folder, self.shard_bytes = folder, shard_bytes
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -71,11 +62,9 @@ class TokenShardWriter:
         self._writer: pq.ParquetWriter | None = None
 
     def __enter__(self) -> TokenShardWriter:
-        """Itself."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Removes what was not published."""
         try:
             self._close_shard()
         finally:
@@ -99,7 +88,7 @@ class TokenShardWriter:
             self.shards.append({"name": name, "source": self._group, "rows": 0})
             self._sink = pa.OSFile(str(self.temporary / name), "wb")
             self._writer = pq.ParquetWriter(self._sink, SCHEMA, compression="zstd", data_page_version="2.0")
-        self._writer.write_table(table_of(self._rows))
+        self._writer.write_table(_table_of(self._rows))
         self.shards[-1]["rows"] += len(self._rows)
         self._rows = []
         assert self._sink is not None
@@ -114,11 +103,7 @@ class TokenShardWriter:
         self._writer = self._sink = None
 
     def publish(self, description: dict[str, Any]) -> None:
-        """Writes `prepared.json` and gives the folder its name.
-
-        Args:
-            description: What made the tokens; the list of shards is added.
-        """
+        """Writes `prepared.json`, the description with the list of shards, and gives the folder its name."""
         self._close_shard()
         text = json.dumps(description | {"shards": self.shards}, indent=2, ensure_ascii=False)
         (self.temporary / PREPARED_NAME).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
@@ -127,8 +112,7 @@ class TokenShardWriter:
         self.temporary.rename(self.folder)
 
 
-def table_of(rows: list[Tokens]) -> pa.Table:
-    """Rows as a table of `SCHEMA`."""
+def _table_of(rows: list[Tokens]) -> pa.Table:
     offsets = pa.array(np.cumsum([0, *(len(row.ids) for row in rows)]), pa.int32())
     flat = [
         np.concatenate([row.ids for row in rows]).astype(np.int32),

@@ -6,11 +6,41 @@ import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 
+from .countdown import apply_sign
 from .item import Item, Verdict, read_answer
-from .words import DAYS, HOLDERS, NAMES, PLACES, THINGS, pick
+
+# Words, most frequent first: draws follow Zipf's law, so that common and rare words exist.
+NAMES = """Anna Ben Mia Tom Lena Sam Eva Max Nina Leo Sara Paul Emma Jack Lucy Adam Rosa Omar Ida Hugo Clara Felix
+Maya Oscar Julia Ivan Nora Theo Alma Karl Vera Luis Greta Amir Elsa Hana Noah Zoe Ravi Iris Yusuf Ada Pedro Freya Kofi
+Ines Marek Tara Bruno Selma Arjun Edith Tariq Wanda Kenji Olga Mateo Sanna Dario Helga Bashir Petra Sven Amara Viktor
+Lotte Rafael Mei Anton Zara Emil Farah Gustav Dalia Jonas Priya Cyrus Thea Milan Aisha Otto Leila Jasper Noor Edgar
+Signe Pablo Yara Henrik Salma Casper Fiona Ilya Brigitte Walter Xenia Quentin Ulrike""".split()
+
+THINGS = """apples books pens coins cards eggs stamps balls pears shells cups stones roses plums keys nuts cakes
+buttons ribbons pencils marbles candles lemons stickers tickets tulips cookies bottles peaches beads photos bricks
+oranges magnets spoons cherries feathers lanterns carrots puzzles badges melons pebbles crayons muffins turnips
+envelopes baskets acorns notebooks walnuts mittens pumpkins postcards whistles radishes figurines thimbles apricots
+chestnuts telescopes sunflowers harmonicas blackberries paintbrushes pineapples cucumbers dumplings hazelnuts
+snowglobes tambourines artichokes kaleidoscopes gooseberries medallions tangerines clementines mandolins""".split()
+
+PLACES = """shop market school park garden library fair station harbour kitchen museum farm beach bakery theatre
+workshop cabin attic orchard cellar lighthouse greenhouse observatory monastery vineyard aquarium""".split()
+
+HOLDERS = (
+    "boxes bags baskets jars trays crates drawers bowls shelves packets tins cases barrels satchels hampers".split()
+)
+
+DAYS = "Monday Friday Sunday Tuesday Saturday Thursday Wednesday".split()
+
+CUMULATIVE = {
+    len(words): list(accumulate(1.0 / (rank + 2) for rank in range(len(words))))
+    for words in (NAMES, THINGS, PLACES, HOLDERS, DAYS)
+}
 
 LARGEST = 99
+MORE = {"+": "more", "-": "less"}
 GAINS = ("buys {n} more", "finds {n} more", "gets {n} more from {friend}", "picks {n} more", "wins {n} more")
 LOSSES = ("gives {n} to {friend}", "loses {n}", "sells {n}", "breaks {n}", "leaves {n} at the {place}")
 STARTS = (
@@ -31,8 +61,18 @@ ASKS = (
 )
 
 
+def pick(words: list[str], chance: random.Random, count: int = 1) -> list[str]:
+    """Draws `count` different words, word number r (from 0) with weight 1 / (r + 2)."""
+    drawn: list[str] = []
+    while len(drawn) < count:
+        word = chance.choices(words, cum_weights=CUMULATIVE[len(words)])[0]
+        if word not in drawn:
+            drawn.append(word)
+    return drawn
+
+
 @dataclass(frozen=True)
-class Story:
+class _Story:
     """A question, its worked lines, the result, and the numbers that make it the same problem as another."""
 
     question: str
@@ -63,41 +103,40 @@ class Arithmetic:
         return Verdict.SOLVED if int(answer) == int(item.key.rsplit(" ", 1)[1]) else Verdict.WRONG
 
 
-def gain_and_loss(chance: random.Random) -> Story | None:
-    """Two changes to a first amount, each a gain or a loss."""
+def _draw_sign(chance: random.Random) -> str:
+    return "+" if chance.random() < 0.5 else "-"
+
+
+def _gain_and_loss(chance: random.Random) -> _Story | None:
     (name, friend), (things,) = pick(NAMES, chance, 2), pick(THINGS, chance)
     (place,), (day,) = pick(PLACES, chance), pick(DAYS, chance)
     amount = start = chance.randint(2, 40)
     phrases, lines, changes = [], [f"{name} starts with {start} {things}."], []
     for _ in range(2):
-        is_gain = chance.random() < 0.5
-        n = chance.randint(2, 20)
-        after = amount + n if is_gain else amount - n
+        sign, n = _draw_sign(chance), chance.randint(2, 20)
+        after = apply_sign(amount, sign, n)
         if not 1 <= after <= LARGEST:
             return None
-        phrase = chance.choice(GAINS if is_gain else LOSSES).format(n=n, friend=friend, place=place)
-        sign = "+" if is_gain else "-"
-        lines.append(f"{'more' if is_gain else 'less'}: {amount}{sign}{n}={after}")
-        phrases.append(phrase)
+        phrases.append(chance.choice(GAINS if sign == "+" else LOSSES).format(n=n, friend=friend, place=place))
+        lines.append(f"{MORE[sign]}: {amount}{sign}{n}={after}")
         changes.append(f"{sign}{n}")
         amount = after
     first = chance.choice(STARTS).format(name=name, n=start, things=things, place=place, day=day)
     middle = chance.choice(JOINS).format(name=name, first=phrases[0], second=phrases[1])
     ask = chance.choice(ASKS).format(name=name, things=things)
-    return Story(f"{first} {middle} {ask}", lines, amount, f"change {start}{changes[0]}{changes[1]}")
+    return _Story(f"{first} {middle} {ask}", lines, amount, f"change {start}{changes[0]}{changes[1]}")
 
 
-def equal_groups(chance: random.Random) -> Story | None:
+def _equal_groups(chance: random.Random) -> _Story | None:
     """So many holders with so many things each, then a gain or a loss."""
     (name,), (things,), (holders,) = pick(NAMES, chance), pick(THINGS, chance), pick(HOLDERS, chance)
     num_groups, size, n = chance.randint(2, 5), chance.randint(2, 9), chance.randint(2, 9)
     total = num_groups * size
-    is_gain = chance.random() < 0.5
-    after = total + n if is_gain else total - n
+    sign = _draw_sign(chance)
+    after = apply_sign(total, sign, n)
     if not 1 <= after <= LARGEST:
         return None
-    sign = "+" if is_gain else "-"
-    change = f"adds {n} loose {things}" if is_gain else f"takes out {n} {things}"
+    change = f"adds {n} loose {things}" if sign == "+" else f"takes out {n} {things}"
     question = chance.choice(
         (
             f"{name} fills {num_groups} {holders} with {size} {things} each and {change}. How many {things} are there?",
@@ -106,33 +145,31 @@ def equal_groups(chance: random.Random) -> Story | None:
     )
     lines = [
         f"{num_groups} {holders} of {things}: {num_groups}*{size}={total}",
-        f"{'more' if is_gain else 'less'}: {total}{sign}{n}={after}",
+        f"{MORE[sign]}: {total}{sign}{n}={after}",
     ]
-    return Story(question, lines, after, f"groups {num_groups}*{size}{sign}{n}")
+    return _Story(question, lines, after, f"groups {num_groups}*{size}{sign}{n}")
 
 
-def comparison(chance: random.Random) -> Story | None:
+def _comparison(chance: random.Random) -> _Story | None:
     """One person has so many more or fewer than another; how many have both?"""
     (name, friend), (things,) = pick(NAMES, chance, 2), pick(THINGS, chance)
     first, n = chance.randint(2, 30), chance.randint(2, 15)
-    has_more = chance.random() < 0.5
-    second = first + n if has_more else first - n
+    sign = _draw_sign(chance)
+    second = apply_sign(first, sign, n)
     if not (second >= 1 and first + second <= LARGEST):
         return None
-    sign = "+" if has_more else "-"
     question = chance.choice(
         (
-            f"{name} has {first} {things}. {friend} has {n} {'more' if has_more else 'fewer'}. "
+            f"{name} has {first} {things}. {friend} has {n} {'more' if sign == '+' else 'fewer'}. "
             f"How many {things} do both have together?",
-            f"{friend} owns {n} {things} {'more' if has_more else 'less'} than {name}, who owns {first}. "
-            f"How many {things} is that in all?",
+            f"{friend} owns {n} {things} {MORE[sign]} than {name}, who owns {first}. How many {things} is that in all?",
         )
     )
     lines = [
         f"{friend} has {first}{sign}{n}={second} {things}.",
         f"both: {first}+{second}={first + second}",
     ]
-    return Story(question, lines, first + second, f"compare {first}{sign}{n}")
+    return _Story(question, lines, first + second, f"compare {first}{sign}{n}")
 
 
-STORY_KINDS: tuple[Callable[[random.Random], Story | None], ...] = (gain_and_loss, equal_groups, comparison)
+STORY_KINDS: tuple[Callable[[random.Random], _Story | None], ...] = (_gain_and_loss, _equal_groups, _comparison)

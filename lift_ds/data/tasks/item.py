@@ -26,8 +26,6 @@ class Item:
     """One question with a worked response.
 
     Args:
-        task: Name of the task.
-        question: Text of the user's turn.
         response: Worked answer, ending in `<answer>...</answer>`.
         key: What makes the item the same item as another; train and test are disjoint in it.
     """
@@ -57,16 +55,9 @@ def split_of(key: str) -> str:
 
 
 def draw_item(task: Task, seed: int, split: str, index: int) -> Item:
-    """Item number `index` of a split: the same for the same arguments, on every machine.
+    """Item number `index` of a split, `train` or `test`: the same for the same arguments, on every machine.
 
-    Args:
-        task: The task.
-        seed: Data seed.
-        split: `train` or `test`.
-        index: Position in the endless sequence of the split, from 0.
-
-    Returns:
-        The first proposal of the sequence keyed by all arguments whose key belongs to the split.
+    It is the first proposal of the sequence keyed by all arguments whose key belongs to the split.
 
     Raises:
         ValueError: `split` is neither `train` nor `test`.

@@ -9,26 +9,19 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from .arithmetic import Arithmetic
+from .arithmetic import NAMES, THINGS, Arithmetic, pick
 from .countdown import apply_sign, countdown_key
 from .item import split_of
 from .sudoku import BLANK, FEWEST_BLANKS, MOST_BLANKS, all_grids, as_rows, punch_holes
-from .words import NAMES, THINGS, pick
 
 TURN = "<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>"
 Chat = tuple[str, str]
 
 
 def pretraining_text(seed: int, split: str, index: int) -> str:
-    """Document number `index` of the endless pretraining text, special tokens written out.
+    """Document number `index` of the endless text of a split, `train` or `test`, special tokens written out.
 
-    Args:
-        seed: Data seed.
-        split: `train` or `test` (held-out documents of the same kinds).
-        index: Position in the sequence, from 0.
-
-    Returns:
-        Plain lines, or a chat in the LLaDA template.
+    It is plain lines, or a chat in the LLaDA template.
     """
     chance = random.Random(f"pretraining/{seed}/{split}/{index}")
     document = chance.choices(list(DOCUMENTS), weights=list(DOCUMENTS.values()))[0](chance)
@@ -44,13 +37,12 @@ def instruction(seed: int, split: str, index: int) -> Chat:
     return chance.choices(list(INSTRUCTIONS), weights=list(INSTRUCTIONS.values()))[0](chance)
 
 
-def equations(chance: random.Random) -> str:
-    """Lines such as `12+7=19` and `4+9-2=11`."""
-    return "\n".join(equation(chance) for _ in range(chance.randint(6, 12)))
+def _equations(chance: random.Random) -> str:
+    return "\n".join(_equation(chance) for _ in range(chance.randint(6, 12)))
 
 
-def equation(chance: random.Random) -> str:
-    """One true equation of two or three numbers; results between 0 and 99."""
+def _equation(chance: random.Random) -> str:
+    """A true one of two or three numbers; results between 0 and 99."""
     while True:
         largest = chance.choice((9, 20, 20, 40, 60))
         first, second, third = (chance.randint(0, largest) for _ in range(3))
@@ -63,11 +55,11 @@ def equation(chance: random.Random) -> str:
         if chance.random() < 0.5:
             return f"{first}{sign_a}{second}={middle}"
         last = apply_sign(middle, sign_b, third)
-        if 0 <= last <= 99 and not is_held_out(first, second, third, last):
+        if 0 <= last <= 99 and not _is_held_out(first, second, third, last):
             return f"{first}{sign_a}{second}{sign_b}{third}={last}"
 
 
-def echoes(chance: random.Random) -> str:
+def _echoes(chance: random.Random) -> str:
     """A list of words and numbers, written two or three times: what copying is learned from first."""
     entries = [
         chance.choice((str(chance.randint(0, 99)), *pick(NAMES, chance), *pick(THINGS, chance)))
@@ -76,15 +68,14 @@ def echoes(chance: random.Random) -> str:
     return "\n".join([", ".join(entries)] * chance.randint(2, 3))
 
 
-def worked_sum(chance: random.Random) -> Chat:
-    """`Work out 12+7-3.`, in two steps, with the value as the answer."""
-    expression, steps, value = two_steps(chance)
+def _worked_sum(chance: random.Random) -> Chat:
+    expression, steps, value = _two_steps(chance)
     return f"Work out {expression}.", f"{steps}\n<answer>{value}</answer>"
 
 
-def free_expression(chance: random.Random) -> Chat:
-    """An expression of three given numbers and no target, in two steps, with the expression as the answer."""
-    expression, steps, _ = two_steps(chance)
+def _free_expression(chance: random.Random) -> Chat:
+    """Of three given numbers and no target."""
+    expression, steps, _ = _two_steps(chance)
     numbers = expression.replace("-", "+").split("+")
     chance.shuffle(numbers)
     question = chance.choice(
@@ -93,60 +84,56 @@ def free_expression(chance: random.Random) -> Chat:
     return question, f"{steps}\n<answer>{expression}</answer>"
 
 
-def two_steps(chance: random.Random) -> tuple[str, str, int]:
+def _two_steps(chance: random.Random) -> tuple[str, str, int]:
     """A sum of three numbers, its two steps and its value."""
     while True:
         first, second, third = (chance.randint(1, 20) for _ in range(3))
         sign_a, sign_b = chance.choice("+-"), chance.choice("+-")
         middle = apply_sign(first, sign_a, second)
         value = apply_sign(middle, sign_b, third)
-        if 0 <= middle <= 99 and 0 <= value <= 99 and not is_held_out(first, second, third, value):
+        if 0 <= middle <= 99 and 0 <= value <= 99 and not _is_held_out(first, second, third, value):
             expression = f"{first}{sign_a}{second}{sign_b}{third}"
             return expression, f"{first}{sign_a}{second}={middle}\n{middle}{sign_b}{third}={value}", value
 
 
-def is_held_out(first: int, second: int, third: int, target: int) -> bool:
-    """Whether three numbers and a target are a test item of Countdown, whose solution must not occur here."""
+def _is_held_out(first: int, second: int, third: int, target: int) -> bool:
+    """Whether they are a test item of Countdown, whose solution must not occur here."""
     return split_of(countdown_key([first, second, third], target)) == "test"
 
 
-def partial_grid(chance: random.Random) -> str:
-    """A puzzle of the training split, blanks as 0, without its solution."""
+def _partial_grid(chance: random.Random) -> str:
     while True:
         grid = chance.choice(all_grids())
         if split_of(f"sudoku {grid}") == "train":
             return as_rows(punch_holes(grid, chance.randint(FEWEST_BLANKS, MOST_BLANKS), chance))
 
 
-def grids(chance: random.Random) -> str:
-    """Three partial grids."""
-    return "\n\n".join(partial_grid(chance) for _ in range(3))
+def _grids(chance: random.Random) -> str:
+    return "\n\n".join(_partial_grid(chance) for _ in range(3))
 
 
-def copied_grid(chance: random.Random) -> Chat:
-    """A partial grid, copied into the answer."""
-    grid = partial_grid(chance)
+def _copied_grid(chance: random.Random) -> Chat:
+    grid = _partial_grid(chance)
     return f"Copy this 4x4 grid:\n{grid}", f"<answer>{grid}</answer>"
 
 
-def refilled_grid(chance: random.Random) -> Chat:
-    """A partial grid whose blanks all become one digit: the clues are copied, nothing is solved."""
-    grid, digit = partial_grid(chance), chance.choice("1234")
+def _refilled_grid(chance: random.Random) -> Chat:
+    """All blanks become one digit: the clues are copied, nothing is solved."""
+    grid, digit = _partial_grid(chance), chance.choice("1234")
     return f"Put {digit} for every 0 of this 4x4 grid:\n{grid}", f"<answer>{grid.replace(BLANK, digit)}</answer>"
 
 
-def wordings(chance: random.Random) -> str:
-    """Two questions of word problems, unanswered."""
+def _wordings(chance: random.Random) -> str:
+    """Questions of word problems, unanswered."""
     return "\n".join(Arithmetic().propose(chance).question for _ in range(2))
 
 
-def copied_story(chance: random.Random) -> Chat:
-    """A question, repeated word by word."""
+def _copied_story(chance: random.Random) -> Chat:
     question = Arithmetic().propose(chance).question
     return f"Repeat: {question}", question
 
 
-def counted_things(chance: random.Random) -> Chat:
+def _counted_things(chance: random.Random) -> Chat:
     """Who has how many: a look-up, no arithmetic."""
     names, (things,) = pick(NAMES, chance, 3), pick(THINGS, chance)
     amounts = [chance.randint(1, 40) for _ in names]
@@ -157,22 +144,22 @@ def counted_things(chance: random.Random) -> Chat:
 
 
 INSTRUCTIONS: dict[Callable[[random.Random], Chat], int] = {
-    worked_sum: 4,
-    free_expression: 4,
-    copied_grid: 1,
-    refilled_grid: 2,
-    copied_story: 2,
-    counted_things: 3,
+    _worked_sum: 4,
+    _free_expression: 4,
+    _copied_grid: 1,
+    _refilled_grid: 2,
+    _copied_story: 2,
+    _counted_things: 3,
 }
 DOCUMENTS: dict[Callable[[random.Random], str | Chat], int] = {
-    equations: 5,
-    echoes: 4,
-    worked_sum: 3,
-    free_expression: 3,
-    grids: 1,
-    copied_grid: 2,
-    refilled_grid: 3,
-    wordings: 1,
-    copied_story: 2,
-    counted_things: 2,
+    _equations: 5,
+    _echoes: 4,
+    _worked_sum: 3,
+    _free_expression: 3,
+    _grids: 1,
+    _copied_grid: 2,
+    _refilled_grid: 3,
+    _wordings: 1,
+    _copied_story: 2,
+    _counted_things: 2,
 }

@@ -45,12 +45,12 @@ def all_grids() -> tuple[str, ...]:
     def extend(grid: str) -> list[str]:
         if len(grid) == 16:
             return [grid]
-        return [full for row in rows if fits(grid + row) for full in extend(grid + row)]
+        return [full for row in rows if _fits(grid + row) for full in extend(grid + row)]
 
     return tuple(extend(""))
 
 
-def fits(grid: str) -> bool:
+def _fits(grid: str) -> bool:
     """Whether whole rows so far repeat no digit in a column or a 2x2 box."""
     columns = (grid[column::4] for column in range(4))
     boxes = (grid[start : start + 2] + grid[start + 4 : start + 6] for start in (0, 2, 8, 10) if len(grid) >= start + 6)
@@ -59,7 +59,7 @@ def fits(grid: str) -> bool:
 
 def punch_holes(solution: str, num_blanks: int, chance: random.Random) -> str:
     """Blanks up to `num_blanks` cells of `solution`, keeping it the only solution."""
-    rivals = rival_differences(solution)
+    rivals = _rival_differences(solution)
     clues = (1 << 16) - 1
     for cell in chance.sample(range(16), 16):
         if 16 - clues.bit_count() == num_blanks:
@@ -71,7 +71,7 @@ def punch_holes(solution: str, num_blanks: int, chance: random.Random) -> str:
 
 
 @cache
-def rival_differences(solution: str) -> tuple[int, ...]:
+def _rival_differences(solution: str) -> tuple[int, ...]:
     """For each other grid, the cells where it differs from `solution`, as the bits of a 16-bit number."""
     return tuple(
         sum(1 << cell for cell in range(16) if grid[cell] != solution[cell]) for grid in all_grids() if grid != solution

@@ -9,15 +9,18 @@ are when the model is used, so no token spans the border. What looks like a spec
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import Any, Literal
+from itertools import chain
+from typing import Literal
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from lift_ds.data.batch import Tokens
+
 from .ids import TextTokenizer
+from .objects import leaves_of
 from .records import Conversation
 from .rendering import ChatRenderer, TrainOn
 
@@ -28,27 +31,13 @@ class TooLongError(ValueError):
     """A row is longer than the limit; `data.on_long` decides what happens."""
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """Token ids (length,) with the masks of `data.batch.Document`."""
-
-    ids: np.ndarray
-    response_mask: np.ndarray
-    filler_mask: np.ndarray
-
-
 class ChatEncoder:
     """Renders, tokenises and marks conversations.
 
     Args:
         tokenizer: A tokenizer with a chat template (plain text needs none).
-        end_token_id: Id of the end token, from the model's config.
-        max_length: Most tokens of a document.
         pad_targets: `none` ends with the template's own end of turn, `one_eos` adds the end token once and learns it,
             `all` fills the last response up to a multiple of `pad_to_multiple` with learned end tokens.
-        pad_to_multiple: See `pad_targets`; in tokens.
-        train_on: Learn every assistant turn, or the last one only.
-        truncate: Cut rows that are too long instead of raising `TooLongError`.
         clock: Time that the template's clock shows; `None`: now.
         may_drop: Whether the template may leave out texts.
         start_token_id: Put before rows whose first token would be learned; `None` where a model can predict that token.
@@ -67,7 +56,6 @@ class ChatEncoder:
         clock: datetime | None = None,
         may_drop: bool = False,
     ) -> None:
-        """Stores the settings and looks at tokenizer and template."""
         self.tokenizer = tokenizer
         self.end_token_id = end_token_id
         self.max_length = max_length
@@ -110,14 +98,10 @@ class ChatEncoder:
         try:
             return self.text.ids([self.renderer.prompt(messages) + answer_prefix])[0]
         except Exception as error:  # tokenizers and templates have their own
-            raise located(error, Conversation(tuple(messages)), where) from error
+            raise _located(error, Conversation(tuple(messages)), where) from error
 
     def encode(self, conversation: Conversation, where: str) -> Tokens:
-        """Tokens of one conversation.
-
-        Args:
-            conversation: Messages that end with the assistant's, or plain text.
-            where: File and line, for messages.
+        """Tokens of one conversation that ends with the assistant's message, or of plain text.
 
         Raises:
             TooLongError: It has more than `max_length` tokens and is not cut, or its prompt alone is too long.
@@ -130,15 +114,7 @@ class ChatEncoder:
         return tokens
 
     def encode_batch(self, conversations: Sequence[Conversation], wheres: Sequence[str]) -> list[Tokens | Exception]:
-        """Tokens of many conversations, tokenised in one call.
-
-        Args:
-            conversations: As `encode` takes them.
-            wheres: File and line of each, for messages.
-
-        Returns:
-            For each its tokens, or the error that `encode` raises of it; one bad row leaves the others alone.
-        """
+        """Of many conversations, tokenised in one call, the tokens of each, or the error that `encode` raises of it."""
         rows = [
             self._attempt_segments(conversation, where)
             for conversation, where in zip(conversations, wheres, strict=True)
@@ -148,7 +124,7 @@ class ChatEncoder:
             parts = iter(self.text.ids(texts))
         except Exception as error:  # of one row at least; each alone shows which
             if len(rows) == 1:
-                return [located(error, conversations[0], wheres[0])]
+                return [_located(error, conversations[0], wheres[0])]
             return [
                 self.encode_batch([conversation], [where])[0]
                 for conversation, where in zip(conversations, wheres, strict=True)
@@ -160,7 +136,7 @@ class ChatEncoder:
                 continue
             encoded = [next(parts) for _ in row]
             try:
-                encoded_rows.append(self.assemble(encoded, [is_learned for _, is_learned in row], where))
+                encoded_rows.append(self._assemble(encoded, [is_learned for _, is_learned in row], where))
             except TooLongError as error:
                 encoded_rows.append(error)
         return encoded_rows
@@ -172,40 +148,19 @@ class ChatEncoder:
             self.text.refuse_marks(conversation.text)
             return [(conversation.text, True)]
         except Exception as error:  # templates raise what they like, and the other rows of the batch go on
-            return located(error, conversation, where)
+            return _located(error, conversation, where)
 
-    def assemble(self, encoded: list[list[int]], learned: list[bool], where: str) -> Tokens:
-        """The tokens of a row with end tokens and masks.
-
-        Args:
-            encoded: Token ids of every segment.
-            learned: Whether each is learned.
-            where: File and line, for messages.
-
-        Raises:
-            TooLongError: See `encode`.
-        """
-        end = self.end_tokens(len(encoded[-1])) if learned[-1] else []  # a turn that is context may stand last
+    def _assemble(self, encoded: list[list[int]], learned: list[bool], where: str) -> Tokens:
+        end = self._end_tokens(len(encoded[-1])) if learned[-1] else []  # a turn that is context may stand last
         first_is_learned = next((is_learned for part, is_learned in zip(encoded, learned, strict=True) if part), True)
         if self.start_token_id is not None and first_is_learned:
             encoded, learned = [[self.start_token_id], *encoded], [False, *learned]
-        joined: list[int] = []
-        for part in encoded:
-            joined += part
-        ids = np.array(joined + end, dtype=np.int64)
-        response, filler = np.ones(len(ids), dtype=bool), np.zeros(len(ids), dtype=bool)
-        start = 0
-        for part, is_learned in zip(encoded, learned, strict=True):
-            response[start : start + len(part)] = is_learned
-            start += len(part)
-        filler[len(ids) - max(len(end) - 1, 0) :] = True
-        limit = self.max_length
-        if len(ids) > limit:
-            self.check_length(len(ids), int(response.argmax()) if response.any() else len(ids), where)
-        return Tokens(ids[:limit], response[:limit], filler[:limit])
+        ids = np.array([*chain.from_iterable(encoded), *end], dtype=np.int64)
+        response = np.repeat([*learned, True], [*map(len, encoded), len(end)])
+        filler = np.arange(len(ids)) >= len(ids) - max(len(end) - 1, 0)
+        return self.fit(Tokens(ids, response, filler), where)
 
-    def end_tokens(self, response_length: int) -> list[int]:
-        """The end tokens that follow the last response, by `pad_targets`."""
+    def _end_tokens(self, response_length: int) -> list[int]:
         if self.pad_targets == "none":
             return []
         count = 1
@@ -213,9 +168,16 @@ class ChatEncoder:
             count += -(response_length + 1) % self.pad_to_multiple
         return [self.end_token_id] * count
 
-    def check_length(self, length: int, prompt_length: int, where: str) -> None:
-        """Refuses a row above `max_length` unless cutting it is allowed and leaves something to learn."""
-        limit = self.max_length
+    def fit(self, tokens: Tokens, where: str) -> Tokens:
+        """A row of at most `max_length` tokens; a longer one is cut where that is allowed and leaves a target.
+
+        Raises:
+            TooLongError: It is not.
+        """
+        length, limit = len(tokens.ids), self.max_length
+        if length <= limit:
+            return tokens
+        prompt_length = int(tokens.response_mask.argmax()) if tokens.response_mask.any() else length
         if prompt_length >= limit:
             raise TooLongError(f"{where}: the prompt alone has {prompt_length} tokens; data.max_length is {limit}.")
         if not self.truncate:
@@ -223,32 +185,25 @@ class ChatEncoder:
                 f"{where}: {length} tokens, more than data.max_length={limit}. "
                 "Raise it, or set data.on_long to skip or truncate."
             )
+        return Tokens(tokens.ids[:limit], tokens.response_mask[:limit], tokens.filler_mask[:limit])
 
 
-def named_texts(conversation: Conversation) -> Iterator[tuple[str, str]]:
-    """Every text of a conversation, those inside of calls and tools too, with what to call it."""
+def _named_texts(conversation: Conversation) -> Iterator[tuple[str, str]]:
+    """Every text of a conversation, keys and those inside of calls and tools too, with what to call it."""
     if conversation.text is not None:
         yield "text 1 of 1", conversation.text
     count = len(conversation.messages)
     for number, message in enumerate(conversation.messages, start=1):
         yield f"text {number} of {count}", message["content"]
-        yield from ((f"{key!r} of message {number}", text) for key in message for text in strings_in(message[key]))
-    yield from (("a tool", text) for text in strings_in(conversation.tools))
+        for key, value in message.items():
+            yield from ((f"{key!r} of message {number}", leaf) for leaf in leaves_of(value) if isinstance(leaf, str))
+    yield from (("a tool", leaf) for leaf in leaves_of(conversation.tools) if isinstance(leaf, str))
 
 
-def strings_in(value: Any) -> Iterator[str]:
-    """The texts in a value, keys of objects too."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list | tuple):
-        for inner in [*value, *value.values()] if isinstance(value, dict) else value:
-            yield from strings_in(inner)
-
-
-def located(error: Exception, conversation: Conversation, where: str) -> ValueError:
+def _located(error: Exception, conversation: Conversation, where: str) -> ValueError:
     """The error of a template or tokenizer with its place, or a clearer one where a text is no Unicode."""
     message = str(error) if str(error).startswith(where) else f"{where}: {type(error).__name__}: {error}"
-    for name, text in named_texts(conversation):
+    for name, text in _named_texts(conversation):
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as cause:

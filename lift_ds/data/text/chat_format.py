@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from lift_ds.text_files import load_json, read_text
 
-from .clock import has_clock
+from .templates import has_clock
 
 if TYPE_CHECKING:  # tools that write it read no tokenizer
     from transformers import PreTrainedTokenizerBase
@@ -31,17 +31,11 @@ KEYS = {name: f"data.{name}" for name in FROM_DATA}
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """How chats became tokens.
+    """How chats became tokens; most are the settings of `data` of that name.
 
     Args:
-        system: System text before every conversation.
         clock: The time that templates with a clock saw, as ISO text.
         wrapping: Tags that were put around the parts of an answer, or none.
-        reasoning: Where the thoughts of messages went.
-        dropped_text: Whether the template might leave out texts.
-        train_on: Which assistant turns were learned.
-        pad_targets: Which end tokens follow an answer.
-        pad_to_multiple: To a multiple of how many tokens.
         template: Text of the chat template; `None` where there is none.
     """
 
@@ -67,14 +61,10 @@ class ChatFormat:
         for part in fields(self):
             mine, theirs = getattr(self, part.name), getattr(other, part.name)
             if mine != theirs and part.name not in ignored:
-                texts = ("another", "this") if part.name == "template" else (shown(mine), shown(theirs))
-                found.append((KEYS.get(part.name, f"chat {part.name}"), *texts))
+                shown = ["none" if value is None else str(value) for value in (mine, theirs)]
+                one, other_one = ("another", "this") if part.name == "template" else shown
+                found.append((KEYS.get(part.name, f"chat {part.name}"), one, other_one))
         return found
-
-
-def shown(value: Any) -> str:
-    """A value in a message."""
-    return "none" if value is None else str(value)
 
 
 def format_of_settings(

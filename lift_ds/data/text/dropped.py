@@ -9,7 +9,7 @@ from itertools import count
 from math import isfinite
 from typing import Any, NamedTuple
 
-from .objects import with_function
+from .objects import with_function, with_leaves
 from .turns import Message
 
 THOUGHTS_REMEDY = "data.reasoning=think writes thoughts into the answer, before it"
@@ -21,15 +21,7 @@ Tools = Sequence[dict[str, Any]]
 
 
 class Said(NamedTuple):
-    """One text of a conversation.
-
-    Args:
-        what: What it is, and of which message.
-        text: The text.
-        remedy: What helps where it is left out.
-        turn: Place of its message; `None` for a tool.
-        is_content: Whether it is what the message says, and not its thoughts or calls.
-    """
+    """One text of a conversation: what it is, what helps where it is left out, and its message (`None`: of a tool)."""
 
     what: str
     text: str
@@ -50,23 +42,22 @@ def texts_of(messages: Sequence[Message], tools: Tools) -> Iterator[Said]:
         for call in message.get("tool_calls", ()):
             function = call.get("function", call)
             yield Said(f"the tool call {of}", function["name"], TEMPLATE_REMEDY, turn)
-            for leaf in leaves_of(function["arguments"]):
+            for leaf in _leaves_of(function["arguments"]):
                 yield Said(f"an argument of the tool call {of}", str(leaf), TEMPLATE_REMEDY, turn)
 
 
-def is_leaf(value: Any) -> bool:
-    """Whether an argument is a text or a number, which templates write as they are; true and NaN have several forms."""
+def _is_leaf(value: Any) -> bool:
+    """Whether templates write an argument as it is: a text or a number; true and NaN have several forms."""
     return isinstance(value, str) or (
         isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
     )
 
 
-def leaves_of(value: Any) -> Iterator[str | int | float]:
-    """The texts and numbers in an argument, whatever it is."""
+def _leaves_of(value: Any) -> Iterator[str | int | float]:
     if isinstance(value, dict | list):
         for inner in value.values() if isinstance(value, dict) else value:
-            yield from leaves_of(inner)
-    elif is_leaf(value):
+            yield from _leaves_of(inner)
+    elif _is_leaf(value):
         yield value
 
 
@@ -75,20 +66,15 @@ def find_dropped(messages: Sequence[Message], tools: Tools, rendered: str) -> Sa
 
     Turns are looked for in their order, a system's text anywhere, and what one turn says in any order: some templates
     write calls before the text. White space does not count, and what a template writes with escapes counts as written.
-
-    Args:
-        messages: As the template had them.
-        tools: As the template had them.
-        rendered: What it wrote.
     """
-    rendering = squeezed(rendered)
+    rendering = _squeezed(rendered)
     start = place = 0
     turn = None
     for said in texts_of(messages, tools):
         if said.turn != turn:
             turn, start = said.turn, place
         is_ordered = turn is not None and messages[turn]["role"] != "system"
-        end = find_end(rendering, said.text, start if is_ordered else 0)
+        end = _find_end(rendering, said.text, start if is_ordered else 0)
         if end is None:
             return said
         if is_ordered and said.is_content:
@@ -96,12 +82,12 @@ def find_dropped(messages: Sequence[Message], tools: Tools, rendered: str) -> Sa
     return None
 
 
-def squeezed(text: str) -> str:
+def _squeezed(text: str) -> str:
     """A text without white space, which templates strip and add."""
     return "".join(text.split())
 
 
-def written_forms(text: str) -> Iterator[str]:
+def _written_forms(text: str) -> Iterator[str]:
     """How templates write a text: as it is, in JSON, in a call between single quotes, in XML."""
     yield text
     as_json = json.dumps(text, ensure_ascii=False)[1:-1]
@@ -114,10 +100,10 @@ def written_forms(text: str) -> Iterator[str]:
     yield in_xml.replace('"', "&#34;").replace("'", "&#39;")  # as jinja has it
 
 
-def find_end(rendering: str, text: str, start: int) -> int | None:
-    """Where a text ends in what was rendered, in one of its forms; `None` where it is not there."""
-    for written in written_forms(text):
-        wanted = squeezed(written)
+def _find_end(rendering: str, text: str, start: int) -> int | None:
+    """Where a text ends in a rendering, in one of its forms."""
+    for written in _written_forms(text):
+        wanted = _squeezed(written)
         found = rendering.find(wanted, start)
         if found >= 0:
             return found + len(wanted)
@@ -130,18 +116,14 @@ def form_of(messages: Sequence[Message], tools: Tools) -> str:
         (
             message["role"],
             sorted(key for key in message if message[key]),
-            [shape_of(call.get("function", call)["arguments"]) for call in message.get("tool_calls", ())],
+            [
+                with_leaves(call.get("function", call)["arguments"], lambda leaf: type(leaf).__name__)
+                for call in message.get("tool_calls", ())
+            ],
         )
         for message in messages
     ]
     return repr((len(tools), turns))
-
-
-def shape_of(value: Any) -> Any:
-    """An argument with the types of its texts and numbers in their stead."""
-    if isinstance(value, dict):
-        return {key: shape_of(inner) for key, inner in value.items()}
-    return [shape_of(inner) for inner in value] if isinstance(value, list) else type(value).__name__
 
 
 def find_unwritten(
@@ -150,28 +132,19 @@ def find_unwritten(
     """Which of a conversation's texts, by their places, the template never writes, as words show in their stead.
 
     A short text may stand in a rendering by chance; a word that nothing else has does not.
-
-    Args:
-        messages: A conversation.
-        tools: Its tools.
-        render: Renders a conversation.
     """
     numbers = count()
 
     def word() -> str:
         return f"word{next(numbers)}of"
 
-    def other_value(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: other_value(inner) for key, inner in value.items()}
-        if isinstance(value, list):
-            return [other_value(inner) for inner in value]
+    def other_leaf(value: Any) -> Any:
         if isinstance(value, str):
             return word()
-        return type(value)(FIRST_NUMBER + next(numbers)) if is_leaf(value) else value
+        return type(value)(FIRST_NUMBER + next(numbers)) if _is_leaf(value) else value
 
     def in_words(function: dict[str, Any]) -> dict[str, Any]:
-        return {**function, "name": word(), "arguments": other_value(function["arguments"])}
+        return {**function, "name": word(), "arguments": with_leaves(function["arguments"], other_leaf)}
 
     other_tools = [with_function(tool, lambda function: {**function, "name": word()}) for tool in tools]
     others: list[Message] = []

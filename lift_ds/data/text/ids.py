@@ -22,12 +22,10 @@ class TextTokenizer:
     between the template's own tokens as if the tokenizer had no special ones. Only tokens flagged as special are held
     back; `<think>` and its like are ordinary added tokens in the tokenizers that have them, and stay tokens.
 
-    Args:
-        tokenizer: Fast tokenizers encode a batch in one call; others text by text.
+    Fast tokenizers encode a batch in one call; others text by text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Finds the special tokens, and switches off the backend's own cutting and padding."""
         self.tokenizer = tokenizer
         self.special_ids = {
             token.content: token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
@@ -56,11 +54,7 @@ class TextTokenizer:
         return self._special.sub(f"{START}\\g<0>{END}", text)
 
     def refuse_marks(self, text: str) -> None:
-        """Refuses a person's text that has the characters of `marked` itself.
-
-        Raises:
-            ValueError: It has one.
-        """
+        """Refuses, with a ValueError, a person's text that has the characters of `marked` itself."""
         if START in text or END in text:
             raise ValueError(
                 f"a text has U+{ord(START):X} or U+{ord(END):X}, which are no characters (Unicode keeps them for "
@@ -92,12 +86,11 @@ class TextTokenizer:
             run += text[done : match.start()] + (match[1] or "")
             done = match.end()
             if match[2] is not None:
-                ids += [*self.ids_without_special(run), self.special_ids[match[2]]]
+                ids += [*self._ids_without_special(run), self.special_ids[match[2]]]
                 run = ""
-        return ids + self.ids_without_special(run + text[done:])
+        return ids + self._ids_without_special(run + text[done:])
 
-    def ids_without_special(self, text: str) -> list[int]:
-        """Token ids as of a tokenizer without special tokens."""
+    def _ids_without_special(self, text: str) -> list[int]:
         if self._backend is None:
             return list(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
         if self._without_special is None:  # a copy: the switch is the tokenizer's, and others are using that one

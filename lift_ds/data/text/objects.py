@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,8 @@ def holds_something(value: Any) -> bool:
     return value is not None and not (hasattr(value, "__len__") and len(value) == 0)
 
 
-def parsed(text: str) -> Any:
-    """The value of a JSON text that stands in a row.
-
-    Raises:
-        ValueError: It is none, or an object in it has a key twice.
-    """
+def _parsed(text: str) -> Any:
+    """The value of a JSON text that stands in a row."""
     try:
         return load_json(text.strip(INVISIBLE))
     except RecursionError:
@@ -36,7 +32,7 @@ def as_list(value: Any) -> Any:
         ValueError: It begins like JSON and is none, has a key twice in one object, or its lists differ in length.
     """
     if isinstance(value, str) and value.lstrip(INVISIBLE)[:1] in ("[", "{"):
-        value = parsed(value)
+        value = _parsed(value)
     if isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values()):
         if len(set(map(len, value.values()))) > 1:
             raise ValueError(f"its lists {sorted(value)} differ in length")
@@ -78,12 +74,24 @@ def plain(value: Any) -> Any:
     return value
 
 
-def tools_in(value: Any, what: str, where: str) -> tuple[dict[str, Any], ...]:
-    """What the assistant may call.
+def leaves_of(value: Any) -> Iterator[Any]:
+    """All in a value that is neither list nor object; keys of objects too."""
+    if isinstance(value, dict | list | tuple):
+        for inner in [*value, *value.values()] if isinstance(value, dict) else value:
+            yield from leaves_of(inner)
+    else:
+        yield value
 
-    Raises:
-        ValueError: It is no list of objects, or the function of one is none.
-    """
+
+def with_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A value with all in it changed that is neither list nor object."""
+    if isinstance(value, dict):
+        return {key: with_leaves(inner, change) for key, inner in value.items()}
+    return [with_leaves(inner, change) for inner in value] if isinstance(value, list) else change(value)
+
+
+def tools_in(value: Any, what: str, where: str) -> tuple[dict[str, Any], ...]:
+    """What the assistant may call; refused where it is no list of objects, or the function of one is none."""
     tools = objects_of(value, what, where)
     for tool in tools:
         if not isinstance(tool.get("function", {}), dict):
@@ -109,7 +117,7 @@ def as_calls(value: Any, where: str) -> list[dict[str, Any]]:
         problem = ""
         if isinstance(arguments, str):
             try:
-                arguments = parsed(arguments or "{}")
+                arguments = _parsed(arguments or "{}")
             except ValueError as error:
                 arguments, problem = None, f" ({error})"
         if not isinstance(arguments, dict) or not isinstance(function.get("name"), str):

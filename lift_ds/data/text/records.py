@@ -6,7 +6,7 @@
                                           the published wrapping: <reasoning>...</reasoning>, <answer>...</answer>
     columns.text                          plain text, all of it learned
     columns.input_ids + columns.target_mask (+ columns.filler_mask), or + columns.labels
-                                          tokens that were made before; see `ready_rows`
+                                          tokens that were made before; see `prepared`
 
 A column may be a path into a list or object: `thinking_trajectories.0`. Nothing is guessed beyond the table of known
 formats, and which one was taken is said at the start of a run, with the columns that it leaves out.
@@ -75,10 +75,6 @@ class Conversation:
 def detect_columns(row: Row, ignore: frozenset[str] = frozenset()) -> ColumnsConfig:
     """The first known format whose columns the row has; of several that are joined, only the first is needed.
 
-    Args:
-        row: The record.
-        ignore: Columns that are left out, as if the row had none of them.
-
     Raises:
         ValueError: None fits; the message lists the row's columns.
     """
@@ -92,7 +88,8 @@ def detect_columns(row: Row, ignore: frozenset[str] = frozenset()) -> ColumnsCon
             for meaning, column in known.items()
         }
         beside = BESIDE_LABELS if "labels" in known else BESIDE_CHATS if {"messages", "prompt"} & set(known) else {}
-        found = {meaning: name for meaning, names in beside.items() if (name := first_there(names, values)) is not None}
+        # of several names, the first one counts
+        found = {meaning: name for meaning, names in beside.items() for name in reversed(names) if name in values}
         keys = keys_of_messages(values[known["messages"]]) if "messages" in known else {}
         return ColumnsConfig(**kept, **found, **keys)
     raise ValueError(
@@ -102,48 +99,42 @@ def detect_columns(row: Row, ignore: frozenset[str] = frozenset()) -> ColumnsCon
     )
 
 
-def first_there(names: tuple[str, ...], values: dict[str, Any]) -> str | None:
-    """The first name that is a key."""
-    return next((name for name in names if name in values), None)
-
-
 def read_conversation(row: Row, columns: ColumnsConfig, rules: RowRules) -> Conversation:
     """The conversation of one row.
-
-    Args:
-        row: The record.
-        columns: The mapping.
-        rules: What the config says of every row.
 
     Raises:
         ValueError: A mapped column is missing, empty, or of another type, or the row holds something that would change
             what is said or learned and is not used; the message names file and line.
     """
-    refuse_unread(row, columns, rules)
+    _refuse_unread(row, columns, rules)
     if columns.text is not None:
-        return Conversation(text=text_at(row, columns.text))
+        return Conversation(text=_text_at(row, columns.text))
     if columns.messages is not None:
-        turns = [read_turn(turn, columns, rules, row.where) for turn in messages_at(row, columns.messages)]
+        turns = [read_turn(turn, columns, rules, row.where) for turn in _messages_at(row, columns.messages)]
     else:
-        prompt = side_of(row, columns.prompt, "user", columns, rules)
+        prompt = _side_of(row, columns.prompt, "user", columns, rules)
         turns = [(message, False) for message, _ in prompt]
         if columns.response is not None:
-            turns += side_of(row, columns.response, "assistant", columns, rules)
+            turns += _side_of(row, columns.response, "assistant", columns, rules)
         else:
-            answer = in_tags(text_at(row, columns.reasoning), text_at(row, columns.answer))
+            answer = in_tags(_text_at(row, columns.reasoning), _text_at(row, columns.answer))
             turns.append(({"role": "assistant", "content": answer}, True))
-    system = system_of(row, columns, turns[0][0]) or rules.system
-    if system is not None and turns[0][0]["role"] != "system":
+    own_system = "" if columns.system is None else _text_at(row, columns.system, is_needed=False)
+    begins_with_system = turns[0][0]["role"] == "system"
+    if own_system and begins_with_system:
+        raise ValueError(
+            f"{row.where}: column {columns.system!r} holds a system text, and the messages begin with one; remove one."
+        )
+    system = own_system or rules.system
+    if system is not None and not begins_with_system:
         turns.insert(0, ({"role": "system", "content": system}, False))
-    return as_conversation(turns, tools_of(row, columns), row.where)
+    listed = None if columns.tools is None else row.values.get(columns.tools)
+    tools = tools_in(listed, f"column {columns.tools!r}", row.where) if holds_something(listed) else ()
+    return _as_conversation(turns, tools, row.where)
 
 
-def as_conversation(turns: list[tuple[Message, bool]], tools: tuple[dict[str, Any], ...], where: str) -> Conversation:
-    """The conversation of messages, each with whether it is learned.
-
-    Raises:
-        ValueError: It does not end with the assistant's, or nothing of it is learned.
-    """
+def _as_conversation(turns: list[tuple[Message, bool]], tools: tuple[dict[str, Any], ...], where: str) -> Conversation:
+    """A conversation that ends with the assistant's turn, of messages, each with whether it is learned."""
     if turns[-1][0]["role"] != "assistant":
         raise ValueError(f"{where}: the last message is from {turns[-1][0]['role']!r}; it must be the assistant's.")
     if not any(is_learned for _, is_learned in turns):
@@ -154,12 +145,8 @@ def as_conversation(turns: list[tuple[Message, bool]], tools: tuple[dict[str, An
     return Conversation(tuple(message for message, _ in turns), tools=tools, context=context)
 
 
-def refuse_unread(row: Row, columns: ColumnsConfig, rules: RowRules) -> None:
-    """Refuses columns that the mapping leaves out although they would change what is said or learned.
-
-    Raises:
-        ValueError: One holds something.
-    """
+def _refuse_unread(row: Row, columns: ColumnsConfig, rules: RowRules) -> None:
+    """Refuses columns that the mapping leaves out although they would change what is said or learned."""
     if columns.text is None and not CHAT_KEYS.isdisjoint(row.values):  # few rows have one
         refuse_keys(row.values, sorted((CHAT_KEYS & row.values.keys()) - columns.used()), rules.ignore, row.where)
     for key in () if LEARNED.isdisjoint(row.values) else sorted(LEARNED):
@@ -191,27 +178,7 @@ def unused_keys(row: Row, columns: ColumnsConfig) -> Iterator[str]:
                     yield f"{column}.{key}"
 
 
-def system_of(row: Row, columns: ColumnsConfig, first: Message) -> str | None:
-    """The row's own system text.
-
-    Raises:
-        ValueError: It is no text, or the messages have a system turn too.
-    """
-    value = None if columns.system is None else joined(row, columns.system, is_needed=False)
-    if value and first["role"] == "system":
-        raise ValueError(
-            f"{row.where}: column {columns.system!r} holds a system text, and the messages begin with one; remove one."
-        )
-    return value or None
-
-
-def tools_of(row: Row, columns: ColumnsConfig) -> tuple[dict[str, Any], ...]:
-    """The row's tools; none where the column is empty or missing."""
-    value = row.values.get(columns.tools) if columns.tools is not None else None
-    return tools_in(value, f"column {columns.tools!r}", row.where) if holds_something(value) else ()
-
-
-def side_of(
+def _side_of(
     row: Row, column: str | list[str] | None, role: str, columns: ColumnsConfig, rules: RowRules
 ) -> list[tuple[Message, bool]]:
     """The turns of a prompt or response: its messages, or one turn of its text."""
@@ -219,7 +186,7 @@ def side_of(
     value = value_at(row, column) if isinstance(column, str) else None
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return [read_turn(turn, columns, rules, row.where) for turn in value]
-    return [({"role": role, "content": text_at(row, column)}, role == "assistant")]
+    return [({"role": role, "content": _text_at(row, column)}, role == "assistant")]
 
 
 def value_at(row: Row, column: str) -> Any:
@@ -235,25 +202,15 @@ def value_at(row: Row, column: str) -> Any:
     return value
 
 
-def text_at(row: Row, column: str | list[str] | None) -> str:
-    """A non-empty text of a row: of one column, or of several, joined by line breaks; only the first must hold one.
-
-    Raises:
-        ValueError: There is none.
-    """
+def _text_at(row: Row, column: str | list[str] | None, is_needed: bool = True) -> str:
+    """The text of a column, or of several, joined by line breaks; where it is needed, the first must hold one."""
     assert column is not None
-    return joined(row, column, is_needed=True)
-
-
-def joined(row: Row, column: str | list[str], is_needed: bool) -> str:
-    """As `text_at`; empty where the column is missing or holds nothing and is not needed."""
     first, *others = [column] if isinstance(column, str) else column
-    texts = [one_text(row, first, is_needed), *(one_text(row, other, False) for other in others)]
+    texts = [_one_text(row, first, is_needed), *(_one_text(row, other, False) for other in others)]
     return "\n".join(text for text in texts if text)
 
 
-def one_text(row: Row, column: str, is_needed: bool) -> str:
-    """The text of one column."""
+def _one_text(row: Row, column: str, is_needed: bool) -> str:
     if not is_needed and column.split(".")[0] not in row.values:
         return ""
     value = value_at(row, column)
@@ -266,12 +223,7 @@ def one_text(row: Row, column: str, is_needed: bool) -> str:
     return value
 
 
-def messages_at(row: Row, column: str) -> list[Any]:
-    """A non-empty list of messages of a row.
-
-    Raises:
-        ValueError: There is none.
-    """
+def _messages_at(row: Row, column: str) -> list[Any]:
     value = value_at(row, column)
     try:
         listed = as_list(value)

@@ -31,11 +31,11 @@ OPAQUE_NODES = (nodes.Concat, nodes.Macro, nodes.AssignBlock, nodes.FilterBlock,
 WATCHED_OPERATIONS = "contains eq ne lt le gt ge hash len bool iter getitem mod rmod mul rmul format reversed".split()
 
 
-class LooksInsideError(Exception):
+class _LooksInsideError(Exception):
     """A template does more with a text than write it out, join and strip it."""
 
 
-class Watched(str):
+class _Watched(str):
     """A text that stands for any other: it can be joined, and stripped while it is whole; all else raises."""
 
     __slots__ = ()
@@ -43,45 +43,39 @@ class Watched(str):
     def __str__(self) -> str:
         return self
 
-    def __add__(self, other: str) -> Watched:
-        return Watched(str.__add__(self, other))
+    def __add__(self, other: str) -> _Watched:
+        return _Watched(str.__add__(self, other))
 
-    def __radd__(self, other: str) -> Watched:
-        return Watched(str.__add__(other, self))
+    def __radd__(self, other: str) -> _Watched:
+        return _Watched(str.__add__(other, self))
 
     def __getattribute__(self, name: str) -> Any:
         if name in STRIPS:
-            return lambda chars=None: strip_placeholder(self, name, chars)
+            return lambda chars=None: _strip_placeholder(self, name, chars)
         if not name.startswith("__"):
-            raise LooksInsideError(name)
+            raise _LooksInsideError(name)
         return str.__getattribute__(self, name)
 
 
 def _refuse(*arguments: Any) -> Any:
-    raise LooksInsideError
+    raise _LooksInsideError
 
 
 for _operation in WATCHED_OPERATIONS:
-    setattr(Watched, f"__{_operation}__", _refuse)
+    setattr(_Watched, f"__{_operation}__", _refuse)
 
 
-def strip_placeholder(text: Watched, way: str, chars: str | None) -> Watched:
-    """The placeholder of a stripped text.
-
-    Raises:
-        LooksInsideError: It is not one whole placeholder, or other characters than white space are stripped.
-    """
+def _strip_placeholder(text: _Watched, way: str, chars: str | None) -> _Watched:
     whole = PLACEHOLDER.fullmatch(str.__str__(text))
     if whole is None or chars is not None or whole[2] not in ("", way):
-        raise LooksInsideError(way)
-    return Watched(f"{OPEN}{whole[1]}{way}{CLOSE}")
+        raise _LooksInsideError(way)
+    return _Watched(f"{OPEN}{whole[1]}{way}{CLOSE}")
 
 
-class WatchingEnvironment(ImmutableSandboxedEnvironment):
-    """Runs templates on watched texts; set up as transformers does it."""
+class _WatchingEnvironment(ImmutableSandboxedEnvironment):
+    """Runs templates on watched texts; set up as transformers does, without filters that could hide what they read."""
 
     def __init__(self) -> None:
-        """Refuses the filters that could hide what they read."""
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
         self.filters = dict.fromkeys([*FILTERS, "tojson"], _refuse)
         self.filters |= {name: FILTERS[name] for name in HARMLESS_FILTERS}
@@ -91,9 +85,9 @@ class WatchingEnvironment(ImmutableSandboxedEnvironment):
         return not isinstance(getattr(obj, "__self__", None), str) and super().is_safe_callable(obj)
 
 
-def hides_texts(source: str) -> bool:
+def _hides_texts(source: str) -> bool:
     """Whether a template has constructs under which a text is no longer watched."""
-    tree = WatchingEnvironment().parse(source)
+    tree = _WatchingEnvironment().parse(source)
     if next(tree.find_all(OPAQUE_NODES), None) is not None:
         return True
     for compare in tree.find_all(nodes.Compare):
@@ -106,12 +100,9 @@ def hides_texts(source: str) -> bool:
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of text between two borders of learned and other text.
+    """A stretch of text between two borders of learned and other text, as a `%`-format.
 
-    Args:
-        pattern: `%`-format of the stretch.
-        fields: (message, way of stripping) of every text in it.
-        is_learned: Whether the assistant writes it.
+    `fields` has (message, way of stripping) of every text in it; `is_learned`: the assistant writes it.
     """
 
     pattern: str
@@ -126,33 +117,25 @@ class Piece:
 def watch_template(
     source: str, names: dict[str, Any], roles: Sequence[str], split: Callable[[Render], list[tuple[str, bool]]]
 ) -> list[Piece] | None:
-    """Runs a template on watched texts.
+    """The pieces of every conversation with these roles, from one run of the template over watched texts.
 
-    Args:
-        source: The template.
-        names: What it may use beside the messages, as `bos_token`.
-        roles: One of every message.
-        split: Splits a conversation, given a function (number of messages, invite) -> text, into (text, learned).
-
-    Returns:
-        The pieces of every conversation with these roles; `None` where they depend on the texts, or the template
-        cannot be run or split so.
+    `None` where they depend on the texts, or the template cannot be run or split so. `split` makes (text, learned) of a
+    function (number of messages, invite) -> text; `names` is what the template may use beside messages, as `bos_token`.
     """
-    messages = [{"role": role, "content": Watched(f"{OPEN}{turn}{CLOSE}")} for turn, role in enumerate(roles)]
+    messages = [{"role": role, "content": _Watched(f"{OPEN}{turn}{CLOSE}")} for turn, role in enumerate(roles)]
     try:
-        if hides_texts(source):
+        if _hides_texts(source):
             return None
-        template = WatchingEnvironment().from_string(source)
+        template = _WatchingEnvironment().from_string(source)
 
         def render(count: int, invite: bool) -> str:
             return template.render(messages=messages[:count], add_generation_prompt=invite, **names)
 
-        return [as_piece(text, is_learned) for text, is_learned in split(render)]
+        return [_as_piece(text, is_learned) for text, is_learned in split(render)]
     except Exception:  # a template raises what it likes; the rows' own renderings say what is wrong
         return None
 
 
-def as_piece(text: str, is_learned: bool) -> Piece:
-    """A rendered stretch as a format."""
+def _as_piece(text: str, is_learned: bool) -> Piece:
     pattern = PLACEHOLDER.sub("%s", text.replace("%", "%%"))
     return Piece(pattern, tuple((int(turn), way) for turn, way in PLACEHOLDER.findall(text)), is_learned)

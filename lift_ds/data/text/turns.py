@@ -51,13 +51,7 @@ TEXT_BLOCKS = ("text", "input_text", "output_text")
 
 @dataclass(frozen=True)
 class RowRules:
-    """What the config says of the text of every row.
-
-    Args:
-        system: Text of a system turn put before conversations that have none.
-        reasoning: Where thoughts go; see `data.reasoning`.
-        ignore: Columns and message keys that are left out whatever they hold.
-    """
+    """What the config says of the text of every row: `data.system`, `data.reasoning` and `data.ignore`."""
 
     system: str | None = None
     reasoning: Reasoning = "template"
@@ -94,7 +88,7 @@ def read_turn(turn: Any, columns: ColumnsConfig, rules: RowRules, where: str) ->
         message: Message = {"role": role, "content": turn[columns.content]}
         is_learned = role == "assistant"
     else:
-        message, is_learned = read_keys(turn, role, columns, rules, where)
+        message, is_learned = _read_keys(turn, role, columns, rules, where)
     if (
         role == "assistant"
         and not message["content"].strip()
@@ -104,8 +98,7 @@ def read_turn(turn: Any, columns: ColumnsConfig, rules: RowRules, where: str) ->
     return message, is_learned
 
 
-def read_keys(turn: Message, role: str, columns: ColumnsConfig, rules: RowRules, where: str) -> tuple[Message, bool]:
-    """A message with further keys; returns and raises what `read_turn` does."""
+def _read_keys(turn: Message, role: str, columns: ColumnsConfig, rules: RowRules, where: str) -> tuple[Message, bool]:
     kept = {key: value for key, value in turn.items() if key not in rules.ignore and holds_something(value)}
     refuse_keys(kept, REFUSED_KEYS, rules.ignore, where)
     calls = as_calls(kept["tool_calls"], where) if "tool_calls" in kept else []
@@ -113,38 +106,33 @@ def read_keys(turn: Message, role: str, columns: ColumnsConfig, rules: RowRules,
     text = (
         ""
         if content is None and (calls or role == "assistant")
-        else text_of(content, f"{where}: a {role}'s message", rules.ignore)
+        else _text_of(content, f"{where}: a {role}'s message", rules.ignore)
     )
     thoughts = [key for key in THOUGHTS if key in kept]
     message: Message = {"role": role, "content": text}
     if calls:
         message["tool_calls"] = calls
     if thoughts:
-        place_thoughts(message, [kept[key] for key in thoughts], rules.reasoning, f"{where}: {' and '.join(thoughts)}")
+        _place_thoughts(message, [kept[key] for key in thoughts], rules.reasoning, f"{where}: {' and '.join(thoughts)}")
     message |= {key: str(kept[key]) for key in PASSED_ON if key in kept}
     if role != "assistant" and (calls or thoughts):
         raise ValueError(f"{where}: a {role}'s message has {(thoughts or ['tool_calls'])[0]}; only an assistant's may.")
-    return message, is_learned(turn, role, rules.ignore, where)
+    return message, _learns(turn, role, rules.ignore, where)
 
 
-def place_thoughts(message: Message, found: list[Any], reasoning: Reasoning, where: str) -> None:
-    """Puts an assistant's thoughts where `data.reasoning` says.
-
-    Raises:
-        ValueError: They are no text, or differ where they stand under several keys.
-    """
+def _place_thoughts(message: Message, found: list[Any], reasoning: Reasoning, where: str) -> None:
     thoughts = found[0]
     if not isinstance(thoughts, str) or any(other != thoughts for other in found):
         raise ValueError(f"{where} must hold one text; remove a key, or name it in data.ignore.")
     if reasoning == "template":
         message["reasoning_content"] = thoughts
     elif reasoning == "think":
-        message["content"] = in_think(thoughts, message["content"])
+        message["content"] = _in_think(thoughts, message["content"])
     elif reasoning == "tags":
         message["content"] = in_tags(thoughts, message["content"])
 
 
-def in_think(thoughts: str, answer: str) -> str:
+def _in_think(thoughts: str, answer: str) -> str:
     """Thoughts before the answer, as most models that think write them."""
     return f"<think>\n{thoughts}\n</think>\n\n{answer}"
 
@@ -154,7 +142,7 @@ def with_thoughts_inside(message: Message) -> Message:
     if "reasoning_content" not in message:
         return message
     others = {key: value for key, value in message.items() if key != "reasoning_content"}
-    return others | {"content": in_think(message["reasoning_content"], message["content"])}
+    return others | {"content": _in_think(message["reasoning_content"], message["content"])}
 
 
 def in_tags(reasoning: str, answer: str) -> str:
@@ -162,12 +150,8 @@ def in_tags(reasoning: str, answer: str) -> str:
     return f"<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n{answer}\n</answer>"
 
 
-def is_learned(turn: Message, role: str, ignore: frozenset[str], where: str) -> bool:
-    """Whether a turn is learned: an assistant's, unless its weight is 0.
-
-    Raises:
-        ValueError: A weight is neither 0 nor 1, or would have another's turn learned.
-    """
+def _learns(turn: Message, role: str, ignore: frozenset[str], where: str) -> bool:
+    """Whether a turn is learned: an assistant's, unless its weight is 0."""
     learned = role == "assistant"
     for key in sorted(TURN_LEARNED):
         value = None if key in ignore else turn.get(key)
@@ -187,12 +171,8 @@ def is_learned(turn: Message, role: str, ignore: frozenset[str], where: str) -> 
     return learned
 
 
-def text_of(content: Any, where: str, ignore: frozenset[str]) -> str:
-    """The text of a message: a text, or blocks of text as OpenAI and Anthropic have them, one after the other.
-
-    Raises:
-        ValueError: It is something else, or a block holds something beside its text that would not be used.
-    """
+def _text_of(content: Any, where: str, ignore: frozenset[str]) -> str:
+    """The text of a message: a text, or blocks of text as OpenAI and Anthropic have them, one after the other."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):

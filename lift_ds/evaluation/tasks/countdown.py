@@ -11,8 +11,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from lift_ds.data.tasks.countdown import evaluate_expression
-from lift_ds.data.tasks.expression import parse_expression
+from lift_ds.data.tasks.countdown import evaluate_expression, parse_expression
 from lift_ds.evaluation.judging import Checks, Problem, Score, whole_answer
 from lift_ds.evaluation.judging.extraction import final_answer
 from lift_ds.evaluation.judging.published import first_answer_tag, last_box

@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from lift_ds.data.order.lanes import Lanes, choose_held_out, chunks_per_window
+from lift_ds.data.order.lanes import Lanes, choose_held_out, chunks_per_window, micro_batches_per_step
 from lift_ds.data.order.loader import StepLoader
-from lift_ds.data.order.slots import micro_batches_per_step
 from lift_ds.data.order.stream import PackStream, merge_states
 from lift_ds.data.reader import RowReader
 from lift_ds.data.sources import Group, Manifest, open_sources

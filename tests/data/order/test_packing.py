@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lift_ds.data.order.packing import Packer
+from lift_ds.data.order.stream import Packer
 
 
 def pack(lengths, capacity, max_open=6):

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from lift_ds.data.tasks.expression import parse_expression
+from lift_ds.data.tasks.countdown import parse_expression
 
 
 class Yields:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lift_ds.data.text.calls import needs_text
+from lift_ds.data.text.templates import needs_text
 
 from .test_dropped import CALL, TOOL, WITH_TOOLS, chat, encoder_with, texts
 

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from lift_ds.config.loading import load_run_config
 from lift_ds.data.reader import RowReader
 from lift_ds.data.sources import Manifest, open_groups, open_sources
-from lift_ds.data.survey.first_rows import check_first_rows
+from lift_ds.data.survey.rows import check_first_rows
 from lift_ds.data.text.chat import ChatEncoder
 from lift_ds.data.text.turns import RowRules
 from lift_ds.models.families import read_config

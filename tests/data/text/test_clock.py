@@ -6,9 +6,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from lift_ds.data.text.chat import ChatEncoder
-from lift_ds.data.text.clock import has_clock, stop_clock
 from lift_ds.data.text.prepared import changed_settings, token_settings
 from lift_ds.data.text.records import Conversation
+from lift_ds.data.text.templates import has_clock, stop_clock
 from lift_ds.data.text.turns import RowRules
 from tests.conftest import BASE, VECTORS
 

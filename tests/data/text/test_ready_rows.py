@@ -12,8 +12,7 @@ from lift_ds.data.order.lanes import locate
 from lift_ds.data.reader import BadRowError, RowReader
 from lift_ds.data.settings import ColumnsConfig
 from lift_ds.data.sources import Manifest, Retry, open_sources
-from lift_ds.data.sources.columnar import Parquet
-from lift_ds.data.sources.table_rows import list_slices
+from lift_ds.data.sources.columnar import Parquet, list_slices
 from lift_ds.data.text.chat import ChatEncoder, TooLongError
 
 TWO_ROWS = [

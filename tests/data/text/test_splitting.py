@@ -3,7 +3,7 @@
 import pytest
 
 from lift_ds.data.text.records import Conversation
-from lift_ds.data.text.splitting import split_at_answers
+from lift_ds.data.text.rendering import split_at_answers
 
 from .test_dropped import PLAIN, chat, encoder_with, texts
 

@@ -9,10 +9,9 @@ from transformers import AutoTokenizer
 
 from lift_ds.data.settings import DataConfig
 from lift_ds.data.text.chat import ChatEncoder
-from lift_ds.data.text.invitation import find_invitation
 from lift_ds.data.text.records import Conversation
 from lift_ds.data.text.shapes import watch_template
-from lift_ds.data.text.templates import TEMPLATES, use_template
+from lift_ds.data.text.templates import TEMPLATES, find_invitation, use_template
 from lift_ds.models.families import read_config
 from lift_ds.training.inputs import make_encoder
 from tests.conftest import BASE, smollm2_tokenizer

@@ -42,8 +42,8 @@ def test_the_case(name):
 @pytest.mark.parametrize(
     ("name", "head", "found"),
     [
-        ("rows.jsonl", gzip.compress(b"{}"), "is compressed with gzip; decompress it, or give its name the ending .gz"),
-        ("rows.jsonl.gz", gzip.compress(b"{}"), None),
+        ("rows.jsonl", gzip.compress(b"{}", mtime=0), "is compressed with gzip; decompress it, or give its name the ending .gz"),
+        ("rows.jsonl.gz", gzip.compress(b"{}", mtime=0), None),
         ("rows.jsonl", b"PAR1\x15", "is a parquet file; name it .parquet"),
         ("https://example.org/rows.parquet?download=1", b"PAR1\x15", None),
         ("model.safetensors", b"PK\x03\x04", "is a zip archive; unpack it"),

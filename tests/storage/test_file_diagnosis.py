@@ -11,6 +11,7 @@ from lift_ds.storage.file_diagnosis import diagnose, explain
 CASE = Path(__file__).parents[1] / "data" / "cases" / "lfs_pointer"
 POINTER = (CASE / "rows.jsonl").read_bytes()
 PAGE = b"\n<!DOCTYPE html>\n<html><head><title>404</title></head></html>\n"
+GZIP = gzip.compress(b"{}", mtime=0)  # without the time: names of tests are the same in every process
 NAMES = ("jsonl", "json", "parquet", "arrow", "feather", "jsonl.gz", "jsonl.zst", "json.gz", "json.zst")
 
 
@@ -42,8 +43,8 @@ def test_the_case(name):
 @pytest.mark.parametrize(
     ("name", "head", "found"),
     [
-        ("rows.jsonl", gzip.compress(b"{}", mtime=0), "is compressed with gzip; decompress it, or give its name the ending .gz"),
-        ("rows.jsonl.gz", gzip.compress(b"{}", mtime=0), None),
+        ("rows.jsonl", GZIP, "is compressed with gzip; decompress it, or give its name the ending .gz"),
+        ("rows.jsonl.gz", GZIP, None),
         ("rows.jsonl", b"PAR1\x15", "is a parquet file; name it .parquet"),
         ("https://example.org/rows.parquet?download=1", b"PAR1\x15", None),
         ("model.safetensors", b"PK\x03\x04", "is a zip archive; unpack it"),

@@ -15,30 +15,17 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from pathlib import Path
-from typing import cast
 
 import numpy as np
+from whole_steps import SEED, WholeSteps, draw_documents
 
-from lift_ds.config.deepspeed import read_ds_json, resolve_ds_json
-from lift_ds.config.run import RunConfig
-from lift_ds.config.training import OptimConfig
-from lift_ds.data.batch import Document, collate
-from lift_ds.data.order.loader import StepBatch
-from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.llada import LLaDAConfig
 from lift_ds.models.weights import NewWeights
-from lift_ds.objectives import make_objective, objective_settings
-from lift_ds.objectives.settings import ObjectiveSettings
+from lift_ds.objectives import objective_settings
 from lift_ds.ranks.launch import read_launch
 from lift_ds.ranks.running import leave
-from lift_ds.training.buffers import DifficultyBuffers
-from lift_ds.training.draws import make_noise_rule
-from lift_ds.training.engine import Engine, build_model, start_distributed
-from lift_ds.training.loop import StepPlan, compute_step
-from lift_ds.training.normalizer import step_counts
-from lift_ds.training.step import DiffusionStep
+from lift_ds.training.engine import start_distributed
 
 DS_JSON = Path(__file__).resolve().parents[1] / "ds_configs" / "zero3.json"
 REFRESH_SHARE = 0.125
@@ -48,57 +35,8 @@ OBJECTIVES = {
     "buffer": objective_settings(method="lift3", scoring="buffer", refresh_share=REFRESH_SHARE, warm_start_steps=0),
     "buffer, no refresh": objective_settings(method="lift3", scoring="buffer", refresh_share=0.0, warm_start_steps=0),
 }
-PROMPT = 64
+PROMPT_SHARE = 0.125
 MICRO_BATCH = 4
-SEED = 3
-
-
-class Variant:
-    """An engine with its objective, and the seconds of its steps."""
-
-    def __init__(self, objective: ObjectiveSettings, config: LLaDAConfig, world_size: int) -> None:
-        """Builds the engine."""
-        optim = OptimConfig(lr=1e-4, global_batch=MICRO_BATCH * world_size)
-        self.run = RunConfig(objective=objective, optim=optim)
-        loaded, _ = read_ds_json(DS_JSON)
-        ds_json, _ = resolve_ds_json(loaded, DS_JSON, self.run, world_size, config.d_model, has_bf16=True)
-        model = build_model(config, NewWeights(config, SEED), ds_json, "new weights")
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        is_lift = objective.method != "vanilla"
-        self.objective = make_objective(objective)
-        root = DiffusionStep(cast(MaskedDiffusionModel, model), self.objective, keeps_observations=is_lift)
-        self.engine = Engine(root, ds_json, optim)
-        self.buffers = None
-        if is_lift:
-            self.buffers = DifficultyBuffers(config.vocab_size, self.engine, decay=0.999, sync_every=20)
-        self.noise_rule = make_noise_rule(objective, SEED, optim.global_batch)
-        self.seconds: list[float] = []
-        self.scoring_seconds: list[float] = []
-
-    def step(self, documents: list[Document], number: int) -> None:
-        """One whole optimizer step on this rank's documents."""
-        slots = [(self.engine.rank + index * self.engine.world_size, 0) for index in range(len(documents))]
-        noises = self.noise_rule(documents, number, slots)
-        batch = StepBatch([collate(documents, noises, 1)], sum(len(document.ids) for document in documents), 0, 0, {})
-        self.engine.barrier()
-        began = time.perf_counter()
-        counts = self.engine.all_reduce(step_counts(batch.micro_batches, self.objective))
-        plan = StepPlan(batch, counts, False, None)
-        totals, observed = compute_step(self.engine, self.run, self.objective, plan, number, self.buffers)
-        self.engine.update()
-        if self.buffers is not None:
-            self.buffers.observe(observed, number + 1)
-        self.engine.barrier()
-        self.seconds.append(time.perf_counter() - began)
-        self.scoring_seconds.append(totals.record(time_scaling=True)["scoring_seconds"])
-
-
-def draw_documents(rank: int, step: int, length: int, vocabulary: int) -> list[Document]:
-    """Random tokens; frequencies fall like 1/rank, as words' do."""
-    generator = np.random.default_rng((SEED, rank, step))
-    response = np.arange(length) >= PROMPT * length // 512
-    ids = [(vocabulary ** generator.random(length)).astype(np.int64).clip(2) for _ in range(MICRO_BATCH)]
-    return [Document(row, response, np.zeros(length, bool), index, 0, "") for index, row in enumerate(ids)]
 
 
 def interval(top: list[float], bottom: list[float]) -> tuple[float, float, float]:
@@ -132,9 +70,13 @@ def main() -> None:
         eos_token_id=1,
         pad_token_id=1,
     )
-    variants = {name: Variant(objective, config, launch.world_size) for name, objective in OBJECTIVES.items()}
+    documents_a_step, weights = MICRO_BATCH * launch.world_size, NewWeights(config, SEED)
+    variants = {
+        name: WholeSteps(config, weights, DS_JSON, objective, documents_a_step, launch.world_size, checkpointing=True)
+        for name, objective in OBJECTIVES.items()
+    }
     for number in range(3 + (3 if arguments.quick else arguments.pairs)):
-        documents = draw_documents(launch.rank, number, length, vocabulary)
+        documents = draw_documents([length] * MICRO_BATCH, PROMPT_SHARE, vocabulary, (launch.rank, number))
         order = list(variants.values())
         for turn in range(len(order)):
             order[(turn + number) % len(order)].step(documents, number)
@@ -143,7 +85,7 @@ def main() -> None:
     leave(0)
 
 
-def report(variants: dict[str, Variant], is_quick: bool, path: Path | None) -> None:
+def report(variants: dict[str, WholeSteps], is_quick: bool, path: Path | None) -> None:
     """Prints the table and writes the figures."""
     figures: dict[str, float | bool] = {"quick": is_quick, "refresh_share": REFRESH_SHARE}
     baseline = variants["vanilla"].seconds[3:]

@@ -32,3 +32,17 @@ def test_quick(name, tmp_path):
     found = json.loads(figures.read_text())
     assert found.pop("quick") is True
     assert len(found) > 3 and all(isinstance(value, (int, float)) for value in found.values())
+
+
+@pytest.mark.slow
+def test_quick_gpu_run(tmp_path):
+    """All parts small on the CPU; a second call has nothing left to do."""
+    command = [sys.executable, "benchmarks/gpu/run.py", "--quick", "--device", "cpu", "--out", str(tmp_path)]
+    run(command, timeout=900)
+    figures = json.loads((tmp_path / "gpu.json").read_text())
+    assert figures["quick"] is True and figures["nan_gradients"] == 0.0
+    assert figures["resume/resume_loss_difference"] == 0.0 and figures["stages/zero3_loss_difference"] == 0.0
+    page = (tmp_path / "gpu.md").read_text()
+    assert "nothing here may be quoted" in page and "too much" not in page and "What failed" not in page
+    assert len(list(tmp_path.iterdir())) <= 6
+    assert run(command, timeout=60).stdout.strip() == ""

@@ -71,6 +71,7 @@ class MicroBatch:
         is_refreshed: bool (B,), documents that are scored exactly, whatever `objective.scoring` says.
         difficulty: float32 (B, L), expected -log p of the superset's tokens from the buffers, where they are used.
         difficulty_count: float32 (B, L), the decayed number of observations behind it.
+        is_padded: Whether any position is padding, known here without asking the device.
     """
 
     clean_ids: Tensor
@@ -87,11 +88,12 @@ class MicroBatch:
     is_refreshed: Tensor
     difficulty: Tensor | None = None
     difficulty_count: Tensor | None = None
+    is_padded: bool = True
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same micro-batch on `device`."""
-        present = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: tensor.to(device) for name, tensor in present.items() if tensor is not None})
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)})
 
 
 def collate(documents: list[Document], noises: list[Noise], pad_token_id: int) -> MicroBatch:
@@ -121,6 +123,7 @@ def collate(documents: list[Document], noises: list[Noise], pad_token_id: int) -
         component=torch.tensor([noise.component for noise in noises]),
         sample_ids=torch.tensor([document.sample_id for document in documents]),
         is_refreshed=torch.tensor([noise.is_refreshed for noise in noises]),
+        is_padded=bool(lengths.min() < shape[1]),
     )
 
 

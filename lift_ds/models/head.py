@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from lift_ds.method.loss import chunked_gold_logprob
 
+from .attention import Kernel, Segments
 from .layers import MaskedDiffusionModel
 
 
@@ -45,35 +44,13 @@ class LogitsModel(nn.Module):
         return through(hidden, None)
 
 
-@dataclass(frozen=True)
-class Segments:
-    """Attention of documents that stand one after the other in a batch of one row; each sees only itself."""
-
-    lengths: list[int]  # tokens of each
-    bounds: Tensor  # int32 (documents + 1,), where they start, and the end of the last
-
-    @staticmethod
-    def of(lengths: Tensor) -> Segments:
-        """Those of int64 (documents,) lengths."""
-        return Segments(lengths.tolist(), F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32))
-
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
-        """Attention of (1, H, L, head_dim): a varlen kernel on GPUs in bf16, else document by document."""
-        grouped = query.shape[1] != key.shape[1]
-        if query.is_cuda and query.dtype != torch.float32 and not dropout:
-            from torch.nn.attention.varlen import varlen_attn
-
-            query, key, value = (heads[0].transpose(0, 1).contiguous() for heads in (query, key, value))
-            bounds, longest = self.bounds, max(self.lengths)
-            packed = varlen_attn(query, key, value, bounds, bounds, longest, longest, enable_gqa=grouped)
-            return cast(Tensor, packed).transpose(0, 1)[None]
-        parts = zip(*(heads.split(self.lengths, dim=2) for heads in (query, key, value)), strict=True)
-        attended = [F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, enable_gqa=grouped) for q, k, v in parts]
-        return torch.cat(attended, dim=2)
-
-
 def encode_rows(
-    model: MaskedDiffusionModel, noised_ids: Tensor, rows: Tensor, attention_mask: Tensor, is_packed: bool
+    model: MaskedDiffusionModel,
+    noised_ids: Tensor,
+    rows: Tensor,
+    attention_mask: Tensor | None,
+    is_packed: bool,
+    kernel: Kernel = "sdpa",
 ) -> Tensor:
     """Hidden states (R, D) of chosen positions, in row-major order.
 
@@ -81,13 +58,15 @@ def encode_rows(
         model: The model.
         noised_ids: int64 (B, L) model input.
         rows: bool (B, L), the R positions wanted.
-        attention_mask: bool (B, L), false on padding, which is on the right.
+        attention_mask: bool (B, L), false on padding, which is on the right; `None` where there is none.
         is_packed: Whether the documents go through the model one after the other, without padding, instead of in rows.
+        kernel: What computes their attention then.
     """
     if not is_packed:
         return model.encode(noised_ids, attention_mask)[rows]
+    attention_mask = torch.ones_like(rows) if attention_mask is None else attention_mask
     positions = torch.arange(noised_ids.shape[1], device=noised_ids.device).expand_as(noised_ids)
-    segments = Segments.of(attention_mask.sum(-1))
+    segments = Segments.of(attention_mask.sum(-1), kernel)
     hidden = model.encode(noised_ids[attention_mask][None], segments, positions[attention_mask][None])
     return hidden[0, rows[attention_mask]]
 

@@ -22,6 +22,7 @@ from lift_ds.data.batch import MicroBatch
 from lift_ds.method.loss import chunked_entropy, chunked_weighted_nll
 from lift_ds.method.noise import level_from_uniform
 from lift_ds.method.selection import component_tensor
+from lift_ds.models.attention import Kernel, attention_kernels, kernel_of
 from lift_ds.models.head import LogitsModel, MaskedDiffusionModel
 from lift_ds.objectives import Objective, make_objective, methods_with, objective_settings
 from lift_ds.objectives.gift import gift_levels
@@ -98,7 +99,9 @@ def lift_loss(
         raise ValueError("clean_ids has no document; at least one is needed.")
     if attention_mask is not None and bool((response_mask.bool() & ~attention_mask.bool()).any()):
         raise ValueError("response_mask is true on padding, where attention_mask is false; clear it there.")
-    root = DiffusionStep(_as_diffusion_model(model, mask_token_id, right_shift_logits), objective)
+    wrapped = _as_diffusion_model(model, mask_token_id, right_shift_logits)
+    kernel: Kernel = "sdpa" if isinstance(wrapped, LogitsModel) else kernel_of(wrapped)
+    root = DiffusionStep(wrapped, objective, kernel=kernel)
 
     def drawn(given: Tensor | None, *shape: int) -> Tensor:
         fresh = torch.rand(shape, generator=generator, device=generator.device if generator else clean_ids.device)
@@ -126,10 +129,12 @@ def lift_loss(
         component=objective.component(t, policy) if component is None else component_tensor(component, clean_ids),
         sample_ids=torch.arange(num_documents, device=clean_ids.device),
         is_refreshed=torch.ones_like(t, dtype=torch.bool),
+        is_padded=attention_mask is not None and not bool(attention_mask.all()),
     )
     total = response_mask.sum().clamp(min=1) if num_targets is None else torch.as_tensor(num_targets)
     dropout_seed = torch.randint(2**31, (), generator=generator, device=generator.device if generator else None)
-    loss, _ = root(batch, (1.0 / total.to(t)).expand(num_documents), (int(dropout_seed), 0))
+    with attention_kernels(kernel):
+        loss, _ = root(batch, (1.0 / total.to(t)).expand(num_documents), (int(dropout_seed), 0))
     return cast(Tensor, loss)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lift_ds.data.batch import MicroBatch
 from lift_ds.method.components import Component
 from lift_ds.method.loss import chunked_entropy, chunked_gold_logprob, chunked_weighted_nll
+from lift_ds.models.attention import Kernel
 from lift_ds.models.head import LogitsModel, MaskedDiffusionModel, encode_rows
 from lift_ds.models.keyed_dropout import DocumentRows, KeyedDropout, document_seeds
 from lift_ds.objectives import Objective
@@ -87,6 +88,7 @@ class DiffusionStep(nn.Module):
         objective: What is seen and learned.
         keeps_observations: Report what the passes show of tokens' difficulty.
         is_packed: Run documents one after the other, without padding, each seeing only itself.
+        kernel: What computes attention; with `varlen` padded rows, too, run one after the other.
     """
 
     def __init__(
@@ -95,8 +97,10 @@ class DiffusionStep(nn.Module):
         objective: Objective,
         keeps_observations: bool = False,
         is_packed: bool = False,
+        kernel: Kernel = "sdpa",
     ) -> None:
         super().__init__()
+        self.kernel = kernel
         self.model: MaskedDiffusionModel = model  # its name is the prefix that exports strip
         self.mask_token_id = model.config.mask_token_id
         self.objective, self.keeps_observations, self.is_packed = objective, keeps_observations, is_packed
@@ -145,7 +149,7 @@ class DiffusionStep(nn.Module):
             length = length if isinstance(self.model, LogitsModel) else 1  # which may know one length only
         clean_ids, seen = batch.clean_ids[index, :length], masked[index, :length]
         rows = seen & wanted[index, None]
-        gold_ids, visible = clean_ids[rows], batch.attention_mask[index, :length]
+        gold_ids = clean_ids[rows]
 
         def score_rows(hidden: Tensor, matrix: Tensor) -> Tensor:
             if self.objective.scoring_pass == "entropy":
@@ -154,11 +158,20 @@ class DiffusionStep(nn.Module):
 
         with without_dropout(self), torch.no_grad(), scoring_autocast(clean_ids.device, self.objective.scores_in_bf16):
             noised_ids = clean_ids.masked_fill(seen, self.mask_token_id)
-            hidden = encode_rows(self.model, noised_ids, rows, visible, self.is_packed)
+            hidden = self.encode(batch, noised_ids, rows, batch.attention_mask[index, :length])
             row_scores = self.model.head(hidden, score_rows)
         scores = torch.zeros_like(batch.mask_uniform)
         scores[masked & wanted[:, None]] = row_scores
         return scores
+
+    def runs_packed(self, batch: MicroBatch) -> bool:
+        """Whether documents run one after the other."""
+        return self.is_packed or (self.kernel == "varlen" and batch.is_padded)
+
+    def encode(self, batch: MicroBatch, noised_ids: Tensor, rows: Tensor, attention_mask: Tensor) -> Tensor:
+        """Hidden states of rows (B, L) of the batch's documents, some of them or all; see `encode_rows`."""
+        visible = attention_mask if batch.is_padded else None  # kernels with a mask are slower, and one of them is wrong
+        return encode_rows(self.model, noised_ids, rows, visible, self.runs_packed(batch), self.kernel)
 
     def train_on(
         self,
@@ -172,7 +185,7 @@ class DiffusionStep(nn.Module):
         """The pass with gradient; where the objective chooses in it, it learns only what its own scores choose."""
         with self.seeded_dropout(batch, view, dropout_key):
             noised_ids = view.clean_ids.masked_fill(view.targets, self.mask_token_id)
-            rows = encode_rows(self.model, noised_ids, view.targets, view.attention_mask, self.is_packed)
+            rows = self.encode(batch, noised_ids, view.targets, view.attention_mask)
         document = view.document[view.targets.nonzero()[:, 0]]
         rows = _DocumentGradientNorms.apply(rows, document, probe)
         gold_ids = view.clean_ids[view.targets]
@@ -217,7 +230,7 @@ class DiffusionStep(nn.Module):
         if self.keyed_dropouts:
             num_views = len(view.clean_ids) // len(samples)
             seeds = document_seeds(*key, samples, num_views, len(self.keyed_dropouts))
-            rows = DocumentRows(view.attention_mask.sum(-1).tolist(), seeds, self.is_packed)
+            rows = DocumentRows(view.attention_mask.sum(-1).tolist(), seeds, self.runs_packed(batch))
             for module in self.keyed_dropouts:
                 module.rows = rows
         if not self.has_own_dropout:

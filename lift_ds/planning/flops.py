@@ -1,0 +1,108 @@
+"""The arithmetic that a document needs, and what a device can do in a second.
+
+    forward   2 W L  +  4 L^2 A N  +  2 V D R
+    backward  the same again for the inputs of every matrix, 2 * 4 L^2 A N for attention, and as much as the forward for
+              each matrix that is trained
+
+W: elements of the layers' matrices, L tokens, A width of the queries, N layers, V rows of the head, D width, R rows
+that reach the head. What is computed twice to save memory (gradient checkpointing) and the pass that scores tokens are
+not needed by the update: they do not count. Attention is bidirectional: every token sees all of its document.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from lift_ds.models.families import family_of
+
+PEAK_TFLOPS = {
+    "H100 PCIe": 756.0,
+    "H100": 989.0,
+    "H200": 989.0,
+    "H800": 989.0,
+    "GH200": 989.0,
+    "B200": 2250.0,
+    "A100": 312.0,
+    "A800": 312.0,
+    "L40S": 362.0,
+    "RTX 4090": 165.0,
+}
+"""Dense bf16 products by part of the device's name, in 10^12 a second, as the makers state them."""
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Sizes of a model, as far as its arithmetic goes.
+
+    Args:
+        matrices: Elements of the layers' matrices, adapters left out.
+        adapters: Elements of the adapters' matrices.
+        num_layers: N.
+        query_width: A.
+        width: D.
+        vocab_size: V.
+        trains_all: Whether the matrices themselves are trained, not only the adapters.
+    """
+
+    matrices: int
+    adapters: int
+    num_layers: int
+    query_width: int
+    width: int
+    vocab_size: int
+    trains_all: bool
+
+    @staticmethod
+    def of(config: PretrainedConfig, lora_rank: int = 0, lora_targets: tuple[str, ...] = ()) -> Arithmetic:
+        """Of a config, with adapters of a rank at the matrices of these names; no weights are made."""
+        family = family_of(config)
+        with torch.device("meta"):
+            model: PreTrainedModel = family.model_class(config)
+        layers = [module for module in model.modules() if isinstance(module, family.layer_class)]
+        linears = {
+            name: module
+            for layer in layers[:1]
+            for name, module in layer.named_modules()
+            if isinstance(module, nn.Linear)
+        }
+        adapted = [linear for name, linear in linears.items() if name.rsplit(".", 1)[-1] in lora_targets]
+        query = next(linear for name, linear in linears.items() if name.endswith("q_proj"))
+        return Arithmetic(
+            matrices=sum(linear.weight.numel() for linear in linears.values()) * len(layers),
+            adapters=lora_rank * sum(sum(linear.weight.shape) for linear in adapted) * len(layers),
+            num_layers=len(layers),
+            query_width=query.out_features,
+            width=query.in_features,
+            vocab_size=int(config.embedding_size),
+            trains_all=lora_rank == 0,
+        )
+
+    def forward(self, length: float, num_rows: float) -> float:
+        """Operations of a forward over a document of `length` tokens, `num_rows` of which reach the head."""
+        linear = 2.0 * (self.matrices + self.adapters) * length
+        return linear + self.attention(length) + self.head(num_rows)
+
+    def attention(self, length: float) -> float:
+        """Operations of all layers' attention, forward."""
+        return 4.0 * length * length * self.query_width * self.num_layers
+
+    def head(self, num_rows: float) -> float:
+        """Operations of the head, forward."""
+        return 2.0 * self.vocab_size * self.width * num_rows
+
+    def training(self, length: float, num_rows: float) -> float:
+        """Operations that the update needs of a document: a forward and a backward."""
+        inputs = 2.0 * (self.matrices + self.adapters) * length + self.head(num_rows)
+        trained = 2.0 * (self.adapters + self.trains_all * self.matrices) * length
+        trained += self.trains_all * self.head(num_rows)
+        return self.forward(length, num_rows) + inputs + 2.0 * self.attention(length) + trained
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Dense bf16 operations a second of a device by its name; `None` where it is not in the table."""
+    known = [name for name in PEAK_TFLOPS if name in device_name]
+    return PEAK_TFLOPS[max(known, key=len)] * 1e12 if known else None

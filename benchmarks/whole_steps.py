@@ -20,6 +20,7 @@ from lift_ds.config.run import RunConfig
 from lift_ds.config.training import OptimConfig
 from lift_ds.data.batch import Document, collate
 from lift_ds.data.order.loader import StepBatch
+from lift_ds.models.attention import choose_attention
 from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.lora import add_adapters
 from lift_ds.models.settings import LoraConfig
@@ -28,7 +29,7 @@ from lift_ds.objectives import make_objective
 from lift_ds.objectives.settings import ObjectiveSettings
 from lift_ds.training.buffers import DifficultyBuffers
 from lift_ds.training.draws import make_noise_rule
-from lift_ds.training.engine import Engine, build_model
+from lift_ds.training.engine import Engine, build_model, current_device
 from lift_ds.training.loop import StepPlan, compute_step
 from lift_ds.training.normalizer import step_counts
 from lift_ds.training.step import DiffusionStep
@@ -95,7 +96,10 @@ class WholeSteps:
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.model = model
-        root = DiffusionStep(cast(MaskedDiffusionModel, model), make_objective(objective), is_packed=is_packed)
+        kernel = choose_attention(config, "auto", current_device(), model.dtype)
+        root = DiffusionStep(
+            cast(MaskedDiffusionModel, model), make_objective(objective), is_packed=is_packed, kernel=kernel
+        )
         self.engine = Engine(root, ds_json, optim)
         self.buffers: DifficultyBuffers | None = None
         self.learn(objective)

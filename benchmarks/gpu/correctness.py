@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812
 from safetensors.torch import load_file
 from torch import Tensor
 from whole_steps import SEED, DeviceWeights, draw_documents
@@ -21,7 +22,6 @@ from whole_steps import SEED, DeviceWeights, draw_documents
 from lift_ds.data.batch import Document, MicroBatch, collate
 from lift_ds.models.attention import Kernel, Segments, attention_kernels, choose_attention
 from lift_ds.models.head import MaskedDiffusionModel
-from lift_ds.models.layers import attend
 from lift_ds.models.llada import LLaDAConfig, LLaDAModelLM
 from lift_ds.models.weights import fill_parameters, load_pretrained
 from lift_ds.objectives import make_objective, objective_settings
@@ -69,7 +69,7 @@ def gradients(device: torch.device, is_quick: bool) -> dict[str, float]:
         exact = step_gradient(device, torch.float32, "math", lengths, is_packed=False)
         for dtype in (torch.float32, torch.bfloat16):
             plain = step_gradient(device, dtype, "math", lengths, is_packed=False)
-            kernel = choose_attention("auto", device, dtype, HEAD_DIM)
+            kernel = choose_attention(small_config(), "auto", device, dtype)
             allowed = difference(plain, exact)
             for name, kind, is_packed in [
                 ("padded", "sdpa", False),
@@ -90,7 +90,7 @@ def far_scores(device: torch.device, is_quick: bool) -> dict[str, float]:
     """Attention whose scores all lie near -150, where a masked backward of cuDNN gives NaN: the bad numbers."""
     num_bad, worst = 0, 0.0
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    kernel = choose_attention("auto", device, dtype, HEAD_DIM)
+    kernel = choose_attention(small_config(), "auto", device, dtype)
     for length in [(128 if is_quick else 1024) + remainder for remainder in REMAINDERS]:
         generator = torch.Generator().manual_seed(SEED)
         shape = (3, 1, 2, length, HEAD_DIM)
@@ -111,7 +111,11 @@ def attention_gradient(query: Tensor, key: Tensor, value: Tensor, way: Any) -> T
     """Gradients of the sum of squares of attention, in one flat tensor."""
     leaves = [heads.detach().requires_grad_() for heads in (query, key, value)]
     query, key, value = leaves
-    attend(query, key, value, way, 0.0).square().sum().backward()
+    if isinstance(way, Segments):
+        attended = way(query, key, value, 0.0)
+    else:
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=way)
+    attended.square().sum().backward()
     return torch.cat([cast(Tensor, leaf.grad).flatten() for leaf in leaves])
 
 
@@ -120,7 +124,7 @@ def packed_is_alone(device: torch.device, is_quick: bool) -> dict[str, float]:
     figures = {}
     for dtype, name in ((torch.float32, "float32"), (torch.bfloat16, "bf16")):
         model = small_model(device, dtype)
-        kernel = choose_attention("auto", device, dtype, HEAD_DIM)
+        kernel = choose_attention(model.config, "auto", device, dtype)
         documents = [torch.from_numpy(document.ids)[None].to(device) for document in draw([97, 128, 250])]
         lengths = torch.tensor([ids.shape[1] for ids in documents], device=device)
         positions = torch.cat([torch.arange(int(length), device=device) for length in lengths])[None]
@@ -193,13 +197,18 @@ def clean_environment() -> dict[str, str]:
 
 def small_model(device: torch.device, dtype: torch.dtype) -> MaskedDiffusionModel:
     """Two layers with heads of a usual width, and the same random weights on every device."""
-    config = LLaDAConfig(
-        d_model=4 * HEAD_DIM, n_layers=2, n_heads=4, mlp_hidden_size=512, vocab_size=1024, max_sequence_length=2048,
-        mask_token_id=0, eos_token_id=1, pad_token_id=1,
-    )  # fmt: skip
+    config = small_config()
     model = LLaDAModelLM(config)
     fill_parameters(model.named_parameters(), DeviceWeights(config), "new weights")
     return cast(MaskedDiffusionModel, torch.nn.Module.to(model, device, dtype))
+
+
+def small_config() -> LLaDAConfig:
+    """Of `small_model`."""
+    return LLaDAConfig(
+        d_model=4 * HEAD_DIM, n_layers=2, n_heads=4, mlp_hidden_size=512, vocab_size=1024, max_sequence_length=2048,
+        mask_token_id=0, eos_token_id=1, pad_token_id=1,
+    )  # fmt: skip
 
 
 def draw(lengths: list[int]) -> list[Document]:

@@ -18,7 +18,6 @@ from torch.profiler import ProfilerActivity, profile
 from whole_steps import SEED, DeviceWeights, WholeSteps, draw_documents
 
 from lift_ds.data.batch import Document
-from lift_ds.models.attention import choose_attention
 from lift_ds.models.llada import LLaDAConfig
 from lift_ds.models.settings import LoraConfig
 from lift_ds.objectives import objective_settings
@@ -177,8 +176,7 @@ def lora_8b(device: torch.device, is_quick: bool, checkpointing: bool, note: Cal
         figures |= {f"{name}_{key}": value for key, value in found.items()}
     for name in ("exact", "table"):
         figures[f"{name}_over_vanilla"] = figures[f"{name}_seconds_a_step"] / figures["vanilla_seconds_a_step"]
-    head_dim = sizes.config.d_model // sizes.config.n_heads
-    note(f"attention: {choose_attention('auto', device, torch.bfloat16, head_dim)}")
+    note(f"attention: {meter.steps.engine.root.kernel}")
     return figures
 
 

@@ -17,12 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from lift_ds.config.deepspeed import fill_ds_json
 from lift_ds.config.loading import ConfigError, explain_keys
 from lift_ds.config.run import RunConfig
 from lift_ds.data.survey.rows import FirstRows, check_first_rows
+from lift_ds.models.attention import choose_attention
 from lift_ds.ranks.launch import Launch, check_semaphores
 from lift_ds.ranks.meeting import meet
 from lift_ds.ranks.running import run_on_ranks
@@ -141,14 +143,18 @@ def open_run(checked: Checked, run: RunConfig, launch: Launch) -> tuple[Prepared
     prepared = prepare(run, checked.model, checked.sources)
     check_position(checked.settings.resumed, prepared.data.stream)
     ds_json = fill_ds_json(checked.ds_json, checked.model.config.hidden_size, engine.has_accelerator())
+    dtype = torch.bfloat16 if ds_json["bf16"]["enabled"] else torch.float32
+    kernel = choose_attention(checked.model.config, run.model.attention, engine.current_device(), dtype)
     first_rows = check_first_rows(prepared.data.reader, run.data.check_rows, run.data.max_skipped)
     if launch.is_main:
-        first_lines = describe(run, ds_json, launch, prepared.data, first_rows)
+        first_lines = describe(run, ds_json, launch, prepared.data, first_rows, kernel)
         print("\n".join([*checked.settings.notes, *describe_other_format(prepared), first_lines]), flush=True)
     return prepared, ds_json
 
 
-def describe(run: RunConfig, ds_json: dict[str, Any], launch: Launch, data: RunData, first_rows: FirstRows) -> str:
+def describe(
+    run: RunConfig, ds_json: dict[str, Any], launch: Launch, data: RunData, first_rows: FirstRows, kernel: str
+) -> str:
     """The first lines of a run: where it runs and on what."""
     ranks = "1 rank" if launch.world_size == 1 else f"{launch.world_size} ranks"
     stage = ds_json["zero_optimization"]["stage"]
@@ -159,7 +165,7 @@ def describe(run: RunConfig, ds_json: dict[str, Any], launch: Launch, data: RunD
     unused = "".join(f"{line}\n" for line in first_rows.unused_lines())
     precision = "bf16" if ds_json["bf16"]["enabled"] else "float32"
     return (
-        f"{ranks}{hint}, ZeRO-{stage}, {precision}, global batch {run.optim.global_batch} = "
+        f"{ranks}{hint}, ZeRO-{stage}, {precision}, {kernel} attention, global batch {run.optim.global_batch} = "
         f"{ds_json['gradient_accumulation_steps']} x {ds_json['train_micro_batch_size_per_gpu']} documents a rank\n"
         f"model {run.model.path}, data {', '.join(group.name for group in groups)}: {data.num_rows} rows, "
         f"{first_rows}; columns {', '.join(str(columns.named()) for columns in data.reader.columns)}, "

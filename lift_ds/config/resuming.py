@@ -37,7 +37,7 @@ SHAPES = "the checkpoint's weights and optimizer state have its shapes"
 # Of every key of the run config; one that ends in a dot stands for a whole section.
 FREE = (
     *("optim.steps", "output", "log_every", "eval.", "checkpoint.", "data.workers", "data.check_rows"),
-    *("data.max_skipped", "model.gradient_checkpointing", "model.compile"),
+    *("data.max_skipped", "model.gradient_checkpointing", "model.attention", "model.compile"),
 )
 NAMES = ("model.path", "data.path", "data.sources", "data.chat_template")
 MEANT = (

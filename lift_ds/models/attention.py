@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PretrainedConfig
 
 Kernel = Literal["varlen", "sdpa", "math"]
 KERNELS = get_args(Kernel)
@@ -46,21 +47,22 @@ def why_no_varlen(device: torch.device, dtype: torch.dtype, head_dim: int, dropo
 
 
 def choose_attention(
-    wanted: Kernel | Literal["auto"], device: torch.device, dtype: torch.dtype, head_dim: int, dropout: float = 0.0
+    config: PretrainedConfig, wanted: Kernel | Literal["auto"], device: torch.device, dtype: torch.dtype
 ) -> Kernel:
-    """The kernel of a run: what is wanted, or with `auto` the varlen kernel where it runs, else SDPA.
+    """The kernel of a model: what is wanted, or with `auto` the varlen kernel where it runs, else SDPA.
 
     Args:
+        config: The model's.
         wanted: `model.attention`.
         device: What computes.
         dtype: In which type.
-        head_dim: Width of one head.
-        dropout: The model's own dropout on attention weights, while it trains.
 
     Raises:
         ValueError: The varlen kernel is wanted, and cannot run.
     """
-    reason = why_no_varlen(device, dtype, head_dim, dropout)
+    num_heads = getattr(config, "num_attention_heads", None) or config.n_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+    reason = why_no_varlen(device, dtype, head_dim, getattr(config, "attention_dropout", 0.0))
     if wanted == "varlen" and reason is not None:
         raise ValueError(f"model.attention=varlen: {reason}; allowed here: auto, sdpa, math.")
     if wanted != "auto":
@@ -68,27 +70,9 @@ def choose_attention(
     return "varlen" if reason is None else "sdpa"
 
 
-def kernel_of(
-    model: MaskedDiffusionModel,
-    wanted: Kernel | Literal["auto"] = "auto",
-    device: torch.device | None = None,
-    dtype: torch.dtype | None = None,
-) -> Kernel:
-    """`choose_attention` for a model on its device and in its type, where these are not given."""
-    config = model.config
-    head_dim, dropout = head_width(config), float(getattr(config, "attention_dropout", 0.0))
-    return choose_attention(wanted, device or model.device, dtype or model.dtype, head_dim, dropout)
-
-
-def head_width(config: PretrainedConfig) -> int:
-    """Width of one attention head."""
-    num_heads = getattr(config, "num_attention_heads", None) or config.n_heads
-    return int(getattr(config, "head_dim", None) or config.hidden_size // num_heads)
-
-
 @contextmanager
 def attention_kernels(kernel: Kernel) -> Iterator[None]:
-    """SDPA inside chooses among its kernels but cuDNN's, or takes its plain mathematics."""
+    """SDPA inside chooses among its kernels but cuDNN's, or takes its plain mathematics; also in backward passes."""
     with sdpa_kernel([SDPBackend.MATH] if kernel == "math" else WITHOUT_CUDNN):
         yield
 

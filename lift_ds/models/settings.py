@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from lift_ds.section import Section
@@ -13,6 +15,9 @@ class ModelConfig(Section):
     path: str = Field("builtin:base", description="folder in the public layout, hub name, or builtin:base")
     from_scratch: bool = Field(False, description="new random weights; only config and tokenizer are read from path")
     gradient_checkpointing: bool = Field(False, description="recompute each block in backward instead of storing it")
+    attention: Literal["auto", "varlen", "sdpa", "math"] = Field(
+        "auto", description="kernel: varlen (one call, no padding; GPU, bf16), sdpa (torch's choice), math (reference)"
+    )
     compile: bool = Field(False, description="torch.compile for each block; the first steps take longer, unpacked only")
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from huggingface_hub import snapshot_download
@@ -53,7 +53,14 @@ class NewWeights:
         into.copy_(self.tensor(name).flatten()[start : start + into.numel()])
 
 
-WeightSource = NewWeights | SafetensorsFolder
+class WeightSource(Protocol):
+    """Named tensors of a whole model, as `NewWeights` and `SafetensorsFolder` have them."""
+
+    def shapes(self) -> dict[str, torch.Size]:
+        """Every name with its shape, in the order in which they are best read; no data is read."""
+
+    def read(self, name: str, into: Tensor, start: int = 0) -> None:
+        """Fills `into`, a flat tensor of any type and device, with the elements from `start` of a flattened tensor."""
 
 
 def resolve_folder(path: str, with_weights: bool = True) -> Path:

@@ -22,7 +22,7 @@ from lift_ds.data.batch import MicroBatch
 from lift_ds.method.loss import chunked_entropy, chunked_weighted_nll
 from lift_ds.method.noise import level_from_uniform
 from lift_ds.method.selection import component_tensor
-from lift_ds.models.attention import Kernel, attention_kernels, kernel_of
+from lift_ds.models.attention import Kernel, attention_kernels, choose_attention
 from lift_ds.models.head import LogitsModel, MaskedDiffusionModel
 from lift_ds.objectives import Objective, make_objective, methods_with, objective_settings
 from lift_ds.objectives.gift import gift_levels
@@ -100,7 +100,9 @@ def lift_loss(
     if attention_mask is not None and bool((response_mask.bool() & ~attention_mask.bool()).any()):
         raise ValueError("response_mask is true on padding, where attention_mask is false; clear it there.")
     wrapped = _as_diffusion_model(model, mask_token_id, right_shift_logits)
-    kernel: Kernel = "sdpa" if isinstance(wrapped, LogitsModel) else kernel_of(wrapped)
+    kernel: Kernel = "sdpa"
+    if not isinstance(wrapped, LogitsModel):
+        kernel = choose_attention(wrapped.config, "auto", clean_ids.device, wrapped.dtype)
     root = DiffusionStep(wrapped, objective, kernel=kernel)
 
     def drawn(given: Tensor | None, *shape: int) -> Tensor:
@@ -209,7 +211,8 @@ def sft_loss(
     """
     _check_levels(t)
     noised_ids = clean_ids.masked_fill(kept, model.config.mask_token_id)
-    rows = model.encode(noised_ids, attention_mask)[kept]
+    with attention_kernels("sdpa"):
+        rows = model.encode(noised_ids, attention_mask)[kept]
     token_weights = (1.0 / t if time_scaling else torch.ones_like(t))[:, None].expand_as(clean_ids)
     token_weights = token_weights if weights is None else token_weights * weights
     gold_ids, row_weights = clean_ids[kept], token_weights[kept]

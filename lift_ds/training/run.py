@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel
 
+from lift_ds.models.attention import attention_kernels, choose_attention
 from lift_ds.models.families import family_of
 from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.lora import add_adapters
@@ -18,7 +19,7 @@ from lift_ds.objectives import Objective, make_objective
 from lift_ds.storage.run_record import write_run
 
 from .buffers import DifficultyBuffers
-from .engine import Engine, build_model
+from .engine import Engine, build_model, current_device
 from .inputs import Prepared
 from .loop import StopRequest
 from .metrics import METRICS_FILE, MetricsFile
@@ -46,6 +47,7 @@ def build_root(
         objective,
         keeps_observations=run.difficulty.enabled,
         is_packed=run.data.packing != "none",
+        kernel=choose_attention(prepared.config, run.model.attention, current_device(), model.dtype),
     )
 
 
@@ -83,7 +85,7 @@ def execute(
     trainer = Trainer(prepared, ds_json, objective, engine, progress, metrics, stop, buffers, resumed)
     if is_main:
         write_run(output, trainer.resolved)
-    with closing(metrics), closing(progress):
+    with closing(metrics), closing(progress), attention_kernels(engine.root.kernel):
         gc.freeze()  # modules and model stay: without this, every full collection walks through them for 0.1 s
         with stop.listening():
             step = trainer.fit()

@@ -170,7 +170,7 @@ class DiffusionStep(nn.Module):
 
     def encode(self, batch: MicroBatch, noised_ids: Tensor, rows: Tensor, attention_mask: Tensor) -> Tensor:
         """Hidden states of rows (B, L) of the batch's documents, some of them or all; see `encode_rows`."""
-        visible = attention_mask if batch.is_padded else None  # kernels with a mask are slower, and one of them is wrong
+        visible = attention_mask if batch.is_padded else None  # with a mask kernels are slower, and cuDNN's is wrong
         return encode_rows(self.model, noised_ids, rows, visible, self.runs_packed(batch), self.kernel)
 
     def train_on(

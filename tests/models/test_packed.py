@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lift_ds import load_pretrained
-from lift_ds.models.head import Segments, encode_rows
+from lift_ds.models.attention import Segments
+from lift_ds.models.head import encode_rows
 from lift_ds.objectives import OBJECTIVES
 from tests.small_models import write_adapted
 from tests.training.test_step import make_batch, make_root

@@ -1,11 +1,12 @@
 """Every benchmark's smoke test: it runs, and writes flat figures that say they are not to be quoted."""
 
+import importlib.util
 import json
 import sys
 
 import pytest
 
-from tests.conftest import free_port, run
+from tests.conftest import REPOSITORY, free_port, run
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
 COMMANDS = {
@@ -32,6 +33,40 @@ def test_quick(name, tmp_path):
     found = json.loads(figures.read_text())
     assert found.pop("quick") is True
     assert len(found) > 3 and all(isinstance(value, (int, float)) for value in found.values())
+
+
+def load_page():
+    spec = importlib.util.spec_from_file_location("gpu_page", REPOSITORY / "benchmarks" / "gpu" / "page.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_gpu_page_is_made_of_its_figures():
+    page = load_page()
+    assert (page.RESULTS / "gpu.md").read_text() == page.published(), "python benchmarks/gpu/page.py makes it anew"
+
+
+def test_a_gpu_page():
+    page = load_page()
+    machine = {"device": "NVIDIA X", "torch": "2.11.0", "commit": "abcdef0", "quick": False, "date": "2026-11-26"}
+    speeds = {"vanilla_tokens_per_second": 9000.0, "vanilla_mfu": 0.35, "vanilla_peak_gib": 61.0}
+    speeds |= {"exact_tokens_per_second": 7200.0, "exact_over_vanilla": 1.25, "table_mfu": float("nan")}
+    found = {
+        "gradients": {"figures": {"nan_gradients": 2.0, "gradient_packed_float32": 3e-6}, "notes": []},
+        "far_scores": {"figures": {"far_scores_nan": 1.0}, "notes": []},
+        "lora_8b": {"figures": speeds, "notes": ["attention: varlen"]},
+        "kernels": {"figures": {}, "notes": ["40.0%  gemm"]},
+        "short": {"failed": "not done within 100 s", "output": ""},
+    }
+    figures = page.flat(machine, found)
+    assert figures["nan_gradients"] == 3.0 and figures["vanilla_mfu"] == 0.35 and figures["exact_over_vanilla"] == 1.25
+    assert figures["lora_8b/table_mfu"] is None and figures["short_over_long"] is None
+    shown = page.render(json.loads(json.dumps(figures)))
+    assert "| gradients that are no numbers | 2 **too much** | 0 |" in shown
+    assert "| the same, packed | 3e-06 | 1e-05 |" in shown
+    assert "| exact | 7,200 | not measured | 1.25 |" in shown  # 9,000 / 7,200
+    assert "    40.0%  gemm" in shown and "- `short`: not done within 100 s" in shown
 
 
 @pytest.mark.slow

@@ -1,13 +1,22 @@
-"""What the parts found, as flat figures and as a page of tables."""
+"""What the parts found, as flat figures, and the page of tables that is made from these.
+
+python benchmarks/gpu/page.py     docs/results/gpu.md from docs/results/gpu.json, or without it: not measured
+"""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
+COMMAND = "python benchmarks/gpu/run.py --out gpu_results"
 Found = dict[str, dict[str, Any]]
+Figures = dict[str, Any]
 MISSING = "not measured"
+MACHINE = ("device", "torch", "commit", "quick", "date")
 RIGHT = {
     "float32_logits_difference": (
         "conformance",
@@ -41,86 +50,89 @@ BEST = ("lora_8b", "lora_8b_checkpointed")
 """Settings of the goals: without recomputation, or with it where that does not fit."""
 
 
-def figure(found: Found, part: str, name: str) -> float | None:
-    """A figure of a part, if it was measured."""
-    value = found.get(part, {}).get("figures", {}).get(name)
-    return None if value is None or not math.isfinite(value) else float(value)
-
-
-def flat(machine: dict[str, Any], found: Found) -> dict[str, Any]:
+def flat(machine: dict[str, Any], found: Found) -> Figures:
     """The figures of all parts, `part/name`, and under short names those that goals are stated for."""
-    figures: dict[str, Any] = {key: machine[key] for key in ("device", "torch", "commit", "quick", "date")}
+    figures: Figures = {key: machine[key] for key in MACHINE}
+    measured = {
+        f"{part}/{name}": value if math.isfinite(value) else None
+        for part, result in found.items()
+        for name, value in result.get("figures", {}).items()
+    }
     best = next((part for part in BEST if "figures" in found.get(part, {})), BEST[0])
-    figures["vanilla_tokens_per_second"] = figure(found, best, "vanilla_tokens_per_second")
-    figures["vanilla_mfu"] = figure(found, best, "vanilla_mfu")
-    figures["exact_over_vanilla"] = figure(found, best, "exact_over_vanilla")
-    figures["table_over_vanilla"] = figure(found, best, "table_over_vanilla")
-    figures["peak_gib"] = figure(found, best, "vanilla_peak_gib")
-    short, long = figure(found, "short", "packed_tokens_per_second"), figure(found, BEST[1], "exact_tokens_per_second")
+    for name in ("vanilla_tokens_per_second", "vanilla_mfu", "exact_over_vanilla", "table_over_vanilla"):
+        figures[name] = measured.get(f"{best}/{name}")
+    figures["peak_gib"] = measured.get(f"{best}/vanilla_peak_gib")
+    short, long = measured.get("short/packed_tokens_per_second"), measured.get(f"{BEST[1]}/exact_tokens_per_second")
     figures["short_over_long"] = short / long if short and long else None
-    bad = [figure(found, *of) for of in (("gradients", "nan_gradients"), ("far_scores", "far_scores_nan"))]
+    bad = [measured.get("gradients/nan_gradients"), measured.get("far_scores/far_scores_nan")]
     figures["nan_gradients"] = None if None in bad else sum(value for value in bad if value is not None)
-    for part, result in found.items():
-        for name, value in result.get("figures", {}).items():
-            figures[f"{part}/{name}"] = value if math.isfinite(value) else None
-    return figures
+    figures |= measured
+    figures |= {f"{part}/notes": "\n".join(result["notes"]) for part, result in found.items() if result.get("notes")}
+    return figures | {f"{part}/failed": result["failed"] for part, result in found.items() if "failed" in result}
 
 
-def render(machine: dict[str, Any], found: Found) -> str:
-    """The page."""
-    lines = ["# On one GPU", ""]
-    if machine["quick"]:
-        lines += ["**Small shapes, a smoke test: nothing here may be quoted.**", ""]
-    command = "python benchmarks/gpu/run.py --out docs/results/gpu_run"
-    lines += [
-        f"*Measured at `{machine['commit']}`, {machine['date']}, on {machine['device']}, torch {machine['torch']}:*"
-        f" `{command}`",
+def render(figures: Figures) -> str:
+    """The page; without figures, one that says what is not measured."""
+    if not figures:
+        lines = ["*Not measured yet: no GPU was at hand.* On a machine with one, this fills the tables in ten minutes:"]
+        lines += ["", f"    {COMMAND}"]
+    else:
+        measured = (
+            f"*Measured at `{figures['commit']}`, {figures['date']}, on {figures['device']}, torch {figures['torch']}:*"
+        )
+        lines = ["**Small shapes, a smoke test: nothing here may be quoted.**", ""] * bool(figures["quick"])
+        lines += [f"{measured} `{COMMAND}`"]
+    notes = figures.get("kernels/notes")
+    failed = {name.removesuffix("/failed"): reason for name, reason in figures.items() if name.endswith("/failed")}
+    page = [
+        "# On one GPU",
+        "",
+        *lines,
         "",
         "## Is it right",
         "",
-        *table(("what", "found", "allowed"), right_rows(found)),
+        *table(("what", "found", "allowed"), right_rows(figures)),
         "",
         "## How fast",
         "",
-        "Useful tokens (padding not counted) over whole steps; MFU is what the update needs of arithmetic over the "
+        "Useful tokens (padding not counted) over whole steps; MFU is what the update needs of arithmetic over the",
         "device's dense bf16 peak; neither recomputation nor the scoring pass counts as needed.",
         "",
-        *table(("setting", "objective", "tokens/s", "MFU", "time / first", "scoring", "peak GiB"), speed_rows(found)),
-        "",
+        *table(("setting", "objective", "tokens/s", "MFU", "time / first", "scoring", "peak GiB"), speed_rows(figures)),
     ]
-    notes = found.get("kernels", {}).get("notes")
     if notes:
-        lines += ["## The ten kernels that take longest", "", "    " + "\n    ".join(notes), ""]
-    failed = {name: result["failed"] for name, result in found.items() if "failed" in result}
+        page += ["", "## The ten kernels that take longest", "", *(f"    {line}" for line in notes.splitlines())]
     if failed:
-        lines += ["## What failed", "", *(f"- `{name}`: {reason}" for name, reason in failed.items()), ""]
-    return "\n".join(lines)
+        page += ["", "## What failed", "", *(f"- `{name}`: {reason}" for name, reason in failed.items())]
+    return "\n".join(page) + "\n"
 
 
-def right_rows(found: Found) -> Iterable[tuple[str, ...]]:
+def right_rows(figures: Figures) -> Iterable[tuple[str, ...]]:
     """What was compared, the figure, and whether it is allowed."""
     for name, (part, meaning, most) in RIGHT.items():
-        value = figure(found, part, name)
+        value = figures.get(f"{part}/{name}")
         shown = MISSING if value is None else f"{value:.3g}" + ("" if value <= most else " **too much**")
         yield meaning, shown, f"{most:g}"
 
 
-def speed_rows(found: Found) -> Iterable[tuple[str, ...]]:
+def speed_rows(figures: Figures) -> Iterable[tuple[str, ...]]:
     """Each setting and objective with its speed."""
+    formats = {"tokens_per_second": "{:,.0f}", "mfu": "{:.1%}", "scoring_share": "{:.1%}", "peak_gib": "{:.1f}"}
     for part, (meaning, names) in SETTINGS.items():
-        first = figure(found, part, f"{names[0]}_tokens_per_second")
+        first = figures.get(f"{part}/{names[0]}_tokens_per_second")
         for name in names:
-            tokens = figure(found, part, f"{name}_tokens_per_second")
-            mfu, scoring = figure(found, part, f"{name}_mfu"), figure(found, part, f"{name}_scoring_share")
-            peak = figure(found, part, f"{name}_peak_gib")
+            values = {key: figures.get(f"{part}/{name}_{key}") for key in formats}
+            shown = {key: MISSING if value is None else formats[key].format(value) for key, value in values.items()}
+            tokens = values["tokens_per_second"]
+            ratio = MISSING if tokens is None or first is None else f"{first / tokens:.2f}"
             yield (
                 meaning,
                 name,
-                MISSING if tokens is None else f"{tokens:,.0f}",
-                MISSING if mfu is None else f"{mfu:.1%}",
-                MISSING if tokens is None or first is None else f"{first / tokens:.2f}",
-                MISSING if scoring is None else f"{scoring:.1%}",
-                MISSING if peak is None else f"{peak:.1f}",
+                shown["tokens_per_second"],
+                shown["mfu"],
+                ratio,
+                shown["scoring_share"],
+                shown["peak_gib"],
             )
 
 
@@ -128,3 +140,13 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
     """Lines of a table in Markdown."""
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
     return lines + ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def published() -> str:
+    """The page of the figures that are kept in `docs/results`."""
+    path = RESULTS / "gpu.json"
+    return render(json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {})
+
+
+if __name__ == "__main__":
+    (RESULTS / "gpu.md").write_text(published(), encoding="utf-8")

@@ -1,6 +1,6 @@
 """One command for a machine with one GPU: is training right there, how fast is it, and where does the time go.
 
-    python benchmarks/gpu/run.py --out docs/results/gpu_run
+    python benchmarks/gpu/run.py --out gpu_results
     python benchmarks/gpu/run.py --quick --device cpu --out /tmp/quick
 
 Parts run one after the other, each in a process of its own with a time limit: what is right first, then speed, then a
@@ -74,7 +74,7 @@ def main() -> None:
     figures = flat(machine, found)
     for path in filter(None, [arguments.out / "gpu.json", arguments.json]):
         write(path, figures)
-    (arguments.out / "gpu.md").write_text(render(machine, found), encoding="utf-8")
+    (arguments.out / "gpu.md").write_text(render(figures), encoding="utf-8")
     failed = [name for name in arguments.only if "failed" in found.get(name, {"failed": ""})]
     if failed:
         sys.exit(f"failed: {', '.join(failed)}; see {arguments.out / 'parts.json'}")

@@ -91,6 +91,11 @@ class MicroBatch:
     difficulty_count: Tensor | None = None
     is_padded: bool = True
 
+    @property
+    def visible(self) -> Tensor | None:
+        """The attention mask, `None` where nothing is padded: kernels are faster without one."""
+        return self.attention_mask if self.is_padded else None
+
     def to(self, device: torch.device) -> MicroBatch:
         """The same micro-batch on `device`."""
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -67,7 +67,7 @@ def heldout_loss(
     sums = torch.zeros(2, len(LEVELS), num_classes, dtype=torch.float64)
     mine = equal_share(longest_first(documents), ranks)
     for index, batch, noised_ids, counted in masked_batches(model, mine, LEVELS, ranks.device, batch_size, seed):
-        logprob = masked_gold_logprob(model, noised_ids, counted, batch.clean_ids, batch.attention_mask)
+        logprob = masked_gold_logprob(model, noised_ids, counted, batch.clean_ids, batch.visible)
         nll, gold_ids = -logprob.double().cpu(), batch.clean_ids[counted].cpu()
         sums[:, index].index_add_(1, classes[gold_ids], torch.stack([nll, torch.ones_like(nll)]))
     return HeldoutLoss(*ranks.all_reduce(sums))

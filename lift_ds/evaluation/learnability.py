@@ -106,7 +106,7 @@ def measure(model: MaskedDiffusionModel, documents: Sequence[Document], batch_si
     counting = [(document, True) for document in longest_first(documents)]
     for index, batch, noised_ids, rows in masked_batches(model, counting, LEVELS, matrix.device, batch_size, seed):
         gold_ids = batch.clean_ids[rows]
-        hidden = model.encode(noised_ids, batch.attention_mask)[rows]
+        hidden = model.encode(noised_ids, batch.visible)[rows]
         shown = model.head(hidden, partial(chunked_confidence, gold_ids=gold_ids))
         confidence, gold = shown.double().cpu().unbind(1)
         columns = torch.stack((torch.ones_like(gold), confidence, gold, gold**2))

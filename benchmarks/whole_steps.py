@@ -33,6 +33,7 @@ from lift_ds.training.engine import Engine, build_model, current_device
 from lift_ds.training.loop import StepPlan, compute_step
 from lift_ds.training.normalizer import step_counts
 from lift_ds.training.step import DiffusionStep
+from lift_ds.training.timing import StepClock
 
 SEED = 3
 
@@ -132,8 +133,8 @@ class WholeSteps:
         began = time.perf_counter()
         counts = self.engine.all_reduce(step_counts(batch.micro_batches, self.objective))
         plan = StepPlan(batch, counts, False, None)
-        totals, observed = compute_step(self.engine, self.run, self.objective, plan, number, self.buffers)
-        self.engine.update()
+        clock = StepClock(self.engine)
+        totals, _, observed = compute_step(self.engine, self.run, self.objective, plan, number, self.buffers, clock)
         if self.buffers is not None:
             self.buffers.observe(observed, number + 1)
         wait()

@@ -12,7 +12,7 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from lift_ds.data.settings import DataConfig
 from lift_ds.evaluation.settings import EvalConfig
-from lift_ds.models.settings import LoraConfig, ModelConfig
+from lift_ds.models.settings import LoraConfig, ModelConfig, profiled_steps
 from lift_ds.objectives import make_objective, objective_settings, read_settings
 from lift_ds.objectives.settings import ObjectiveSettings
 from lift_ds.section import Section
@@ -43,7 +43,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def check_numbers_fit(self) -> RunConfig:
-        """Checks that hold between sections, which are about eval and difficulty."""
+        """Checks that hold between sections."""
         problems = []
         if self.checkpoint.best_by == "heldout_loss" and not self.eval.rows:
             problems.append(
@@ -53,6 +53,12 @@ class RunConfig(Section):
         if not self.difficulty.enabled and make_objective(self.objective).reads_difficulty:
             scoring = getattr(self.objective, "scoring", "")
             problems.append(f"objective.scoring={scoring} needs difficulty.enabled=true")
+        steps = self.model.profile_steps and profiled_steps(self.model.profile_steps)
+        if steps and steps[1] > self.optim.steps:
+            problems.append(
+                f"model.profile_steps={self.model.profile_steps}: the run ends after step {self.optim.steps}; name "
+                "earlier steps, or raise optim.steps"
+            )
         if problems:
             raise ValueError("\n".join(problems))
         return self

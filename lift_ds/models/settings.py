@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from lift_ds.section import Section
 
@@ -19,6 +20,25 @@ class ModelConfig(Section):
         "auto", description="kernel: varlen (one call, no padding; GPU, bf16), sdpa (torch's choice), math (reference)"
     )
     compile: bool = Field(False, description="torch.compile for each block; the first steps take longer, unpacked only")
+    peak_tflops: float | None = Field(
+        None, gt=0, description="what a device can do, for MFU: dense bf16, 10^12 a second; by its name where not given"
+    )
+    profile_steps: str | None = Field(None, description="FIRST-LAST, as 10-12: these steps' torch profile, of rank 0")
+
+    @field_validator("profile_steps")
+    @classmethod
+    def check_profile_steps(cls, steps: str | None) -> str | None:
+        """Checks that they are two steps in order."""
+        if steps is not None and profiled_steps(steps) is None:
+            raise ValueError(f"model.profile_steps={steps}: write FIRST-LAST, steps from 1 on, for example 10-12")
+        return steps
+
+
+def profiled_steps(text: str) -> tuple[int, int] | None:
+    """First and last step of `FIRST-LAST`; `None` where it is not that."""
+    found = re.fullmatch(r"(\d+)-(\d+)", text)
+    first, last = (int(each) for each in found.groups()) if found else (0, 0)
+    return (first, last) if 1 <= first <= last else None
 
 
 class LoraConfig(Section):

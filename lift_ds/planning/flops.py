@@ -58,7 +58,11 @@ class Arithmetic:
 
     @staticmethod
     def of(config: PretrainedConfig, lora_rank: int = 0, lora_targets: tuple[str, ...] = ()) -> Arithmetic:
-        """Of a config, with adapters of a rank at the matrices of these names; no weights are made."""
+        """Of a config, with adapters of a rank at the matrices of these names; no weights are made.
+
+        Raises:
+            ValueError: The family's layers have no matrix `q_proj`, whose width attention has.
+        """
         family = family_of(config)
         with torch.device("meta"):
             model: PreTrainedModel = family.model_class(config)
@@ -70,7 +74,9 @@ class Arithmetic:
             if isinstance(module, nn.Linear)
         }
         adapted = [linear for name, linear in linears.items() if name.rsplit(".", 1)[-1] in lora_targets]
-        query = next(linear for name, linear in linears.items() if name.endswith("q_proj"))
+        query = next((linear for name, linear in linears.items() if name.endswith("q_proj")), None)
+        if query is None:
+            raise ValueError(f"{family.name}: its layers have no matrix q_proj, so that their arithmetic is not known.")
         return Arithmetic(
             matrices=sum(linear.weight.numel() for linear in linears.values()) * len(layers),
             adapters=lora_rank * sum(sum(linear.weight.shape) for linear in adapted) * len(layers),
@@ -96,10 +102,13 @@ class Arithmetic:
 
     def training(self, length: float, num_rows: float) -> float:
         """Operations that the update needs of a document: a forward and a backward."""
-        inputs = 2.0 * (self.matrices + self.adapters) * length + self.head(num_rows)
-        trained = 2.0 * (self.adapters + self.trains_all * self.matrices) * length
-        trained += self.trains_all * self.head(num_rows)
-        return self.forward(length, num_rows) + inputs + 2.0 * self.attention(length) + trained
+        return self.training_of_all(length, length * length, num_rows)
+
+    def training_of_all(self, num_tokens: float, num_pairs: float, num_rows: float) -> float:
+        """The same of many documents: L, L^2 and R, each summed over them."""
+        linear, attention = 2.0 * (self.matrices + self.adapters) * num_tokens, num_pairs * self.attention(1)
+        trained = 2.0 * (self.adapters + self.trains_all * self.matrices) * num_tokens
+        return 2.0 * linear + 3.0 * attention + trained + (2.0 + self.trains_all) * self.head(num_rows)
 
 
 def peak_flops(device_name: str) -> float | None:

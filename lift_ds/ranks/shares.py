@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -16,10 +18,21 @@ class Collectives:
 
     Args:
         device: Where this rank computes; what travels goes through it.
+
+    Attributes:
+        communication_seconds: What the host has waited for in `all_reduce` and `exchange`.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.communication_seconds = 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the seconds of its block."""
+        began = time.perf_counter()
+        yield
+        self.communication_seconds += time.perf_counter() - began
 
     @property
     def rank(self) -> int:
@@ -33,19 +46,21 @@ class Collectives:
 
     def all_reduce(self, values: Tensor, op: str = "sum") -> Tensor:
         """Sum or maximum over ranks, in place, on this rank's device; returned on the CPU."""
-        moved = values.to(self.device)
-        torch.distributed.all_reduce(moved, op=getattr(torch.distributed.ReduceOp, op.upper()))
-        return moved.cpu()
+        with self.waiting():
+            moved = values.to(self.device)
+            torch.distributed.all_reduce(moved, op=getattr(torch.distributed.ReduceOp, op.upper()))
+            return moved.cpu()
 
     def exchange(self, parts: list[Tensor]) -> list[Tensor]:
         """Sends part r, one-dimensional, to rank r; returns what each rank sent here, on the CPU."""
-        sizes = torch.tensor([len(part) for part in parts], device=self.device)
-        expected = torch.empty_like(sizes)
-        torch.distributed.all_to_all_single(expected, sizes)
-        received = torch.empty(int(expected.sum()), dtype=parts[0].dtype, device=self.device)
-        sent = torch.cat(parts).to(self.device)
-        torch.distributed.all_to_all_single(received, sent, expected.tolist(), sizes.tolist())
-        return list(received.cpu().split(expected.tolist()))
+        with self.waiting():
+            sizes = torch.tensor([len(part) for part in parts], device=self.device)
+            expected = torch.empty_like(sizes)
+            torch.distributed.all_to_all_single(expected, sizes)
+            received = torch.empty(int(expected.sum()), dtype=parts[0].dtype, device=self.device)
+            sent = torch.cat(parts).to(self.device)
+            torch.distributed.all_to_all_single(received, sent, expected.tolist(), sizes.tolist())
+            return list(received.cpu().split(expected.tolist()))
 
     def on_main(self, action: Callable[[], Any]) -> Any:
         """What `action` returns on rank 0, on every rank.

@@ -28,6 +28,7 @@ from lift_ds.ranks.shares import Collectives
 
 from .extensions import guard_builds
 from .step import DiffusionStep, DropoutKey, StepResult
+from .timing import StepClock
 
 
 def has_accelerator() -> bool:
@@ -140,14 +141,21 @@ class Engine(Collectives):
             group["lr"] = rate
         return rate
 
-    def forward_backward(self, batch: MicroBatch, document_scale: Tensor, dropout_key: DropoutKey) -> StepResult:
+    def forward_backward(
+        self, batch: MicroBatch, document_scale: Tensor, dropout_key: DropoutKey, clock: StepClock | None = None
+    ) -> StepResult:
         """One micro-batch's forward and backward, from the CPU; gradients add up until `update`.
 
         `document_scale` (B,) is normalised over the whole step, so that losses add up over micro-batches and ranks.
         """
+        clock = clock or StepClock(self)
         scale = (document_scale * self.loss_factor).to(self.device)
-        loss, result = self.ds(batch.to(self.device), scale, dropout_key)
-        self.ds.backward(loss)
+        moved = batch.to(self.device)
+        with clock.part("forward"):
+            loss, result = self.ds(moved, scale, dropout_key)
+        clock.add("scoring", result.scoring_seconds)
+        with clock.part("backward"):
+            self.ds.backward(loss)
         return result
 
     def end_micro_batch(self) -> None:

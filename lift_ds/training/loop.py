@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from .engine import Engine
 from .metrics import StepTotals
 from .normalizer import document_scale, step_counts
 from .step import Observed, StepResult
+from .timing import StepClock, peak_memory
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -65,11 +65,14 @@ class StepPlan:
     problem: Exception | None
 
 
-def plan_step(engine: Engine, objective: Objective, loader: StepLoader, stop: StopRequest) -> StepPlan:
+def plan_step(
+    engine: Engine, objective: Objective, loader: StepLoader, stop: StopRequest, clock: StepClock
+) -> StepPlan:
     """Fetches the next step and agrees on its totals, and on stopping, in one collective."""
     batch, problem, counts = None, None, torch.zeros(3, dtype=torch.float64)
     try:
-        batch = next(loader)
+        with clock.part("data"):
+            batch = next(loader)
     except Exception as error:  # whatever it is, the other ranks must not wait for this one
         problem = error
     else:
@@ -80,12 +83,21 @@ def plan_step(engine: Engine, objective: Objective, loader: StepLoader, stop: St
 
 
 def compute_step(
-    engine: Engine, run: RunConfig, objective: Objective, plan: StepPlan, step: int, buffers: DifficultyBuffers | None
-) -> tuple[StepTotals, list[Observed]]:
-    """Forwards and backwards of one step; gradients are accumulated, nothing is updated yet.
+    engine: Engine,
+    run: RunConfig,
+    objective: Objective,
+    plan: StepPlan,
+    step: int,
+    buffers: DifficultyBuffers | None,
+    clock: StepClock,
+) -> tuple[StepTotals, float, list[Observed]]:
+    """One optimizer step: forwards and backwards, and the update.
+
+    DeepSpeed leaves the update out, on every rank, where the gradient norm is not finite.
 
     Returns:
-        Totals over all ranks, but for this rank's `bad_sample_ids`; and what this rank's passes showed of difficulty.
+        Totals over all ranks, but for this rank's `bad_sample_ids`; the gradient norm; and what this rank's passes
+        showed of difficulty.
     """
     assert plan.batch is not None
     fetched, micro_batches = plan.batch, plan.batch.micro_batches
@@ -96,13 +108,16 @@ def compute_step(
     totals.add(num_tokens=fetched.num_tokens, num_skipped=fetched.num_skipped, num_bad_rows=fetched.num_bad_rows)
     for index, batch in enumerate(micro_batches):
         scale = document_scale(batch, run.objective.normalizer, plan.totals, engine.loss_factor)
-        result = engine.forward_backward(batch, scale, (run.seed, step))
+        result = engine.forward_backward(batch, scale, (run.seed, step), clock)
         _add_result(totals, batch, result, engine)
         observed += result.observed
         if index + 1 < len(micro_batches):
             engine.end_micro_batch()
-    totals.replace(engine.all_reduce(totals.summed()), engine.all_reduce(totals.max_weight, "max"))
-    return totals, observed
+    with clock.part("optimizer"):
+        grad_norm = engine.update()
+    totals.add_rank(clock.read(), peak_memory(engine.device), engine.world_size)
+    totals.replace(engine.all_reduce(totals.summed()), engine.all_reduce(totals.maxima, "max"))
+    return totals, grad_norm, observed
 
 
 def _add_result(totals: StepTotals, batch: MicroBatch, result: StepResult, engine: Engine) -> None:
@@ -112,12 +127,14 @@ def _add_result(totals: StepTotals, batch: MicroBatch, result: StepResult, engin
         num_in_common=in_common,
         num_compared=compared,
         num_by_chance=by_chance,
-        scoring_seconds=result.scoring_seconds() / engine.world_size,
     )
     if not math.isfinite(totals.loss) and not totals.bad_sample_ids:
         totals.bad_sample_ids = batch.sample_ids.tolist()
     is_real = batch.sample_ids >= 0
     by_document = (result.nll_sum, result.num_kept, result.gradient_norms / engine.world_size)
+    lengths = batch.attention_mask[is_real].sum(-1).double()
+    totals.add(num_input_tokens=result.num_views * float(lengths.sum()))
+    totals.add(num_attention_pairs=result.num_views * float(lengths.square().sum()))
     totals.add_documents(batch.t[is_real], batch.component[is_real], *(values.cpu()[is_real] for values in by_document))
 
 
@@ -144,15 +161,14 @@ def train_steps(
     """
     num_bad = 0
     for step in range(first_step, run.optim.steps):
-        began = time.perf_counter()
+        clock = StepClock(engine)
         position = loader.state
-        plan = plan_step(engine, objective, loader, stop)
+        plan = plan_step(engine, objective, loader, stop, clock)
         if plan.must_stop:
             loader.state = position  # the step was fetched, but is not taken
             return step, plan.problem
-        totals, observed = compute_step(engine, run, objective, plan, step, buffers)
         rate = engine.set_learning_rate(step)
-        grad_norm = engine.update()  # DeepSpeed leaves the step out on every rank where the norm is not finite
+        totals, grad_norm, observed = compute_step(engine, run, objective, plan, step, buffers, clock)
         is_bad = not (math.isfinite(totals.loss) and math.isfinite(grad_norm))
         if buffers is not None:
             buffers.observe([] if is_bad else observed, step + 1)
@@ -167,7 +183,10 @@ def train_steps(
                     f"such steps were left out, optim.max_bad_steps={run.optim.max_bad_steps} are allowed. Look at the "
                     "samples, lower optim.lr or raise objective.t_min, and resume from the last checkpoint."
                 )
-        seconds = time.perf_counter() - began
-        record |= {"num_bad_steps": num_bad, "grad_norm": grad_norm, "lr": rate, "seconds": seconds}
-        after_step(step + 1, record | {"tokens_per_second": record["num_tokens"] / seconds})
+        rest = clock.rest()
+        for part in ("communication", "other"):
+            record[f"{part}_seconds"] += rest[part]
+            record["slowest_seconds"][part] += rest[part]
+        record |= {"num_bad_steps": num_bad, "grad_norm": grad_norm, "lr": rate, "seconds": rest["seconds"]}
+        after_step(step + 1, record | {"tokens_per_second": record["num_tokens"] / rest["seconds"]})
     return run.optim.steps, None

@@ -15,23 +15,27 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
+from .timing import PARTS
+
 NUM_TENTHS = 10
 METRICS_FILE = "metrics.jsonl"
 COMPONENTS = ("easy", "random", "hard")
 
 
 class StepTotals:
-    """Sums of one step, as one float64 vector, so that one collective adds them over the ranks."""
+    """Sums and maxima of one step, each as one float64 vector, so that one collective takes them over the ranks."""
 
-    SCALARS = tuple(
-        "loss num_tokens num_skipped num_bad_rows num_in_common num_compared num_by_chance scoring_seconds".split()
+    SCALARS = (
+        *"loss num_tokens num_skipped num_bad_rows num_in_common num_compared num_by_chance".split(),
+        *("num_input_tokens", "num_attention_pairs"),
+        *(f"{part}_seconds" for part in PARTS),
     )
     BINNED = ("documents", "nll", "kept", "gradient")
 
     def __init__(self) -> None:
         zeros = partial(torch.zeros, dtype=torch.float64)
         self.scalars, self.components = zeros(len(self.SCALARS)), zeros(len(COMPONENTS))
-        self.binned, self.max_weight = zeros(len(self.BINNED), NUM_TENTHS), zeros(NUM_TENTHS)
+        self.binned, self.maxima = zeros(len(self.BINNED), NUM_TENTHS), zeros(NUM_TENTHS + len(PARTS) + 2)
         self.bad_sample_ids: list[int] = []
 
     def add(self, **values: float) -> None:
@@ -47,17 +51,22 @@ class StepTotals:
         values = torch.stack([torch.ones_like(t), nll_sum, num_kept, gradient_norm]).double()
         self.binned.index_add_(1, bins, values)
         self.components.index_add_(0, component, torch.ones_like(t).double())
-        self.max_weight.scatter_reduce_(0, bins, 1.0 / t.double(), "amax")
+        self.maxima.scatter_reduce_(0, bins, 1.0 / t.double(), "amax")
+
+    def add_rank(self, seconds: dict[str, float], memory: tuple[float, float], num_ranks: int) -> None:
+        """Adds a rank's `StepClock.read` and `peak_memory`, once a step."""
+        self.add(**{f"{part}_seconds": seconds[part] / num_ranks for part in PARTS})
+        self.maxima[NUM_TENTHS:] = torch.tensor([*(seconds[part] for part in PARTS), *memory], dtype=torch.float64)
 
     def summed(self) -> Tensor:
         """The part that adds up, as one vector."""
         return torch.cat([self.scalars, self.components, self.binned.flatten()])
 
-    def replace(self, summed: Tensor, max_weight: Tensor) -> None:
+    def replace(self, summed: Tensor, maxima: Tensor) -> None:
         """Takes the sums and maxima over all ranks."""
         sizes = [len(self.scalars), len(self.components), self.binned.numel()]
         self.scalars, self.components, binned = summed.split(sizes)
-        self.binned, self.max_weight = binned.view_as(self.binned), max_weight
+        self.binned, self.maxima = binned.view_as(self.binned), maxima
 
     @property
     def loss(self) -> float:
@@ -68,26 +77,36 @@ class StepTotals:
         """The step as a line of `metrics.jsonl`; what has no documents to show it is `None`.
 
         `scoring_agreement` is the share of tokens that the difficulty table and exact scores both choose, where both
-        are known, and `scoring_chance` the share that two random choices have in common. `scoring_seconds` is the
-        mean over the ranks.
+        are known, and `scoring_chance` the share that two random choices have in common. Seconds of the parts are means
+        over the ranks; `slowest_seconds` has each part on the rank where it took longest. Memory is that of the rank
+        with most.
         """
-        loss, num_tokens, num_skipped, num_bad_rows, in_common, compared, by_chance, seconds = self.scalars.tolist()
+        scalars = dict(zip(self.SCALARS, self.scalars.tolist(), strict=True))
+        compared = scalars["num_compared"]
         documents, nll, kept, gradient = self.binned
+        max_weight, slowest, memory = self.maxima.split([NUM_TENTHS, len(PARTS), 2])
+        allocated, reserved = memory.tolist()
         shares = self.components / self.components.sum().clamp(min=1)
         return {
-            "loss": loss,
-            "num_tokens": int(num_tokens),
+            "loss": scalars["loss"],
+            "num_tokens": int(scalars["num_tokens"]),
+            "num_input_tokens": int(scalars["num_input_tokens"]),
+            "num_attention_pairs": int(scalars["num_attention_pairs"]),
+            "num_learned": int(kept.sum()),
             "num_documents": int(documents.sum()),
-            "num_skipped": int(num_skipped),
-            "num_bad_rows": int(num_bad_rows),
+            "num_skipped": int(scalars["num_skipped"]),
+            "num_bad_rows": int(scalars["num_bad_rows"]),
             "component_share": dict(zip(COMPONENTS, shares.tolist(), strict=True)),
-            "scoring_seconds": seconds,
-            "scoring_agreement": in_common / compared if compared else None,
-            "scoring_chance": by_chance / compared if compared else None,
-            "max_inverse_t": float(self.max_weight.max()) if time_scaling else 1.0,
+            **{f"{part}_seconds": scalars[f"{part}_seconds"] for part in PARTS},
+            "slowest_seconds": dict(zip(PARTS, slowest.tolist(), strict=True)),
+            "peak_memory_gib": allocated,
+            "peak_reserved_gib": reserved or None,
+            "scoring_agreement": scalars["num_in_common"] / compared if compared else None,
+            "scoring_chance": scalars["num_by_chance"] / compared if compared else None,
+            "max_inverse_t": float(max_weight.max()) if time_scaling else 1.0,
             "t_documents": documents.int().tolist(),
             "t_token_nll": _ratio(nll, kept),
-            "t_max_inverse_t": [value or None for value in self.max_weight.tolist()],
+            "t_max_inverse_t": [value or None for value in max_weight.tolist()],
             "t_gradient_norm": _ratio(gradient, documents),
         }
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .metrics import read_metrics
+from .timing import PARTS
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 CURVE_WIDTH, BAR_WIDTH = 60, 74
@@ -62,8 +63,8 @@ class PlainProgress(Progress):
         shares = " ".join(f"{name} {share:.0%}" for name, share in record["component_share"].items())
         self._print(
             f"step {step}/{self.num_steps}  loss {record['loss']:.4f}  {shares}  grad {record['grad_norm']:.3f}  "
-            f"lr {record['lr']:.2e}  {record['tokens_per_second']:,.0f} tok/s  scoring {_scoring_share(record):.0%}  "
-            f"ETA {eta}"
+            f"lr {record['lr']:.2e}  {record['tokens_per_second']:,.0f} tok/s  {_use(record)}  "
+            f"{_shares_of_time(record)}  ETA {eta}"
         )
 
     def _eta(self, step: int) -> str:
@@ -98,7 +99,8 @@ class LiveProgress(PlainProgress):
         rows = Table.grid(padding=(0, 2))
         rows.add_row("[bold]loss", Text(sparkline(self.losses, CURVE_WIDTH), "cyan"))
         rows.add_row("[bold]learning", _shares_bar(record["component_share"]))
-        rows.add_row("[bold]scoring", f"{_scoring_share(record):.0%} of the step's time")
+        rows.add_row("[bold]time", _shares_of_time(record))
+        rows.add_row("[bold]devices", _use(record))
         rows.add_row("[bold]levels", Text.assemble("t 0 ", (sparkline(levels, 0), "magenta"), " 1"))
         done = round(step / self.num_steps * BAR_WIDTH)
         bar = Text.assemble(("━" * done, "green"), ("━" * (BAR_WIDTH - done), "bright_black"))
@@ -109,8 +111,17 @@ class LiveProgress(PlainProgress):
         self.live.stop()
 
 
-def _scoring_share(record: dict[str, Any]) -> float:
-    return float(record["scoring_seconds"] / record["seconds"])
+def _use(record: dict[str, Any]) -> str:
+    """Which share of the devices' rate a step reached, where it is known, and the most memory so far."""
+    mfu = "" if record["mfu"] is None else f"MFU {record['mfu']:.0%}  "
+    return f"{mfu}peak {record['peak_memory_gib']:.1f} GiB"
+
+
+def _shares_of_time(record: dict[str, Any]) -> str:
+    """The parts of a step's seconds that make a hundredth of them or more."""
+    seconds = {part: record[f"{part}_seconds"] for part in PARTS}
+    total = sum(seconds.values())  # `seconds` are rank 0's; parts are means, and others may have waited for it before
+    return " ".join(f"{part} {spent / total:.0%}" for part, spent in seconds.items() if spent >= 0.01 * total)
 
 
 def sparkline(values: list[float], width: int) -> str:

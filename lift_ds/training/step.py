@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from lift_ds.data.batch import MicroBatch
 from lift_ds.method.components import Component
@@ -42,6 +43,7 @@ class StepResult:
         num_kept: int64 (B,), learned tokens.
         agreement: float32 (3,), see `Choice`; 0 where nothing was compared.
         observed: What the difficulty table may learn, without bias by the choice.
+        num_views: How often the training pass saw each document.
         scoring_seconds: Tells what the pass without gradient took.
         gradient_probe: float32 (B,), a leaf whose gradient is `gradient_norms`.
     """
@@ -51,6 +53,7 @@ class StepResult:
     num_kept: Tensor
     agreement: Tensor
     observed: tuple[Observed, ...]
+    num_views: int
     scoring_seconds: Callable[[], float]
     gradient_probe: Tensor
 
@@ -116,7 +119,7 @@ class DiffusionStep(nn.Module):
         """
         probe = torch.zeros_like(batch.t, requires_grad=True)
         candidates = self.objective.noise(batch)
-        with timed(batch.t.device) as scoring_seconds:
+        with record_function("scoring"), timed(batch.t.device) as scoring_seconds:
             scores = self.score(batch, candidates)
         choice = self.objective.choose(batch, candidates, scores)
         view = self.objective.view(batch, choice)  # twice as many documents where the complement is learned, too
@@ -127,8 +130,8 @@ class DiffusionStep(nn.Module):
         num_kept = zeros.index_add(0, trained.document, torch.ones_like(trained.token_nll)).long()
         agreement = zeros.new_zeros(3) if choice.agreement is None else choice.agreement
         observed = self.observe(batch, candidates, scores, trained)
-        loss = trained.loss.detach()
-        return trained.loss, StepResult(loss, nll_sum, num_kept, agreement, observed, scoring_seconds, probe)
+        loss, num_views = trained.loss.detach(), len(view.clean_ids) // len(batch.t)
+        return trained.loss, StepResult(loss, nll_sum, num_kept, agreement, observed, num_views, scoring_seconds, probe)
 
     def score(self, batch: MicroBatch, candidates: Candidates) -> Tensor | None:
         """The pass that the objective declares, without dropout or gradient.

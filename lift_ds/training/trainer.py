@@ -10,6 +10,7 @@ from typing import Any
 
 from lift_ds.data.order.stream import merge_states
 from lift_ds.data.text.chat_format import ChatFormat
+from lift_ds.models.settings import profiled_steps
 from lift_ds.models.weights import whole_shape
 from lift_ds.objectives import Objective
 from lift_ds.storage.best import offer, read_best
@@ -18,12 +19,14 @@ from lift_ds.storage.manifest import BEST, checkpoint_name, find_checkpoint, mod
 
 from .buffers import DifficultyBuffers
 from .checkpoint import agree_on_main, check_space, load_checkpoint, save_checkpoint
+from .efficiency import Efficiency
 from .engine import Engine
 from .final_export import FinalExport
 from .inputs import Prepared, chat_format_of, make_loader
 from .loop import StopRequest, train_steps
 from .measure import Measurements
 from .metrics import MetricsFile
+from .profiling import StepProfile
 from .progress import Progress
 from .resumed import Resumed, require_same_settings
 
@@ -64,6 +67,12 @@ class Trainer:
     def chat_format(self) -> ChatFormat:
         """How the run's chats become tokens."""
         return chat_format_of(self.prepared)
+
+    @property
+    def steps_to_profile(self) -> tuple[int, int] | None:
+        """First and last step of this rank's profile; rank 0 alone has one."""
+        wanted = self.run.model.profile_steps
+        return profiled_steps(wanted) if wanted is not None and self.engine.rank == 0 else None
 
     def resume(self) -> int:
         """Restores the newest checkpoint if the config asks for it; returns the steps already taken."""
@@ -131,6 +140,13 @@ class Trainer:
         if message is not None:
             self.progress.say(f"step {step}: {message}")
 
+    def show(self, step: int, record: dict[str, Any]) -> None:
+        """A step's record goes into the file, the display and DeepSpeed's monitors."""
+        self.metrics.write("step", step, record)
+        self.progress.show_step(step, record)
+        scalars = ("loss", "grad_norm", "lr", "tokens_per_second", "peak_memory_gib", "mfu")
+        self.engine.write_monitor({key: record[key] for key in scalars if record[key] is not None}, step)
+
     def fit(self) -> int:
         """Trains from the start or a checkpoint to the end or a stop signal; returns the steps taken in all."""
         self.engine.on_main(lambda: read_best(self.checkpoints))
@@ -142,22 +158,24 @@ class Trainer:
             self.measurements.solving(0, "before")
         engine, run, saved_at = self.engine, self.run, first_step
         loader = make_loader(self.prepared, self.micro_batch, engine, first_step)
+        profiled = StepProfile(self.steps_to_profile, Path(run.output), self.progress.say)
+        efficiency = Efficiency.of(run, self.prepared.config, engine)
 
         def after_step(step: int, record: dict[str, Any]) -> None:
             nonlocal saved_at
+            profiled.after(step)
             if step % run.log_every == 0 or step == run.optim.steps:
-                self.metrics.write("step", step, record)
-                self.progress.show_step(step, record)
-                scalars = ("loss", "grad_norm", "lr", "tokens_per_second")
-                engine.write_monitor({key: record[key] for key in scalars}, step)
+                self.show(step, record | efficiency.measured(record))
             self.measurements.between_steps(step)
             if run.checkpoint.save_every and step % run.checkpoint.save_every == 0:
                 checkpoint = self.save(step, loader.state)
                 saved_at = step
                 if step < run.optim.steps:
                     self.consider(checkpoint, step)
+            profiled.before(step + 1)
 
-        with closing(loader):
+        with closing(loader), closing(profiled):
+            profiled.before(first_step + 1)
             step, problem = train_steps(
                 engine, run, self.objective, loader, first_step, self.stop, self.buffers, after_step
             )

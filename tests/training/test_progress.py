@@ -6,13 +6,18 @@ from rich.console import Console
 
 from lift_ds.training.metrics import MetricsFile, StepTotals, read_metrics
 from lift_ds.training.progress import LiveProgress, PlainProgress, print_summary, sparkline
+from lift_ds.training.timing import PARTS
+
+
+SECONDS = dict.fromkeys(PARTS, 0.0) | {"data": 0.004, "scoring": 0.5, "forward": 0.196, "backward": 0.3}
 
 
 def make_totals():
     totals = StepTotals()
     totals.add(loss=1.5)
     totals.add(num_tokens=100, num_skipped=2)
-    totals.add(num_in_common=6, num_compared=8, num_by_chance=3, scoring_seconds=0.5)
+    totals.add(num_in_common=6, num_compared=8, num_by_chance=3)
+    totals.add_rank(SECONDS, (12.34, 0.0), 1)
     totals.add_documents(
         t=torch.tensor([0.05, 0.55, 0.95]),
         component=torch.tensor([2, 1, 0]),
@@ -45,7 +50,7 @@ def test_a_step_that_compares_nothing():
 
 def test_sums_over_ranks():
     one, other = make_totals(), make_totals()
-    one.replace(one.summed() + other.summed(), torch.maximum(one.max_weight, other.max_weight))
+    one.replace(one.summed() + other.summed(), torch.maximum(one.maxima, other.maxima))
     record = one.record(time_scaling=True)
     assert (record["loss"], record["num_documents"]) == (3.0, 6)
     assert record["max_inverse_t"] == pytest.approx(20)
@@ -97,6 +102,7 @@ def show(progress, steps):
             "lr": 1e-3,
             "seconds": 1.0,
             "tokens_per_second": 1234.0,
+            "mfu": 0.345 if step % 2 else None,
         }
         progress.show_step(step, record | {"loss": 3.0 / step})
     progress.close()
@@ -104,13 +110,14 @@ def show(progress, steps):
 
 def test_plain_lines():
     output = io.StringIO()
-    show(PlainProgress(Console(file=output, width=200), 3, every_seconds=0.0), 3)
+    show(PlainProgress(Console(file=output, width=240), 3, every_seconds=0.0), 3)
     lines = output.getvalue().splitlines()
     assert len(lines) == 3
     assert lines[-1] == (
-        "step 3/3  loss 1.0000  easy 33% random 33% hard 33%  grad 0.700  lr 1.00e-03  1,234 tok/s  scoring 50%  "
-        "ETA 0:00"
+        "step 3/3  loss 1.0000  easy 33% random 33% hard 33%  grad 0.700  lr 1.00e-03  1,234 tok/s  MFU 34%  "
+        "peak 12.3 GiB  scoring 50% forward 20% backward 30%  ETA 0:00"
     )
+    assert "1,234 tok/s  peak 12.3 GiB  scoring" in lines[1]  # a device whose peak is not known
 
 
 def test_live_panel():
@@ -119,7 +126,17 @@ def test_live_panel():
     progress.say("a message")
     show(progress, 40)
     text = output.getvalue()
-    for part in ("title", "a message", "40 / 40", "1,234", "grad norm", "easy 33%", "█"):
+    for part in (
+        "title",
+        "a message",
+        "40 / 40",
+        "1,234",
+        "grad norm",
+        "easy 33%",
+        "backward 30%",
+        "peak 12.3 GiB",
+        "█",
+    ):
         assert part in text
 
 

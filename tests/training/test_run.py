@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from lift_ds import load_pretrained
+from lift_ds.training.timing import PARTS
 from tests.conftest import (
     REPOSITORY,
     SMALL,
@@ -48,6 +49,15 @@ def test_the_run_folder(straight):
     assert all(sum(record["t_documents"]) == 8 for record in steps)
     assert all(sum(record["component_share"].values()) == pytest.approx(1) for record in steps)
     assert all(1 <= record["max_inverse_t"] <= 1000 for record in steps)
+    for record in steps:
+        seconds = {part: record[f"{part}_seconds"] for part in PARTS}
+        assert min(seconds.values()) >= 0
+        assert min(seconds["scoring"], seconds["forward"], seconds["backward"], seconds["optimizer"]) > 0
+        assert all(record["slowest_seconds"][part] >= seconds[part] for part in PARTS)
+        assert record["mfu"] is None  # on a CPU
+        assert record["needed_tflop"] > 0
+        assert record["peak_memory_gib"] > 0.1
+        assert record["tokens_per_second"] == pytest.approx(record["num_tokens"] / record["seconds"])
     kinds = [json.loads(line)["kind"] for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert kinds.count("heldout") == kinds.count("solve") == 2
     assert (output / "checkpoints" / "latest").read_text().strip() == "step-000006"

@@ -122,19 +122,19 @@ def compute_step(
 
 def _add_result(totals: StepTotals, batch: MicroBatch, result: StepResult, engine: Engine) -> None:
     in_common, compared, by_chance = result.agreement.tolist()
+    is_real = batch.sample_ids >= 0
+    lengths = batch.attention_mask[is_real].sum(-1).tolist()
     totals.add(
         loss=float(result.loss) / engine.loss_factor,
         num_in_common=in_common,
         num_compared=compared,
         num_by_chance=by_chance,
+        num_input_tokens=result.num_views * sum(lengths),
+        num_attention_pairs=result.num_views * sum(length * length for length in lengths),
     )
     if not math.isfinite(totals.loss) and not totals.bad_sample_ids:
         totals.bad_sample_ids = batch.sample_ids.tolist()
-    is_real = batch.sample_ids >= 0
     by_document = (result.nll_sum, result.num_kept, result.gradient_norms / engine.world_size)
-    lengths = batch.attention_mask[is_real].sum(-1).double()
-    totals.add(num_input_tokens=result.num_views * float(lengths.sum()))
-    totals.add(num_attention_pairs=result.num_views * float(lengths.square().sum()))
     totals.add_documents(batch.t[is_real], batch.component[is_real], *(values.cpu()[is_real] for values in by_document))
 
 

@@ -28,7 +28,7 @@ class StepTotals:
     SCALARS = (
         *"loss num_tokens num_skipped num_bad_rows num_in_common num_compared num_by_chance".split(),
         *("num_input_tokens", "num_attention_pairs"),
-        *(f"{part}_seconds" for part in PARTS),
+        *(f"{part}_seconds" for part in PARTS),  # last, see `add_rank`
     )
     BINNED = ("documents", "nll", "kept", "gradient")
 
@@ -55,8 +55,9 @@ class StepTotals:
 
     def add_rank(self, seconds: dict[str, float], memory: tuple[float, float], num_ranks: int) -> None:
         """Adds a rank's `StepClock.read` and `peak_memory`, once a step."""
-        self.add(**{f"{part}_seconds": seconds[part] / num_ranks for part in PARTS})
-        self.maxima[NUM_TENTHS:] = torch.tensor([*(seconds[part] for part in PARTS), *memory], dtype=torch.float64)
+        own = [seconds[part] for part in PARTS]
+        self.scalars[-len(PARTS) :] = torch.tensor(own, dtype=torch.float64) / num_ranks
+        self.maxima[NUM_TENTHS:] = torch.tensor([*own, *memory], dtype=torch.float64)
 
     def summed(self) -> Tensor:
         """The part that adds up, as one vector."""

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import record_function
 
 from lift_ds.data.batch import MicroBatch
 from lift_ds.method.components import Component
@@ -119,7 +118,7 @@ class DiffusionStep(nn.Module):
         """
         probe = torch.zeros_like(batch.t, requires_grad=True)
         candidates = self.objective.noise(batch)
-        with record_function("scoring"), timed(batch.t.device) as scoring_seconds:
+        with timed(batch.t.device, "scoring") as scoring_seconds:
             scores = self.score(batch, candidates)
         choice = self.objective.choose(batch, candidates, scores)
         view = self.objective.view(batch, choice)  # twice as many documents where the complement is learned, too

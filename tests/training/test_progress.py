@@ -8,7 +8,6 @@ from lift_ds.training.metrics import MetricsFile, StepTotals, read_metrics
 from lift_ds.training.progress import LiveProgress, PlainProgress, print_summary, sparkline
 from lift_ds.training.timing import PARTS
 
-
 SECONDS = dict.fromkeys(PARTS, 0.0) | {"data": 0.004, "scoring": 0.5, "forward": 0.196, "backward": 0.3}
 
 

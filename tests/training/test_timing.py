@@ -37,7 +37,7 @@ def take_step(clock, ranks):
     ranks.communication_seconds += 1.5
     for _ in range(2):
         with step.part("forward"):
-            with timed(ranks.device) as scoring:
+            with timed(ranks.device, "scoring") as scoring:
                 clock.seconds += 2
             clock.seconds += 3
         step.add("scoring", scoring)

@@ -216,8 +216,8 @@ def kernels(device: torch.device, is_quick: bool, checkpointing: bool, note: Cal
             meter.steps.step(documents, meter.number, meter.wait)
             meter.number += 1
     order = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    averages = profiled.key_averages()
-    spent = {event.key: float(getattr(event, order)) for event in averages}
+    found = [event for event in profiled.key_averages() if not event.is_user_annotation]  # not a step's parts
+    spent = {event.key: float(getattr(event, order)) for event in found}
     total = sum(spent.values())
     longest = sorted(spent, key=lambda name: -spent[name])[:10]
     for name in longest:

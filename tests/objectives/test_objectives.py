@@ -183,6 +183,7 @@ def test_complementary_is_the_mean_of_both_views(llada, batch, method):
     loss, stats, objective = loss_of(llada, batch, method, complementary=True)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert stats.num_kept.tolist() == batch.response_mask.sum(-1).tolist()
+    assert stats.num_views == 2
     assert objective.num_targets(batch).sum() == stats.num_kept.sum() / 2
 
 

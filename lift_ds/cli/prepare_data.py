@@ -29,7 +29,8 @@ from lift_ds.data.text.prepared import token_settings, tokenizer_hash
 from lift_ds.models.families import read_config
 from lift_ds.models.vocabulary import check_tokenizer, load_tokenizer
 from lift_ds.models.weights import BUILTIN_BASE, resolve_folder
-from lift_ds.training.inputs import make_encoder, open_reader, pack_capacity
+from lift_ds.training.inputs import make_encoder
+from lift_ds.training.readers import open_reader, pack_capacity
 
 from .tool import StrictParser, flag, progress, tool
 

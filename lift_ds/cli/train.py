@@ -27,11 +27,13 @@ from lift_ds.data.survey.rows import FirstRows, check_first_rows
 from lift_ds.models.attention import choose_attention
 from lift_ds.ranks.launch import Launch, check_semaphores
 from lift_ds.ranks.meeting import meet
+from lift_ds.ranks.once import Once
 from lift_ds.ranks.running import run_on_ranks
 from lift_ds.ranks.shares import Collectives
 from lift_ds.storage.run_record import refuse_newer_run
 from lift_ds.training.inputs import Prepared, RunData, describe_other_format, open_weights, prepare
 from lift_ds.training.metrics import METRICS_FILE
+from lift_ds.training.readers import lanes_line
 from lift_ds.training.resumed import check_position
 from lift_ds.training.run_files import ModelFolder, RunSources, claimed, list_sources, open_model
 
@@ -86,13 +88,13 @@ class Checked:
     sources: RunSources
 
 
-def check(arguments: argparse.Namespace, launch: Launch) -> Checked:
+def check(arguments: argparse.Namespace, launch: Launch, once: Once) -> Checked:
     """Reads both configurations, and finds what they name; a ConfigError has all that is wrong or not there."""
     settings = read_settings(arguments)
     run, problems = settings.run, settings.problems
     ds_json = settings.settle_json(arguments.deepspeed, launch.world_size)
-    model = attempt(partial(open_model, run.model.path, with_weights=False), problems)
-    sources = attempt(partial(list_sources, run), problems)
+    model = attempt(partial(open_model, run.model.path, with_weights=False, once=once), problems)
+    sources = attempt(partial(once.per_node, "listing the data", partial(list_sources, run)), problems)
     settings.judge(None if model is None else model.folder)
     output = Path(run.output)
     holds_run = (output / METRICS_FILE).exists() or any(output.glob("checkpoints/step-*"))
@@ -110,10 +112,11 @@ def check(arguments: argparse.Namespace, launch: Launch) -> Checked:
 def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
     """Checks, then trains."""
     quieten(launch.is_main)
-    checked = check(arguments, launch)
+    once = Once(None if arguments.dry_run else launch)
+    checked = check(arguments, launch, once)
     settings, run = checked.settings, checked.settings.run
     if arguments.dry_run:
-        prepared, ds_json = open_run(checked, run, launch)
+        prepared, ds_json = open_run(checked, run, launch, once)
         if launch.is_main:
             print(yaml.safe_dump({"run": prepared.run.model_dump(), "deepspeed": ds_json}, sort_keys=False))
         return
@@ -124,28 +127,30 @@ def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
         check_semaphores(f"data.workers={run.data.workers}")
     engine.start_distributed(launch)  # before anything slow: a rank may be missing, or the port taken
     ranks = Collectives(engine.current_device())
+    once = Once(launch, ranks)
     with claimed(run.output, settings.is_numbered, ranks) as output:
         if not run.model.from_scratch:
-            checked = replace(checked, model=checked.model.fetch_weights())
+            checked = replace(checked, model=checked.model.fetch_weights(once))
         clock = run.data.clock or ranks.on_main(lambda: datetime.now().isoformat(timespec="seconds"))
         data = run.data.model_copy(update={"clock": clock})  # one time for all ranks, and all of the run
         run = run.model_copy(update={"output": output, "data": data})
-        prepared, ds_json = open_run(checked, run, launch)
+        prepared, ds_json = open_run(checked, run, launch, once)
         source = open_weights(prepared)
         meet(launch).gather("reading data and model")  # a rank that has failed meanwhile calls no collective
         execute(prepared, source, ds_json, launch.is_main, settings.resumed)
 
 
-def open_run(checked: Checked, run: RunConfig, launch: Launch) -> tuple[Prepared, dict[str, Any]]:
+def open_run(checked: Checked, run: RunConfig, launch: Launch, once: Once) -> tuple[Prepared, dict[str, Any]]:
     """Opens model and data, or raises a ValueError; says what will run; gives the JSON as DeepSpeed gets it."""
     from lift_ds.training import engine
 
-    prepared = prepare(run, checked.model, checked.sources)
+    prepared = prepare(run, checked.model, checked.sources, once)
     check_position(checked.settings.resumed, prepared.data.stream)
     ds_json = fill_ds_json(checked.ds_json, checked.model.config.hidden_size, engine.has_accelerator())
     dtype = torch.bfloat16 if ds_json["bf16"]["enabled"] else torch.float32
     kernel = choose_attention(checked.model.config, run.model.attention, engine.current_device(), dtype)
-    first_rows = check_first_rows(prepared.data.reader, run.data.check_rows, run.data.max_skipped)
+    look = partial(check_first_rows, prepared.data.reader, run.data.check_rows, run.data.max_skipped)
+    first_rows = once.per_run("checking the first rows", look)
     if launch.is_main:
         first_lines = describe(run, ds_json, launch, prepared.data, first_rows, kernel)
         print("\n".join([*checked.settings.notes, *describe_other_format(prepared), first_lines]), flush=True)
@@ -163,6 +168,7 @@ def describe(
         hint += f" ({launch.world_size - run.optim.global_batch} of them without a document: raise optim.global_batch)"
     groups = data.reader.manifest.groups
     unused = "".join(f"{line}\n" for line in first_rows.unused_lines())
+    unused += lanes_line(run.data, data.stream.lanes.num_lanes, data.num_rows, launch.world_size)
     precision = "bf16" if ds_json["bf16"]["enabled"] else "float32"
     return (
         f"{ranks}{hint}, ZeRO-{stage}, {precision}, {kernel} attention, global batch {run.optim.global_batch} = "

@@ -98,8 +98,12 @@ class Meeting:
                 print(f"rank {self.launch.rank} waits for rank 0 at {self.place}: {reason}", flush=True)
             time.sleep(2 * POLL_SECONDS)
 
-    def gather(self, what: str) -> None:
+    def gather(self, what: str, limit: timedelta | None = None) -> None:
         """Waits until all ranks are through with something; rank 0 says for whom, every half minute.
+
+        Args:
+            what: What they do; a name that is used once.
+            limit: When the wait ends; the meeting's where none is given.
 
         Raises:
             FailedElsewhereError: One of them has failed instead.
@@ -108,11 +112,12 @@ class Meeting:
         self.store.set(f"{what}/{self.launch.rank}", "")
         since = said = time.monotonic()
         count, size = self.store.add(what, 1), self.launch.world_size
+        seconds = (limit or self.limit).total_seconds()
         while count < size:
             if self.has("failed"):
                 raise FailedElsewhereError(**json.loads(self.store.get("failed")), launch=self.launch)
             now = time.monotonic()
-            if now - since > self.limit.total_seconds():
+            if now - since > seconds:
                 raise RuntimeError(
                     f"{self.missing(what)} of WORLD_SIZE={size} not at {self.place} ({what}) within "
                     f"{(now - since) / 60:.1f} minutes. Is every rank started (deepspeed, torchrun)? For one process: "

@@ -15,25 +15,24 @@ from lift_ds.data.order.loader import StepLoader
 from lift_ds.data.order.stream import PackStream
 from lift_ds.data.reader import RowReader
 from lift_ds.data.settings import DataConfig
-from lift_ds.data.sources import Manifest, SourceGroup
+from lift_ds.data.sources import Manifest
 from lift_ds.data.survey.rows import check_first_rows
 from lift_ds.data.text.chat import ChatEncoder
 from lift_ds.data.text.chat_format import KEYS, ChatFormat, format_of_settings, read_format, template_text
 from lift_ds.data.text.prepared import folder_of, read_prepared
 from lift_ds.data.text.templates import use_template
-from lift_ds.data.text.turns import RowRules
 from lift_ds.models.families import max_length_of, start_token_of
 from lift_ds.models.vocabulary import check_tokenizer, load_tokenizer
 from lift_ds.models.weights import NewWeights, WeightSource
+from lift_ds.ranks.once import ALONE, Once
 from lift_ds.ranks.shares import Ranks
 from lift_ds.storage.safetensors_folder import SafetensorsFolder
 
 from .draws import make_noise_rule
+from .readers import fitting_lanes, open_reader_once, pack_capacity
 from .run_files import ModelFolder, RunSources, list_sources, open_model
 
 INDEX_FOLDER = "index"
-
-LANE_ROWS, PACKED_LANE_ROWS = 16, 1024
 
 
 @dataclass(frozen=True)
@@ -78,52 +77,10 @@ def make_encoder(data: DataConfig, tokenizer: PreTrainedTokenizerBase, config: P
     )
 
 
-def open_reader(
-    data: DataConfig, encoder: ChatEncoder, groups: list[SourceGroup], cache_dir: Path | None = None
-) -> RowReader:
-    """The rows of some sources; `cache_dir` is where indexes may be kept.
-
-    Raises:
-        ValueError: A file is malformed, or its first row does not fit the columns.
-        ConnectionError: A server did not answer.
-    """
-    return RowReader(
-        Manifest(groups, cache_dir),
-        encoder,
-        data.columns if data.columns.named() else None,
-        RowRules(data.system, data.reasoning, frozenset(data.ignore)),
-        skip_long=data.on_long == "skip",
-        skip_bad=data.on_bad_row == "skip",
-    )
-
-
-def pack_capacity(data: DataConfig, max_length: int) -> int:
-    """Most tokens of a pack.
-
-    Raises:
-        ValueError: A document, of `max_length`, may be longer than a pack.
-    """
-    capacity = data.pack_length or max_length
-    if capacity < max_length:
-        raise ValueError(
-            f"data.pack_length={capacity} is less than data.max_length={max_length}: rows between would fit no "
-            "pack; lower data.max_length or raise data.pack_length."
-        )
-    return capacity
-
-
-def fitting_lanes(wanted: int, num_rows: int, is_packed: bool) -> int:
-    """The wanted lanes, halved until the rows suffice: each needs some of its own, more where packs hold them back."""
-    rows_per_lane = PACKED_LANE_ROWS if is_packed else LANE_ROWS
-    while wanted > 1 and num_rows < wanted * rows_per_lane:
-        wanted //= 2
-    return wanted
-
-
 def open_data(
-    run: RunConfig, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, sources: RunSources | None = None
+    run: RunConfig, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, sources: RunSources, once: Once
 ) -> RunData:
-    """Scans the files, from `list_sources` where they are listed already, sets held-out rows apart and reads those.
+    """Scans the files, sets held-out rows apart and reads those; on rank 0, which tells the others.
 
     Raises:
         ValueError: A file is missing, empty or malformed, a row does not fit the columns, or too many of `eval.path`
@@ -132,20 +89,25 @@ def open_data(
     """
     data = run.data
     encoder = make_encoder(data, tokenizer, config)
-    sources = sources or list_sources(run)
     cache_dir = Path(run.output) / INDEX_FOLDER
-    training = open_reader(data, encoder, sources.training, cache_dir)
+    training = open_reader_once(data, encoder, sources.training, cache_dir, once, "training")
     manifests = [training.manifest]
     held_out_ids, held_out = set[int](), list[Document]()
     if run.eval.rows:
         if sources.held_out is not None:
-            apart = open_reader(data, encoder, sources.held_out, cache_dir)
+            apart = open_reader_once(data, encoder, sources.held_out, cache_dir, once, "held-out")
             manifests.append(apart.manifest)
-            check_first_rows(apart, min(run.eval.rows, data.check_rows), data.max_skipped)
-            held_out = list(apart.by_sample_id(range(min(run.eval.rows, apart.manifest.num_rows))))
+
+            def read() -> list[Document]:
+                check_first_rows(apart, min(run.eval.rows, data.check_rows), data.max_skipped)
+                return list(apart.by_sample_id(range(min(run.eval.rows, apart.manifest.num_rows))))
         else:
             held_out_ids = choose_held_out(training.manifest, run.eval.rows, run.seed)
-            held_out = list(training.by_sample_id(sorted(held_out_ids)))
+
+            def read() -> list[Document]:
+                return list(training.by_sample_id(sorted(held_out_ids)))
+
+        held_out = once.per_run("reading the held-out rows", read)
         if not held_out:
             raise ValueError(
                 "every held-out row is longer than data.max_length, or bad, and skipped; raise data.max_length, or set "
@@ -169,18 +131,22 @@ class Prepared:
     data: RunData
 
 
-def prepare(run: RunConfig, model: ModelFolder | None = None, sources: RunSources | None = None) -> Prepared:
+def prepare(
+    run: RunConfig, model: ModelFolder | None = None, sources: RunSources | None = None, once: Once = ALONE
+) -> Prepared:
     """Opens model folder and data, from `open_model` and `list_sources` where they are open already, and checks both.
 
     Raises:
         ValueError: Something is missing or does not fit; see the functions that it calls.
     """
-    model = model or open_model(run.model.path, not run.model.from_scratch)
+    model = model or open_model(run.model.path, not run.model.from_scratch, once)
     tokenizer = load_tokenizer(model.folder)
     if tokenizer is None:
         raise ValueError(f"{model.folder}: no tokenizer; training needs one to read text.")
     check_tokenizer(model.config, tokenizer, model.folder)
-    return Prepared(run, model.folder, model.config, open_data(run, tokenizer, model.config, sources))
+    return Prepared(
+        run, model.folder, model.config, open_data(run, tokenizer, model.config, sources or list_sources(run), once)
+    )
 
 
 def make_loader(prepared: Prepared, micro_batch: int, ranks: Ranks, first_step: int) -> StepLoader:

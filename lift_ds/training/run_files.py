@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from transformers import PretrainedConfig
@@ -14,6 +15,7 @@ from lift_ds.data.settings import SourceConfig
 from lift_ds.data.sources import BUILTIN_PREFIX, Retry, SourceGroup, open_groups
 from lift_ds.models.families import read_config
 from lift_ds.models.weights import BUILTIN_BASE, check_fit, resolve_folder
+from lift_ds.ranks.once import ALONE, Once
 from lift_ds.ranks.shares import Ranks
 from lift_ds.storage.file_lock import HeldError, held
 
@@ -71,24 +73,26 @@ class ModelFolder:
     folder: Path
     config: PretrainedConfig
 
-    def fetch_weights(self) -> ModelFolder:
+    def fetch_weights(self, once: Once = ALONE) -> ModelFolder:
         """The same with the weights, which only a hub name may lack; their names can tell the family, too.
 
         Raises:
             ValueError: They do not fit the config, cannot be read, or contradict each other.
         """
-        model = self if self.path == BUILTIN_BASE or Path(self.path).is_dir() else open_model(self.path)
+        folder = once.per_node("fetching the weights", partial(resolve_folder, self.path))
+        is_here = self.path == BUILTIN_BASE or Path(self.path).is_dir()
+        model = self if is_here else ModelFolder(self.path, folder, read_config(folder))
         check_fit(model.config, model.folder)
         return model
 
 
-def open_model(path: str, with_weights: bool = True) -> ModelFolder:
-    """Resolves `model.path`, a folder, hub name or `builtin:base`, and reads its config.
+def open_model(path: str, with_weights: bool = True, once: Once = ALONE) -> ModelFolder:
+    """Resolves `model.path`, a folder, hub name or `builtin:base`, and reads its config; each machine fetches once.
 
     Raises:
         ValueError: There is no such model, or its config is of no known family.
     """
-    folder = resolve_folder(path, with_weights)
+    folder = once.per_node("finding the model", partial(resolve_folder, path, with_weights))
     return ModelFolder(path, folder, read_config(folder))
 
 
@@ -97,7 +101,10 @@ class SourcesError(ValueError):
 
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
-        super().__init__("\n".join(problems))
+        super().__init__(problems)  # so that it can be sent to other ranks
+
+    def __str__(self) -> str:
+        return "\n".join(self.problems)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ import time
 import pytest
 
 from lift_ds.cli import train
+from lift_ds.ranks import once
 from lift_ds.ranks.launch import Launch, check_semaphores
 from lift_ds.ranks.shares import Alone
-from lift_ds.training import engine
+from lift_ds.training import run_files
 from lift_ds.training.run_files import LOCK, claimed
 from tests.conftest import REPOSITORY, SMALL, clean_environment, free_port, latest, launch_train, run, run_script
 
@@ -32,8 +33,8 @@ def test_ranks_meet_before_anything_is_read(tiny_dir, tmp_path, monkeypatch):
     def refuse(launch):
         raise RuntimeError("port 29500 is taken")
 
-    monkeypatch.setattr(engine, "start_distributed", refuse)
-    monkeypatch.setattr(train, "prepare", lambda *_: pytest.fail("the data was read first"))
+    monkeypatch.setattr(once, "meet", refuse)
+    monkeypatch.setattr(run_files, "resolve_folder", lambda *_: pytest.fail("the model was fetched first"))
     arguments = train.make_parser().parse_intermixed_args(
         latest(*SMALL, "--model", tiny_dir, "--output", tmp_path / "run")
     )

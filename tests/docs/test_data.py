@@ -10,7 +10,8 @@ from lift_ds.config.loading import load_run_config
 from lift_ds.data.sources import open_groups
 from lift_ds.data.survey.display import marked_text
 from lift_ds.models.families import read_config
-from lift_ds.training.inputs import make_encoder, open_reader
+from lift_ds.training.inputs import make_encoder
+from lift_ds.training.readers import open_reader
 from tests.conftest import BASE, REPOSITORY
 
 BLOCK = re.compile(r"^```row\n(.+)\n(.+)\n(.+)\n```$", re.MULTILINE)

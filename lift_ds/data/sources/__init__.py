@@ -3,18 +3,20 @@
 from .builtin import BUILTIN_PREFIX, Builtin
 from .filesystem import Retry
 from .listing import FILE_KINDS, open_groups, open_sources
-from .manifest import Group, Manifest, SourceGroup
+from .manifest import FoundSource, Group, Manifest, SourceGroup, check_same_files
 from .source import Row
 
 __all__ = [
     "BUILTIN_PREFIX",
     "FILE_KINDS",
     "Builtin",
+    "FoundSource",
     "Group",
     "Manifest",
     "Retry",
     "Row",
     "SourceGroup",
+    "check_same_files",
     "open_groups",
     "open_sources",
 ]

@@ -12,14 +12,15 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, zip_longest
 from pathlib import Path
 from typing import Any
 
 from lift_ds.data.settings import ColumnsConfig
 
+from .filesystem import is_remote
 from .source import Chunk, Row, Source, SourceIndex, SourceSignature
 
 SCAN_THREADS = 8
@@ -63,6 +64,21 @@ class _Scanned:
     is_new: bool
 
 
+@dataclass(frozen=True)
+class FoundSource:
+    """What a manifest has found in a source, for other processes.
+
+    Args:
+        name: The source's; of a file its path, where it was read.
+        size: Bytes of a file of that machine.
+        index: Its chunks.
+    """
+
+    name: str
+    size: str | None
+    index: SourceIndex
+
+
 class Manifest:
     """All chunks of some sources, with every row numbered.
 
@@ -74,28 +90,36 @@ class Manifest:
     Args:
         sources: Groups, or plain sources as one group without a weight.
         cache_dir: Folder of kept indexes; see `save_indexes`.
+        found: What another process has found in the same sources, its `found`; nothing is scanned then.
 
     Raises:
         ValueError: A group has no row, or a file cannot be read as its ending says.
         ConnectionError: A remote file could not be reached.
     """
 
-    def __init__(self, sources: Sequence[Source] | Sequence[SourceGroup], cache_dir: Path | None = None) -> None:
+    def __init__(
+        self,
+        sources: Sequence[Source] | Sequence[SourceGroup],
+        cache_dir: Path | None = None,
+        found: Sequence[FoundSource] | None = None,
+    ) -> None:
         self.cache_dir = cache_dir
         groups = [source for source in sources if isinstance(source, SourceGroup)]
         plain = [source for source in sources if isinstance(source, Source)]
         given = groups or [SourceGroup(", ".join(source.name for source in plain), plain)]
-        with ThreadPoolExecutor(SCAN_THREADS) as pool:  # what a remote file costs is waiting
-            self._scanned = list(pool.map(self._scan, (source for group in given for source in group.sources)))
+        listed = [source for group in given for source in group.sources]
+        if found is not None:
+            self._scanned = [_adopt(source, theirs) for source, theirs in zip(listed, found, strict=True)]
+        else:
+            with ThreadPoolExecutor(SCAN_THREADS) as pool:  # what a remote file costs is waiting
+                self._scanned = list(pool.map(self._scan, listed))
         self.chunks = [chunk for scanned in self._scanned for chunk in scanned.index.chunks]
         self._owners = [scanned.source for scanned in self._scanned for _ in scanned.index.chunks]
         self.first_ids = list(accumulate((chunk.num_rows for chunk in self.chunks), initial=0))
         self.num_rows = self.first_ids[-1]
         self.groups = self._place(given)
-        listed = [
-            (Path(each.source.name).name, each.index.content_hash, _numbers(each.index)) for each in self._scanned
-        ]
-        self.digest = hashlib.sha256(json.dumps(listed).encode()).hexdigest()  # without the folders they are in
+        named = [(Path(each.source.name).name, each.index.content_hash, _numbers(each.index)) for each in self._scanned]
+        self.digest = hashlib.sha256(json.dumps(named).encode()).hexdigest()  # without the folders they are in
 
     def _scan(self, source: Source) -> _Scanned:
         signature = source.signature()
@@ -133,6 +157,11 @@ class Manifest:
             )
         return rows
 
+    @property
+    def found(self) -> list[FoundSource]:
+        """What was found of each source, in order."""
+        return [FoundSource(each.source.name, _size(each.source), each.index) for each in self._scanned]
+
     @cached_property
     def files(self) -> dict[str, str]:
         """Content hash by file name, in order; files of the same name are numbered."""
@@ -161,7 +190,7 @@ class Manifest:
     def save_indexes(self) -> None:
         """Keeps the indexes that were made anew in `cache_dir`, if there is one.
 
-        Not done when the manifest is made: several ranks make the same one, before the run has a folder.
+        Not done when the manifest is made, before the run has a folder.
 
         Raises:
             OSError: The folder cannot be written.
@@ -169,6 +198,44 @@ class Manifest:
         for scanned in self._scanned:
             if self.cache_dir is not None and scanned.is_new and scanned.signature is not None:
                 _save_index(self.cache_dir, scanned.signature, scanned.index)
+
+
+def check_same_files(groups: Sequence[SourceGroup], found: Sequence[FoundSource]) -> None:
+    """Compares the files of this machine with those that rank 0 has found on its own, by name and size.
+
+    Raises:
+        ValueError: They are not the same.
+    """
+    sources = [source for group in groups for source in group.sources]
+    here = [(Path(source.name).name, _size(source)) for source in sources]
+    there = [(Path(each.name).name, each.size) for each in found]
+    if here == there:
+        return
+    differ = [
+        f"{_shown(pair[0])} here, {_shown(pair[1])} there" for pair in zip_longest(here, there) if pair[0] != pair[1]
+    ]
+    raise ValueError(
+        f"data.path: other files than on rank 0's machine ({len(differ)}): {differ[0]}; put the same files on every "
+        "machine, or on a disk that all of them see."
+    )
+
+
+def _shown(file: tuple[str, str | None] | None) -> str:
+    return "no file" if file is None else f"{file[0]} ({file[1]} bytes)"
+
+
+def _size(source: Source) -> str | None:
+    """Bytes of a file of this machine; `None` for what is the same on every machine."""
+    signature = None if is_remote(source.name) else source.signature()
+    return None if signature is None else signature.marks.get("size")
+
+
+def _adopt(source: Source, theirs: FoundSource) -> _Scanned:
+    """A source with the index that another process has made, for which the file may be in another folder."""
+    chunks = (
+        replace(chunk, source=source.name) if chunk.source == theirs.name else chunk for chunk in theirs.index.chunks
+    )
+    return _Scanned(source, replace(theirs.index, chunks=tuple(chunks)), None, is_new=False)
 
 
 def _numbers(index: SourceIndex) -> list[list[int]]:

@@ -1,6 +1,7 @@
 """The order of samples and their noise: equal for every number of ranks, micro-batch size and cut."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -13,11 +14,12 @@ from lift_ds.data.order.lanes import Lanes, choose_held_out, chunks_per_window, 
 from lift_ds.data.order.loader import StepLoader
 from lift_ds.data.order.stream import PackStream, merge_states
 from lift_ds.data.reader import RowReader
+from lift_ds.data.settings import DataConfig
 from lift_ds.data.sources import Group, Manifest, open_sources
 from lift_ds.data.text.chat import ChatEncoder
 from lift_ds.objectives import objective_settings
 from lift_ds.training.draws import make_noise_rule
-from lift_ds.training.inputs import fitting_lanes
+from lift_ds.training.readers import fitting_lanes, lanes_line
 
 GLOBAL_BATCH = 12
 
@@ -239,6 +241,26 @@ def test_small_data_has_fewer_lanes():
     assert fitting_lanes(64, 500, is_packed=False) == 16
     assert fitting_lanes(64, 7473, is_packed=True) == 4
     assert fitting_lanes(64, 3, is_packed=True) == 1
+
+
+@pytest.mark.parametrize(
+    ("num_lanes", "num_rows", "world_size", "said"),
+    [
+        (4, 7473, 2, ""),
+        (4, 7473, 6, "4 lanes, which is no multiple of the ranks: .*for a new run set data.lanes=6"),  # 7473 / 1024 = 7
+        (64, 70_000, 6, "64 lanes, .* set data.lanes=60"),  # 68 lanes have rows, 64 are wanted: 10 for each rank
+        (1, 1000, 8, "1 lane, .* 8 lanes need 8,192 rows, and there are 1,000: take more rows, data.packing=none"),
+    ],
+)
+def test_lanes_that_the_ranks_do_not_divide(num_lanes, num_rows, world_size, said):
+    """Said where rows are packed, and what is named then suits the rows."""
+    assert re.search(said, lanes_line(DataConfig(packing="best_fit"), num_lanes, num_rows, world_size))
+    assert bool(said) == bool(lanes_line(DataConfig(packing="best_fit"), num_lanes, num_rows, world_size))
+    assert lanes_line(DataConfig(), num_lanes, num_rows, world_size) == ""
+    if "set data.lanes=" in said:
+        named = int(said.rpartition("=")[2])
+        assert fitting_lanes(named, num_rows, is_packed=True) == named
+        assert named % world_size == 0
 
 
 def test_a_position_of_other_settings_is_refused(path, tokenizer):

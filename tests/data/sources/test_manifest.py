@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 
 import pyarrow as pa
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lift_ds.data.settings import ColumnsConfig, SourceConfig
-from lift_ds.data.sources import Manifest, open_groups, open_sources
+from lift_ds.data.sources import Manifest, check_same_files, open_groups, open_sources
 
 NUM_ROWS = 700
 
@@ -27,6 +28,41 @@ def manifest_of(*paths, cache_dir=None):
 
 def groups_of(*configs):
     return Manifest(open_groups(list(configs), 0, "train", 10))
+
+
+def test_what_another_process_has_found(tmp_path):
+    """The same manifest from its indexes, in another folder and without a look at the files; places are one's own."""
+    groups = {}
+    for folder in ("one", "two"):
+        config = SourceConfig(path=str(write_lines(tmp_path / folder / "a.jsonl")))
+        groups[folder] = open_groups([config, SourceConfig(path="builtin:sudoku")], 0, "train", 10)
+    first = Manifest(groups["one"])
+    found = pickle.loads(pickle.dumps(first.found))
+    check_same_files(groups["two"], found)
+    (tmp_path / "two" / "a.jsonl").rename(tmp_path / "away")
+    second = Manifest(groups["two"], found=found)
+    assert (second.digest, second.first_ids, second.groups[1]) == (first.digest, first.first_ids, first.groups[1])
+    assert second.files == first.files
+    (tmp_path / "away").rename(tmp_path / "two" / "a.jsonl")
+    for chunk in range(len(first.chunks)):
+        here, there = first.read(chunk), second.read(chunk)
+        assert [row.values for row in here] == [row.values for row in there]
+        assert [row.where.replace("/one/", "/two/") for row in here] == [row.where for row in there]
+
+
+def test_other_files_than_rank_0_has(tmp_path):
+    """A row more, or a file more."""
+    lines = [write_lines(tmp_path / folder / "a.jsonl", count) for folder, count in (("one", 9), ("two", 10))]
+    one, two = (open_groups([SourceConfig(path=str(path.parent))], 0, "train", 10) for path in lines)
+    found = Manifest(one).found
+    sizes = [path.stat().st_size for path in lines]
+    message = rf"\(1\): a.jsonl \({sizes[1]} bytes\) here, a.jsonl \({sizes[0]} bytes\) there; put the same files"
+    with pytest.raises(ValueError, match=message):
+        check_same_files(two, found)
+    write_lines(tmp_path / "one" / "b.jsonl", 9)
+    more = open_groups([SourceConfig(path=str(tmp_path / "one"))], 0, "train", 10)
+    with pytest.raises(ValueError, match=rf"\(1\): b.jsonl \({sizes[0]} bytes\) here, no file there"):
+        check_same_files(more, found)
 
 
 def test_one_group_without_a_weight(tmp_path):

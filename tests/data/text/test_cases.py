@@ -13,7 +13,8 @@ from lift_ds.data.survey.rows import check_first_rows
 from lift_ds.data.text.chat import ChatEncoder
 from lift_ds.data.text.turns import RowRules
 from lift_ds.models.families import read_config
-from lift_ds.training.inputs import make_encoder, open_reader
+from lift_ds.training.inputs import make_encoder
+from lift_ds.training.readers import open_reader
 from tests.conftest import BASE, VECTORS
 
 CASES = VECTORS / "cases"

@@ -57,8 +57,12 @@ def extra_level(u: Tensor, t: Tensor, v: Tensor, rule: RhoRule = "code") -> Tens
 
 
 def superset_mask(uniform: Tensor, response_mask: Tensor, t: Tensor, rho: Tensor) -> Tensor:
-    """Candidates for masking: bool (B, L), response tokens whose uniform (B, L) in [0, 1) lies below t + rho (B,).
+    """Candidates for masking: bool (B, L), response tokens whose uniform lies below t + rho.
 
-    Extra levels rho of 0 give the plain forward process.
+    Args:
+        uniform: (B, L) uniforms in [0, 1).
+        response_mask: bool (B, L), true on tokens that may be masked.
+        t: (B,) levels.
+        rho: (B,) extra levels; 0 gives the plain forward process.
     """
     return response_mask & (uniform < (t + rho)[:, None])

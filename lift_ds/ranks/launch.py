@@ -156,8 +156,9 @@ def export_mpi(sizes: list[str]) -> None:
     export_rank(world.Get_rank(), world.Get_size(), local.Get_rank(), local.Get_size(), address, port)
 
 
-def export_rank(*values: int | str) -> None:
-    """Sets the variables that torch.distributed reads, in the order of `EXPORTED`."""
+def export_rank(rank: int, world_size: int, local_rank: int, local_size: int, address: str, port: int) -> None:
+    """Sets the variables that torch.distributed reads."""
+    values = (rank, world_size, local_rank, local_size, address, port)
     os.environ.update({name: str(value) for name, value in zip(EXPORTED, values, strict=True)})
 
 

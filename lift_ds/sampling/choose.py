@@ -27,8 +27,15 @@ def predict(
 ) -> tuple[Tensor, Tensor]:
     """The token that each position would become, and how sure that is; higher is surer.
 
-    Of logits (B, N, V) int64 and float64, both (B, N). The mask token is never predicted but has its share of the
-    probability.
+    Args:
+        logits: (B, N, V).
+        settings: How tokens are drawn and ranked.
+        mask_id: The mask token, which is never predicted but has its share of the probability.
+        end_id: The end token of `settings.eos`.
+        generator: Source of the randomness of `temperature` and `random`.
+
+    Returns:
+        int64 and float64, both (B, N).
     """
     if settings.eos == "never":
         logits = without(logits, end_id)

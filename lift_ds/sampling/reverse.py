@@ -73,11 +73,26 @@ def generate(
     stop_early: bool = False,
     cache: Cache = "none",
 ) -> Tensor:
-    """Continues prompts, int64 (B, P), by `gen_length` tokens; `SamplingSettings` has what the settings mean.
+    """Continues prompts by `gen_length` tokens.
 
-    The model is one from `load_pretrained`. `steps` is `None` with `threshold` or `factor`; `attention_mask`, bool
-    (B, P), is false on left padding of shorter prompts; `generator` is the source of what `temperature` and `random`
-    draw.
+    Args:
+        model: A model from `load_pretrained`.
+        prompt_ids: int64 (B, P).
+        steps: Denoising steps in all; a multiple of the number of blocks. `None` with `threshold` or `factor`.
+        gen_length: Tokens to generate; a multiple of `block_length`.
+        block_length: Tokens of one block.
+        temperature: 0 is greedy; else Gumbel noise in float64.
+        cfg_scale: Classifier-free guidance against the masked prompt; 0 turns it off.
+        remasking: What ranks the predictions; see `sampling.settings`.
+        attention_mask: bool (B, P), false on left padding of shorter prompts.
+        generator: Source of the randomness of `temperature` and `random`.
+        top_p: Draw from the fewest tokens that have this probability together.
+        threshold: Reveal all predictions that are at least so sure.
+        factor: Reveal as many as the product of number and doubt allows.
+        eos: Whether the end token may be predicted, or is revealed last.
+        stop_early: End a row with the block in which its first end token stands; end tokens fill the rest.
+        cache: Which keys and values later steps of a block take from its first: `none`, those of the `prefix`, or of
+            all but the block (`dual`). Faster, and an approximation; see `sampling.predict`.
 
     Returns:
         int64 (B, P + gen_length).
@@ -94,7 +109,11 @@ def generate(
 
 
 def check_length(settings: SamplingSettings, prompt_length: int, config: Any) -> None:
-    """A ValueError where a prompt and its answer are longer than a model allows."""
+    """Whether a prompt and its answer fit into a model.
+
+    Raises:
+        ValueError: They are longer than the model allows.
+    """
     longest = max_length_of(config)
     if prompt_length + settings.gen_length > longest:
         raise ValueError(

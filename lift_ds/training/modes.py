@@ -34,12 +34,13 @@ def without_dropout(root: nn.Module) -> Iterator[None]:
 
 def has_own_dropout(root: nn.Module) -> bool:
     """Whether a dropout module other than the adapters', or a dropout field of a config, is above 0."""
-    fields = ("attention_dropout", "residual_dropout", "embedding_dropout")
-    return any(
-        (isinstance(module, nn.Dropout) and module.p > 0)
-        or any(getattr(getattr(module, "config", None), field, 0) for field in fields)
-        for module in root.modules()
-    )
+    for module in root.modules():
+        if isinstance(module, nn.Dropout) and module.p > 0:
+            return True
+        config = getattr(module, "config", None)
+        if any(getattr(config, f"{part}_dropout", 0) for part in ("attention", "residual", "embedding")):
+            return True
+    return False
 
 
 @contextmanager

@@ -116,19 +116,18 @@ class PackStream:
         return pack if is_own else None, self.lane_state(lane)
 
     def _read_pack(self, lane: int) -> LanePack:
+        """A pack of the lane's next row, or of rows until one is full; what is skipped on the way is counted."""
         pack, closed = LanePack(), None
         while closed is None:
             ref, document = self._next_document(lane)
-            if isinstance(document, Skipped):
-                pack.num_long += document is Skipped.LONG
-                pack.num_bad += document is Skipped.BAD
-            elif self.capacity is None:
-                pack.documents.append(document)
-            else:
+            pack.num_long += document is Skipped.LONG
+            pack.num_bad += document is Skipped.BAD
+            if self.capacity is None:
+                pack.documents = [] if isinstance(document, Skipped) else [document]
+                return pack
+            if not isinstance(document, Skipped):
                 length = len(document.ids)
                 closed = self._packer(lane).add(Waiting(ref, length, document), length)
-            if self.capacity is None:
-                return pack
         pack.documents = [item.document or self.reader.document(item.ref) for item in closed.items]
         return pack
 

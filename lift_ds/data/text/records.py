@@ -88,8 +88,11 @@ def detect_columns(row: Row, ignore: frozenset[str] = frozenset()) -> ColumnsCon
             for meaning, column in known.items()
         }
         beside = BESIDE_LABELS if "labels" in known else BESIDE_CHATS if {"messages", "prompt"} & set(known) else {}
-        # of several names, the first one counts
-        found = {meaning: name for meaning, names in beside.items() for name in reversed(names) if name in values}
+        found = {}
+        for meaning, names in beside.items():
+            name = next((name for name in names if name in values), None)
+            if name is not None:
+                found[meaning] = name
         keys = keys_of_messages(values[known["messages"]]) if "messages" in known else {}
         return ColumnsConfig(**kept, **found, **keys)
     raise ValueError(

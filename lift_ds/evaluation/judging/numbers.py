@@ -171,12 +171,12 @@ def is_equal_in_base(answer: str, truth: str, question: str) -> bool | None:
 
     A base that one of them leaves out must be the question's matter.
     """
-    texts = [text.strip(" $.") for text in (answer, truth)]
-    matches = [IN_A_BASE.fullmatch(text) for text in texts]
-    if not any(matches):
+    digits, bases = [], []
+    for text in (answer.strip(" $."), truth.strip(" $.")):
+        match = IN_A_BASE.fullmatch(text)
+        digits.append((match[1] if match else text).upper())
+        bases.append((match[2] or match[3]) if match else None)
+    if bases == [None, None]:
         return None
-    (digits, base), (true_digits, true_base) = (
-        (match[1].upper(), match[2] or match[3]) if match else (text.upper(), None)
-        for match, text in zip(matches, texts, strict=True)
-    )
-    return digits == true_digits and (base == true_base if all(matches) else BASE_WORD.search(question) is not None)
+    is_same_base = bases[0] == bases[1] if None not in bases else BASE_WORD.search(question) is not None
+    return digits[0] == digits[1] and is_same_base

@@ -20,8 +20,11 @@ pytestmark = pytest.mark.distributed
 
 def act(launch, fails, seconds):
     met = meeting.meet(launch, timedelta(seconds=seconds))
-    if launch.rank in fails:
-        raise ValueError(fails[launch.rank])
+    failure = fails.get(launch.rank)
+    if isinstance(failure, Exception):
+        raise failure
+    if failure is not None:
+        raise ValueError(failure)
     met.gather("prepared")
     print(f"rank {launch.rank} is through", flush=True)
 
@@ -83,6 +86,20 @@ def test_two_errors_are_both_said(tmp_path):
     codes, printed, _ = start(tmp_path, fails={0: "no file a", 1: "no file b"})
     assert codes == [2, 2]
     assert printed == ["error: no file a\n", "error on rank 1: no file b\n"]
+
+
+def test_a_fault_that_all_have_is_shown_once(tmp_path):
+    """With its traceback, of rank 0; where one rank has another error, that is shown as well."""
+    codes, printed, _ = start(tmp_path, fails={0: TypeError("no number"), 1: TypeError("no number")})
+    assert codes == [1, 1]
+    assert printed[0].startswith("Traceback (most recent call last):\n")
+    assert printed[0].endswith("raise failure\nTypeError: no number\nerror: TypeError: no number\n")
+    assert printed[1] == ""
+    codes, printed, _ = start(tmp_path, fails={0: "no file a", 1: RuntimeError("CUDA out of memory")}, port=free_port())
+    assert codes == [2, 1]
+    assert printed[0].endswith("error: no file a\n")
+    assert printed[1].count("Traceback (most") == 1
+    assert printed[1].endswith("error on rank 1: RuntimeError: CUDA out of memory\n")
 
 
 def test_a_rank_that_never_comes(tmp_path):

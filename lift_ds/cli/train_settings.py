@@ -118,9 +118,10 @@ class Settings:
         for rank, (host, theirs) in enumerate(others, start=1):
             changes = differing(first, theirs)
             if changes:
+                listed = "; ".join(map(str, changes[:4]))
                 raise ValueError(
-                    f"rank {rank} on {host} starts with other settings than rank 0: {'; '.join(map(str, changes[:4]))}. "
-                    "All nodes need the same files: name recipe, output and checkpoint on a file system that they share"
+                    f"rank {rank} on {host} starts with other settings than rank 0: {listed}. All nodes need the same "
+                    "files: name recipe, output and checkpoint on a file system that they share"
                 )
 
     def judge(self, model_folder: Path | None) -> None:

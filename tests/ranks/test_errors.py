@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from lift_ds.cli.tool import tool
 from lift_ds.config.loading import ConfigError
 from lift_ds.method.components import lift3_component
 from lift_ds.method.difficulty import Observations
@@ -82,3 +83,21 @@ def test_errors_of_collectives_are_known():
     with pytest.raises(AssertionError) as caught:
         control_group()
     assert not is_explained(caught.value)
+
+
+def test_tools_on_one_process_do_the_same(capsys):
+    """A line and status 2 for what is explained; the traceback is Python's own for the rest."""
+
+    @tool("A tool.")
+    def explained(arguments):
+        equal_share([], Alone())
+
+    @tool("A tool.")
+    def fault(arguments):
+        torch.ones(2) @ torch.ones(3)
+
+    with pytest.raises(SystemExit) as ended:
+        explained([])
+    assert (ended.value.code, capsys.readouterr().err) == (2, "error: nothing to evaluate: no items.\n")
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        fault([])

@@ -78,8 +78,7 @@ class Collectives:
 
     def barrier(self) -> None:
         """Waits for every rank."""
-        with waiting_in_control():
-            torch.distributed.barrier(group=self.control)
+        self.gather_objects(None)  # torch's barrier would take the GPU that the default group is bound to
 
 
 class Alone:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 
 from lift_ds.evaluation.harness.run import require_harness
+from lift_ds.ranks.errors import is_explained
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -27,7 +29,12 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("LMEVAL_LOG_LEVEL", "").upper() == "DEBUG":
             raise
-        if not say_with_others(error) and (os.environ.get("RANK", "0") == "0" or isinstance(error, OSError)):
+        is_fault = not is_explained(error)
+        if not say_with_others(error) and (
+            is_fault or os.environ.get("RANK", "0") == "0" or isinstance(error, OSError)
+        ):
+            if is_fault:
+                traceback.print_exc()
             print(f"error: {error}", file=sys.stderr, flush=True)  # else all processes find the same
         leave_processes(2)
     leave_processes(0)

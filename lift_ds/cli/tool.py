@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from lift_ds.ranks.errors import is_explained
 from lift_ds.text_files import check_locale
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(KB|MB|GB|TB)", re.IGNORECASE)
@@ -110,6 +111,8 @@ class Tool:
             check_locale()
             succeeded = self.action(arguments)
         except (ValueError, RuntimeError, OSError) as error:
+            if not is_explained(error):
+                raise
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:

@@ -127,6 +127,7 @@ def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
         check_semaphores(f"data.workers={run.data.workers}")
     engine.start_distributed(launch)  # before anything slow: a rank may be missing, or the port taken
     ranks = Collectives(engine.current_device())
+    settings.require_same(ranks)
     once = Once(launch, ranks)
     with claimed(run.output, settings.is_numbered, ranks) as output:
         if not run.model.from_scratch:

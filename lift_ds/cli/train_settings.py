@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +17,7 @@ from lift_ds.config.loading import read_given, read_recipe, resolve
 from lift_ds.config.resuming import (
     Change,
     Meaning,
+    differing,
     find_changes,
     find_json_changes,
     inherit_json,
@@ -23,6 +25,7 @@ from lift_ds.config.resuming import (
     overlay,
 )
 from lift_ds.config.run import RunConfig
+from lift_ds.ranks.shares import Ranks
 from lift_ds.training.resumed import Resumed, find_later_start, find_lost_template, find_model_changes, find_resumed
 from lift_ds.training.run_files import SourcesError
 
@@ -100,6 +103,26 @@ class Settings:
             before = self.resumed.record.get("world_size", world_size)
             self.changes += [Change("ranks", before, world_size)] if before != world_size else []
         return settled
+
+    def require_same(self, ranks: Ranks) -> None:
+        """Checks that all ranks have read the same settings and go on with the same run; all of them call it.
+
+        Raises:
+            ValueError: They do not; on every rank.
+        """
+        resumed = None if self.resumed is None else str(self.resumed.folder)
+        mine = flat(self.run.model_dump()) | {"run that goes on": resumed}
+        if self.is_numbered:
+            del mine["output"]  # a new folder has the name that rank 0 finds free
+        (_, first), *others = ranks.gather_objects((socket.gethostname(), mine))
+        for rank, (host, theirs) in enumerate(others, start=1):
+            changes = differing(first, theirs)
+            if changes:
+                listed = "; ".join(map(str, changes[:4]))
+                raise ValueError(
+                    f"rank {rank} on {host} starts with other settings than rank 0: {listed}. All nodes need the same "
+                    "files: name recipe, output and checkpoint on a file system that they share"
+                )
 
     def judge(self, model_folder: Path | None) -> None:
         """Lists what differs from the run that goes on, or adds why it is refused to the problems."""

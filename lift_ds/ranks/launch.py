@@ -18,6 +18,8 @@ MPI_RANKS = {
     "MPI_LOCALNRANKS": "MPI_LOCALRANKID",
 }
 TIME_LIMIT = "DEEPSPEED_TIMEOUT"  # DeepSpeed's own: minutes that ranks wait for each other
+CONTROL_LIMIT = "LIFT_DS_CONTROL_TIMEOUT"  # minutes that ranks wait for each other's work outside the model
+CONTROL_MINUTES = 120
 SLURM_TASKS = "SLURM_STEP_NUM_TASKS"
 REMEDY = (
     "start with `deepspeed --num_gpus 2 SCRIPT ...` or `torchrun --nproc_per_node 2 SCRIPT ...`, which set all of them"
@@ -64,6 +66,7 @@ def read_launch() -> Launch:
     local_size = min(number_in(name, 1, world_size) for name in LOCAL_SIZES)
     number_in("MASTER_PORT", 1, end=2**16)
     number_in(TIME_LIMIT, 1, 10)
+    number_in(CONTROL_LIMIT, 1, CONTROL_MINUTES)
     rank = number_in("RANK", 0, end=world_size, of=f"WORLD_SIZE={world_size}")
     local_rank = number_in("LOCAL_RANK", 0, end=local_size, of=f"{local_size} processes on this machine")
     if world_size == 1 and "TORCHELASTIC_RUN_ID" not in os.environ:

@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -16,6 +17,7 @@ from typing import Any
 
 from torch.distributed import PrefixStore, TCPStore
 
+from .errors import is_explained, is_of_collective
 from .launch import NEEDED, TIME_LIMIT, Launch, number_in
 
 LISTENING = "0A"  # state of a socket in /proc/net/tcp
@@ -114,8 +116,7 @@ class Meeting:
         count, size = self.store.add(what, 1), self.launch.world_size
         seconds = (limit or self.limit).total_seconds()
         while count < size:
-            if self.has("failed"):
-                raise FailedElsewhereError(**json.loads(self.store.get("failed")), launch=self.launch)
+            self.check_others()
             now = time.monotonic()
             if now - since > seconds:
                 raise RuntimeError(
@@ -133,6 +134,11 @@ class Meeting:
         """The ranks that are not through with something, at most eight of them by number."""
         ranks = [str(rank) for rank in range(self.launch.world_size) if not self.has(f"{what}/{rank}")]
         return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(ranks[:8])}{', ...' if len(ranks) > 8 else ''}"
+
+    def check_others(self) -> None:
+        """Raises a FailedElsewhereError where a rank has said that it failed."""
+        if self.has("failed"):
+            raise FailedElsewhereError(**json.loads(self.store.get("failed")), launch=self.launch)
 
     def has(self, key: str) -> bool:
         """Whether somebody has written a key; raises as `ask` does."""
@@ -202,14 +208,29 @@ def has_met() -> bool:
     return bool(_joined)
 
 
+def check_others() -> None:
+    """Raises a FailedElsewhereError where another rank has failed, as far as this one has met the others."""
+    for meeting in _joined:
+        meeting.check_others()
+
+
 def say_error(error: Exception, launch: Launch) -> None:
-    """Prints an error: once where all ranks have it, and each that only some have."""
+    """Prints an error, with its traceback where it is not explained: once where all ranks have it, else each of them.
+
+    What a rank's collective fails of where another has failed before is that one's error.
+    """
+    try:
+        if is_of_collective(error):
+            check_others()
+    except FailedElsewhereError as elsewhere:
+        error = elsewhere
     is_own = not isinstance(error, FailedElsewhereError)
-    message = str(error)
+    message = str(error) if is_explained(error) else "".join(traceback.format_exception_only(error)).strip()
     if not _joined or _joined[0].is_mine_to_say(message if is_own else ""):
         rank = "" if launch.is_main else f" on rank {launch.rank}"
         if message:
-            print(f"error{rank}: {message}", file=sys.stderr, flush=True)
+            shown = "" if is_explained(error) else "".join(traceback.format_exception(error))
+            print(f"{shown}error{rank}: {message}", file=sys.stderr, flush=True)
     if _joined and launch.is_main:
         _joined[0].let_others_leave()
 

@@ -13,17 +13,20 @@ import torch
 
 from lift_ds.text_files import check_locale
 
+from .errors import is_explained
 from .launch import Launch, read_launch
 from .meeting import MeetingError, has_met, say_error, say_goodbye
 
+FAULT = 1  # exit status after an error that its message does not explain, as Python has it
 INTERRUPTED = 128 + signal.SIGINT  # exit status after Ctrl-C, as shells have it
 
 
 def run_on_ranks(action: Callable[[Launch], None], when_stopped: str = "stopped") -> None:
     """Runs a command on this rank and leaves the others in order; exits with 2 where something is missing or wrong.
 
-    What goes wrong before the ranks have met, all of them find; one says it, or each, where it is about this machine's
-    files. After that they compare: what all find is said once, what one finds is said by that one. After Ctrl-C
+    What goes wrong before the ranks have met, all of a machine find; its first one says it, or each, where it is about
+    files. After that they compare: what all find is said once, what one finds is said by that one. What is not
+    explained by its message is a fault: it is said with its traceback, and the exit status is 1. After Ctrl-C
     `when_stopped` is said.
     """
     try:
@@ -34,12 +37,14 @@ def run_on_ranks(action: Callable[[Launch], None], when_stopped: str = "stopped"
         sys.exit(2)
     try:
         action(launch)
-    except (ValueError, RuntimeError, OSError) as error:
-        if launch.is_main or has_met() or isinstance(error, OSError | MeetingError):
+    except Exception as error:
+        is_fault = not is_explained(error)
+        if launch.local_rank == 0 or has_met() or is_fault or isinstance(error, OSError | MeetingError):
             say_error(error, launch)
+        status = FAULT if is_fault else 2
         if has_met():
-            leave(2)
-        sys.exit(2)
+            leave(status)
+        sys.exit(status)
     except KeyboardInterrupt:
         if launch.is_main:
             print(when_stopped, file=sys.stderr, flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,14 +11,16 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from .control import control_group, waiting_in_control
+
 Item = TypeVar("Item")
 
 
 class Collectives:
-    """The default process group.
+    """All ranks: tensors move in the default process group, objects and waits in the control group.
 
     Args:
-        device: Where this rank computes; what travels goes through it.
+        device: Where this rank computes; tensors travel through it.
 
     Attributes:
         communication_seconds: What the host has waited for in `all_reduce` and `exchange`.
@@ -25,6 +28,7 @@ class Collectives:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.control = control_group()
         self.communication_seconds = 0.0
 
     @contextmanager
@@ -74,7 +78,8 @@ class Collectives:
                 outcome[0] = action()
             except (ValueError, OSError) as error:
                 outcome[1] = str(error)
-        torch.distributed.broadcast_object_list(outcome, src=0)
+        with waiting_in_control():
+            torch.distributed.broadcast_object_list(outcome, src=0, group=self.control)
         if outcome[1] is not None:
             raise ValueError(outcome[1])
         return outcome[0]
@@ -82,12 +87,13 @@ class Collectives:
     def gather_objects(self, mine: Any) -> list[Any]:
         """Every rank's object, in rank order, on every rank."""
         gathered: list[Any] = [None] * self.world_size
-        torch.distributed.all_gather_object(gathered, mine)
+        with waiting_in_control():
+            torch.distributed.all_gather_object(gathered, mine, group=self.control)
         return gathered
 
     def barrier(self) -> None:
         """Waits for every rank."""
-        torch.distributed.barrier()
+        self.gather_objects(None)  # torch's barrier would take the GPU that the default group is bound to
 
 
 class Alone:
@@ -118,6 +124,15 @@ Ranks = Collectives | Alone
 def agreement(ranks: Ranks) -> Callable[[bool], bool]:
     """Tells, by a collective of all ranks, whether something is so on any of them."""
     return lambda here: bool(ranks.all_reduce(torch.tensor([float(here)]), "max") > 0)
+
+
+def balanced(sizes: dict[str, int], num_shares: int) -> list[list[str]]:
+    """Names in shares of about the same size: the largest first, each to the share that is smallest so far."""
+    shares = [(0, number, list[str]()) for number in range(num_shares)]
+    for name in sorted(sizes, key=lambda name: -sizes[name]):
+        size, number, names = heapq.heappop(shares)
+        heapq.heappush(shares, (size + sizes[name], number, [*names, name]))
+    return [names for _, _, names in sorted(shares, key=lambda share: share[1])]
 
 
 def equal_share(items: Sequence[Item], ranks: Ranks) -> list[tuple[Item, bool]]:

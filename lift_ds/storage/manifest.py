@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,11 @@ def model_fingerprint(shapes: dict[str, Any]) -> str:
 def checkpoint_name(step: int) -> str:
     """Folder name of a step's checkpoint."""
     return f"step-{step:06d}"
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, oldest first; a copy that somebody named `step-000100.bak` is none."""
+    return sorted((path for path in folder.glob("step-*") if path.name[5:].isdecimal()), key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -150,15 +156,17 @@ def pointed(path: Path) -> Path:
 def remove_old(folder: Path, newest: int, keep: int) -> None:
     """Removes all but the best and the last `keep` checkpoints up to step `newest`, and what interrupted saves left.
 
-    It goes by what is in the folder, so that a removal that a kill left out is made up for by the next one.
+    It goes by what is in the folder, so that a removal that a kill left out is made up for by the next one. What cannot
+    be removed is warned of: the checkpoint that was just written is whole without that.
     """
-    upto = sorted((path for path in folder.glob("step-*") if step_of(path) <= newest), key=step_of)
+    upto = [path for path in checkpoints_in(folder) if step_of(path) <= newest]
     best = read_pointer(folder / BEST) if (folder / BEST).is_file() else None
-    for path in upto[:-keep]:
-        if path.name != best:
+    old = [path for path in upto[:-keep] if path.name != best]
+    for path in [*old, *folder.glob(f"{TEMPORARY_PREFIX}*")]:
+        try:
             shutil.rmtree(path)
-    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
-        shutil.rmtree(path)
+        except OSError as error:  # the same text at the next save is not shown again
+            warnings.warn(f"{path}: old, and cannot be removed ({error.strerror}); remove it yourself.", stacklevel=1)
 
 
 def read_manifest(checkpoint: Path) -> CheckpointManifest:
@@ -181,17 +189,35 @@ def read_manifest(checkpoint: Path) -> CheckpointManifest:
         raise ValueError(f"{checkpoint}: no readable {MANIFEST}: {error}; this is no whole checkpoint.") from error
 
 
-def find_faults(checkpoint: Path, manifest: CheckpointManifest, by_content: bool = True) -> list[str]:
-    """What is wrong with a checkpoint's files: missing, of another size, or, `by_content`, of another checksum."""
-    faults = []
-    for name, record in manifest.files.items():
-        path = checkpoint / name
-        if not path.is_file():
-            faults.append(f"{name} is missing")
-        elif path.stat().st_size != record.num_bytes:
-            faults.append(f"{name} has {path.stat().st_size} bytes instead of {record.num_bytes}")
-        elif by_content and hash_file(path) != record:
-            faults.append(f"{name} has changed (checksum)")
+Find = Callable[[Path, CheckpointManifest], list[str]]  # the faults of a checkpoint's files
+
+
+def find_faults(checkpoint: Path, manifest: CheckpointManifest) -> list[str]:
+    """What is wrong with a checkpoint's files: missing, of another size or checksum."""
+    return list(file_faults(checkpoint, manifest, manifest.files).values())
+
+
+def find_size_faults(checkpoint: Path, manifest: CheckpointManifest) -> list[str]:
+    """The same without reading the files, which takes no time."""
+    return list(file_faults(checkpoint, manifest, manifest.files, by_content=False).values())
+
+
+def file_faults(
+    checkpoint: Path, manifest: CheckpointManifest, names: Iterable[str], by_content: bool = True
+) -> dict[str, str]:
+    """What is wrong with some of a checkpoint's files, by name."""
+    faults = {}
+    for name in names:
+        path, record = checkpoint / name, manifest.files[name]
+        try:
+            if not path.is_file():
+                faults[name] = f"{name} is missing"
+            elif path.stat().st_size != record.num_bytes:
+                faults[name] = f"{name} has {path.stat().st_size} bytes instead of {record.num_bytes}"
+            elif by_content and hash_file(path) != record:
+                faults[name] = f"{name} has changed (checksum)"
+        except OSError as error:
+            faults[name] = f"{name} cannot be read ({error.strerror})"
     return faults
 
 
@@ -206,13 +232,13 @@ def require_whole(checkpoint: Path) -> None:
         raise ValueError(f"{checkpoint} is not whole: {'; '.join(faults)}.")
 
 
-def find_checkpoint(folder: Path, resume: str, by_content: bool = True) -> tuple[Path | None, list[str]]:
+def find_checkpoint(folder: Path, resume: str, find: Find = find_faults) -> tuple[Path | None, list[str]]:
     """The checkpoint to start from, and why newer ones were passed over.
 
     Args:
         folder: `checkpoints` of the run.
         resume: `none`, `auto` (newest whole one, if any), a checkpoint's folder, or a pointer to one.
-        by_content: Check every byte; else files and their sizes, which takes no time.
+        find: Checks the files of one; by default every byte.
 
     Raises:
         NewerFormatError: A later version wrote the named or the newest checkpoint.
@@ -222,34 +248,34 @@ def find_checkpoint(folder: Path, resume: str, by_content: bool = True) -> tuple
         return None, []
     if resume != "auto":
         named = pointed(Path(resume))
-        faults = find_faults(named, read_manifest(named), by_content)
+        faults = find(named, read_manifest(named))
         if faults:
             raise ValueError(f"checkpoint.resume={resume}: not whole: {'; '.join(faults)}.")
         return named, []
     try:
-        return newest_whole(folder, by_content)
+        return newest_whole(folder, find)
     except NewerFormatError:
         raise
     except ValueError as error:
         raise ValueError(f"checkpoint.resume=auto: {error} Remove the broken ones to start anew.") from error
 
 
-def newest_whole(folder: Path, by_content: bool = True) -> tuple[Path | None, list[str]]:
+def newest_whole(folder: Path, find: Find = find_faults) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint of a folder, if there is any, and why newer ones were passed over.
 
     Args:
         folder: `checkpoints` of a run.
-        by_content: As in `find_checkpoint`.
+        find: As in `find_checkpoint`.
 
     Raises:
         NewerFormatError: A later version wrote the newest one.
         ValueError: There are only broken ones.
     """
     passed_over = [f"{path.name}: an interrupted save" for path in folder.glob(f"{TEMPORARY_PREFIX}*")]
-    checkpoints = sorted(folder.glob("step-*"), key=step_of, reverse=True)
+    checkpoints = checkpoints_in(folder)[::-1]
     for path in checkpoints:
         try:
-            faults = find_faults(path, read_manifest(path), by_content)
+            faults = find(path, read_manifest(path))
         except NewerFormatError:  # it may well be whole: an older one in its place would lose steps unseen
             raise
         except ValueError as error:

@@ -13,7 +13,15 @@ from lift_ds.data.text.chat_format import CHAT_TEMPLATE_FILE
 from lift_ds.data.text.templates import TEMPLATES
 from lift_ds.models.family import read_raw_config
 from lift_ds.models.vocabulary import NEEDED_IDS
-from lift_ds.storage.manifest import HF_FOLDER, LANES_FILE, find_checkpoint
+from lift_ds.ranks.shares import Ranks, balanced
+from lift_ds.storage.manifest import (
+    HF_FOLDER,
+    LANES_FILE,
+    CheckpointManifest,
+    file_faults,
+    find_checkpoint,
+    find_size_faults,
+)
 from lift_ds.storage.run_record import RUN_FILE, read_run
 from lift_ds.text_files import load_json, read_text
 
@@ -50,12 +58,46 @@ def find_resumed(output: Path, resume: str) -> Resumed | None:
         NewerFormatError: A later version wrote it.
         ValueError: A named checkpoint is not whole, all are broken, or the record cannot be read.
     """
-    checkpoint, _ = find_checkpoint(output / "checkpoints", resume, by_content=False)
+    checkpoint, _ = find_checkpoint(output / "checkpoints", resume, find_size_faults)
     if checkpoint is not None:
         return Resumed(checkpoint, True, read_run(checkpoint))
     if resume == "auto" and (output / RUN_FILE).is_file():
         return Resumed(output, False, read_run(output))
     return None
+
+
+class UnreadError(Exception):
+    """The files of a checkpoint are still to be read, by all ranks together."""
+
+
+def find_together(folder: Path, resume: str, ranks: Ranks) -> tuple[Path | None, list[str]]:
+    """`find_checkpoint`, which rank 0 does, while every rank reads its share of the bytes; all of them call it.
+
+    Raises:
+        ValueError: As of `find_checkpoint`, on every rank.
+    """
+    known: dict[Path, list[str]] = {}
+
+    def look_up(checkpoint: Path, manifest: CheckpointManifest) -> list[str]:
+        if checkpoint not in known:
+            raise UnreadError(checkpoint, manifest)
+        return known[checkpoint]
+
+    def look() -> tuple[bool, Any]:
+        try:
+            return True, find_checkpoint(folder, resume, look_up)
+        except UnreadError as unread:
+            return False, unread.args
+
+    while True:
+        is_found, found = ranks.on_main(look)
+        if is_found:
+            return found
+        checkpoint, manifest = found
+        sizes = {name: record.num_bytes for name, record in manifest.files.items()}
+        mine = file_faults(checkpoint, manifest, balanced(sizes, ranks.world_size)[ranks.rank])
+        faults = {name: fault for share in ranks.gather_objects(mine) for name, fault in share.items()}
+        known[checkpoint] = [faults[name] for name in manifest.files if name in faults]
 
 
 def find_later_start(resumed: Resumed, output: Path) -> list[str]:

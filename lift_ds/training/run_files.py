@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import secrets
+import socket
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +23,9 @@ from lift_ds.ranks.once import ALONE, Once
 from lift_ds.ranks.shares import Ranks
 from lift_ds.storage.file_lock import HeldError, held
 
-LOCK = ".run.lock"
+LOCK, TOKEN = ".run.lock", ".run.token"
+SHARED_SECONDS = 40.0  # NFS may answer from what it knew of a folder for 30 s
+POLL_SECONDS = 0.2
 
 
 @contextmanager
@@ -32,10 +38,13 @@ def claimed(output: str, is_numbered: bool, ranks: Ranks) -> Iterator[str]:
         ranks: All of them call it.
 
     Raises:
-        ValueError: Another run is at work there, or it cannot be written; on every rank.
+        ValueError: Another run is at work there, it cannot be written, or some ranks have another folder of that name;
+            on every rank.
     """
     with ExitStack() as stack:
-        yield ranks.on_main(lambda: str(_claim(Path(output), is_numbered, stack)))
+        claimed = ranks.on_main(lambda: str(_claim(Path(output), is_numbered, stack)))
+        check_shared(Path(claimed), ranks)
+        yield claimed
 
 
 def _claim(folder: Path, is_numbered: bool, stack: ExitStack) -> Path:
@@ -57,6 +66,45 @@ def _claim(folder: Path, is_numbered: bool, stack: ExitStack) -> Path:
     except OSError as error:
         raise ValueError(f"output={folder}: cannot be written: {error.strerror}; name a place that can") from error
     return folder
+
+
+def check_shared(folder: Path, ranks: Ranks) -> None:
+    """Checks that every rank sees the run folder that rank 0 writes: it reads there what rank 0 has just written.
+
+    Raises:
+        ValueError: Some ranks do not; on every rank.
+    """
+    path, token = folder / TOKEN, ranks.on_main(lambda: _write_token(folder / TOKEN))
+    place = None if _reads(path, token) else f"rank {ranks.rank} on {socket.gethostname()}"
+    others = [place for place in ranks.gather_objects(place) if place is not None]
+    if ranks.rank == 0:
+        path.unlink(missing_ok=True)
+    if others:
+        listed = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
+        raise ValueError(
+            f"output={folder}: what rank 0 writes there is not seen by {listed}: on a node's own disk, or in another "
+            "working folder? Name a folder on a file system that all nodes share, with its whole path"
+        )
+
+
+def _write_token(path: Path) -> str:
+    token = secrets.token_hex(16)
+    path.write_text(token, encoding="ascii")
+    return token
+
+
+def _reads(path: Path, token: str) -> bool:
+    deadline = time.monotonic() + SHARED_SECONDS
+    while True:
+        with suppress(OSError, ValueError):
+            if path.read_text(encoding="ascii") == token:
+                return True
+        if time.monotonic() > deadline:
+            return False
+        for folder in (path.parent.parent, path.parent):  # opening a folder has NFS ask the server again
+            with suppress(OSError):
+                os.listdir(folder)
+        time.sleep(POLL_SECONDS)
 
 
 def _remove_if_empty(folder: Path) -> None:

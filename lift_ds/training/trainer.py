@@ -15,7 +15,7 @@ from lift_ds.models.weights import whole_shape
 from lift_ds.objectives import Objective
 from lift_ds.storage.best import offer, read_best
 from lift_ds.storage.frozen_base import BaseRecord, hash_base
-from lift_ds.storage.manifest import BEST, checkpoint_name, find_checkpoint, model_fingerprint, remove_old
+from lift_ds.storage.manifest import BEST, checkpoint_name, model_fingerprint, remove_old
 
 from .buffers import DifficultyBuffers
 from .checkpoint import agree_on_main, check_space, load_checkpoint, save_checkpoint
@@ -28,7 +28,7 @@ from .measure import Measurements
 from .metrics import MetricsFile
 from .profiling import StepProfile
 from .progress import Progress
-from .resumed import Resumed, require_same_settings
+from .resumed import Resumed, find_together, require_same_settings
 
 
 @dataclass
@@ -77,7 +77,7 @@ class Trainer:
     def resume(self) -> int:
         """Restores the newest checkpoint if the config asks for it; returns the steps already taken."""
         wanted = self.run.checkpoint.resume
-        checkpoint, passed_over = self.engine.on_main(lambda: find_checkpoint(self.checkpoints, wanted))
+        checkpoint, passed_over = find_together(self.checkpoints, wanted, self.engine)
         for reason in passed_over:
             self.progress.say(f"passed over {reason}")
         if checkpoint is None:
@@ -121,7 +121,7 @@ class Trainer:
         A checkpoint of another run's folder is not kept there or here.
 
         Raises:
-            RuntimeError: The pointer could not be written, or an older checkpoint not be removed; on every rank.
+            RuntimeError: The pointer could not be written; on every rank.
         """
         settings = self.run.checkpoint
         if settings.best_by == "none":
@@ -193,6 +193,6 @@ class Trainer:
         export = FinalExport(self.prepared, self.engine, self.ds_json["bf16"]["enabled"], self.checkpoints)
         logits = export.probe_logits()
         self.progress.close()
-        self.engine.barrier()
         if self.engine.rank == 0:
             export.write(logits)
+        self.engine.barrier()  # no rank leaves the group, which may be a collective, before all do

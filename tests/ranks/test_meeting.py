@@ -9,35 +9,51 @@ import time
 from datetime import timedelta
 
 import pytest
+import torch
 
 from lift_ds.ranks import meeting
 from lift_ds.ranks.launch import free_port
 from lift_ds.ranks.meeting import is_taken, listener_of
 from lift_ds.ranks.running import run_on_ranks
+from lift_ds.ranks.shares import Collectives
 
 pytestmark = pytest.mark.distributed
 
 
 def act(launch, fails, seconds):
     met = meeting.meet(launch, timedelta(seconds=seconds))
-    if launch.rank in fails:
-        raise ValueError(fails[launch.rank])
+    failure = fails.get(launch.rank)
+    if isinstance(failure, Exception):
+        raise failure
+    if failure is not None:
+        raise ValueError(failure)
     met.gather("prepared")
     print(f"rank {launch.rank} is through", flush=True)
 
 
-def run_rank(environment, output, fails, seconds):
+def wait_for_a_fault(launch, fails, seconds):
+    """Rank 1 has a fault of its own, while rank 0 waits for it in the default group or the control group."""
+    met = meeting.meet(launch, timedelta(seconds=seconds))
+    store = torch.distributed.PrefixStore("group", met.store)
+    torch.distributed.init_process_group("gloo", store=store, rank=launch.rank, world_size=2)
+    ranks = Collectives(torch.device("cpu"))
+    if launch.rank == 1:
+        raise fails[1]
+    {"control": ranks.barrier, "default": torch.distributed.barrier}[fails[0]]()
+
+
+def run_rank(environment, output, fails, seconds, action):
     """One rank, in a forked process."""
     os.environ.update(environment)
     sys.stdout = sys.stderr = output.open("a", buffering=1)
     for number in (1, 2):  # of libraries
         os.dup2(sys.stdout.fileno(), number)
     meeting.SAY_EVERY_SECONDS = 0.5
-    run_on_ranks(lambda launch: act(launch, fails, seconds))
+    run_on_ranks(lambda launch: action(launch, fails, seconds))
     os._exit(0)
 
 
-def start(tmp_path, ranks=(0, 1), world_size=2, fails=None, seconds=20.0, port=None):
+def start(tmp_path, ranks=(0, 1), world_size=2, fails=None, seconds=20.0, port=None, action=act):
     """Starts these ranks without a launcher that would end the others; their exit statuses, outputs and seconds."""
     port = port or free_port()
     context, running, since = multiprocessing.get_context("fork"), [], time.monotonic()
@@ -46,7 +62,7 @@ def start(tmp_path, ranks=(0, 1), world_size=2, fails=None, seconds=20.0, port=N
         environment = {name: str(value) for name, value in values.items()}
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         output = tmp_path / f"{number}.log"
-        process = context.Process(target=run_rank, args=(environment, output, fails or {}, seconds))
+        process = context.Process(target=run_rank, args=(environment, output, fails or {}, seconds, action))
         process.start()
         running.append((process, output))
     for process, _ in running:
@@ -83,6 +99,31 @@ def test_two_errors_are_both_said(tmp_path):
     codes, printed, _ = start(tmp_path, fails={0: "no file a", 1: "no file b"})
     assert codes == [2, 2]
     assert printed == ["error: no file a\n", "error on rank 1: no file b\n"]
+
+
+def test_a_fault_that_all_have_is_shown_once(tmp_path):
+    """With its traceback, of rank 0; where one rank has another error, that is shown as well."""
+    codes, printed, _ = start(tmp_path, fails={0: TypeError("no number"), 1: TypeError("no number")})
+    assert codes == [1, 1]
+    assert printed[0].startswith("Traceback (most recent call last):\n")
+    assert printed[0].endswith("raise failure\nTypeError: no number\nerror: TypeError: no number\n")
+    assert printed[1] == ""
+    codes, printed, _ = start(tmp_path, fails={0: "no file a", 1: RuntimeError("CUDA out of memory")}, port=free_port())
+    assert codes == [2, 1]
+    assert printed[0].endswith("error: no file a\n")
+    assert printed[1].count("Traceback (most") == 1
+    assert printed[1].endswith("error on rank 1: RuntimeError: CUDA out of memory\n")
+
+
+@pytest.mark.parametrize("group", ["control", "default"])
+def test_what_a_wait_fails_of_is_the_other_ranks_fault(tmp_path, group):
+    """Shown with its traceback where it was; "Connection closed by peer", with another traceback, says no more."""
+    codes, printed, took = start(tmp_path, fails={0: group, 1: TypeError("no number")}, action=wait_for_a_fault)
+    assert codes == [{"control": 2, "default": 1}[group], 1]
+    assert "Traceback" not in printed[0] and "error" not in printed[0]
+    assert printed[1].count("Traceback (most") == 1
+    assert printed[1].endswith("error on rank 1: TypeError: no number\n")
+    assert took < 20
 
 
 def test_a_rank_that_never_comes(tmp_path):

@@ -9,21 +9,36 @@ from lift_ds.ranks import running
 SECOND = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 
-def test_errors_of_one_rank_are_said(monkeypatch, capsys):
-    """Ranks that work together may fail alone, of memory or files; before, all find the same and one says it."""
+@pytest.mark.parametrize(
+    ("error", "is_together", "status", "said"),
+    [
+        (ValueError("a bad file"), False, 2, ""),
+        (ValueError("a bad file"), True, 2, "error on rank 1: a bad file\n"),
+        (RuntimeError("out of memory"), False, 1, "error on rank 1: RuntimeError: out of memory\n"),
+        (RuntimeError("out of memory"), True, 1, "error on rank 1: RuntimeError: out of memory\n"),
+        (AssertionError(), True, 1, "error on rank 1: AssertionError\n"),
+    ],
+)
+def test_errors_of_one_rank_are_said(error, is_together, status, said, monkeypatch, capsys):
+    """Before ranks work together, all of a machine find the same of files and settings, and its first one says it.
 
-    def fail(*_):
-        raise RuntimeError("out of memory")
+    A fault, which no `raise` of the package explains, is said by whoever has it, below its traceback.
+    """
+
+    def fail(launch):
+        raise error
 
     monkeypatch.setattr(running, "leave", sys.exit)
     for name, value in SECOND.items():
         monkeypatch.setenv(name, value)
-    for is_together, said in ((False, ""), (True, "error on rank 1: out of memory\n")):
-        monkeypatch.setattr(running, "has_met", lambda is_together=is_together: is_together)
-        with pytest.raises(SystemExit) as ended:
-            running.run_on_ranks(fail)
-        assert ended.value.code == 2
-        assert capsys.readouterr().err == said
+    monkeypatch.setattr(running, "has_met", lambda: is_together)
+    with pytest.raises(SystemExit) as ended:
+        running.run_on_ranks(fail)
+    assert ended.value.code == status
+    printed = capsys.readouterr().err
+    assert printed.startswith("Traceback (most recent call last):\n") == (status == 1)
+    assert ("in fail\n    raise error\n" in printed) == (status == 1)
+    assert printed.endswith(said) and bool(printed) == bool(said)
 
 
 def test_half_a_launch_is_one_line(monkeypatch, capsys):

@@ -1,6 +1,8 @@
 """Manifests and what resume makes of damaged folders, without starting an engine."""
 
 import json
+import shutil
+import warnings
 from dataclasses import asdict
 
 import pytest
@@ -123,6 +125,38 @@ def test_the_checkpoint_just_written_is_never_removed(folder):
     """Resumed at step 10 of a run whose later checkpoints are still there: those do not count."""
     remove_old(folder, newest=10, keep=1)
     assert (folder / "step-000010").is_dir()
+
+
+def test_what_cannot_be_removed_is_warned_of_once_and_the_rest_removed(folder, monkeypatch):
+    """Step 10 stays, as on a disk of its own; step 20 and the interrupted save go. A copy by hand is left alone."""
+    remove = shutil.rmtree
+
+    def refuse(path):
+        if path.name == "step-000010":
+            raise PermissionError(13, "Permission denied", str(path))
+        remove(path)
+
+    monkeypatch.setattr("lift_ds.storage.manifest.shutil.rmtree", refuse)
+    (folder / ".writing-step-000040").mkdir()
+    (folder / "step-000030.bak").mkdir()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        remove_old(folder, newest=30, keep=1)
+        remove_old(folder, newest=30, keep=1)
+    assert [str(warning.message) for warning in caught] == [
+        f"{folder}/step-000010: old, and cannot be removed (Permission denied); remove it yourself."
+    ]
+    left = sorted(path.name for path in folder.iterdir())
+    assert left == ["latest", "step-000010", "step-000030", "step-000030.bak"]
+
+
+def test_a_file_that_cannot_be_read_is_a_fault(folder, monkeypatch):
+    def fail(path):
+        raise OSError(5, "Input/output error", str(path))
+
+    path = folder / "step-000030"
+    monkeypatch.setattr("lift_ds.storage.manifest.hash_file", fail)
+    assert find_faults(path, read_manifest(path))[0].endswith(" cannot be read (Input/output error)")
 
 
 def test_order_is_by_number(folder):

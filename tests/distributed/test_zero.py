@@ -86,7 +86,7 @@ def test_a_backward_with_checkpointing_lets_go_of_its_layers(tmp_path):
         assert sum(record["held"]) == layer + 2 * 64
     assert 4 * layer < limits["stage3_max_live_parameters"] < 5 * layer  # a layer that is begun may be kept whole
     assert layer < max(sum(record["held"]) for record in found["as_8b"]["records"]) <= 5 * layer
-    for record in found["as_8b"]["records"]:
+    for record in found["as_8b"]["records"][-130:]:  # of the last micro-batch: the first one is only traced
         assert record["layer"] == 0 or record["held"][record["layer"] - 1] == layer  # the next one is on its way
 
 

@@ -87,9 +87,9 @@ class WholeSteps:
     ) -> None:
         self.vocab_size = int(config.embedding_size)
         optim = OptimConfig(lr=1e-4, global_batch=documents)
-        self.run = RunConfig(optim=optim)
+        self.run = RunConfig(optim=optim, lora=lora or LoraConfig())
         loaded, _ = read_ds_json(engine_json)
-        ds_json, problems = resolve_ds_json(loaded, engine_json, self.run, world_size, config.hidden_size, has_bf16)
+        ds_json, problems = resolve_ds_json(loaded, engine_json, self.run, world_size, config, has_bf16)
         assert not problems, problems
         model = build_model(config, weights, ds_json, "new weights")
         if lora is not None and lora.rank:

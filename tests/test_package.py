@@ -257,6 +257,32 @@ def test_multi_node_files_parse():
         subprocess.run(["bash", "-n", script], cwd=REPOSITORY, check=True)
 
 
+def slurm_command(folder, **variables):
+    """What `launchers/train.slurm` has srun start, told by a stand-in for Slurm's commands."""
+    for name, line in {"scontrol": "echo node1", "srun": 'printf "%s " "$@"'}.items():
+        (folder / name).write_text(f"#!/bin/sh\n{line}\n")
+        (folder / name).chmod(0o755)
+    slurm = {"SUBMIT_DIR": str(REPOSITORY), "JOB_NODELIST": "node1", "JOB_ID": "1", "GPUS_PER_NODE": "8"}
+    environment = clean_environment(**{f"SLURM_{name}": value for name, value in slurm.items()}, **variables)
+    environment["PATH"] = f"{folder}:{environment['PATH']}"
+    return run(["bash", "launchers/train.slurm", "optim.steps=7"], env=environment, check=False)
+
+
+def test_slurm_takes_the_preset_that_its_recipe_names(tmp_path):
+    recipe = "launchers/recipes/llada_8b_lift3_lora.yaml"
+    started = slurm_command(tmp_path).stdout
+    assert f"--deepspeed ds_configs/zero2.json --config {recipe} checkpoint.resume=auto optim.steps=7" in started
+    assert f"--deepspeed x.json --config {recipe} " in slurm_command(tmp_path, DS_JSON="x.json").stdout
+    other = "launchers/recipes/pretrain_base.yaml"
+    assert (
+        f"--deepspeed ds_configs/zero2_micro16.json --config {other} " in slurm_command(tmp_path, RECIPE=other).stdout
+    )
+    (tmp_path / "bare.yaml").write_text("model:\n  path: builtin:base\n")
+    failed = slurm_command(tmp_path, RECIPE=str(tmp_path / "bare.yaml"))
+    assert failed.returncode != 0
+    assert "bare.yaml names no --deepspeed in its comments: set DS_JSON" in failed.stdout
+
+
 def test_errors_come_before_training_and_all_at_once(tmp_path):
     bad = tmp_path / "zero.json"
     bad.write_text(json.dumps({"zero_optimization": {"stage": 3}, "train_batch_size": 7, "gradient_cliping": 1.0}))

@@ -25,6 +25,7 @@ from lift_ds.config.loading import ConfigError, explain_keys
 from lift_ds.config.run import RunConfig
 from lift_ds.data.survey.rows import FirstRows, check_first_rows
 from lift_ds.models.attention import choose_attention
+from lift_ds.models.layer_sizes import LayerSizes
 from lift_ds.ranks.launch import Launch, check_semaphores
 from lift_ds.ranks.meeting import meet
 from lift_ds.ranks.once import Once
@@ -147,7 +148,8 @@ def open_run(checked: Checked, run: RunConfig, launch: Launch, once: Once) -> tu
 
     prepared = prepare(run, checked.model, checked.sources, once)
     check_position(checked.settings.resumed, prepared.data.stream)
-    ds_json = fill_ds_json(checked.ds_json, checked.model.config.hidden_size, engine.has_accelerator())
+    sizes = LayerSizes.of(checked.model.config, run.lora.rank, run.lora.targets)
+    ds_json = fill_ds_json(checked.ds_json, sizes, engine.has_bf16())
     dtype = torch.bfloat16 if ds_json["bf16"]["enabled"] else torch.float32
     kernel = choose_attention(checked.model.config, run.model.attention, engine.current_device(), dtype)
     look = partial(check_first_rows, prepared.data.reader, run.data.check_rows, run.data.max_skipped)

@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers import PretrainedConfig
+
 from lift_ds.data.order.lanes import micro_batches_per_step
+from lift_ds.models.layer_sizes import LayerSizes
 from lift_ds.section import hint_at
 from lift_ds.text_files import BadKeyError, load_json, read_text
 
@@ -36,12 +39,13 @@ NO_NVME = {
     "offload_param": "weights are read into memory",
     "offload_optimizer": "checkpoints would keep it as swap files, which are neither resumed nor exported from",
 }
-HIDDEN_SIZE_RULES = {
-    "reduce_bucket_size": lambda hidden: hidden * hidden,
-    "stage3_prefetch_bucket_size": lambda hidden: int(0.9 * hidden * hidden),
-    "stage3_param_persistence_threshold": lambda hidden: 10 * hidden,
-}
-FILLED_LATER = {"bf16.enabled", *(f"zero_optimization.{key}" for key in HIDDEN_SIZE_RULES)}
+DEFAULT_PERSISTENCE = 100_000  # DeepSpeed's, in elements
+PERSISTENCE, PREFETCH, REDUCE = (
+    "stage3_param_persistence_threshold",
+    "stage3_prefetch_bucket_size",
+    "reduce_bucket_size",
+)
+FILLED_LATER = {"bf16.enabled", *(f"zero_optimization.{key}" for key in (PERSISTENCE, PREFETCH, REDUCE))}
 
 
 def read_ds_json(path: Path) -> tuple[dict[str, Any], list[str]]:
@@ -67,11 +71,11 @@ def read_ds_json(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def resolve_ds_json(
-    loaded: dict[str, Any], path: Path, config: RunConfig, world_size: int, hidden_size: int, has_bf16: bool
+    loaded: dict[str, Any], path: Path, config: RunConfig, world_size: int, model: PretrainedConfig, has_bf16: bool
 ) -> tuple[dict[str, Any], list[str]]:
     """Fills "auto" and checks the numbers that both files hold: `settle_ds_json`, then `fill_ds_json`."""
     settled, problems = settle_ds_json(loaded, path, config, world_size)
-    return fill_ds_json(settled, hidden_size, has_bf16), problems
+    return fill_ds_json(settled, LayerSizes.of(model, config.lora.rank, config.lora.targets), has_bf16), problems
 
 
 def settle_ds_json(
@@ -100,12 +104,23 @@ def settle_ds_json(
     return settled, problems
 
 
-def fill_ds_json(settled: dict[str, Any], hidden_size: int, has_bf16: bool) -> dict[str, Any]:
-    """The JSON that DeepSpeed gets: "auto" becomes what the model's width and the device decide."""
+def fill_ds_json(settled: dict[str, Any], layer: LayerSizes, has_bf16: bool) -> dict[str, Any]:
+    """The JSON that DeepSpeed gets: "auto" becomes what the model's layers and the device decide.
+
+    ZeRO-3 gathers a decoder layer as one, and should have the whole next one on its way while a layer computes. Above
+    `stage3_max_live_parameters` it fetches nothing ahead: that is what a backward with checkpointing, which asks for
+    each layer twice, comes to hold. Parameters up to the persistence threshold stay gathered, and are not counted.
+    Gradients are reduced a layer at a time; the small ones of adapters when there are D^2 elements.
+    """
     bf16, zero = dict(settled["bf16"]), dict(settled["zero_optimization"])
     if bf16["enabled"] == "auto":
         bf16["enabled"] = has_bf16
-    zero |= {key: rule(hidden_size) for key, rule in HIDDEN_SIZE_RULES.items() if zero.get(key) == "auto"}
+    if zero.get(PERSISTENCE) == "auto":
+        zero[PERSISTENCE] = 10 * layer.width
+    if zero.get(PREFETCH) == "auto":
+        zero[PREFETCH] = layer.above(int(zero.get(PERSISTENCE, DEFAULT_PERSISTENCE)))
+    if zero.get(REDUCE) == "auto":
+        zero[REDUCE] = max(layer.width**2, sum(layer.trained))
     return settled | {"bf16": bf16, "zero_optimization": zero}
 
 

@@ -7,8 +7,6 @@ import os
 import socket
 from dataclasses import dataclass
 
-import torch
-
 EXPORTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")  # of torchrun, of deepspeed
@@ -106,21 +104,6 @@ def check_semaphores(key: str) -> None:
         ) from error
 
 
-def check_device(launch: Launch, num_devices: int) -> None:
-    """Checks that this process has a device of its own.
-
-    Raises:
-        RuntimeError: There are fewer devices than processes.
-    """
-    if launch.local_rank >= num_devices:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        only = "" if visible is None else f", of CUDA_VISIBLE_DEVICES={visible}"
-        raise RuntimeError(
-            f"LOCAL_RANK={launch.local_rank}, but this machine has {num_devices} accelerators{only}: start at most "
-            f"{num_devices} processes here (deepspeed --num_gpus, torchrun --nproc_per_node)"
-        )
-
-
 def export_mpi(sizes: list[str]) -> None:
     """Asks MPI for rank, world and a meeting point, unless MASTER_ADDR and MASTER_PORT name one; needs mpi4py.
 
@@ -170,9 +153,3 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])
-
-
-def share_cores(launch: Launch) -> None:
-    """Has this process use its share of the machine's cores, unless OMP_NUM_THREADS says how many."""
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // launch.local_world_size))

@@ -22,8 +22,17 @@ from lift_ds.data.batch import MicroBatch
 from lift_ds.models.families import family_of
 from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.weights import WeightSource, fill_parameters, whole_shape
-from lift_ds.ranks.launch import Launch, check_device, share_cores
-from lift_ds.ranks.meeting import meet
+from lift_ds.ranks.devices import (
+    check_device,
+    check_no_gpu,
+    claim_device,
+    settle_allocator,
+    share_cores,
+    share_cores_beside_gpu,
+    why_no_bf16,
+)
+from lift_ds.ranks.launch import Launch, read_launch
+from lift_ds.ranks.meeting import Meeting, meet
 from lift_ds.ranks.shares import Collectives
 
 from .extensions import guard_builds
@@ -41,20 +50,45 @@ def current_device() -> torch.device:
     return torch.device(get_accelerator().current_device_name())
 
 
+def has_bf16() -> bool:
+    """Whether "auto" means bf16 here: on an accelerator that computes in it."""
+    return has_accelerator() and why_no_bf16(current_device()) is None
+
+
 def start_distributed(launch: Launch) -> None:
     """Joins the process group and takes this rank's device; CPU ranks share the cores.
 
     Raises:
         RuntimeError: This rank has no device of its own, or the ranks do not meet.
     """
-    if has_accelerator():
-        check_device(launch, get_accelerator().device_count())
-    else:
-        share_cores(launch)
-    get_accelerator().set_device(launch.local_rank)
-    meet(launch)
+    meeting = meet(launch)  # first: what only some machines lack is then said by them, and all end
+    take_device(launch, meeting)
+    meeting.gather("taking a device")
     guard_builds()
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+
+
+def take_device(launch: Launch, meeting: Meeting) -> None:
+    """The device that this rank computes on from now on.
+
+    Raises:
+        RuntimeError: There is none for it, or another rank has it.
+    """
+    accelerator = get_accelerator()
+    if not has_accelerator():
+        check_no_gpu()
+        share_cores(launch)
+        return
+    check_device(launch, accelerator.device_count())
+    if accelerator.device_name() == "cuda":
+        settle_allocator()
+    accelerator.set_device(launch.local_rank)
+    device = current_device()
+    if device.type == "cuda":
+        claim_device(meeting, str(torch.cuda.get_device_properties(device).uuid))
+    reason = why_no_bf16(device)
+    if reason is not None and launch.is_main:
+        print(f"{reason}: bf16.enabled=auto is false", flush=True)
 
 
 def build_model(config: PretrainedConfig, source: WeightSource, ds_json: dict[str, Any], label: str) -> PreTrainedModel:
@@ -67,8 +101,11 @@ def build_model(config: PretrainedConfig, source: WeightSource, ds_json: dict[st
         label: What to call the weights in messages.
 
     Raises:
-        ValueError: Names or shapes of the weights do not fit the config.
+        ValueError: Names or shapes of the weights do not fit the config, or the device has no bf16.
     """
+    reason = why_no_bf16(current_device()) if ds_json["bf16"]["enabled"] else None
+    if reason is not None:
+        raise ValueError(f'bf16.enabled=true, but {reason}; write "auto" or false in the DeepSpeed JSON')
     dtype = torch.bfloat16 if ds_json["bf16"]["enabled"] else torch.float32
     if ds_json["zero_optimization"]["stage"] == 3:
         zero_init = CutWithoutData(config_dict_or_path=ds_json)  # its dtype= means bf16 on CPUs without fp16
@@ -121,6 +158,10 @@ class Engine(Collectives):
         if self.stage == 3:
             set_z3_leaf_modules(root, [family_of(root.model.config).layer_class])
         is_offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+        if is_offloaded and has_accelerator():
+            line = share_cores_beside_gpu(read_launch())
+            if line is not None and torch.distributed.get_rank() == 0:
+                print(line, flush=True)
         optimizer = make_optimizer(root, optim, is_offloaded)
         self.ds, *_ = deepspeed.initialize(model=root, optimizer=optimizer, config=ds_json)
         super().__init__(torch.device(self.ds.device))
@@ -183,7 +224,11 @@ class Engine(Collectives):
 
 
 def make_optimizer(root: nn.Module, optim: OptimConfig, is_offloaded: bool) -> torch.optim.Optimizer:
-    """AdamW, DeepSpeed's own where its state is kept off the accelerator; vectors (norms, biases) do not decay."""
+    """AdamW; vectors (norms, biases) do not decay.
+
+    DeepSpeed's own where its state is kept off the accelerator; on a GPU torch's in one kernel, which rounds otherwise
+    than its many do, so that the numbers of a processor stay.
+    """
     trained = [parameter for parameter in root.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if len(whole_shape(parameter)) > 1]
     vectors = [parameter for parameter in trained if len(whole_shape(parameter)) <= 1]
@@ -191,7 +236,8 @@ def make_optimizer(root: nn.Module, optim: OptimConfig, is_offloaded: bool) -> t
     groups, betas = [group for group in both if group["params"]], (optim.beta1, optim.beta2)
     if is_offloaded:
         return DeepSpeedCPUAdam(groups, lr=optim.lr, betas=betas, eps=optim.eps, adamw_mode=True)
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, eps=optim.eps)
+    fused = True if current_device().type == "cuda" else None
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, eps=optim.eps, fused=fused)
 
 
 def learning_rate(step: int, optim: OptimConfig) -> float:

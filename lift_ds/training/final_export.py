@@ -73,12 +73,16 @@ class FinalExport:
     def probe_logits(self) -> torch.Tensor | None:
         """The trained model's logits (1, L, V) of one fully masked response, float32 on the CPU; every rank calls it.
 
-        `None` where there is no held-out document.
+        `None` where there is no held-out document, and on all ranks but 0, which compares them.
         """
         if not self.prepared.data.held_out:
             return None
         with self.engine.evaluating() as model:
-            return model.head(model.encode(self._probe_ids())).float().cpu()
+            hidden = model.encode(self._probe_ids())
+            if self.engine.rank == 0:
+                return model.head(hidden).cpu().float()
+            model.head(hidden[:, :1])  # for rank 0 to gather the matrix
+            return None
 
     def _probe_ids(self) -> torch.Tensor:
         document = self.prepared.data.held_out[0]

@@ -14,7 +14,8 @@ from lift_ds.evaluation.asking.answering import Answerer, load_answerer, make_en
 from lift_ds.models.families import read_config
 from lift_ds.models.vocabulary import check_tokenizer, load_tokenizer
 from lift_ds.models.weights import check_fit, resolve_folder
-from lift_ds.ranks.launch import Launch, check_device, share_cores
+from lift_ds.ranks.devices import check_device, check_no_gpu, settle_allocator, share_cores
+from lift_ds.ranks.launch import Launch
 from lift_ds.ranks.meeting import meet
 from lift_ds.ranks.shares import Alone, Collectives, Ranks, agreement
 from lift_ds.storage.frozen_base import hash_base
@@ -33,8 +34,10 @@ def load_whole(path: str, adapters: str | None, launch: Launch) -> tuple[Answere
     device = torch.device("cuda", launch.local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         check_device(launch, torch.cuda.device_count())
+        settle_allocator()
         torch.cuda.set_device(device)
     else:
+        check_no_gpu()
         share_cores(launch)
     if launch.world_size == 1:
         return load_answerer(path, adapters, device), Alone(device)
@@ -62,8 +65,8 @@ def load_cut(path: str, json_path: Path, launch: Launch) -> tuple[Answerer, Rank
 
     if not problems:
         run = RunConfig(optim=OptimConfig(global_batch=launch.world_size))
-        has_bf16 = engine.has_accelerator()
-        resolved, problems = resolve_ds_json(loaded, json_path, run, launch.world_size, config.hidden_size, has_bf16)
+        has_bf16 = engine.has_bf16()
+        resolved, problems = resolve_ds_json(loaded, json_path, run, launch.world_size, config, has_bf16)
         stage = resolved["zero_optimization"]["stage"]
         if stage != 3:
             problems.append(f"{json_path}: zero_optimization.stage={stage} cuts no weights; use 3, or no --deepspeed")

@@ -58,14 +58,16 @@ def _fill_groups(engine: Engine, state: dict[str, Any], zero: ZeroCheckpoint) ->
             f"{zero.folder}: the optimizer's groups have taken {sorted(steps)} steps; one number is needed."
         )
     step = steps.pop()
-    counts_in_tensors = isinstance(engine.ds.optimizer.optimizer, torch.optim.AdamW)
+    adam = engine.ds.optimizer.optimizer
+    counts_in_tensors = isinstance(adam, torch.optim.AdamW)
     for number, (shapes, master) in enumerate(zip(engine.ds._get_zero_param_shapes(), masters, strict=True)):
         for name, shape in shapes.items():
             saved = sources[MASTER].get(name)
             if saved is None or saved.shape != torch.Size(shape):
                 found = "not trained" if saved is None else tuple(saved.shape)
                 raise ValueError(f"{name} is {tuple(shape)} in this run and {found} in the checkpoint.")
-        counter = torch.tensor(step) if counts_in_tensors else int(step)
+        device = master.device if adam.defaults.get("fused") else "cpu"  # where the fused kernel reads it
+        counter = torch.tensor(step, device=device) if counts_in_tensors else int(step)
         # under ZeRO-1 and 2 the saved weights of the last rank may lack the filling that its moments have
         own = getattr(engine.ds.optimizer, "single_partition_of_fp32_groups", masters)
         whole = master if is_full else own[number]

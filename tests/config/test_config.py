@@ -8,6 +8,10 @@ from lift_ds.cli.train import make_parser
 from lift_ds.config.deepspeed import read_ds_json, resolve_ds_json
 from lift_ds.config.loading import ConfigError, explain_keys, known_keys, load_run_config
 from lift_ds.config.run import RunConfig
+from lift_ds.models.families import FAMILIES, family_of
+from lift_ds.models.layer_sizes import LayerSizes
+from lift_ds.models.llada import LLaDAConfig
+from lift_ds.models.lora import add_adapters
 from lift_ds.text_files import load_yaml
 from tests.conftest import REPOSITORY, VECTORS
 
@@ -215,8 +219,11 @@ def test_recipes_are_valid(recipe):
     assert config != RunConfig()
 
 
-def resolve(loaded, config=None, world_size=2, has_bf16=False):
-    return resolve_ds_json(loaded, Path("zero.json"), config or RunConfig(), world_size, 128, has_bf16)
+SMALL_MODEL = LLaDAConfig(d_model=128, n_layers=2, n_heads=4, mlp_hidden_size=96, vocab_size=100)
+
+
+def resolve(loaded, config=None, world_size=2, has_bf16=False, model=SMALL_MODEL):
+    return resolve_ds_json(loaded, Path("zero.json"), config or RunConfig(), world_size, model, has_bf16)
 
 
 @pytest.mark.parametrize("path", DS_CONFIGS, ids=lambda path: path.stem)
@@ -238,8 +245,43 @@ def test_auto_is_filled():
     assert resolved["gradient_accumulation_steps"] == 1
     assert resolved["bf16"] == {"enabled": False}
     assert resolve(loaded, has_bf16=True)[0]["bf16"] == {"enabled": True}
-    assert resolved["zero_optimization"]["reduce_bucket_size"] == 128 * 128
+    layer = 4 * 128 * 128 + 3 * 128 * 96 + 2 * 128
+    assert resolved["zero_optimization"]["reduce_bucket_size"] == layer
     assert resolved["zero_optimization"]["stage3_param_persistence_threshold"] == 1280
+
+
+def test_buckets_of_an_8b_model_hold_a_layer():
+    """LLaDA-8B: four matrices of 4096^2, three of 4096 * 12288, two norms; adapters of rank 128 at three matrices."""
+    matrices, adapters = 4 * 4096**2 + 3 * 4096 * 12288, 3 * 2 * 128 * 4096
+    loaded = json.loads((REPOSITORY / "ds_configs" / "zero3.json").read_text())
+    full = resolve(loaded, model=LLaDAConfig())[0]["zero_optimization"]
+    assert matrices == 218_103_808
+    assert full["stage3_prefetch_bucket_size"] == matrices  # norms are below the threshold, and always gathered
+    assert full["stage3_param_persistence_threshold"] == 10 * 4096
+    assert full["reduce_bucket_size"] == matrices + 2 * 4096
+    lora = RunConfig(lora={"rank": 128, "targets": ["q_proj", "k_proj", "v_proj"]})
+    adapted = resolve(loaded, lora, model=LLaDAConfig())[0]["zero_optimization"]
+    assert adapted["stage3_prefetch_bucket_size"] == matrices + adapters == 221_249_536
+    assert adapted["reduce_bucket_size"] == 4096**2 > adapters  # five layers' gradients in one message
+    loaded["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "reduce_bucket_size": 5}
+    own = resolve(loaded, lora, model=LLaDAConfig())[0]["zero_optimization"]
+    assert own["stage3_prefetch_bucket_size"] == matrices + adapters + 2 * 4096
+    assert own["reduce_bucket_size"] == 5
+
+
+def test_layers_are_counted_as_they_are_built():
+    """Grouped heads, tied weights, another family: the sizes are those of the model with its adapters."""
+    config = FAMILIES["a2d-qwen3"].config_class(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        intermediate_size=48, vocab_size=40, right_shift_logits=True,
+    )  # fmt: skip
+    model = family_of(config).model_class(config)
+    add_adapters(model, 3, 6.0, 0.0, ["q_proj", "down_proj"], 0)
+    layer = next(module for module in model.modules() if isinstance(module, family_of(config).layer_class))
+    sizes = LayerSizes.of(config, 3, ["q_proj", "down_proj"])
+    for requires_grad, counted in ((True, sizes.trained), (False, sizes.frozen)):
+        built = [each.numel() for each in layer.parameters() if each.requires_grad is requires_grad]
+        assert sorted(built) == sorted(counted)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from lift_ds.method.components import lift3_component
 from lift_ds.method.difficulty import NUM_BINS, DifficultyTable, Observations, level_bin
 from lift_ds.models.families import family_of, read_config
 from lift_ds.models.lora import add_adapters
+from lift_ds.models.settings import LoraConfig
 from lift_ds.models.weights import NewWeights, fill_parameters
 from lift_ds.objectives import make_objective, objective_settings
 from lift_ds.ranks.launch import read_launch
@@ -64,14 +65,15 @@ def make_engine(
     """A LIFT-3 engine on the reference checkpoint or another one, perhaps with adapters."""
     config = read_config(folder)
     optim = OptimConfig(global_batch=global_batch, lr=lr, steps=NUM_STEPS, schedule="constant", warmup_ratio=0.0)
-    run = RunConfig(optim=optim)
+    lora = LoraConfig(rank=lora_rank, alpha=2.0 * max(lora_rank, 1), dropout=0.0)
+    run = RunConfig(optim=optim, lora=lora)
     world_size = torch.distributed.get_world_size()
     ds_json = {**ds_json, "train_micro_batch_size_per_gpu": micro_batch}
-    resolved, problems = resolve_ds_json(ds_json, Path("test.json"), run, world_size, config.hidden_size, False)
+    resolved, problems = resolve_ds_json(ds_json, Path("test.json"), run, world_size, config, False)
     assert not problems, problems
     model = build_model(config, SafetensorsFolder(folder), resolved, "reference")
     if lora_rank:
-        add_adapters(model, lora_rank, 2.0 * lora_rank, 0.0, ["q_proj", "k_proj", "v_proj"], 0)
+        add_adapters(model, lora.rank, lora.alpha, lora.dropout, lora.targets, 0)
     return Engine(DiffusionStep(model, LIFT3), resolved, optim)
 
 

@@ -111,7 +111,7 @@ def run_setting(overrides: list[str], stage: int, launch: Any) -> dict[str, Any]
     prepared = prepare(run)
     path = REPOSITORY / "ds_configs" / f"zero{stage}.json"
     loaded = json.loads(path.read_text()) | {"train_micro_batch_size_per_gpu": 2}
-    ds_json, problems = resolve_ds_json(loaded, path, run, launch.world_size, prepared.config.hidden_size, False)
+    ds_json, problems = resolve_ds_json(loaded, path, run, launch.world_size, prepared.config, False)
     assert not problems, problems
     objective = make_objective(run.objective)
     engine = Engine(build_root(prepared, open_weights(prepared), ds_json, objective), ds_json, run.optim)

@@ -12,11 +12,13 @@ from lift_ds.models.families import read_config
 from lift_ds.models.weights import NewWeights
 from lift_ds.training.normalizer import document_scale, step_counts
 from lift_ds.training.step import DiffusionStep
-from tests.conftest import REPOSITORY, VECTORS, launch_job
+from tests.conftest import REPOSITORY, VECTORS, launch_job, run_script
 from tests.distributed.jobs import LIFT3, THRESHOLDS, make_documents
 from tests.small_models import write_adapted
 
 pytestmark = pytest.mark.distributed
+
+LAYER_8B = 221_249_536  # elements of a layer of LLaDA-8B with adapters of rank 128, see tests/config/test_config.py
 
 
 def test_wildly_different_ranks_agree_with_zero_0(tmp_path):
@@ -47,6 +49,45 @@ def test_wildly_different_ranks_agree_with_zero_0(tmp_path):
         assert results[name]["leaves"] == 2
         assert results[name]["invalidations"] == 0
         assert results[name]["invalidations_when_the_pattern_changes"] > 0
+
+
+def test_a_backward_with_checkpointing_lets_go_of_its_layers(tmp_path):
+    """LoRA with gradient checkpointing: after a layer's backward nothing of it stays, its frozen matrices included.
+
+    DeepSpeed leaves frozen parameters gathered after a recomputation, but for layers that are gathered as one (its
+    issue 8148). Width 64, 128 in the middle, adapters of rank 16 at three matrices: a layer has 4 * 64 * 64 +
+    3 * 64 * 128 frozen elements, and 3 * 16 * (64 + 64) trained ones. Norms stay with the shipped thresholds.
+    """
+    layer = 4 * 64 * 64 + 3 * 64 * 128 + 3 * 16 * (64 + 64)
+    config = json.loads((VECTORS / "llada_tiny" / "config.json").read_text())
+    config |= {"d_model": 64, "n_layers": 10, "n_heads": 4, "n_kv_heads": 4, "mlp_hidden_size": 128}
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    new = NewWeights(read_config(tmp_path / "model"), 1)
+    save_file({name: new.tensor(name) for name in new.shapes()}, tmp_path / "model" / "model.safetensors")
+    shipped = json.loads((REPOSITORY / "ds_configs" / "zero3.json").read_text()) | {"bf16": {"enabled": False}}
+    limits = {key: round(shipped["zero_optimization"][key] / LAYER_8B * layer) for key in THRESHOLDS[1:]}
+    paths = []
+    for name, changes in {"shipped": {}, "as_8b": limits, "thresholds0": dict.fromkeys(THRESHOLDS, 0)}.items():
+        paths.append(tmp_path / f"{name}.json")
+        paths[-1].write_text(json.dumps(shipped | {"zero_optimization": shipped["zero_optimization"] | changes}))
+    output = tmp_path / "out.json"
+    run_script("tests/distributed/gathering.py", output, tmp_path / "model", *paths, num_ranks=2)
+    found = json.loads(output.read_text())
+    assert found["shipped"]["layer"] == found["as_8b"]["layer"] == found["shipped"]["prefetch"] == layer
+    assert found["thresholds0"]["layer"] == layer + 2 * 64
+    assert len({each["loss"] for each in found.values()}) == 1
+    for each in found.values():
+        assert {record["layer"] for record in each["records"]} == set(range(10))
+        for record in each["records"]:
+            assert record["held"][record["layer"]] == each["layer"]
+            assert not any(record["held"][record["layer"] + 1 :])
+    for record in found["thresholds0"]["records"]:
+        assert sum(record["held"]) == layer + 2 * 64
+    assert 4 * layer < limits["stage3_max_live_parameters"] < 5 * layer  # a layer that is begun may be kept whole
+    assert layer < max(sum(record["held"]) for record in found["as_8b"]["records"]) <= 5 * layer
+    for record in found["as_8b"]["records"][-130:]:  # of the last micro-batch: the first one is only traced
+        assert record["layer"] == 0 or record["held"][record["layer"] - 1] == layer  # the next one is on its way
 
 
 def test_float32_is_float32_on_every_processor(tmp_path):

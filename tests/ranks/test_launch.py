@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from lift_ds.ranks.launch import NEEDED, Launch, check_device, read_launch
+from lift_ds.ranks.launch import NEEDED, Launch, read_launch
 
 WHOLE = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 STARTS = "start with `deepspeed --num_gpus 2 SCRIPT ...` or `torchrun --nproc_per_node 2 SCRIPT ...`"
@@ -95,13 +95,3 @@ def test_what_cannot_be(given, values, message):
         read_launch()
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
-
-
-def test_more_processes_than_devices(monkeypatch):
-    check_device(Launch(3, 4, 1, 2), 2)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    message = (
-        "LOCAL_RANK=2, but this machine has 2 accelerators, of CUDA_VISIBLE_DEVICES=0,1: start at most 2 processes"
-    )
-    with pytest.raises(RuntimeError, match=message):
-        check_device(Launch(2, 4, 2, 4), 2)

@@ -32,10 +32,11 @@ for name in names:
     importlib.import_module(name)
 assert len(names) > 100, names
 """
+LAUNCH = "python -m deepspeed.launcher.runner"
 PROOFS = [
     f"python -c '{IMPORT_ALL}' {' '.join(VERSIONS)}",
     f"lift-ds train {TRAIN} output=one",
-    f'python -m deepspeed.launcher.runner --num_gpus 2 "$SOURCE"/launchers/train.py {TRAIN} output=two',
+    f'{LAUNCH} --num_gpus 2 --master_port 29517 "$SOURCE"/launchers/train.py {TRAIN} output=two',
     'python "$SOURCE"/benchmarks/gpu/run.py --quick --device cpu --only conformance packed_is_alone --out gpu',
     'cd "$SOURCE" && pytest tests/models tests/method tests/objectives tests/training/test_step.py',
 ]

@@ -11,7 +11,7 @@ SMOLLM2 := "$(BIN)/pip" install --quiet --constraint constraints.txt --no-deps l
 export PATH := $(BIN):$(PATH)
 
 .PHONY: train test lint test-scoring test-harness test-benchmarks test-elastic test-multinode test-export test-compile same-losses \
-  test-strangers test-smollm2 test-extras test-extensions base clean
+  test-strangers test-smollm2 test-extras test-versions test-extensions base clean
 
 train: $(INSTALLED)  ## fine-tune the built-in base with LIFT-3 on two ranks, evaluate, export
 	$(LAUNCH) launchers/train.py --deepspeed ds_configs/zero3.json $(ARGS)
@@ -43,6 +43,9 @@ test-smollm2: $(INSTALLED)  ## SmolLM2 as a masked diffusion model, against the 
 
 test-extras:  ## the plain package and every extra, each installed into a new environment and used: ARGS="eval report"
 	$(PYTHON) -m tests.extras $(ARGS)
+
+test-versions:  ## the oldest torch and transformers that setup.cfg allows, in a new environment (7 GB, gone afterwards)
+	$(PYTHON) -m tests.versions
 
 test-multinode: $(INSTALLED)  ## three steps over two hosts (network namespaces; root, iproute2, openssh-server, pdsh)
 	bash tests/multinode/two_hosts.sh

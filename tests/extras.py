@@ -129,7 +129,7 @@ def install(outcome: Outcome, python: Path, source: Path, environment: dict[str,
         outcome.built = sorted(item["metadata"]["name"] for item in from_source)
 
 
-def try_extra(extra: str, work: Path, source: Path) -> Outcome:
+def try_extra(extra: str, work: Path, source: Path, commands: list[str]) -> Outcome:
     """Makes the environment, installs, runs the commands, and removes all of it."""
     outcome, place, folder = Outcome(extra), work / extra, work / f"Läufe {extra}"
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
@@ -147,7 +147,7 @@ def try_extra(extra: str, work: Path, source: Path) -> Outcome:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
     began = time.monotonic()
-    for command in PROOFS[extra]:
+    for command in commands:
         if not outcome.failure:
             print(f"  {command}", flush=True)
             outcome.failure = run_step(["bash", "-c", command], folder, environment)
@@ -170,8 +170,13 @@ def main() -> None:
         copy_tracked(work / "source")
         for extra in chosen:
             print(f"{extra}: a new environment", flush=True)
-            outcomes.append(try_extra(extra, work, work / "source"))
+            outcomes.append(try_extra(extra, work, work / "source", PROOFS[extra]))
             print(outcomes[-1].failure or f"{extra}: ok", flush=True)
+    end_with_table(outcomes)
+
+
+def end_with_table(outcomes: list[Outcome]) -> None:
+    """Prints what became of each, and ends with 1 where something failed."""
     print(f"\n{'extra':8}{'install':>12}{'commands':>11}{'MiB':>8}{'packages':>10}  {'':7} built from source")
     print("\n".join(outcome.row() for outcome in outcomes))
     sys.exit(any(outcome.failure for outcome in outcomes))

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests import extras
+from tests import extras, versions
 from tests.conftest import REPOSITORY
 
 TESTED = {line.split("==")[0].lower() for line in (REPOSITORY / "constraints.txt").read_text().splitlines()}
@@ -27,6 +27,21 @@ def test_every_extra_is_proved():
 
 def test_every_requirement_has_a_tested_version():
     assert requirements() - TESTED == {"packaging"}  # which torch, transformers and pip bring as they like
+
+
+def test_setup_allows_what_was_run_and_nothing_older(tmp_path):
+    """`make test-versions` runs the lower bounds, among the pinned versions of everything else."""
+    install = (REPOSITORY / "setup.cfg").read_text()
+    for name in ("torch", "transformers", "huggingface_hub"):
+        assert f"\n    {name}>={versions.OLDEST[name].removesuffix('.0')}\n" in install
+    pinned = (REPOSITORY / "constraints.txt").read_text()
+    (tmp_path / "constraints.txt").write_text(pinned)
+    versions.constrain(tmp_path / "constraints.txt")
+    changed = set((tmp_path / "constraints.txt").read_text().splitlines()) - set(pinned.splitlines())
+    assert changed == set(versions.VERSIONS) >= {"torch==2.11.0", "transformers==5.17.0"}
+    (tmp_path / "constraints.txt").write_text("torchdata==1.0\n")
+    with pytest.raises(ValueError, match="pins torch 0 times, not once"):
+        versions.constrain(tmp_path / "constraints.txt")
 
 
 def test_the_carrier_of_a_model_brings_no_runtime():
@@ -49,7 +64,7 @@ def test_a_failure_is_in_the_table_and_the_exit_status(monkeypatch, capsys):
         "bench": extras.Outcome("bench", 30.0, failure="no wheel"),
     }
     monkeypatch.setattr(extras, "copy_tracked", lambda target: None)
-    monkeypatch.setattr(extras, "try_extra", lambda extra, work, source: outcomes[extra])
+    monkeypatch.setattr(extras, "try_extra", lambda extra, work, source, commands: outcomes[extra])
     for chosen, status in ((["eval"], 0), (["eval", "bench"], 1), (["nothing"], 2)):
         monkeypatch.setattr(sys, "argv", ["extras", *chosen])
         with pytest.raises(SystemExit) as stop:

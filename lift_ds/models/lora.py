@@ -45,6 +45,28 @@ def add_adapters(model: nn.Module, rank: int, alpha: float, dropout: float, targ
     Raises:
         ValueError: A target is no matrix of the model.
     """
+    inject_adapters(model, rank, alpha, dropout, targets)
+    for index, (name, parameter) in enumerate(model.named_parameters()):
+        if name.endswith(DOWN):
+            generator = keyed_generator(seed, 1, index, Stream.INITIAL_WEIGHTS)
+            bound = 1.0 / math.sqrt(parameter.shape[1])
+            drawn = generator.uniform(-bound, bound, tuple(parameter.shape)).astype("float32")
+            parameter.data.copy_(torch.from_numpy(drawn))
+
+
+def inject_adapters(
+    model: nn.Module,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    targets: list[str],
+    dropout_class: type[KeyedDropout] = KeyedDropout,
+) -> None:
+    """Adds adapters without drawing their values, as `add_adapters` does; a model on the meta device takes them, too.
+
+    Raises:
+        ValueError: A target is no matrix of the model.
+    """
     matrices = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     heads = [name for name in matrices if re.fullmatch(head_pattern(), name)]
     names = {name.rsplit(".", 1)[-1] for name in set(matrices) - set(heads)}
@@ -55,13 +77,7 @@ def add_adapters(model: nn.Module, rank: int, alpha: float, dropout: float, targ
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     if dropout:
         for index, layer in enumerate(layers):
-            layer.lora_dropout["default"] = KeyedDropout(dropout, index)
-    for index, (name, parameter) in enumerate(model.named_parameters()):
-        if name.endswith(DOWN):
-            generator = keyed_generator(seed, 1, index, Stream.INITIAL_WEIGHTS)
-            bound = 1.0 / math.sqrt(parameter.shape[1])
-            drawn = generator.uniform(-bound, bound, tuple(parameter.shape)).astype("float32")
-            parameter.data.copy_(torch.from_numpy(drawn))
+            layer.lora_dropout["default"] = dropout_class(dropout, index)
 
 
 def head_pattern() -> str:

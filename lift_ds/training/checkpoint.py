@@ -27,6 +27,7 @@ from typing import Any
 
 from lift_ds.data.text.chat_format import ChatFormat, write_format
 from lift_ds.export.folder import companions
+from lift_ds.planning.costs import checkpoint_bytes
 from lift_ds.storage.frozen_base import BaseRecord, read_base
 from lift_ds.storage.manifest import (
     HF_FOLDER,
@@ -50,10 +51,6 @@ from lift_ds.text_files import load_json, read_text
 from .buffers import DifficultyBuffers
 from .engine import Engine
 from .restore import restore_engine
-
-SPARE_BYTES = 64 << 20
-WEIGHT_BYTES = 4
-OPTIMIZER_BYTES = 12
 
 
 def save_checkpoint(
@@ -159,7 +156,7 @@ def check_space(engine: Engine, folder: Path, only_trained: bool, temporary: Pat
         RuntimeError: The folder cannot be written, or there is too little space; every rank raises it.
     """
     weights, trained = engine.num_parameters(only_trained), engine.num_parameters(only_trained=True)
-    needed = WEIGHT_BYTES * weights + OPTIMIZER_BYTES * trained + SPARE_BYTES
+    needed = checkpoint_bytes(weights, trained)
 
     def check() -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,215 @@
+"""What a forward and backward hold at most, found by running them on the meta device, where nothing is computed.
+
+Every storage that an operation makes is counted until it is freed. Numbers of layers do not matter: a model of one
+layer and one of two are run, and what the second adds is what every further layer adds.
+
+Shapes: B documents, L tokens, R rows that reach the head, N layers.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import PretrainedConfig
+
+from lift_ds.method.loss import chunked_gold_logprob, chunked_weighted_nll
+from lift_ds.models.families import family_of
+from lift_ds.models.keyed_dropout import KeyedDropout
+from lift_ds.models.layers import MaskedDiffusionModel
+from lift_ds.models.lora import inject_adapters
+from lift_ds.models.settings import LoraConfig
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of storages that operations inside make, until they are freed.
+
+    Attributes:
+        now: Bytes that are held.
+        peak: Most bytes that were held at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.known: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def know(self, tensors: Any) -> None:
+        """Leaves storages out that were there before."""
+        for tensor in tensors:
+            self.known.add(tensor.untyped_storage())
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for made in tree_leaves(result):
+            if isinstance(made, Tensor):
+                self._count(made.untyped_storage())
+        return result
+
+    def _count(self, storage: Any) -> None:
+        if storage in self.known:
+            return
+        self.known.add(storage)
+        size = storage.nbytes()
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._free, size)
+
+    def _free(self, size: int) -> None:
+        self.now -= size
+
+
+class FlashLike(torch.autograd.Function):
+    """Attention as a flash kernel holds memory: queries, keys, values, output and log-sum-exp (B, H, L) in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """An empty output."""
+        attended = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, attended, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        return attended
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Empty gradients."""
+        query, key, value, *_ = ctx.saved_tensors
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def flash_like(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+    """`FlashLike` as `encode` takes it in place of a mask."""
+    attended: Tensor = FlashLike.apply(query, key, value)
+    return attended
+
+
+class MaskedFeatures(KeyedDropout):
+    """A `KeyedDropout` that holds what that holds, and draws nothing: the meta device has no generator."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """The features times a mask that is kept for backward."""
+        return hidden * torch.zeros_like(hidden) / (1 - self.p)
+
+
+def hollow_model(
+    config: PretrainedConfig, num_layers: int, dtype: torch.dtype, lora: LoraConfig
+) -> MaskedDiffusionModel:
+    """A model without data, of fewer layers, adapters in place; in training mode."""
+    config = copy.deepcopy(config)
+    config.num_hidden_layers = num_layers
+    with torch.device("meta"):
+        model = cast(MaskedDiffusionModel, family_of(config).model_class(config))
+        if lora.rank:
+            inject_adapters(model, lora.rank, lora.alpha, lora.dropout, lora.targets, MaskedFeatures)
+    nn.Module.to(model, dtype=dtype)  # adapters, too, which are of their matrices' type
+    model.train()
+    return model
+
+
+@dataclass(frozen=True)
+class Held:
+    """Most bytes that passes hold at once, beside weights and what the optimizer keeps.
+
+    Args:
+        saved: What the forward leaves for the backward, before the head.
+        head: The head's logits and gradients on top of that, at most.
+        backward: Most that is held later, on top of `saved`, until the embedding's turn: gradients on their way, and
+            what is computed again.
+        scoring: The pass without gradient, logits included.
+    """
+
+    saved: int
+    head: int
+    backward: int
+    scoring: int
+
+    @property
+    def training(self) -> int:
+        """Most of a training pass."""
+        return self.saved + max(self.head, self.backward)
+
+
+def measure_passes(
+    config: PretrainedConfig,
+    lora: LoraConfig,
+    dtype: torch.dtype,
+    has_checkpointing: bool,
+    num_documents: int,
+    length: int,
+    num_rows: int,
+) -> Held:
+    """What the passes of a micro-batch hold.
+
+    Args:
+        config: The model's.
+        lora: Its adapters, if any.
+        dtype: Type of the weights.
+        has_checkpointing: Whether layers are computed again in backward.
+        num_documents: B.
+        length: L.
+        num_rows: R.
+    """
+    num_layers = int(config.num_hidden_layers)
+    one, two = (
+        _measure(hollow_model(config, count, dtype, lora), has_checkpointing, num_documents, length, num_rows)
+        for count in (1, 2)
+    )
+    return Held(*(a + (b - a) * (num_layers - 1) for a, b in zip(one, two, strict=True)))
+
+
+def _measure(
+    model: MaskedDiffusionModel, has_checkpointing: bool, num_documents: int, length: int, num_rows: int
+) -> tuple[int, int, int, int]:
+    if has_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(_let_go)
+    with torch.device("meta"):
+        ids = torch.zeros(num_documents, length, dtype=torch.long)
+        rows, gold_ids = torch.zeros(2, num_rows, dtype=torch.long)
+        row_weights = torch.zeros(num_rows)
+
+    def encode() -> Tensor:
+        return model.encode(ids, flash_like).flatten(0, 1)[rows]
+
+    def learn(hidden: Tensor, matrix: Tensor) -> Any:
+        return chunked_weighted_nll(hidden, matrix, gold_ids, row_weights)
+
+    def score(hidden: Tensor, matrix: Tensor) -> Any:
+        return chunked_gold_logprob(hidden, matrix, gold_ids)
+
+    at_embedding: list[int] = []
+    embedding: nn.Module = model.get_input_embeddings()
+
+    def note(module: nn.Module, args: Any, embedded: Tensor) -> None:
+        if embedded.requires_grad:
+            embedded.register_hook(lambda gradient: at_embedding.append(trained.peak))
+
+    with _counting(model) as scored, torch.no_grad():
+        model.head(encode(), score)
+    embedding.register_forward_hook(note)
+    with _counting(model) as trained:
+        hidden = encode()
+        saved, trained.peak = trained.now, trained.now
+        loss, _ = model.head(hidden, learn)
+        head, trained.peak = trained.peak, trained.now
+        del hidden
+        loss.backward()
+    backward = at_embedding[0] if at_embedding else trained.peak
+    return saved, head - saved, backward - saved, scored.peak
+
+
+def _counting(model: nn.Module) -> LiveBytes:
+    counter = LiveBytes()
+    counter.know(model.parameters())
+    return counter
+
+
+def _let_go(parameter: Tensor) -> None:
+    parameter.grad = None

@@ -1,0 +1,63 @@
+"""The plan of a run, from its config and its resolved DeepSpeed JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from lift_ds.config.run import RunConfig
+from lift_ds.models.families import max_length_of
+from lift_ds.objectives import make_objective
+
+from .costs import Rates
+from .memory import Setup
+from .report import Plan
+
+UNSTATED_LENGTH = 4096
+
+
+def longest(run: RunConfig, config: PretrainedConfig) -> int:
+    """Tokens of the longest document or pack: as the config says, else the model's maximum, 4,096 at most."""
+    data = run.data
+    stated = data.pack_length or data.max_length if data.packing != "none" else data.max_length or data.pack_length
+    return stated or min(max_length_of(config), UNSTATED_LENGTH)
+
+
+def plan_of(
+    config: PretrainedConfig,
+    run: RunConfig,
+    ds_json: dict[str, Any],
+    num_nodes: int,
+    world_size: int,
+    gpu_gib: float,
+    rates: Rates,
+    is_cpu: bool = False,
+    length: int | None = None,
+) -> Plan:
+    """What a run will need.
+
+    Args:
+        config: The model's.
+        run: The run's.
+        ds_json: Resolved DeepSpeed JSON.
+        num_nodes: Machines.
+        world_size: Ranks on all of them.
+        gpu_gib: Memory of a GPU.
+        rates: What is assumed of the machines.
+        is_cpu: Whether the ranks compute on CPUs.
+        length: Tokens of the longest document or pack; see `longest` where not given.
+    """
+    views = 2 if getattr(run.objective, "complementary", False) else 1
+    setup = Setup(
+        config,
+        run.lora,
+        ds_json,
+        world_size,
+        run.model.gradient_checkpointing,
+        views * int(ds_json["train_micro_batch_size_per_gpu"]),
+        length or longest(run, config),
+        make_objective(run.objective).scoring_pass != "none",
+        is_cpu,
+    )
+    return Plan.of(setup, num_nodes, int(ds_json["gradient_accumulation_steps"]), gpu_gib, rates)

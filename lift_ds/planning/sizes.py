@@ -1,0 +1,91 @@
+"""Sizes of a model and its adapters, from a config alone; and configs that are known without files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig
+
+from lift_ds.models.dream import DreamConfig
+from lift_ds.models.families import family_of, read_config
+from lift_ds.models.llada import LLaDAConfig
+from lift_ds.models.settings import LoraConfig
+from lift_ds.models.weights import BUILTIN_BASE, resolve_folder
+
+from .live_memory import hollow_model
+
+DREAM_7B: dict[str, Any] = {
+    "mask_token_id": 151666,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+    "max_position_embeddings": 131072,
+    "rope_theta": 1000000.0,
+}
+KNOWN = {"8b": "LLaDA-8B", "dream-7b": "Dream-7B", BUILTIN_BASE: "the small base that the package carries"}
+
+
+def config_of(name: str) -> PretrainedConfig:
+    """The config of a folder, a hub name, or a size that is known without files.
+
+    Raises:
+        ValueError: There is no such model; the message lists what is known.
+    """
+    if name == "8b":
+        return LLaDAConfig(mask_token_id=126336)
+    if name == "dream-7b":
+        return DreamConfig(**DREAM_7B)
+    if name != BUILTIN_BASE and not Path(name).is_dir() and "/" not in name:
+        known = ", ".join(f"{size} ({what})" for size, what in KNOWN.items())
+        raise ValueError(f"--model {name}: no folder, no hub name (owner/name), and no known size: {known}.")
+    return read_config(resolve_folder(name, with_weights=False))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Elements of a model's parameters.
+
+    Args:
+        total: All, adapters included.
+        trained: Those that are trained.
+        layer: One decoder layer's, adapters included; ZeRO-3 gathers it as a whole.
+        layer_trained: The trained ones of these.
+        largest: The largest matrix outside the layers, or inside where that is larger.
+        largest_trained: The same of those that are trained; 0 where none is.
+        small: Those of parameters with fewer elements than `few`, which ZeRO-3 keeps whole.
+        num_layers: N.
+    """
+
+    total: int
+    trained: int
+    layer: int
+    layer_trained: int
+    largest: int
+    largest_trained: int
+    small: int
+    num_layers: int
+
+    @staticmethod
+    def of(config: PretrainedConfig, lora: LoraConfig, few: int = 0) -> Sizes:
+        """Of a config with adapters, if any."""
+        model = hollow_model(config, 1, torch.float32, lora)
+        layer = next(each for each in model.modules() if isinstance(each, family_of(config).layer_class))
+        inside, more = list(layer.parameters()), int(config.num_hidden_layers) - 1
+        everything = [*model.parameters(), *inside * more]
+        trained = [each for each in everything if each.requires_grad]
+        return Sizes(
+            total=sum(each.numel() for each in everything),
+            trained=sum(each.numel() for each in trained),
+            layer=sum(each.numel() for each in inside),
+            layer_trained=sum(each.numel() for each in inside if each.requires_grad),
+            largest=max(each.numel() for each in everything),
+            largest_trained=max(each.numel() for each in trained),
+            small=sum(each.numel() for each in everything if each.numel() < few),
+            num_layers=more + 1,
+        )

@@ -19,6 +19,7 @@ COMMANDS = {
     "large_model": [sys.executable],
     "loss_memory": [sys.executable],
     "sampling": [sys.executable],
+    "planned_memory": [sys.executable],
     "step_cost": TORCHRUN,
 }
 

@@ -26,6 +26,8 @@ from lift_ds.config.run import RunConfig
 from lift_ds.data.survey.rows import FirstRows, check_first_rows
 from lift_ds.models.attention import choose_attention
 from lift_ds.models.layer_sizes import LayerSizes
+from lift_ds.planning.report import Plan
+from lift_ds.planning.run import plan_of
 from lift_ds.ranks.launch import Launch, check_semaphores
 from lift_ds.ranks.meeting import meet
 from lift_ds.ranks.once import Once
@@ -119,6 +121,7 @@ def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
     if arguments.dry_run:
         prepared, ds_json = open_run(checked, run, launch, once)
         if launch.is_main:
+            print("\n".join(plan_here(prepared, ds_json, launch).lines()))
             print(yaml.safe_dump({"run": prepared.run.model_dump(), "deepspeed": ds_json}, sort_keys=False))
         return
     from lift_ds.training import engine
@@ -152,12 +155,30 @@ def open_run(checked: Checked, run: RunConfig, launch: Launch, once: Once) -> tu
     ds_json = fill_ds_json(checked.ds_json, sizes, engine.has_bf16())
     dtype = torch.bfloat16 if ds_json["bf16"]["enabled"] else torch.float32
     kernel = choose_attention(checked.model.config, run.model.attention, engine.current_device(), dtype)
+    if engine.has_accelerator():
+        plan_here(prepared, ds_json, launch).require_room()
     look = partial(check_first_rows, prepared.data.reader, run.data.check_rows, run.data.max_skipped)
     first_rows = once.per_run("checking the first rows", look)
     if launch.is_main:
         first_lines = describe(run, ds_json, launch, prepared.data, first_rows, kernel)
         print("\n".join([*checked.settings.notes, *describe_other_format(prepared), first_lines]), flush=True)
     return prepared, ds_json
+
+
+def plan_here(prepared: Prepared, ds_json: dict[str, Any], launch: Launch) -> Plan:
+    """What the run will need of these machines."""
+    from lift_ds.training import engine
+
+    return plan_of(
+        prepared.config,
+        prepared.run,
+        ds_json,
+        -(-launch.world_size // launch.local_world_size),
+        launch.world_size,
+        engine.device_gib(),
+        is_cpu=not engine.has_accelerator(),
+        length=prepared.data.stream.capacity or prepared.data.encoder.max_length,
+    )
 
 
 def describe(

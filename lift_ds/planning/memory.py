@@ -17,8 +17,8 @@ the gather is still there. A leaf layer's gradients are reduced when the whole l
 there into `grads_in_partition`, and let go of both after the update; `step` flattens them. On a CPU, memory that is
 allocated but never written is none.
 
-Measured on two CPU ranks, see `benchmarks/plan.py`. Assumed: what a GPU's context and communication hold. Not counted:
-what is lost between blocks.
+Measured on two CPU ranks, see `benchmarks/planned_memory.py`. Assumed: what a GPU's context and communication hold, and
+that its AdamW makes no copies. Not counted: what is lost between blocks.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def estimate(setup: Setup) -> Memory:
     passes = {
         "scoring pass": gathered | {"hidden states and logits": float(held.scoring)} if setup.scores else {},
         "training pass": gathered | collected | {"activations": float(held.saved), name: most[name]},
-        "end of backward": collected | {"a gathered matrix and its gradient": last},
+        "backward's end": collected | {"a gathered matrix and its gradient": last},
         "update": gradients | {"flat gradients": 4 * share, "AdamW's copies": 8 * share if setup.is_cpu else 0.0},
     }
     return offloaded(setup, sizes, Memory(kept, passes, {}))

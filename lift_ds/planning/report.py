@@ -45,6 +45,20 @@ class Plan:
         """Whether the memory of a GPU suffices."""
         return self.memory.peak <= USABLE * self.gpu_gib * GIB
 
+    def require_room(self) -> None:
+        """Says, before weights are read, that they cannot be trained here.
+
+        Raises:
+            ValueError: What stays and an update, without any activation, take more than the memory of a GPU.
+        """
+        least = max(sum(self.memory.kept.values()), self.memory.moments().get("update", 0.0)) / GIB
+        if least > self.gpu_gib:
+            parts = ", ".join(f"{name} {value / GIB:.1f}" for name, value in self.memory.kept.items())
+            raise ValueError(
+                f"the model cannot be trained here: a GPU has {self.gpu_gib:.1f} GiB, and without any activation "
+                f"{least:.1f} GiB are needed ({parts}).\n" + "\n".join(self.remedies())
+            )
+
     def host_gib(self) -> float:
         """Host memory of a node while training."""
         ranks = self.setup.world_size / self.num_nodes
@@ -77,9 +91,9 @@ class Plan:
         sizes = setup.sizes()
         device = "rank" if setup.is_cpu else "GPU"
         yield (
-            f"plan: {sizes.total / 1e9:.2f} G parameters, {sizes.trained / 1e9:.3f} G trained, ZeRO-{setup.stage} on "
+            f"plan: {sizes.total / 1e6:,.1f} M parameters, {sizes.trained / 1e6:,.1f} M trained, ZeRO-{setup.stage} on "
             f"{plural(setup.world_size, device)} of {plural(self.num_nodes, 'node')}, micro-batch "
-            f"{setup.num_documents} x {setup.length} tokens, {self.num_micro_batches} a step"
+            f"{setup.num_documents} x {setup.length} tokens at most, {self.num_micro_batches} a step"
         )
         yield f"  memory of a {device}, estimated{'':30}GiB"
         for name, value in memory.kept.items():

@@ -15,6 +15,7 @@ from .memory import Setup
 from .report import Plan
 
 UNSTATED_LENGTH = 4096
+H100 = Rates()
 
 
 def longest(run: RunConfig, config: PretrainedConfig) -> int:
@@ -31,7 +32,7 @@ def plan_of(
     num_nodes: int,
     world_size: int,
     gpu_gib: float,
-    rates: Rates,
+    rates: Rates = H100,
     is_cpu: bool = False,
     length: int | None = None,
 ) -> Plan:

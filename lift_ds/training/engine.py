@@ -55,6 +55,11 @@ def has_bf16() -> bool:
     return has_accelerator() and why_no_bf16(current_device()) is None
 
 
+def device_gib() -> float:
+    """Memory of what this rank computes on, in GiB; the host's where that is the CPU."""
+    return float(get_accelerator().total_memory()) / 2**30
+
+
 def start_distributed(launch: Launch) -> None:
     """Joins the process group and takes this rank's device; CPU ranks share the cores.
 

@@ -1,0 +1,138 @@
+"""The plan of a run: its parts against arithmetic, what it refuses, and the command line."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from lift_ds.cli.plan import main
+from lift_ds.config.run import RunConfig
+from lift_ds.models.settings import LoraConfig
+from lift_ds.models.weights import parameter_shapes
+from lift_ds.planning.costs import checkpoint_bytes, wire_bytes
+from lift_ds.planning.memory import estimate
+from lift_ds.planning.run import plan_of
+from lift_ds.planning.sizes import Sizes, config_of
+from tests.conftest import REPOSITORY
+
+BASE = config_of("builtin:base")
+ZERO3 = {
+    "bf16": {"enabled": True},
+    "train_micro_batch_size_per_gpu": 2,
+    "gradient_accumulation_steps": 3,
+    "zero_optimization": {"stage": 3, "reduce_bucket_size": 1000, "stage3_param_persistence_threshold": 0},
+}
+
+
+def plan(ds_json=ZERO3, config=BASE, gpu_gib=80.0, **run):
+    return plan_of(config, RunConfig.model_validate(run), ds_json, 1, 4, gpu_gib, length=128)
+
+
+def test_sizes_are_those_of_all_parameters():
+    shapes = parameter_shapes(BASE)
+    sizes = Sizes.of(BASE, LoraConfig(), few=129)
+    assert sizes.total == sizes.trained == sum(shape.numel() for shape in shapes.values())
+    assert sizes.small == 128 * 13  # two norms of 6 layers and the last one
+    # q, k and v of 6 layers: A (8, 128) and B (128, 8)
+    assert Sizes.of(BASE, LoraConfig(rank=8)).trained == 6 * 3 * 2 * 8 * 128
+
+
+def test_known_sizes():
+    assert 8.0e9 < Sizes.of(config_of("8b"), LoraConfig()).total < 8.03e9
+    assert 7.61e9 < Sizes.of(config_of("dream-7b"), LoraConfig()).total < 7.63e9
+    with pytest.raises(ValueError, match=r"no known size: 8b \(LLaDA-8B\), dream-7b .*builtin:base"):
+        config_of("9b")
+
+
+def test_zero_3_cuts_everything_by_the_ranks():
+    """P parameters, 4 ranks, bf16: weights 2 P / 4, master and gradients 4 P / 4, moments 8 P / 4; bucket 2 x 1000."""
+    num = Sizes.of(BASE, LoraConfig()).total
+    kept = plan().memory.kept
+    expected = {"weights": num / 2, "master weights": num, "moments": 2 * num, "gradients": num, "buckets": 2000}
+    assert {name: kept[name] for name in expected} == expected
+    update = plan().memory.moments()["update"]
+    assert update == sum(kept.values()) + num  # and the flat gradients
+
+
+def test_zero_2_keeps_the_weights_whole():
+    num = Sizes.of(BASE, LoraConfig()).total
+    zero = {"stage": 2, "overlap_comm": True, "reduce_bucket_size": 1000}
+    memory = plan(ZERO3 | {"zero_optimization": zero}).memory
+    assert memory.kept["weights"] == 2 * num and "buckets" not in memory.kept
+    # bf16 and float32 of the own part, while gradients come in; two buckets
+    assert memory.passes["training pass"]["gradients"] == 6 * num / 4
+    assert memory.passes["training pass"]["buckets"] == 2 * 2 * 1000
+
+
+def test_offloading_moves_the_optimizer_to_the_host():
+    zero = ZERO3["zero_optimization"] | {"offload_optimizer": {"device": "cpu"}}
+    plain, offloaded = plan().memory, plan(ZERO3 | {"zero_optimization": zero}).memory
+    moved = ("master weights", "moments", "gradients")
+    assert offloaded.host == {name: plain.kept[name] for name in moved}
+    assert not set(moved) & set(offloaded.kept)
+
+
+def test_what_is_moved_and_written():
+    """All stays gathered: weights once, gradients once, 2 P bytes each, 3/4 of them from others, in 3 micro-batches."""
+    num = Sizes.of(BASE, LoraConfig()).total
+    assert wire_bytes(plan().setup, 3) == 3 * 2 * 2 * num * 3 / 4
+    assert plan().checkpoint() == checkpoint_bytes(num, num) == 16 * num + 64 * 2**20
+    assert plan(lora={"rank": 8}).checkpoint() == 16 * 6 * 3 * 2 * 8 * 128 + 64 * 2**20
+
+
+def test_a_larger_model_lets_go_of_what_it_gathered():
+    """Of 1e9 elements there and back half is used again: of 8e9 parameters, 5e8 and a layer are gathered."""
+    setup = replace(plan().setup, config=config_of("8b"))
+    sizes = setup.sizes()
+    gathered = estimate(setup).passes["training pass"]["gathered layers"]
+    assert gathered == 2 * (5e8 + max(sizes.layer, sizes.largest))
+
+
+def test_what_does_not_fit_is_said_with_what_to_change():
+    zero = {"stage": 2, "overlap_comm": True, "reduce_bucket_size": 1000}
+    large = plan(ZERO3 | {"zero_optimization": zero}, config_of("8b"), gpu_gib=40.0)
+    text = "\n".join(large.lines())
+    assert not large.fits and "DOES NOT FIT" in text
+    remedies = [line for line in text.splitlines() if line.startswith("  change ")]
+    assert any("zero3.json" in line for line in remedies) and any("lora.rank=128" in line for line in remedies)
+    assert remedies[-1].startswith("  change all of these") and remedies[-1].endswith("fits")
+    # 2 x 8.02e9 bytes of weights, 12 x 8.02e9 / 4 of the optimizer and as many more to update
+    with pytest.raises(ValueError, match=r"a GPU has 40\.0 GiB, and without any activation .*weights 14\.9"):
+        large.require_room()
+    plan().require_room()
+
+
+def test_activations_are_what_checkpointing_is_for():
+    """At 4,096 tokens the activations of 8b are most of it; without them an update is known to fit."""
+    long = plan_of(config_of("8b"), RunConfig(), ZERO3, 4, 32, 40.0, length=4096)
+    remedies = [line for line in long.lines() if line.startswith("  change ")]
+    assert remedies[0].startswith("  change model.gradient_checkpointing=true: ") and remedies[0].endswith("fits")
+    long.require_room()  # only a shorter micro-batch, or checkpointing, is wanted
+
+
+def test_the_command(tmp_path, capsys):
+    figures, ds_json = tmp_path / "plan.json", str(REPOSITORY / "ds_configs" / "zero3.json")
+    main(["--model", "builtin:base", "--gpus", "4", "--ds", ds_json, "--json", str(figures), "data.max_length=64"])
+    text = capsys.readouterr().out
+    assert "ZeRO-3 on 4 GPUs of 1 node" in text and "micro-batch 2 x 64 tokens at most, 1 a step" in text
+    found = json.loads(figures.read_text())
+    assert found["fits"] is True and 0 < found["weights_GiB"] < found["peak_GiB"] < 80
+    with pytest.raises(SystemExit) as caught:
+        main(["--model", "8b", "--gpus", "1", "--ds", ds_json, "--gpu-gib", "24"])
+    assert caught.value.code == 1
+    assert "DOES NOT FIT" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "9b"], "no known size"),
+        (["--model", "8b", "--gpus", "0"], "--gpus=0: at least 1"),
+        (["--model", "8b", "--gpu-gib", "0"], "--gpu-gib=0.0: a number above 0"),
+        (["--model", "8b", "optim.global_bach=8"], "optim.global_bach: unknown key"),
+    ],
+)
+def test_what_the_command_refuses(arguments, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([*arguments, "--ds", str(REPOSITORY / "ds_configs" / "zero3.json")])
+    assert caught.value.code == 2 and message in capsys.readouterr().err

@@ -12,7 +12,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = REPOSITORY / "docs" / "files.md"
 ROOMS = (
     "method", "objectives", "training", "data", "models", "storage", "export", "sampling", "evaluation", "config",
-    "ranks", "cli",
+    "planning", "ranks", "cli",
 )  # fmt: skip
 HEAD = """# Every file
 

@@ -3,7 +3,7 @@
     python benchmarks/planned_memory.py --json planned_memory.json
 
 Each case is a run of three whole steps with nearly all tokens masked (t from 0.95). glibc is told to give back at once
-what is freed (MALLOC_MMAP_THRESHOLD_), as otherwise it keeps up to a fifth more. A ratio is the estimate over the
+what is freed (MALLOC_MMAP_THRESHOLD_), as otherwise it keeps up to a third more. A ratio is the estimate over the
 larger of the ranks' peaks. `--quick` is a smoke test of one small case and never quoted.
 """
 

@@ -95,7 +95,7 @@ def planned(case: Case) -> Memory:
     documents = NUM_RANKS * case.documents
     run = RunConfig(optim=OptimConfig(global_batch=documents))
     path, config = case.engine_json(), case.config()
-    ds_json, _ = resolve_ds_json(read_ds_json(path)[0], path, run, NUM_RANKS, config.hidden_size, case.bf16)
+    ds_json, _ = resolve_ds_json(read_ds_json(path)[0], path, run, NUM_RANKS, config, case.bf16)
     lora = LoraConfig(rank=case.rank)
     return estimate(
         Setup(config, lora, ds_json, NUM_RANKS, case.checkpointing, case.documents, case.length, False, is_cpu=True)

@@ -1,5 +1,6 @@
 """What a user installs: what the wheel holds and needs, and the default command from it."""
 
+import ast
 import re
 import sys
 import sysconfig
@@ -44,7 +45,11 @@ def test_dependencies_are_declared(wheel):
     required = set(re.findall(r"^Requires-Dist: ([A-Za-z0-9_.-]+)", metadata, re.MULTILINE))
     imported = set()
     for path in (REPOSITORY / "lift_ds").rglob("*.py"):
-        imported |= set(re.findall(r"^\s*(?:from|import) ([a-z0-9_]+)", path.read_text(), re.MULTILINE))
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(node.module.split(".")[0])
     names = {
         "yaml": "pyyaml",
         "lift_ds": None,

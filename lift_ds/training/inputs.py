@@ -78,7 +78,11 @@ def make_encoder(data: DataConfig, tokenizer: PreTrainedTokenizerBase, config: P
 
 
 def open_data(
-    run: RunConfig, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, sources: RunSources, once: Once
+    run: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PretrainedConfig,
+    sources: RunSources | None = None,
+    once: Once | None = None,
 ) -> RunData:
     """Scans the files, sets held-out rows apart and reads those; on rank 0, which tells the others.
 
@@ -87,7 +91,7 @@ def open_data(
             are skipped.
         ConnectionError: A server did not answer.
     """
-    data = run.data
+    data, sources, once = run.data, sources or list_sources(run), once or Once(None)
     encoder = make_encoder(data, tokenizer, config)
     cache_dir = Path(run.output) / INDEX_FOLDER
     training = open_reader_once(data, encoder, sources.training, cache_dir, once, "training")
@@ -144,9 +148,7 @@ def prepare(
     if tokenizer is None:
         raise ValueError(f"{model.folder}: no tokenizer; training needs one to read text.")
     check_tokenizer(model.config, tokenizer, model.folder)
-    return Prepared(
-        run, model.folder, model.config, open_data(run, tokenizer, model.config, sources or list_sources(run), once)
-    )
+    return Prepared(run, model.folder, model.config, open_data(run, tokenizer, model.config, sources, once))
 
 
 def make_loader(prepared: Prepared, micro_batch: int, ranks: Ranks, first_step: int) -> StepLoader:

@@ -123,8 +123,9 @@ def test_an_error_that_nobody_expects_ends_the_others(tmp_path):
         raise RuntimeError("a bad disk")
 
     codes, printed, _ = start(tmp_path, [0, 1], "aa", {0: fail})
-    assert codes == [2, 2]
-    assert printed == ["error: a bad disk\n", ""]
+    assert codes == [1, 2]  # a fault, with its traceback
+    assert printed[0].startswith("Traceback") and "RuntimeError: a bad disk" in printed[0]
+    assert printed[1] == ""
 
 
 def test_a_machine_without_a_first_rank(tmp_path):

@@ -43,14 +43,36 @@ def has_own_dropout(root: nn.Module) -> bool:
     return False
 
 
+_ANY_PASS = (
+    "What makes room: a smaller train_micro_batch_size_per_gpu (the steps stay the same), "
+    "model.gradient_checkpointing=true, a shorter data.max_length"
+)
+_PLAN = "`python tools/plan.py` says what each takes."
+MAKES_ROOM = {
+    "data": f"What makes room: more GPUs, ZeRO-3, adapters (lora.rank). {_PLAN}",
+    "scoring": f"{_ANY_PASS}; or objective.scoring=buffer, which scores few documents. {_PLAN}",
+    "forward": f"{_ANY_PASS}. {_PLAN}",
+    "backward": f"{_ANY_PASS}. {_PLAN}",
+    "optimizer": "What makes room: ZeRO-3 or more GPUs, adapters (lora.rank), "
+    f"zero_optimization.offload_optimizer.device=cpu in the JSON. {_PLAN}",
+}
+"""By part of a step that has a clock."""
+
+
 @contextmanager
 def timed(device: torch.device, name: str) -> Iterator[Callable[[], float]]:
     """Times its block on the device that computes; what it yields tells the seconds once the device has finished it.
 
-    A profile that runs has the block by its name; without one a label would cost more than the rest.
+    A profile that runs has the block by its name; without one a label would cost more than the rest. Where memory runs
+    out inside, the error says in which block, the innermost, and what makes room.
     """
     with record_function(name) if torch.autograd._profiler_enabled() else nullcontext(), _timed(device) as seconds:
-        yield seconds
+        try:
+            yield seconds
+        except torch.OutOfMemoryError as error:
+            if not getattr(error, "__notes__", None):
+                error.add_note(f"lift_ds: memory ran out in the part {name!r} of a step. {MAKES_ROOM[name]}")
+            raise
 
 
 @contextmanager

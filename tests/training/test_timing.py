@@ -15,7 +15,7 @@ from lift_ds.planning.flops import Arithmetic
 from lift_ds.training.efficiency import Efficiency
 from lift_ds.training.loop import _add_result
 from lift_ds.training.metrics import StepTotals
-from lift_ds.training.modes import timed
+from lift_ds.training.modes import MAKES_ROOM, timed
 from lift_ds.training.timing import PARTS, StepClock, peak_memory
 from tests.conftest import Share
 
@@ -170,3 +170,13 @@ def test_layers_whose_arithmetic_is_not_known_train_all_the_same(monkeypatch):
     with pytest.raises(ValueError, match="fused: its layers have no matrix q_proj"):
         Arithmetic.of(SimpleNamespace())
     assert Efficiency.of(RunConfig(), SimpleNamespace(), Share(0, 1)).arithmetic is None
+
+
+def test_memory_that_runs_out_is_named_by_the_innermost_part():
+    cpu = torch.device("cpu")
+    with pytest.raises(torch.OutOfMemoryError) as raised, timed(cpu, "forward"), timed(cpu, "scoring"):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    (note,) = raised.value.__notes__
+    assert "in the part 'scoring' of a step" in note
+    assert all(remedy in note for remedy in ("micro_batch", "gradient_checkpointing", "max_length", "scoring=buffer"))
+    assert set(PARTS) - {"communication", "other"} == set(MAKES_ROOM)

@@ -69,7 +69,6 @@ def test_honest_programs_pass(source):
         ("import resource as r\nr.setrlimit(r.RLIMIT_AS, (-1, -1))", "ValueError"),
         ("bytearray(10**10)", "MemoryError"),
         ("x = []\nwhile True: x.append(bytearray(10**7))", "MemoryError"),
-        ("import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(9,)).start()", "RuntimeError"),
         ("import os\nx = [os.open('/', 0) for _ in range(1000)]", "OSError"),
         ("(" * 10_000 + ")" * 10_000, "SyntaxError"),
         ("raise KeyboardInterrupt", "KeyboardInterrupt"),
@@ -89,6 +88,14 @@ def test_attacks_fail(attack, error, tmp_path):
     after = victim.stat()
     assert (victim.read_text(), after.st_mode, after.st_mtime_ns) == ("precious", before.st_mode, before.st_mtime_ns)
     assert os.listdir(tmp_path) == ["victim"]
+
+
+def test_threads_without_end():
+    """Their stacks meet the memory limit: an error of the program's, or the end of the child where Python has no room."""
+    source = "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(9,)).start()"
+    with Child("lift_ds.evaluation.judging.checks:run_program", LIMITS) as child:
+        reply = child.ask({"source": source, "token": "t"})
+    assert isinstance(reply, Failure) or (reply["ended"], reply["error"]) == ("error", "RuntimeError")
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_attacks_fail(attack, error, tmp_path):
 
 
 def test_threads_without_end():
-    """Their stacks meet the memory limit: an error of the program's, or the end of the child where Python has no room."""
+    """Their stacks meet the memory limit: the program fails, or its child ends where Python itself has no room."""
     source = "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(9,)).start()"
     with Child("lift_ds.evaluation.judging.checks:run_program", LIMITS) as child:
         reply = child.ask({"source": source, "token": "t"})

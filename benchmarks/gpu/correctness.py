@@ -222,7 +222,7 @@ def step_gradient(
     """The gradient (P,), float64 on the CPU, of one micro-batch under LIFT-3."""
     settings = objective_settings(method="lift3")
     model = small_model(device, dtype)
-    root = DiffusionStep(model, make_objective(settings), is_packed=is_packed).train()
+    root = DiffusionStep(model, make_objective(settings), is_packed=is_packed, kernel=kernel).train()
     documents = draw(lengths)
     noises = make_noise_rule(settings, SEED, len(documents))(documents, 0, [(row, 0) for row in range(len(documents))])
     batch: MicroBatch = collate(documents, noises, 1).to(device)

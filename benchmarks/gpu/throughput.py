@@ -127,8 +127,9 @@ class Meter:
             "tokens_per_second": float(lengths.sum() / sum(seconds)),
             "seconds_a_step": statistics.mean(seconds),
             "scoring_share": sum(scoring) / sum(seconds),
-            "mfu": needed / sum(seconds) / peak if peak else float("nan"),
         }
+        if peak:
+            figures["mfu"] = needed / sum(seconds) / peak
         if self.device.type == "cuda":
             figures["peak_gib"] = torch.cuda.max_memory_allocated() / GIB
         return figures

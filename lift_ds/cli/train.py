@@ -156,7 +156,7 @@ def open_run(checked: Checked, run: RunConfig, launch: Launch, once: Once) -> tu
     dtype = torch.bfloat16 if ds_json["bf16"]["enabled"] else torch.float32
     kernel = choose_attention(checked.model.config, run.model.attention, engine.current_device(), dtype)
     if engine.has_accelerator():
-        plan_here(prepared, ds_json, launch).require_room()
+        once.per_run("comparing weights with memory", plan_here(prepared, ds_json, launch).require_room)
     look = partial(check_first_rows, prepared.data.reader, run.data.check_rows, run.data.max_skipped)
     first_rows = once.per_run("checking the first rows", look)
     if launch.is_main:

@@ -1,4 +1,4 @@
-"""How many elements the largest decoder layer has: what ZeRO-3 gathers, and a backward reduces, as one."""
+"""A model's decoder layers without data, and how many elements the largest has: what ZeRO-3 gathers as one."""
 
 from __future__ import annotations
 
@@ -29,19 +29,32 @@ class LayerSizes:
     @staticmethod
     def of(config: PretrainedConfig, lora_rank: int = 0, lora_targets: Collection[str] = ()) -> LayerSizes:
         """Of a config, with adapters of a rank at the matrices of these names, or all trained; no weights are made."""
-        family = family_of(config)
-        with torch.device("meta"):
-            model: nn.Module = family.model_class(config)
-        layers = [module for module in model.modules() if isinstance(module, family.layer_class)]
-        layer = max(layers, key=lambda each: sum(parameter.numel() for parameter in each.parameters()))
+        layer = max(decoder_layers(config), key=lambda each: sum(parameter.numel() for parameter in each.parameters()))
         weights = tuple(parameter.numel() for parameter in layer.parameters())
         if not lora_rank:
             return LayerSizes(config.hidden_size, (), weights)
-        linears = [(name, module) for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
-        adapted = [linear for name, linear in linears if name.rsplit(".", 1)[-1] in lora_targets]
-        adapters = tuple(lora_rank * width for linear in adapted for width in linear.weight.shape)
-        return LayerSizes(config.hidden_size, weights, adapters)
+        return LayerSizes(config.hidden_size, weights, adapter_sizes(layer, lora_rank, lora_targets))
 
     def above(self, threshold: int) -> int:
         """Elements of the parameters that are larger than a threshold."""
         return sum(size for size in (*self.frozen, *self.trained) if size > threshold)
+
+
+def decoder_layers(config: PretrainedConfig) -> list[nn.Module]:
+    """All decoder layers of a config's model, on the meta device."""
+    family = family_of(config)
+    with torch.device("meta"):
+        model: nn.Module = family.model_class(config)
+    return [module for module in model.modules() if isinstance(module, family.layer_class)]
+
+
+def linears_of(layer: nn.Module) -> list[tuple[str, nn.Linear]]:
+    """A layer's matrices, each with the last part of its name."""
+    named = layer.named_modules()
+    return [(name.rsplit(".", 1)[-1], module) for name, module in named if isinstance(module, nn.Linear)]
+
+
+def adapter_sizes(layer: nn.Module, rank: int, targets: Collection[str]) -> tuple[int, ...]:
+    """Elements of each matrix of a layer's adapters."""
+    adapted = [linear for name, linear in linears_of(layer) if name in targets]
+    return tuple(rank * width for linear in adapted for width in linear.weight.shape)

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from lift_ds.models.families import family_of
+from lift_ds.models.layer_sizes import adapter_sizes, decoder_layers, linears_of
 
 PEAK_TFLOPS = {
     "H100 PCIe": 756.0,
@@ -63,23 +62,15 @@ class Arithmetic:
         Raises:
             ValueError: The family's layers have no matrix `q_proj`, whose width attention has.
         """
-        family = family_of(config)
-        with torch.device("meta"):
-            model: PreTrainedModel = family.model_class(config)
-        layers = [module for module in model.modules() if isinstance(module, family.layer_class)]
-        linears = {
-            name: module
-            for layer in layers[:1]
-            for name, module in layer.named_modules()
-            if isinstance(module, nn.Linear)
-        }
-        adapted = [linear for name, linear in linears.items() if name.rsplit(".", 1)[-1] in lora_targets]
-        query = next((linear for name, linear in linears.items() if name.endswith("q_proj")), None)
+        layers = decoder_layers(config)
+        linears = linears_of(layers[0])
+        query = next((linear for name, linear in linears if name == "q_proj"), None)
         if query is None:
-            raise ValueError(f"{family.name}: its layers have no matrix q_proj, so that their arithmetic is not known.")
+            family = family_of(config).name
+            raise ValueError(f"{family}: its layers have no matrix q_proj, so that their arithmetic is not known.")
         return Arithmetic(
-            matrices=sum(linear.weight.numel() for linear in linears.values()) * len(layers),
-            adapters=lora_rank * sum(sum(linear.weight.shape) for linear in adapted) * len(layers),
+            matrices=sum(linear.weight.numel() for _, linear in linears) * len(layers),
+            adapters=sum(adapter_sizes(layers[0], lora_rank, lora_targets)) * len(layers),
             num_layers=len(layers),
             query_width=query.out_features,
             width=query.in_features,

@@ -121,9 +121,27 @@ class Memory:
         return max(self.moments().values())
 
 
+def standing(setup: Setup) -> Memory:
+    """What stays, and an update, without any pass: from sizes alone, for every family."""
+    sizes = setup.sizes()
+    return offloaded(setup, sizes, _standing(setup, sizes))
+
+
+def _standing(setup: Setup, sizes: Sizes) -> Memory:
+    share = sizes.trained / setup.world_size
+    kept = {"weights": weight_bytes(setup, sizes), "master weights": 4 * share, "moments": 8 * share}
+    collected = collected_parts(setup, sizes)
+    gradients = {} if setup.stage == 3 else {"gradients": collected["gradients"]}
+    kept |= collected if setup.stage == 3 else {}
+    kept["libraries"] = float(RUNTIME["cpu" if setup.is_cpu else "cuda"])
+    copies = 8 * share if setup.is_cpu else 0.0
+    return Memory(kept, {"update": gradients | {"flat gradients": 4 * share, "AdamW's copies": copies}}, {})
+
+
 def estimate(setup: Setup) -> Memory:
     """What a rank holds; see the module."""
     sizes = setup.sizes()
+    base = _standing(setup, sizes)
     held = measure_passes(
         setup.config,
         setup.lora,
@@ -133,14 +151,7 @@ def estimate(setup: Setup) -> Memory:
         setup.length,
         setup.num_documents * setup.length,
     )
-    share = sizes.trained / setup.world_size
-    kept = {"weights": weight_bytes(setup, sizes), "master weights": 4 * share, "moments": 8 * share}
-    collected = collected_parts(setup, sizes)
-    gradients = {"gradients": collected["gradients"]}
-    if setup.stage == 3:
-        kept |= collected
-        collected, gradients = {}, {}
-    kept["libraries"] = float(RUNTIME["cpu" if setup.is_cpu else "cuda"])
+    collected = {} if setup.stage == 3 else collected_parts(setup, sizes)
     live, copied = gathered_parts(setup, sizes)
     gathered = {"gathered layers": live} if live else {}
     most = {
@@ -154,9 +165,8 @@ def estimate(setup: Setup) -> Memory:
         "scoring pass": gathered | {"hidden states and logits": float(held.scoring)} if setup.scores else {},
         "training pass": gathered | collected | {"activations": float(held.saved), name: most[name]},
         "backward's end": collected | {"a gathered matrix and its gradient": last},
-        "update": gradients | {"flat gradients": 4 * share, "AdamW's copies": 8 * share if setup.is_cpu else 0.0},
     }
-    return offloaded(setup, sizes, Memory(kept, passes, {}))
+    return offloaded(setup, sizes, replace(base, passes=passes | base.passes))
 
 
 def offloaded(setup: Setup, sizes: Sizes, memory: Memory) -> Memory:

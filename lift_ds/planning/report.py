@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from lift_ds.models.settings import LoraConfig
 
 from .costs import Rates, checkpoint_bytes, step_seconds, wire_bytes
-from .memory import GIB, Memory, Setup, estimate
+from .memory import GIB, Memory, Setup, estimate, standing
 
 USABLE = 0.95  # of a GPU's memory: the rest is lost between blocks
 LORA_RANK = 128
@@ -21,7 +22,6 @@ class Plan:
 
     Args:
         setup: How it trains.
-        memory: Of a rank.
         num_nodes: Machines.
         num_micro_batches: Of a step, on a rank.
         gpu_gib: Memory of a GPU.
@@ -29,16 +29,15 @@ class Plan:
     """
 
     setup: Setup
-    memory: Memory
     num_nodes: int
     num_micro_batches: int
     gpu_gib: float
     rates: Rates
 
-    @staticmethod
-    def of(setup: Setup, num_nodes: int, num_micro_batches: int, gpu_gib: float, rates: Rates) -> Plan:
-        """Estimates a rank's memory."""
-        return Plan(setup, estimate(setup), num_nodes, num_micro_batches, gpu_gib, rates)
+    @cached_property
+    def memory(self) -> Memory:
+        """Of a rank; runs the passes on the meta device when it is first asked for."""
+        return estimate(self.setup)
 
     @property
     def fits(self) -> bool:
@@ -51,9 +50,10 @@ class Plan:
         Raises:
             ValueError: What stays and an update, without any activation, take more than the memory of a GPU.
         """
-        least = max(sum(self.memory.kept.values()), self.memory.moments().get("update", 0.0)) / GIB
+        memory = standing(self.setup)
+        least = max(sum(memory.kept.values()), memory.moments().get("update", 0.0)) / GIB
         if least > self.gpu_gib:
-            parts = ", ".join(f"{name} {value / GIB:.1f}" for name, value in self.memory.kept.items())
+            parts = ", ".join(f"{name} {value / GIB:.1f}" for name, value in memory.kept.items())
             raise ValueError(
                 f"the model cannot be trained here: a GPU has {self.gpu_gib:.1f} GiB, and without any activation "
                 f"{least:.1f} GiB are needed ({parts}).\n" + "\n".join(self.remedies())

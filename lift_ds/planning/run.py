@@ -61,4 +61,4 @@ def plan_of(
         make_objective(run.objective).scoring_pass != "none",
         is_cpu,
     )
-    return Plan.of(setup, num_nodes, int(ds_json["gradient_accumulation_steps"]), gpu_gib, rates)
+    return Plan(setup, num_nodes, int(ds_json["gradient_accumulation_steps"]), gpu_gib, rates)

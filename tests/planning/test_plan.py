@@ -5,14 +5,17 @@ from dataclasses import replace
 
 import pytest
 
+from lift_ds.cli import train
 from lift_ds.cli.plan import main
 from lift_ds.config.run import RunConfig
 from lift_ds.models.settings import LoraConfig
 from lift_ds.models.weights import parameter_shapes
+from lift_ds.planning import report
 from lift_ds.planning.costs import checkpoint_bytes, wire_bytes
 from lift_ds.planning.memory import estimate
 from lift_ds.planning.run import plan_of
 from lift_ds.planning.sizes import Sizes, config_of
+from lift_ds.training import engine
 from tests.conftest import REPOSITORY
 
 BASE = config_of("builtin:base")
@@ -100,6 +103,23 @@ def test_what_does_not_fit_is_said_with_what_to_change():
     with pytest.raises(ValueError, match=r"a GPU has 40\.0 GiB, and without any activation .*weights 14\.9"):
         large.require_room()
     plan().require_room()
+
+
+def test_room_is_known_without_running_a_pass(monkeypatch):
+    """At the start of a run, and for families whose passes a plan cannot run."""
+    monkeypatch.setattr(report, "estimate", lambda setup: pytest.fail("a pass was run"))
+    plan().require_room()
+
+
+def test_a_run_that_cannot_fit_ends_before_weights_are_read(monkeypatch, capsys):
+    """The device is a stand-in with 1 MiB; the base's weights, optimizer and libraries take more."""
+    monkeypatch.setattr(engine, "has_accelerator", lambda: True)
+    monkeypatch.setattr(engine, "device_gib", lambda: 1 / 1024)
+    with pytest.raises(SystemExit) as ended:
+        train.main(["--deepspeed", str(REPOSITORY / "ds_configs" / "zero3.json"), "--dry-run", "data.builtin_rows=600"])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "error: the model cannot be trained here: a GPU has 0.0 GiB" in said and "  change all of these: " in said
 
 
 def test_activations_are_what_checkpointing_is_for():

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lift_ds.config.run import RunConfig
+from lift_ds.models import layer_sizes
 from lift_ds.models.settings import LoraConfig, ModelConfig
 from lift_ds.planning import flops
 from lift_ds.planning.flops import Arithmetic
@@ -166,7 +167,8 @@ def test_layers_whose_arithmetic_is_not_known_train_all_the_same(monkeypatch):
     family = SimpleNamespace(
         name="fused", layer_class=nn.Sequential, model_class=lambda config: nn.Sequential(nn.Linear(2, 6))
     )
-    monkeypatch.setattr(flops, "family_of", lambda config: family)
+    for module in (flops, layer_sizes):
+        monkeypatch.setattr(module, "family_of", lambda config: family)
     with pytest.raises(ValueError, match="fused: its layers have no matrix q_proj"):
         Arithmetic.of(SimpleNamespace())
     assert Efficiency.of(RunConfig(), SimpleNamespace(), Share(0, 1)).arithmetic is None

@@ -26,7 +26,7 @@ from lift_ds.config.run import RunConfig
 from lift_ds.data.survey.rows import FirstRows, check_first_rows
 from lift_ds.models.attention import choose_attention
 from lift_ds.models.layer_sizes import LayerSizes
-from lift_ds.planning.report import Plan
+from lift_ds.planning.report import Longest, Plan
 from lift_ds.planning.run import plan_of
 from lift_ds.ranks.launch import Launch, check_semaphores
 from lift_ds.ranks.meeting import meet
@@ -119,9 +119,9 @@ def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
     checked = check(arguments, launch, once)
     settings, run = checked.settings, checked.settings.run
     if arguments.dry_run:
-        prepared, ds_json = open_run(checked, run, launch, once)
+        prepared, ds_json, plan = open_run(checked, run, launch, once)
         if launch.is_main:
-            print("\n".join(plan_here(prepared, ds_json, launch).lines()))
+            print("\n".join(plan.lines()))
             print(yaml.safe_dump({"run": prepared.run.model_dump(), "deepspeed": ds_json}, sort_keys=False))
         return
     from lift_ds.training import engine
@@ -139,14 +139,14 @@ def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
         clock = run.data.clock or ranks.on_main(lambda: datetime.now().isoformat(timespec="seconds"))
         data = run.data.model_copy(update={"clock": clock})  # one time for all ranks, and all of the run
         run = run.model_copy(update={"output": output, "data": data})
-        prepared, ds_json = open_run(checked, run, launch, once)
+        prepared, ds_json, plan = open_run(checked, run, launch, once)
         source = open_weights(prepared)
         meet(launch).gather("reading data and model")  # a rank that has failed meanwhile calls no collective
-        execute(prepared, source, ds_json, launch.is_main, settings.resumed)
+        execute(prepared, source, ds_json, launch.is_main, settings.resumed, plan)
 
 
-def open_run(checked: Checked, run: RunConfig, launch: Launch, once: Once) -> tuple[Prepared, dict[str, Any]]:
-    """Opens model and data, or raises a ValueError; says what will run; gives the JSON as DeepSpeed gets it."""
+def open_run(checked: Checked, run: RunConfig, launch: Launch, once: Once) -> tuple[Prepared, dict[str, Any], Plan]:
+    """Opens model and data, or raises a ValueError; says what will run; DeepSpeed's JSON and the plan."""
     from lift_ds.training import engine
 
     prepared = prepare(run, checked.model, checked.sources, once)
@@ -155,20 +155,25 @@ def open_run(checked: Checked, run: RunConfig, launch: Launch, once: Once) -> tu
     ds_json = fill_ds_json(checked.ds_json, sizes, engine.has_bf16())
     dtype = torch.bfloat16 if ds_json["bf16"]["enabled"] else torch.float32
     kernel = choose_attention(checked.model.config, run.model.attention, engine.current_device(), dtype)
-    if engine.has_accelerator():
-        once.per_run("comparing weights with memory", plan_here(prepared, ds_json, launch).require_room)
     look = partial(check_first_rows, prepared.data.reader, run.data.check_rows, run.data.max_skipped)
     first_rows = once.per_run("checking the first rows", look)
+    plan = plan_here(prepared, ds_json, launch, first_rows)
+    if engine.has_accelerator():
+        once.per_run("comparing weights with memory", plan.require_room)
     if launch.is_main:
         first_lines = describe(run, ds_json, launch, prepared.data, first_rows, kernel)
         print("\n".join([*checked.settings.notes, *describe_other_format(prepared), first_lines]), flush=True)
-    return prepared, ds_json
+    return prepared, ds_json, plan
 
 
-def plan_here(prepared: Prepared, ds_json: dict[str, Any], launch: Launch) -> Plan:
-    """What the run will need of these machines."""
+def plan_here(prepared: Prepared, ds_json: dict[str, Any], launch: Launch, first_rows: FirstRows) -> Plan:
+    """What the run needs of these machines: for its longest row where all were read, else the longest allowed."""
     from lift_ds.training import engine
 
+    data = prepared.data
+    longest = Longest(data.stream.capacity or data.encoder.max_length)
+    if data.stream.capacity is None and first_rows.num_checked == data.num_rows:
+        longest = Longest(first_rows.longest, first_rows.num_checked)
     return plan_of(
         prepared.config,
         prepared.run,
@@ -177,7 +182,7 @@ def plan_here(prepared: Prepared, ds_json: dict[str, Any], launch: Launch) -> Pl
         launch.world_size,
         engine.device_gib(),
         is_cpu=not engine.has_accelerator(),
-        length=prepared.data.stream.capacity or prepared.data.encoder.max_length,
+        longest=longest,
     )
 
 

@@ -20,6 +20,10 @@ class ModelConfig(Section):
         "auto", description="kernel: varlen (one call, no padding; GPU, bf16), sdpa (torch's choice), math (reference)"
     )
     compile: bool = Field(False, description="torch.compile for each block; the first steps take longer, unpacked only")
+    warm_up: bool | Literal["auto"] = Field(
+        "auto",
+        description="run the largest micro-batch that may come before the first step; auto: where a GPU computes",
+    )
     peak_tflops: float | None = Field(
         None, gt=0, description="what a device can do, for MFU: dense bf16, 10^12 a second; by its name where not given"
     )

@@ -17,6 +17,24 @@ PROCESS_GIB = {True: 0.7, False: 3.0}  # a rank's process in host memory: measur
 
 
 @dataclass(frozen=True)
+class Longest:
+    """How long the longest document or pack is, and how that is known.
+
+    Args:
+        length: Its tokens.
+        num_read: Rows that were read, all that there are; `None` where that is only what is allowed.
+    """
+
+    length: int
+    num_read: int | None = None
+
+    def __str__(self) -> str:
+        if self.num_read is None:
+            return f"longest allowed {self.length:,}"
+        return f"longest row {self.length:,} of {self.num_read:,} read"
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a run will need.
 
@@ -26,6 +44,7 @@ class Plan:
         num_micro_batches: Of a step, on a rank.
         gpu_gib: Memory of a GPU.
         rates: What is assumed of the machines.
+        longest: Of the documents or packs.
     """
 
     setup: Setup
@@ -33,6 +52,7 @@ class Plan:
     num_micro_batches: int
     gpu_gib: float
     rates: Rates
+    longest: Longest
 
     @cached_property
     def memory(self) -> Memory:
@@ -58,6 +78,14 @@ class Plan:
                 f"the model cannot be trained here: a GPU has {self.gpu_gib:.1f} GiB, and without any activation "
                 f"{least:.1f} GiB are needed ({parts}).\n" + "\n".join(self.remedies())
             )
+
+    def measurable_gib(self) -> float:
+        """Most that a rank can measure of itself in a pass: torch's memory of a GPU, on a CPU all of the process."""
+        moments = self.memory.moments()
+        held = max(total for name, total in moments.items() if name != "update") / GIB
+        if not self.setup.is_cpu:
+            return held - self.memory.kept["libraries"] / GIB
+        return held + PROCESS_GIB[True] + sum(self.memory.host.values()) / GIB
 
     def host_gib(self) -> float:
         """Host memory of a node while training."""
@@ -93,7 +121,7 @@ class Plan:
         yield (
             f"plan: {sizes.total / 1e6:,.1f} M parameters, {sizes.trained / 1e6:,.1f} M trained, ZeRO-{setup.stage} on "
             f"{plural(setup.world_size, device)} of {plural(self.num_nodes, 'node')}, micro-batch "
-            f"{setup.num_documents} x {setup.length} tokens at most, {self.num_micro_batches} a step"
+            f"{setup.num_documents} x {setup.length} tokens at most, {self.num_micro_batches} a step; {self.longest}"
         )
         yield f"  memory of a {device}, estimated{'':30}GiB"
         for name, value in memory.kept.items():

@@ -12,17 +12,17 @@ from lift_ds.objectives import make_objective
 
 from .costs import Rates
 from .memory import Setup
-from .report import Plan
+from .report import Longest, Plan
 
 UNSTATED_LENGTH = 4096
 H100 = Rates()
 
 
-def longest(run: RunConfig, config: PretrainedConfig) -> int:
-    """Tokens of the longest document or pack: as the config says, else the model's maximum, 4,096 at most."""
+def longest_allowed(run: RunConfig, config: PretrainedConfig) -> Longest:
+    """The longest document or pack without its rows: as the config says, else the model's maximum, 4,096 at most."""
     data = run.data
     stated = data.pack_length or data.max_length if data.packing != "none" else data.max_length or data.pack_length
-    return stated or min(max_length_of(config), UNSTATED_LENGTH)
+    return Longest(stated or min(max_length_of(config), UNSTATED_LENGTH))
 
 
 def plan_of(
@@ -34,7 +34,7 @@ def plan_of(
     gpu_gib: float,
     rates: Rates = H100,
     is_cpu: bool = False,
-    length: int | None = None,
+    longest: Longest | None = None,
 ) -> Plan:
     """What a run will need.
 
@@ -47,8 +47,9 @@ def plan_of(
         gpu_gib: Memory of a GPU.
         rates: What is assumed of the machines.
         is_cpu: Whether the ranks compute on CPUs.
-        length: Tokens of the longest document or pack; see `longest` where not given.
+        longest: Of the documents or packs; `longest_allowed` where not given.
     """
+    longest = longest or longest_allowed(run, config)
     views = 2 if getattr(run.objective, "complementary", False) else 1
     setup = Setup(
         config,
@@ -57,8 +58,8 @@ def plan_of(
         world_size,
         run.model.gradient_checkpointing,
         views * int(ds_json["train_micro_batch_size_per_gpu"]),
-        length or longest(run, config),
+        longest.length,
         make_objective(run.objective).scoring_pass != "none",
         is_cpu,
     )
-    return Plan(setup, num_nodes, int(ds_json["gradient_accumulation_steps"]), gpu_gib, rates)
+    return Plan(setup, num_nodes, int(ds_json["gradient_accumulation_steps"]), gpu_gib, rates, longest)

@@ -11,6 +11,8 @@ import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.adam import DeepSpeedCPUAdam
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.zero.stage_1_and_2 import INITIAL_MICRO_STEP_ID
 from deepspeed.utils import set_z3_leaf_modules
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -162,12 +164,12 @@ class Engine(Collectives):
         self.stage = zero["stage"]
         if self.stage == 3:
             set_z3_leaf_modules(root, [family_of(root.model.config).layer_class])
-        is_offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
-        if is_offloaded and has_accelerator():
+        self.is_offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+        if self.is_offloaded and has_accelerator():
             line = share_cores_beside_gpu(read_launch())
             if line is not None and torch.distributed.get_rank() == 0:
                 print(line, flush=True)
-        optimizer = make_optimizer(root, optim, is_offloaded)
+        optimizer = make_optimizer(root, optim, self.is_offloaded)
         self.ds, *_ = deepspeed.initialize(model=root, optimizer=optimizer, config=ds_json)
         super().__init__(torch.device(self.ds.device))
         self.root: DiffusionStep = self.ds.module
@@ -213,6 +215,48 @@ class Engine(Collectives):
         self.ds.step()
         norm = self.ds.get_global_grad_norm()
         return float(norm) if norm is not None else float("nan")
+
+    def warm_up(self, batch: MicroBatch) -> None:
+        """A micro-batch's forward and backward at no weight, as the first and as the last of a step; nothing stays.
+
+        Twice, because a rank holds more from the second on: by then ZeRO-3 has recorded the order of the modules, so
+        that it fetches ahead and keeps what is used again soon, and gradients add up where a step has several
+        micro-batches. AdamW's moments, which DeepSpeed leaves to the first update, are stood in for.
+        """
+        no_weight = torch.zeros_like(batch.t)  # gradients of 0: whatever they were added to would stay as it is
+        adds_up = self.loss_factor > self.world_size
+        moments = self.missing_moments()
+        for is_last in (not adds_up, True):
+            self.ds.set_gradient_accumulation_boundary(is_last)
+            self.forward_backward(batch, no_weight, (0, 0))
+            if is_last:
+                self.drop_gradients()
+        self.ds.set_gradient_accumulation_boundary(None)  # by DeepSpeed's own count again
+        del moments
+
+    def missing_moments(self) -> Tensor | None:
+        """As much memory as AdamW's two moments take, written, where there are none yet and they will be here."""
+        if self.is_offloaded or any(self.ds.optimizer.optimizer.state.values()):
+            return None
+        with StepClock(self).part("optimizer"):
+            share = -(-self.num_parameters(only_trained=True) // self.world_size)
+            return torch.ones(2 * share, device=self.device)
+
+    def drop_gradients(self) -> None:
+        """Forgets the gradients since the last update, as an update does; DeepSpeed's counts of steps stay."""
+        optimizer = self.ds.optimizer
+        self.ds.zero_grad()
+        if isinstance(optimizer, BF16_Optimizer):
+            optimizer.clear_hp_grads()
+            return
+        optimizer.zero_grad()  # under ZeRO-3 the next gradients replace those of the rank's part then
+        optimizer.reset_cpu_buffers()
+        if self.stage == 3:
+            self.ds.empty_partition_cache()
+            return
+        optimizer.micro_step_id = INITIAL_MICRO_STEP_ID
+        for held in (optimizer.averaged_gradients, optimizer.all_grad_tensors):
+            held.update(dict.fromkeys(held))
 
     def write_monitor(self, values: dict[str, float], step: int) -> None:
         """Passes scalars to the monitors that the JSON switches on (tensorboard, wandb, csv)."""

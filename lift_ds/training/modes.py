@@ -64,13 +64,14 @@ def timed(device: torch.device, name: str) -> Iterator[Callable[[], float]]:
     """Times its block on the device that computes; what it yields tells the seconds once the device has finished it.
 
     A profile that runs has the block by its name; without one a label would cost more than the rest. Where memory runs
-    out inside, the error says in which block, the innermost, and what makes room.
+    out inside, the error says in which block, the innermost, as its `part` too, and what makes room.
     """
     with record_function(name) if torch.autograd._profiler_enabled() else nullcontext(), _timed(device) as seconds:
         try:
             yield seconds
         except torch.OutOfMemoryError as error:
-            if not getattr(error, "__notes__", None):
+            if "part" not in vars(error):
+                vars(error)["part"] = name
                 error.add_note(f"lift_ds: memory ran out in the part {name!r} of a step. {MAKES_ROOM[name]}")
             raise
 

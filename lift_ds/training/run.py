@@ -16,6 +16,7 @@ from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.lora import add_adapters
 from lift_ds.models.weights import WeightSource, whole_shape
 from lift_ds.objectives import Objective, make_objective
+from lift_ds.planning.report import Plan
 from lift_ds.storage.run_record import write_run
 
 from .buffers import DifficultyBuffers
@@ -68,9 +69,17 @@ def make_buffers(prepared: Prepared, engine: Engine) -> DifficultyBuffers | None
 
 
 def execute(
-    prepared: Prepared, source: WeightSource, ds_json: dict[str, Any], is_main: bool, resumed: Resumed | None
+    prepared: Prepared,
+    source: WeightSource,
+    ds_json: dict[str, Any],
+    is_main: bool,
+    resumed: Resumed | None,
+    plan: Plan,
 ) -> None:
-    """Runs a prepared config on this rank, from engine to export; `resumed` is the run that goes on, if any."""
+    """Runs a prepared config on this rank, from engine to export; `resumed` is the run that goes on, if any.
+
+    `plan` says what the run will need.
+    """
     run = prepared.run
     objective = make_objective(run.objective)
     engine = Engine(build_root(prepared, source, ds_json, objective), ds_json, run.optim)
@@ -82,7 +91,7 @@ def execute(
     metrics = MetricsFile(output / METRICS_FILE if is_main else None)
     progress = make_progress(is_main, run.optim.steps, f"lift_ds  {run.objective.method}  {output}", output / "log.txt")
     stop, buffers = StopRequest(), make_buffers(prepared, engine)
-    trainer = Trainer(prepared, ds_json, objective, engine, progress, metrics, stop, buffers, resumed)
+    trainer = Trainer(prepared, ds_json, objective, engine, progress, metrics, stop, buffers, resumed, plan)
     if is_main:
         write_run(output, trainer.resolved)
     with closing(metrics), closing(progress), attention_kernels(engine.root.kernel):

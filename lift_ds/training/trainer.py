@@ -13,6 +13,7 @@ from lift_ds.data.text.chat_format import ChatFormat
 from lift_ds.models.settings import profiled_steps
 from lift_ds.models.weights import whole_shape
 from lift_ds.objectives import Objective
+from lift_ds.planning.report import Plan
 from lift_ds.storage.best import offer, read_best
 from lift_ds.storage.frozen_base import BaseRecord, hash_base
 from lift_ds.storage.manifest import BEST, checkpoint_name, model_fingerprint, remove_old
@@ -20,7 +21,7 @@ from lift_ds.storage.manifest import BEST, checkpoint_name, model_fingerprint, r
 from .buffers import DifficultyBuffers
 from .checkpoint import agree_on_main, check_space, load_checkpoint, save_checkpoint
 from .efficiency import Efficiency
-from .engine import Engine
+from .engine import Engine, has_accelerator
 from .final_export import FinalExport
 from .inputs import Prepared, chat_format_of, make_loader
 from .loop import StopRequest, train_steps
@@ -29,11 +30,15 @@ from .metrics import MetricsFile
 from .profiling import StepProfile
 from .progress import Progress
 from .resumed import Resumed, find_together, require_same_settings
+from .warm_up import warm_up
 
 
 @dataclass
 class Trainer:
-    """One run on one rank; `resumed` is the run that goes on, by whose settings this one was started."""
+    """One run on one rank.
+
+    `resumed` is the run that goes on, by whose settings this one was started; `plan` says what this one will need.
+    """
 
     prepared: Prepared
     ds_json: dict[str, Any]
@@ -44,6 +49,7 @@ class Trainer:
     stop: StopRequest
     buffers: DifficultyBuffers | None
     resumed: Resumed | None
+    plan: Plan
 
     def __post_init__(self) -> None:
         engine, self.run = self.engine, self.prepared.run
@@ -147,12 +153,23 @@ class Trainer:
         scalars = ("loss", "grad_norm", "lr", "tokens_per_second", "peak_memory_gib", "mfu")
         self.engine.write_monitor({key: record[key] for key in scalars if record[key] is not None}, step)
 
+    def warm_up(self, step: int) -> None:
+        """Runs the largest micro-batch that may come, where the config asks for it and a step is left to take."""
+        wanted, engine = self.run.model.warm_up, self.engine
+        if step == self.run.optim.steps or not (has_accelerator() if wanted == "auto" else wanted):
+            return
+        max_length = self.prepared.data.encoder.max_length
+        record, line = warm_up(engine, self.objective, self.plan, self.micro_batch, max_length)
+        self.progress.say(line)
+        self.metrics.write("warm_up", step, record)
+
     def fit(self) -> int:
         """Trains from the start or a checkpoint to the end or a stop signal; returns the steps taken in all."""
         self.engine.on_main(lambda: read_best(self.checkpoints))
         self.measurements.check()
         first_step = self.resume()
         check_space(self.engine, self.checkpoints, self.base is not None)
+        self.warm_up(first_step)
         if first_step == 0:
             self.measurements.heldout(0)
             self.measurements.solving(0, "before")

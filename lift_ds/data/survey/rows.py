@@ -105,17 +105,31 @@ def _judge(sample_id: int, row: Row, outcome: Tokens | Exception, group: int) ->
 
 @dataclass(frozen=True)
 class FirstRows:
-    """What was found: how many rows can be used or are skipped, and what each source holds that no token comes from."""
+    """What was found.
+
+    Args:
+        num_good: Rows that can be used.
+        num_bad: Rows that are skipped because they are malformed.
+        num_long: Rows that are skipped because they are too long.
+        longest: Tokens of the longest row that can be used.
+        unused: What each source holds that no token comes from.
+    """
 
     num_good: int
     num_bad: int
     num_long: int
+    longest: int
     unused: dict[str, Counter[str]]
+
+    @property
+    def num_checked(self) -> int:
+        """Rows that were looked at."""
+        return self.num_good + self.num_bad + self.num_long
 
     def __str__(self) -> str:
         skipped = [(self.num_bad, "bad"), (self.num_long, "too long")]
         parts = [f"{count} {reason}" for count, reason in skipped if count]
-        checked = f"{self.num_good + self.num_bad + self.num_long} checked"
+        checked = f"{self.num_checked} checked"
         return f"{checked} ({', '.join(parts)}: skipped)" if parts else checked
 
     def unused_lines(self) -> list[str]:
@@ -138,6 +152,7 @@ def check_first_rows(reader: RowReader, count: int, max_skipped: float = 1.0) ->
     groups = reader.manifest.groups
     totals: Counter[Skipped | None] = Counter()
     unused: dict[str, Counter[str]] = {}
+    longest = 0
     for group, columns in zip(groups, reader.columns, strict=True):
         first = reader.manifest.first_ids[group.first_chunk]
         num_read = min(group.num_rows, -(-count // len(groups)))
@@ -152,10 +167,11 @@ def check_first_rows(reader: RowReader, count: int, max_skipped: float = 1.0) ->
         if len(problems) > max_skipped * len(refs):
             raise ValueError(_too_many(group, problems, len(refs), max_skipped))
         totals.update(kept if isinstance(kept, Skipped) else None for _, kept in outcomes)
+        longest = max([longest, *(len(kept.ids) for _, kept in outcomes if not isinstance(kept, Skipped))])
         unused[group.name] = Counter(
             key for ref in refs for key in reader.unused(reader.chunk(ref.chunk_index)[ref.row], columns)
         )
-    return FirstRows(totals[None], totals[Skipped.BAD], totals[Skipped.LONG], unused)
+    return FirstRows(totals[None], totals[Skipped.BAD], totals[Skipped.LONG], longest, unused)
 
 
 def _too_many(group: Group, problems: list[str], num_rows: int, max_skipped: float) -> str:

@@ -21,8 +21,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -96,8 +97,24 @@ def write_model(folder: Path) -> Path:
     return folder
 
 
-def run_setting(overrides: list[str], stage: int, launch: Any) -> dict[str, Any]:
-    """Losses, gradient norms and the final weights' hash of one setting."""
+def run_setting(
+    overrides: list[str],
+    stage: int,
+    launch: Any,
+    json_changes: Mapping[str, Any] = MappingProxyType({}),
+    before: Callable[[Any, Any], None] = lambda engine, run: None,
+    after: Callable[[Any, Any, Any], dict[str, Any]] = lambda engine, loader, buffers: {},
+) -> dict[str, Any]:
+    """Losses, gradient norms and the final weights' hash of one setting.
+
+    Args:
+        overrides: Of the run config.
+        stage: Of ZeRO, whose JSON is taken.
+        launch: This rank.
+        json_changes: What differs in the JSON.
+        before: Called with the engine and the run config before the first step.
+        after: Called after the last one, with the engine, the loader and the difficulty table; what else is found.
+    """
     from lift_ds.config.deepspeed import resolve_ds_json
     from lift_ds.config.loading import load_run_config
     from lift_ds.objectives import make_objective
@@ -110,22 +127,24 @@ def run_setting(overrides: list[str], stage: int, launch: Any) -> dict[str, Any]
     assert not problems, problems
     prepared = prepare(run)
     path = REPOSITORY / "ds_configs" / f"zero{stage}.json"
-    loaded = json.loads(path.read_text()) | {"train_micro_batch_size_per_gpu": 2}
+    loaded = json.loads(path.read_text()) | {"train_micro_batch_size_per_gpu": 2} | json_changes
     ds_json, problems = resolve_ds_json(loaded, path, run, launch.world_size, prepared.config, False)
     assert not problems, problems
     objective = make_objective(run.objective)
     engine = Engine(build_root(prepared, open_weights(prepared), ds_json, objective), ds_json, run.optim)
-    loader = make_loader(prepared, 2, engine, 0)
+    loader = make_loader(prepared, ds_json["train_micro_batch_size_per_gpu"], engine, 0)
+    buffers = make_buffers(prepared, engine)
     steps: list[dict[str, Any]] = []
 
     def after_step(step: int, record: dict[str, Any]) -> None:
         steps.append({name: float(record[name]).hex() for name in ("loss", "grad_norm")})
 
+    before(engine, run)
     try:
-        train_steps(engine, run, objective, loader, 0, StopRequest(), make_buffers(prepared, engine), after_step)
+        train_steps(engine, run, objective, loader, 0, StopRequest(), buffers, after_step)
     finally:
         loader.close()
-    found = {"steps": steps, "weights": hash_weights(engine.root)}
+    found = {"steps": steps, "weights": hash_weights(engine.root)} | after(engine, loader, buffers)
     engine.ds.destroy()
     return found
 

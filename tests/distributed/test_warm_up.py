@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.conftest import REPOSITORY, SMALL, latest, run_script
+from tests.conftest import REPOSITORY, SMALL, latest, read_steps, run_script
 from tests.distributed.same_losses import NUM_STEPS, write_model
 
 pytestmark = pytest.mark.distributed
@@ -60,3 +60,40 @@ def test_nothing_of_a_run_changes(tmp_path, settings):
         assert without == with_it, name
         assert {of_rank["invalidations"] for of_rank in with_it} == {0}, name
         assert {of_rank["counts"]["global_steps"] for of_rank in with_it} == {NUM_STEPS}, name
+
+
+RUNS_OUT = """
+import os
+
+import torch
+
+from lift_ds.cli import train
+from lift_ds.training import step
+
+real = step.chunked_weighted_nll
+def weighted_nll(*given):
+    if os.environ["RANK"] == "1":
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    return real(*given)
+
+step.chunked_weighted_nll = weighted_nll
+train.main()
+"""
+
+
+def test_memory_that_runs_out_on_one_rank_ends_the_run_on_all(tiny_dir, tmp_path):
+    """Rank 1 says with which micro-batch, in which part, what was planned for it, and what makes room."""
+    script, output = tmp_path / "script.py", tmp_path / "run"
+    script.write_text(RUNS_OUT)
+    wanted = ["--model", tiny_dir, "--output", output, "model.warm_up=true", "eval.rows=0", "eval.solve_items=0"]
+    done = run_script(script, *latest(*SMALL, *wanted, "data.check_rows=20"), num_ranks=2, check=False)
+    assert done.returncode == 1
+    assert done.stdout.count("error on rank 1: torch.OutOfMemoryError: CUDA out of memory") == 1
+    said = done.stdout.partition("error on rank 1")[2]
+    assert "memory ran out in the part 'forward' of a step" in said
+    assert "the largest micro-batch that may come: 4 x 2,048 tokens (longest allowed 2,048)" in said
+    assert "  planned for the training pass: " in said
+    remedies = [line for line in said.splitlines() if line.startswith("  change ")]
+    assert len(remedies) >= 3 and any("gradient_checkpointing=true" in line for line in remedies)
+    assert any("data.check_rows" in line for line in remedies)  # not all of the 200 rows were read
+    assert not read_steps(output)

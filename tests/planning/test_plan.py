@@ -1,6 +1,7 @@
 """The plan of a run: its parts against arithmetic, what it refuses, and the command line."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from lift_ds.models.weights import parameter_shapes
 from lift_ds.planning import report
 from lift_ds.planning.costs import checkpoint_bytes, wire_bytes
 from lift_ds.planning.memory import estimate
+from lift_ds.planning.report import Longest
 from lift_ds.planning.run import plan_of
 from lift_ds.planning.sizes import Sizes, config_of
 from lift_ds.training import engine
@@ -28,7 +30,7 @@ ZERO3 = {
 
 
 def plan(ds_json=ZERO3, config=BASE, gpu_gib=80.0, **run):
-    return plan_of(config, RunConfig.model_validate(run), ds_json, 1, 4, gpu_gib, length=128)
+    return plan_of(config, RunConfig.model_validate(run), ds_json, 1, 4, gpu_gib, longest=Longest(128))
 
 
 def test_sizes_are_those_of_all_parameters():
@@ -122,9 +124,27 @@ def test_a_run_that_cannot_fit_ends_before_weights_are_read(monkeypatch, capsys)
     assert "error: the model cannot be trained here: a GPU has 0.0 GiB" in said and "  change all of these: " in said
 
 
+def planned_line(capsys, *settings):
+    """The first line of the plan of a dry run."""
+    train.main(["--deepspeed", str(REPOSITORY / "ds_configs" / "zero3.json"), "--dry-run", *settings])
+    return next(line for line in capsys.readouterr().out.splitlines() if line.startswith("plan: "))
+
+
+def test_the_longest_row_that_is_read_is_planned_for(tmp_path, capsys):
+    """Where all rows were read; else, or where rows are packed, the longest that is allowed."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"prompt": "why", "response": "{"so " * n}"}}\n' for n in (1, 1, 30)))
+    read = planned_line(capsys, f"data.path={rows}", "eval.rows=0", "optim.global_batch=2")
+    length = int(re.search(r"micro-batch 2 x (\d+) tokens at most", read)[1])
+    assert 30 < length < 64 and read.endswith(f"; longest row {length} of 3 read")
+    for unknown in ("data.check_rows=2", "data.packing=best_fit"):
+        line = planned_line(capsys, f"data.path={rows}", "eval.rows=0", "data.max_length=64", unknown)
+        assert line.endswith(" x 64 tokens at most, 1 a step; longest allowed 64")
+
+
 def test_activations_are_what_checkpointing_is_for():
     """At 4,096 tokens the activations of 8b are most of it; without them an update is known to fit."""
-    long = plan_of(config_of("8b"), RunConfig(), ZERO3, 4, 32, 40.0, length=4096)
+    long = plan_of(config_of("8b"), RunConfig(), ZERO3, 4, 32, 40.0, longest=Longest(4096))
     remedies = [line for line in long.lines() if line.startswith("  change ")]
     assert remedies[0].startswith("  change model.gradient_checkpointing=true: ") and remedies[0].endswith("fits")
     long.require_room()  # only a shorter micro-batch, or checkpointing, is wanted
@@ -134,7 +154,10 @@ def test_the_command(tmp_path, capsys):
     figures, ds_json = tmp_path / "plan.json", str(REPOSITORY / "ds_configs" / "zero3.json")
     main(["--model", "builtin:base", "--gpus", "4", "--ds", ds_json, "--json", str(figures), "data.max_length=64"])
     text = capsys.readouterr().out
-    assert "ZeRO-3 on 4 GPUs of 1 node" in text and "micro-batch 2 x 64 tokens at most, 1 a step" in text
+    assert (
+        "ZeRO-3 on 4 GPUs of 1 node" in text
+        and "micro-batch 2 x 64 tokens at most, 1 a step; longest allowed 64\n" in text
+    )
     found = json.loads(figures.read_text())
     assert found["fits"] is True and 0 < found["weights_GiB"] < found["peak_GiB"] < 80
     with pytest.raises(SystemExit) as caught:

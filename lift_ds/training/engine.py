@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -38,6 +37,7 @@ from lift_ds.ranks.meeting import Meeting, meet
 from lift_ds.ranks.shares import Collectives
 
 from .extensions import guard_builds
+from .schedule import learning_rate
 from .step import DiffusionStep, DropoutKey, StepResult
 from .timing import StepClock
 
@@ -164,16 +164,17 @@ class Engine(Collectives):
         self.stage = zero["stage"]
         if self.stage == 3:
             set_z3_leaf_modules(root, [family_of(root.model.config).layer_class])
-        self.is_offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
-        if self.is_offloaded and has_accelerator():
+        is_offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+        if is_offloaded and has_accelerator():
             line = share_cores_beside_gpu(read_launch())
             if line is not None and torch.distributed.get_rank() == 0:
                 print(line, flush=True)
-        optimizer = make_optimizer(root, optim, self.is_offloaded)
+        optimizer = make_optimizer(root, optim, is_offloaded)
         self.ds, *_ = deepspeed.initialize(model=root, optimizer=optimizer, config=ds_json)
         super().__init__(torch.device(self.ds.device))
         self.root: DiffusionStep = self.ds.module
         self.model: MaskedDiffusionModel = self.root.model
+        self.is_offloaded = is_offloaded
         # micro-batches of a step, over all ranks: DeepSpeed divides by it what is normalised over the step already
         self.loss_factor = self.world_size * int(self.ds.gradient_accumulation_steps())
 
@@ -216,31 +217,34 @@ class Engine(Collectives):
         norm = self.ds.get_global_grad_norm()
         return float(norm) if norm is not None else float("nan")
 
-    def warm_up(self, batch: MicroBatch) -> None:
+    def warm_up(self, batch: MicroBatch) -> float:
         """A micro-batch's forward and backward at no weight, as the first and as the last of a step; nothing stays.
 
         Twice, because a rank holds more from the second on: by then ZeRO-3 has recorded the order of the modules, so
         that it fetches ahead and keeps what is used again soon, and gradients add up where a step has several
-        micro-batches. AdamW's moments, which DeepSpeed leaves to the first update, are stood in for.
+        micro-batches. AdamW's moments, which DeepSpeed leaves to the first update, are stood in for. Returns seconds.
         """
+        clock = StepClock(self)
         no_weight = torch.zeros_like(batch.t)  # gradients of 0: whatever they were added to would stay as it is
         adds_up = self.loss_factor > self.world_size
-        moments = self.missing_moments()
+        moments = self.missing_moments(clock)
         for is_last in (not adds_up, True):
             self.ds.set_gradient_accumulation_boundary(is_last)
-            self.forward_backward(batch, no_weight, (0, 0))
+            self.forward_backward(batch, no_weight, (0, 0), clock)
             if is_last:
                 self.drop_gradients()
         self.ds.set_gradient_accumulation_boundary(None)  # by DeepSpeed's own count again
+        clock.read()
         del moments
+        return clock.elapsed
 
-    def missing_moments(self) -> Tensor | None:
+    def missing_moments(self, clock: StepClock) -> Tensor | None:
         """As much memory as AdamW's two moments take, written, where there are none yet and they will be here."""
         if self.is_offloaded or any(self.ds.optimizer.optimizer.state.values()):
             return None
-        with StepClock(self).part("optimizer"):
+        with clock.part("optimizer"):
             share = -(-self.num_parameters(only_trained=True) // self.world_size)
-            return torch.ones(2 * share, device=self.device)
+            return torch.ones(2 * share, dtype=torch.float32, device=self.device)
 
     def drop_gradients(self) -> None:
         """Forgets the gradients since the last update, as an update does; DeepSpeed's counts of steps stay."""
@@ -287,17 +291,3 @@ def make_optimizer(root: nn.Module, optim: OptimConfig, is_offloaded: bool) -> t
         return DeepSpeedCPUAdam(groups, lr=optim.lr, betas=betas, eps=optim.eps, adamw_mode=True)
     fused = True if current_device().type == "cuda" else None
     return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, eps=optim.eps, fused=fused)
-
-
-def learning_rate(step: int, optim: OptimConfig) -> float:
-    """The rate of optimizer step `step` (from 0): warm-up, then a schedule whose last step is short of its end."""
-    warmup_steps = round(optim.warmup_ratio * optim.steps)
-    if step < warmup_steps:
-        return optim.lr * (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(optim.steps - warmup_steps, 1)
-    course = {
-        "constant": 1.0,
-        "linear": 1.0 - progress,
-        "cosine": 0.5 + 0.5 * math.cos(math.pi * progress),
-    }[optim.schedule]
-    return optim.lr * (optim.min_lr_ratio + (1 - optim.min_lr_ratio) * course)

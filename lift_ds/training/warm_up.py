@@ -8,7 +8,6 @@ offloaded optimizer allocates.
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -72,13 +71,12 @@ def warm_up(
     Raises:
         torch.OutOfMemoryError: With what was run, what was planned for it, and what makes room.
     """
-    began, longest = time.perf_counter(), plan.longest
+    longest = plan.longest
     try:
-        engine.warm_up(worst_case(largest_micro_batch(micro_batch, longest.length, max_length), objective))
+        seconds = engine.warm_up(worst_case(largest_micro_batch(micro_batch, longest.length, max_length), objective))
     except torch.OutOfMemoryError as error:
         error.add_note(what_ran_out(plan, micro_batch, vars(error).get("part")))
         raise
-    seconds = time.perf_counter() - began
     allocated, reserved = engine.all_reduce(torch.tensor(peak_memory(engine.device)).double(), "max").tolist()
     planned, why_not = planned_gib(plan)
     record = {

@@ -1,7 +1,7 @@
 """What the ranks of `test_warm_up` do: short runs without and with a warm-up; `warm_up.py OUTPUT FOLDER SETTINGS`.
 
-SETTINGS is a JSON list of [name, ZeRO stage, changes of DeepSpeed's JSON, overrides]. Rank 0 writes, by name, what a run
-leaves without and with the warm-up.
+SETTINGS is a JSON list of [name, ZeRO stage, changes of DeepSpeed's JSON, overrides]. Rank 0 writes, by name, what a
+run leaves without and with the warm-up.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def run_twice(stage: int, json_changes: dict, overrides: list[str], launch: Any)
 
     def warm_up(engine: Engine, run: Any) -> None:
         real = engine.forward_backward  # here the losses have weight: that their gradients are let go of must do
-        engine.forward_backward = lambda batch, scale, key: real(batch, scale + 1.0, key)
+        engine.forward_backward = lambda batch, scale, key, clock: real(batch, scale + 1.0, key, clock)
         engine.warm_up(worst_case(LENGTHS, engine.root.objective))
         engine.forward_backward = real
 

@@ -112,7 +112,10 @@ def test_killed_and_resumed_is_bit_equal(straight, tiny_dir, tmp_path):
     ids=["buffer", "hybrid, packed"],
 )
 def test_buffers_and_packs_resume_bit_equal(tiny_dir, tmp_path, scoring, packing):
-    """Between two syncs, with observations pending and documents waiting in open packs, past the warm start."""
+    """Between two syncs, with observations pending and documents waiting in open packs, past the warm start.
+
+    Nor does the warm-up, which the resumed run alone has, change anything.
+    """
     options = [f"objective.scoring={scoring}", "objective.warm_start_steps=2", "objective.refresh_share=0.5"]
     options += ["difficulty.sync_every=2", "eval.rows=0", "eval.solve_items=0", "--model", str(tiny_dir)]
     options += packing
@@ -121,7 +124,8 @@ def test_buffers_and_packs_resume_bit_equal(tiny_dir, tmp_path, scoring, packing
     saved = straight / "checkpoints" / "step-000003"
     assert len(list((saved / "difficulty").iterdir())) == 2
     assert any(name.startswith("difficulty/") for name in json.loads((saved / "manifest.json").read_text())["files"])
-    launch_train(*SMALL, *options, "--output", resumed, f"checkpoint.resume={saved}")
+    warm = launch_train(*SMALL, *options, "--output", resumed, f"checkpoint.resume={saved}", "model.warm_up=true")
+    assert f"warm-up on 4 x {'512 tokens (longest allowed' if packing else '100 tokens (longest row'}" in warm.stdout
     expected = {step: values for step, values in losses_of(straight).items() if step > 3}
     assert losses_of(resumed) == expected
     assert all((record["num_documents"] > 8) is bool(packing) for record in read_steps(straight))

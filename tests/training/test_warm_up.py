@@ -1,8 +1,7 @@
-"""The largest micro-batch that may come, by arithmetic; the two-rank runs are in `tests/distributed/test_warm_up.py`."""
+"""The largest micro-batch that may come, by arithmetic; two-rank runs are in `tests/distributed/test_warm_up.py`."""
 
 import pytest
 
-from lift_ds.data.batch import collate
 from lift_ds.objectives import make_objective, objective_settings
 from lift_ds.training.warm_up import largest_micro_batch, worst_case
 

@@ -141,6 +141,7 @@ def run_cell(cell: Cell) -> None:
         rows_a_step,
         launch.world_size,
         is_packed=cell.is_packed,
+        has_bf16=False,
         micro_batch=cell.micro_batch,
     )
     marks, losses = [], []

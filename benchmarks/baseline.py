@@ -2,163 +2,74 @@
 
     python benchmarks/baseline.py --json baseline.json
 
-TODO
+*plain* is Hugging Face's Trainer in a loop as one would write it well (`baseline_plain.py`): transformers' Llama, made
+bidirectional, with SDPA, micro-batches of similar length padded to their longest row, logits of all positions, AdamW in
+one kernel; DDP on two ranks. *grouped* is the same with rows grouped by length over the whole run, as Trainer groups
+them over 50 steps of large data: less padding, but each step then holds rows of one length. *published* is LIFT's public
+recipe: every row padded to the maximum, and two full passes. *ours* is this package's step through its engine, ZeRO-3,
+in padded rows (*unpacked*) or one after the other (*packed*).
+
+The same for all: weights, rows of each step (but for *grouped*), masks, float32, one thread a rank, AdamW and clipping
+at 1.0. Not the same: ours keeps LIFT's table of difficulties and scores only documents that need it, while plain and
+published score all; ours computes logits of masked tokens only; plain's noise is drawn beforehand, ours inside the
+time; plain cuts its weights on two ranks as DDP does (not at all), ours with ZeRO-3; Trainer's own loop is in its time,
+of ours the step is, without loader, metrics file and progress. Losses of all are compared before anything is timed,
+and those of the first step in every run.
+
+Each run is a process (or two ranks) of its own, runs on one rank in pairs at the same time. Time is processor seconds,
+which other work on the machine disturbs least, and wall seconds of the slowest rank, both without start and first step;
+a ratio is over plain. Memory is peak resident less the process before the model is built, where glibc gives back at once
+what is freed. Start-up is the time from a process's start to the end of its first step, `launchers/train.py` against
+`baseline_plain.py` on the same folder and text rows, medians of interleaved pairs. The figures without a method are the
+worst over methods and ranks, for the better of packed and unpacked where not said. `--quick` is a smoke test and never
+quoted.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import torch
-from plain_trainer import Cell, begin_peak, memory_bytes, write_measured
-from safetensors.torch import save_file
-from transformers.trainer_pt_utils import get_length_grouped_indices
-from whole_steps import SEED, Noised, WholeSteps, draw_documents
-
-from lift_ds.data.batch import Document
-from lift_ds.models.attention import attention_kernels
-from lift_ds.models.families import read_config
-from lift_ds.models.llada import LLaDAConfig
-from lift_ds.models.weights import NewWeights
-from lift_ds.objectives import objective_settings
-from lift_ds.ranks.launch import read_launch
-from lift_ds.ranks.running import leave
-from lift_ds.storage.safetensors_folder import SafetensorsFolder
-from lift_ds.training.draws import make_noise_rule
-from lift_ds.training.engine import start_distributed
+from baseline_cell import Cell
+from baseline_rows import MAX_LENGTH, WORLD_SIZES, Mix, draw_mixes, write_model, write_rows, write_texts
 
 BENCHMARKS = Path(__file__).resolve().parent
 ENGINE_JSON = BENCHMARKS.parent / "ds_configs" / "zero3.json"
-METHODS = ("vanilla", "lift3")
-WORLD_SIZES = (1, 2)
-MAX_LENGTH = 1024
-PROMPT_SHARE = 0.25
-WARM_UP_LENGTH = 24
-SHORT_MEAN, SHORT_CV = 150.0, 0.55
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1"}
+LARGEST_DIFFERENCE = 1e-4
+START_PAIRS, START_ROWS, POLL_SECONDS = 3, 64, 0.01
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "DS_ACCELERATOR": "cpu",
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONWARNINGS": "ignore",
+    "PYTHONPATH": f"{BENCHMARKS.parent}:{os.environ.get('PYTHONPATH', '')}",
+}
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+OURS = ("unpacked", "packed")
+OTHERS = (*OURS, "grouped", "published")
+TIMES = {"time_ratio": "cpu_seconds", "wall_ratio": "wall_seconds"}
 
 
 @dataclass(frozen=True)
-class Mix:
-    """Rows of one kind of length.
+class Key:
+    """What a run is of."""
 
-    Args:
-        lengths: Tokens of each row.
-        micro_batch: Rows of one forward.
-        accumulation: Forwards of a step on one rank.
-    """
+    mix: str
+    method: str
+    num_ranks: int
+    variant: str
 
-    lengths: list[int]
-    micro_batch: int
-    accumulation: int
-
-
-def draw_mixes(is_quick: bool) -> dict[str, Mix]:
-    """The rows that are measured: GSM8K's lengths (log-normal), broad ones (log-uniform), and the maximum."""
-    generator = np.random.default_rng(SEED)
-    sigma = float(np.sqrt(np.log1p(SHORT_CV**2)))
-    short = generator.lognormal(np.log(SHORT_MEAN) - sigma**2 / 2, sigma, 64).clip(16, MAX_LENGTH).astype(int)
-    mixed = np.exp(generator.uniform(np.log(32), np.log(MAX_LENGTH), 32)).astype(int)
-    return {
-        "long": Mix([MAX_LENGTH] * 8, 4, 1),
-        "short": Mix(short.tolist(), 8, 2),
-        "mixed": Mix(mixed.tolist(), 8, 2),
-    }
-
-
-def cut_micro_batches(noised: list[Noised], micro_batch: int, is_packed: bool) -> list[list[Noised]]:
-    """How a rank's rows of one step become its forwards: by their number, sorted by length where they are padded."""
-    if not is_packed:
-        noised = sorted(noised, key=lambda pair: -len(pair[0].ids))
-    return [noised[start : start + micro_batch] for start in range(0, len(noised), micro_batch)]
-
-
-def write_model(folder: Path) -> None:
-    """A LLaDA model with new weights, under its official names."""
-    config = LLaDAConfig(
-        d_model=512, n_layers=8, n_heads=8, mlp_hidden_size=3 * 512, vocab_size=4096, max_sequence_length=MAX_LENGTH,
-        mask_token_id=0, eos_token_id=1, pad_token_id=1,
-    )  # fmt: skip
-    weights = NewWeights(config, SEED)
-    folder.mkdir()
-    config.save_pretrained(folder)
-    save_file({name: weights.tensor(name) for name in weights.shapes()}, folder / "model.safetensors")
-
-
-def draw_rows(mix: Mix, vocab_size: int, world_size: int) -> list[Document]:
-    """Rows in the order of training: those of the step that warms up, then each step's, longest first."""
-    rows_a_step = mix.micro_batch * mix.accumulation * world_size
-    documents = draw_documents([WARM_UP_LENGTH] * rows_a_step + mix.lengths, PROMPT_SHARE, vocab_size, (0,))
-    generator = torch.Generator().manual_seed(SEED)
-    order = get_length_grouped_indices(mix.lengths, rows_a_step, mega_batch_mult=1, generator=generator)
-    return documents[:rows_a_step] + [documents[rows_a_step + index] for index in order]
-
-
-def write_rows(documents: list[Document], path: Path) -> None:
-    """Rows with their noise, as the plain trainer reads them."""
-    noises = make_noise_rule(objective_settings(method="lift3", t_sampling="iid"), SEED, 1)(documents, 0, [])
-    rows = [
-        {
-            "input_ids": torch.from_numpy(document.ids),
-            "labels": torch.from_numpy(np.where(document.response_mask, document.ids, -100)),
-            "attention_mask": torch.ones(len(document.ids), dtype=torch.int64),
-            "mask_uniform": torch.tensor(noise.uniforms[0], dtype=torch.float32),
-            "tie_uniform": torch.tensor(noise.uniforms[1], dtype=torch.float32),
-            "t": noise.t,
-            "rho": noise.rho,
-            "v": noise.count_uniform,
-        }
-        for document, noise in zip(documents, noises, strict=True)
-    ]
-    torch.save(rows, path)
-
-
-def run_cell(cell: Cell) -> None:
-    """Trains on one rank and writes what it took."""
-    launch = read_launch()
-    start_distributed(launch)
-    rows_a_rank = cell.micro_batch * cell.accumulation
-    rows_a_step = rows_a_rank * launch.world_size
-    documents = torch.load(f"{cell.rows}.documents", weights_only=False)
-    before = begin_peak()
-    steps = WholeSteps(
-        read_config(Path(cell.model)),
-        SafetensorsFolder(Path(cell.model)),
-        Path(cell.engine_json),
-        objective_settings(method=cell.method, t_sampling="iid"),
-        rows_a_step,
-        launch.world_size,
-        is_packed=cell.is_packed,
-        has_bf16=False,
-        micro_batch=cell.micro_batch,
-    )
-    marks, losses = [], []
-    with attention_kernels(steps.engine.root.kernel):
-        gc.freeze()
-        for number in range(cell.num_steps):
-            own = documents[number * rows_a_step : (number + 1) * rows_a_step][launch.rank :: launch.world_size]
-            losses.append(
-                steps.step(own, number, cut=lambda noised: cut_micro_batches(noised, cell.micro_batch, cell.is_packed))
-            )
-            marks.append((time.process_time(), time.perf_counter()))
-    write_measured(cell, launch.rank, marks, losses, memory_bytes("VmHWM") - before)
-    steps.engine.barrier()
-    leave(0)
-
-
-VARIANTS = {"plain": "plain_trainer.py", "unpacked": "baseline.py", "packed": "baseline.py", "published": "plain_trainer.py"}
+    def __str__(self) -> str:
+        return f"{self.mix}/{self.method}/{self.num_ranks}_ranks/{self.variant}"
 
 
 @dataclass(frozen=True)
@@ -166,7 +77,7 @@ class Measured:
     """One run.
 
     Args:
-        cpu_seconds: Of all ranks together, like the next of all steps but the first.
+        cpu_seconds: Of all ranks together; like the next, of all steps but the first.
         wall_seconds: Of the slowest rank.
         peak_bytes: Of the rank with most.
         losses: Of every step, over all ranks.
@@ -178,62 +89,217 @@ class Measured:
     losses: list[float]
 
 
-def measure(cell: Cell, world_size: int) -> Measured:
-    """Runs a cell in processes of its own."""
-    Path(cell.out).mkdir()
-    script = str(BENCHMARKS / VARIANTS[cell.variant])
-    python = [sys.executable]
-    if world_size > 1:
-        python += ["-m", "torch.distributed.run", "--nproc_per_node", str(world_size), "--standalone"]
-    done = subprocess.run(
-        [*python, script, *(["--cell"] if script.endswith("baseline.py") else []), json.dumps(asdict(cell))],
-        env=os.environ | ENVIRONMENT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+class Runs:
+    """Runs, their files in `folder`, and what they measured."""
+
+    def __init__(self, folder: Path, mixes: dict[str, Mix], engine_json: Path, is_profiled: bool) -> None:
+        self.folder, self.mixes, self.engine_json, self.is_profiled = folder, mixes, engine_json, is_profiled
+        self.measured: dict[Key, Measured] = {}
+
+    def run_all(self, keys: list[Key]) -> None:
+        """Runs those given, in order; on one rank two at a time."""
+        for model in {self.mixes[key.mix].model for key in keys}:
+            if not (self.folder / model).exists():
+                write_model(model, self.folder / model)
+        for num_ranks in WORLD_SIZES:
+            with ThreadPoolExecutor(max(WORLD_SIZES) // num_ranks) as pool:
+                list(pool.map(self.run, [key for key in keys if key.num_ranks == num_ranks]))
+
+    def run(self, key: Key) -> None:
+        """Runs one in processes of its own."""
+        mix, out = self.mixes[key.mix], self.folder / str(key)
+        out.mkdir(parents=True)
+        cell = Cell(
+            model=str(self.folder / mix.model),
+            rows=str(out / "rows"),
+            method=key.method,
+            micro_batch=mix.micro_batch,
+            accumulation=mix.accumulation,
+            num_steps=write_rows(mix, key.variant == "grouped", key.num_ranks, out / "rows"),
+            pad_to=MAX_LENGTH if key.variant == "published" else None,
+            is_packed=key.variant == "packed",
+            engine_json=str(self.engine_json),
+            out=str(out),
+            is_profiled=self.is_profiled,
+        )
+        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(key.num_ranks), "--standalone"]
+        script = BENCHMARKS / ("baseline_ours.py" if key.variant in OURS else "baseline_plain.py")
+        done = subprocess.run(
+            [sys.executable, *launcher * (key.num_ranks > 1), script, json.dumps(asdict(cell))],
+            env=os.environ | ENVIRONMENT | (GIVE_BACK if mix.is_memory else {}),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        if done.returncode:
+            raise RuntimeError(f"{key}: {done.stdout[-4000:]}")
+        ranks = [json.loads((out / f"{rank}.json").read_text()) for rank in range(key.num_ranks)]
+        measured = Measured(
+            cpu_seconds=sum(rank["cpu_seconds"] for rank in ranks),
+            wall_seconds=max(rank["wall_seconds"] for rank in ranks),
+            peak_bytes=max(rank["peak_bytes"] for rank in ranks),
+            losses=ranks[0]["losses"],
+        )
+        print(
+            f"{key}: {measured.cpu_seconds:.1f} s, {measured.peak_bytes / 2**20:,.0f} MiB", file=sys.stderr, flush=True
+        )
+        if self.is_profiled:
+            print(f"{key}\n{(out / '0.txt').read_text()}", flush=True)
+        self.measured[key] = measured
+
+    def largest_difference(self, num_steps: int | None) -> float:
+        """The largest relative difference between a loss of the first steps, or of all, and plain's.
+
+        Raises:
+            RuntimeError: It is too large for the same work.
+        """
+        largest = 0.0
+        for key, measured in self.measured.items():
+            plain = self.measured.get(replace(key, variant="plain"), measured)
+            pairs = zip(measured.losses[:num_steps], plain.losses[:num_steps], strict=True)
+            largest = max(largest, *(abs(loss / theirs - 1) for loss, theirs in pairs))
+            if not largest <= LARGEST_DIFFERENCE:
+                raise RuntimeError(f"{key}: losses {measured.losses}, plain's {plain.losses}")
+        return largest
+
+    def a_row(self, key: Key, field: str) -> float | None:
+        """A run's field over the number of its rows; the published recipe's rows are all of one length, in any mix."""
+        key = replace(key, mix="padded") if key.variant == "published" else key
+        found = self.measured.get(key)
+        return None if found is None else float(getattr(found, field)) / len(self.mixes[key.mix].lengths)
+
+    def worst_ratios(self, mix: str, field: str, variant: str, over: str) -> dict[str, float]:
+        """Of one variant over another, with each method and number of ranks, and the `worst`."""
+        ratios = {}
+        for key in self.measured:
+            top, bottom = self.a_row(key, field), self.a_row(replace(key, variant=over), field)
+            if (key.mix, key.variant) == (mix, variant) and top is not None and bottom is not None:
+                ratios[f"{key.method}_{key.num_ranks}_ranks"] = top / bottom
+        return ratios | ({"worst": max(ratios.values())} if ratios else {})
+
+    def figures(self) -> dict[str, float]:
+        """Ratios of ours to each baseline, apart and at their worst, and of the better of packed and unpacked."""
+        figures: dict[str, float] = {}
+        for name, mix in self.mixes.items():
+            fields = TIMES if not mix.is_memory else {"memory_ratio": "peak_bytes"}
+            for kind, field in fields.items() if name not in ("check", "padded") else ():
+                for over in ("plain", "grouped", "published"):
+                    title = f"{kind}_{name}" + (f"_to_{over}" if over != "plain" else "")
+                    worst = {}
+                    for variant in OURS:
+                        ratios = self.worst_ratios(name, field, variant, over)
+                        figures |= {f"{title}_{variant}/{cell}": ratio for cell, ratio in ratios.items()}
+                        worst |= {variant: ratios["worst"]} if ratios else {}
+                    if worst:
+                        best = min(worst, key=lambda variant: worst[variant])
+                        figures |= {title: worst[best], f"{title}_is_packed": best == "packed"}
+                        figures |= {f"{title}_{variant}": ratio for variant, ratio in worst.items()}
+        return figures
+
+    def table(self) -> str:
+        """Each run: what plain took, and the others as ratios to it."""
+        lines = [
+            "| rows | method | ranks | plain | " + " | ".join(OTHERS) + " |",
+            "| --- " * 4 + "| --- " * len(OTHERS) + "|",
+        ]
+        for key, measured in self.measured.items():
+            mix = self.mixes[key.mix]
+            if key.variant != "plain" or key.mix == "check":
+                continue
+            tokens, mib = sum(mix.lengths), measured.peak_bytes / 2**20
+            took = f"{mib:,.0f} MiB" if mix.is_memory else f"{1000 * measured.cpu_seconds / tokens:.2f} ms"
+            cells = [self.shown(replace(key, variant=variant)) for variant in OTHERS]
+            lines.append(f"| {key.mix} | {key.method} | {key.num_ranks} | {took} | {' | '.join(cells)} |")
+        return "\n".join(lines)
+
+    def shown(self, key: Key) -> str:
+        """Ratios of a run to plain: of processor and wall seconds, or of memory."""
+        mix = self.mixes[key.mix]
+        fields = ["peak_bytes"] if mix.is_memory else list(TIMES.values())
+        pairs = [(self.a_row(key, field), self.a_row(replace(key, variant="plain"), field)) for field in fields]
+        return ", ".join(f"{top / bottom:.2f}" for top, bottom in pairs if top is not None and bottom is not None)
+
+
+def start_up(folder: Path, model: str, num_pairs: int, engine_json: Path) -> dict[str, float]:
+    """Seconds from the start of a process to the end of its first step, of plain and ours, and their ratios."""
+    if not (folder / model).exists():
+        write_model(model, folder / model)
+    rows = folder / "rows.jsonl"
+    write_texts(rows, START_ROWS)
+    seconds: dict[str, list[tuple[float, float]]] = {"plain": [], "ours": []}
+    for pair in range(num_pairs):
+        out = folder / f"start-{pair}"
+        first_step = Path(f"{out}.step")
+        plain = [BENCHMARKS / "baseline_plain.py", folder / model, rows, first_step]
+        ours = [BENCHMARKS.parent / "launchers" / "train.py", "--deepspeed", engine_json, "--model", folder / model]
+        ours += ["--data", rows, "--output", out, "objective.method=vanilla", "optim.global_batch=8", "optim.steps=1"]
+        seconds["plain"].append(time_to_file(plain, first_step))
+        seconds["ours"].append(time_to_file(ours, out / "metrics.jsonl"))
+    wall, cpu = (
+        {name: statistics.median(run[part] for run in runs) for name, runs in seconds.items()} for part in (0, 1)
     )
-    found = [json.loads(path.read_text()) for path in Path(cell.out).glob("*.json")]
-    if done.returncode or len(found) != world_size:
-        sys.exit(f"{cell}:\n{done.stdout[-4000:]}")
-    return Measured(
-        sum(rank["cpu_seconds"] for rank in found),
-        max(rank["wall_seconds"] for rank in found),
-        max(rank["peak_bytes"] for rank in found),
-        found[0]["losses"],
-    )
+    return {
+        "startup_ratio": wall["ours"] / wall["plain"],
+        "startup_cpu_ratio": cpu["ours"] / cpu["plain"],
+        "startup_seconds": wall["ours"],
+        "startup_seconds_plain": wall["plain"],
+    }
+
+
+def time_to_file(arguments: list[Path | str], path: Path) -> tuple[float, float]:
+    """Wall and processor seconds of a new Python process until a file that it writes has something, or is there."""
+    began = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            [sys.executable, *arguments], env=os.environ | ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT
+        )
+        while not (path.exists() and path.read_text()):
+            time.sleep(POLL_SECONDS)
+            if process.poll() is not None:
+                output.seek(0)
+                raise RuntimeError(f"{arguments}: {output.read()[-4000:]}")
+        wall = time.perf_counter() - began
+        times = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:15]
+        process.kill()
+        process.wait()
+    return wall, sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--cell")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--only", nargs="+", default=[])
+    """Measures and prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--only", nargs="+", help="parts of runs' names: long, short/vanilla, lift3/2_ranks, start_up")
+    parser.add_argument("--deepspeed", type=Path, default=ENGINE_JSON, help="how ours runs")
+    parser.add_argument("--profile", action="store_true", help="print where each run's time goes; no figure is quoted")
+    parser.add_argument("--quick", action="store_true", help="a smoke test with small shapes")
     arguments = parser.parse_args()
-    if arguments.cell:
-        run_cell(Cell(**json.loads(arguments.cell)))
-        return
-    folder = Path(tempfile.mkdtemp())
-    write_model(folder / "model")
-    figures = {}
-    for world_size in WORLD_SIZES:
-        for name, mix in draw_mixes(False).items():
-            documents = draw_rows(mix, 4096, world_size)
-            path = folder / f"{name}-{world_size}.rows"
-            write_rows(documents, path)
-            torch.save(documents, f"{path}.documents")
-            for method in METHODS:
-                for variant in VARIANTS:
-                    key = f"{name}/{method}/{world_size}/{variant}"
-                    if arguments.only and not any(part in key for part in arguments.only):
-                        continue
-                    cell = Cell(
-                        variant, str(folder / "model"), str(path), method, mix.micro_batch, mix.accumulation,
-                        len(documents) // (mix.micro_batch * mix.accumulation * world_size),
-                        MAX_LENGTH if variant == "published" else None, variant == "packed", str(ENGINE_JSON),
-                        str(folder / key.replace("/", "-")),
-                    )
-                    m = measure(cell, world_size)
-                    print(key, m, m.cpu_seconds / sum(mix.lengths) * 1e3, flush=True)
+    mixes = draw_mixes(arguments.quick)
+    keys = [
+        Key(name, method, num_ranks, variant)
+        for name, mix in mixes.items()
+        for method in mix.methods
+        for num_ranks in mix.world_sizes
+        for variant in mix.variants
+    ]
+
+    def is_wanted(name: str) -> bool:
+        return arguments.only is None or any(part in name for part in arguments.only)
+
+    with tempfile.TemporaryDirectory() as folder:
+        runs = Runs(Path(folder), mixes, arguments.deepspeed.resolve(), arguments.profile)
+        runs.run_all([key for key in keys if key.mix == "check"])
+        figures: dict[str, float | bool] = {"quick": arguments.quick, "loss_difference": runs.largest_difference(None)}
+        runs.run_all([key for key in keys if key.mix != "check" and is_wanted(str(key))])
+        figures["loss_difference_first_steps"] = runs.largest_difference(1)
+        figures |= runs.figures()
+        if is_wanted("start_up"):
+            num_pairs = 1 if arguments.quick else START_PAIRS
+            figures |= start_up(Path(folder), next(iter(mixes.values())).model, num_pairs, runs.engine_json)
+    print(runs.table())
+    print("\n".join(f"{name}: {value:.3g}" for name, value in figures.items() if "/" not in name))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":

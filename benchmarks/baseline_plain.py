@@ -1,9 +1,9 @@
 """What people run today: masked diffusion and LIFT-3 in a plain loop with Hugging Face's `Trainer`, without lift_ds.
 
-    python benchmarks/plain_trainer.py MODEL_FOLDER ROWS.jsonl FIRST_STEP
+    python benchmarks/baseline_plain.py MODEL_FOLDER ROWS.jsonl FIRST_STEP
 
-trains on rows of `prompt` and `response`, grouped by length, and writes the file FIRST_STEP when a step is done; the
-other way in is `run_cell`, for `benchmarks/baseline.py`.
+takes one step on rows of `prompt` and `response`, grouped by length, and writes the file FIRST_STEP when it is done. The
+other way in is a cell's JSON, from `benchmarks/baseline.py`.
 
 The model is transformers' Llama, attending to every position through SDPA, with a LLaDA folder's weights. A micro-batch
 is padded to its longest row, the model returns the logits of all positions, and the loss is the cross entropy of the
@@ -13,22 +13,22 @@ without gradient, and chooses row by row.
 
 from __future__ import annotations
 
-import gc
 import json
 import os
-import re
 import sys
-import time
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from baseline_cell import Cell, Watch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 from transformers import (
+    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PrinterCallback,
@@ -55,39 +55,8 @@ LLAMA_NAMES = (
 )
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One run that is measured.
-
-    Args:
-        variant: Who trains: a name of `baseline.VARIANTS`.
-        model: Folder of the model.
-        rows: File of the rows, in the order of training; see `baseline.write_rows`.
-        method: `vanilla` or `lift3`.
-        micro_batch: Rows of one forward.
-        accumulation: Forwards of a step on each rank.
-        num_steps: Steps, the first of which warms up.
-        pad_to: Tokens to which rows are padded; `None`: the longest of their micro-batch.
-        is_packed: Whether rows go through the model without padding.
-        engine_json: DeepSpeed's JSON, of ours.
-        out: Folder in which each rank writes what it measured.
-    """
-
-    variant: str
-    model: str
-    rows: str
-    method: str
-    micro_batch: int
-    accumulation: int
-    num_steps: int
-    pad_to: int | None
-    is_packed: bool
-    engine_json: str
-    out: str
-
-
-def load_model(folder: Path) -> LlamaForCausalLM:
-    """A bidirectional Llama with the weights of a LLaDA folder."""
+def load_model(folder: Path) -> tuple[LlamaForCausalLM, int, int]:
+    """A bidirectional Llama with the weights of a LLaDA folder, and its ids of mask and padding."""
     given = json.loads((folder / "config.json").read_text())
     config = LlamaConfig(
         hidden_size=given["d_model"],
@@ -111,7 +80,7 @@ def load_model(folder: Path) -> LlamaForCausalLM:
     )
     for layer in model.model.layers:
         layer.self_attn.is_causal = False
-    return model
+    return model, given["mask_token_id"], given["pad_token_id"]
 
 
 def make_batch(rows: list[dict[str, Any]], pad_to: int | None, pad_token_id: int) -> dict[str, Tensor]:
@@ -176,10 +145,10 @@ class PlainTrainer(Trainer):
         return (nll * weights).sum() / num_items_in_batch * self.accelerator.num_processes
 
 
-def make_arguments(folder: Path, micro_batch: int, accumulation: int, num_steps: int, order: str) -> TrainingArguments:
+def make_arguments(folder: str, micro_batch: int, accumulation: int, num_steps: int, order: str) -> TrainingArguments:
     """Float32 on the CPU, AdamW in one kernel, no files but what is asked for."""
     return TrainingArguments(
-        output_dir=str(folder),
+        output_dir=folder,
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=accumulation,
         max_steps=num_steps,
@@ -200,56 +169,88 @@ def make_arguments(folder: Path, micro_batch: int, accumulation: int, num_steps:
     )
 
 
-class Watch(TrainerCallback):
-    """Processor and wall seconds of all steps after the first, and the loss of every step."""
+class StepDone(TrainerCallback):
+    """Calls a function at the end of every step."""
 
-    def __init__(self) -> None:
-        self.marks: list[tuple[float, float]] = []
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self.function = function
 
     def on_step_end(self, *unused: Any, **more: Any) -> None:
-        """Notes the clocks."""
-        self.marks.append((time.process_time(), time.perf_counter()))
+        """Calls it."""
+        self.function()
 
 
-def memory_bytes(field: str) -> int:
-    """Memory of this process: `VmRSS` now, `VmHWM` at its peak."""
-    found = re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024
-
-
-def begin_peak() -> int:
-    """Has `VmHWM` begin here; the memory that is resident now."""
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")
-    return memory_bytes("VmRSS")
-
-
-def write_measured(cell: Cell, rank: int, marks: list[tuple[float, float]], losses: list[float], peak: int) -> None:
-    """What one rank measured, for the process that started it."""
-    cpu, wall = (marks[-1][part] - marks[0][part] for part in range(2))
-    measured = {"cpu_seconds": cpu, "wall_seconds": wall, "losses": losses, "peak_bytes": peak}
-    Path(cell.out, f"{rank}.json").write_text(json.dumps(measured))
+def train(
+    model: LlamaForCausalLM,
+    arguments: TrainingArguments,
+    rows: list[dict[str, Any]],
+    method: str,
+    mask_token_id: int,
+    collator: Callable[[list[dict[str, Any]]], dict[str, Tensor]],
+    step_done: Callable[[], Any],
+) -> list[float]:
+    """Trains; the loss of every step."""
+    trainer = PlainTrainer(
+        model=model, args=arguments, train_dataset=rows, data_collator=collator, callbacks=[StepDone(step_done)]
+    )
+    trainer.method, trainer.mask_token_id = method, mask_token_id
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 def run_cell(cell: Cell) -> None:
     """Trains on one rank and writes what it took."""
-    arguments = make_arguments(Path(cell.out), cell.micro_batch, cell.accumulation, cell.num_steps, "sequential")
-    rank, rows = arguments.process_index, torch.load(cell.rows)  # asking for the index joins the process group
-    before, watch = begin_peak(), Watch()
-    trainer = PlainTrainer(
-        model=load_model(Path(cell.model)),
-        args=arguments,
-        train_dataset=rows,
-        data_collator=partial(make_batch, pad_to=cell.pad_to, pad_token_id=1),
-        callbacks=[watch],
+    arguments = make_arguments(cell.out, cell.micro_batch, cell.accumulation, cell.num_steps, "sequential")
+    rows, rank = torch.load(cell.rows), arguments.process_index  # asking for the rank joins the process group
+    watch = Watch(cell, rank)
+    model, mask_token_id, pad_token_id = load_model(Path(cell.model))
+    collator = partial(make_batch, pad_to=cell.pad_to, pad_token_id=pad_token_id)
+    watch.write(train(model, arguments, rows, cell.method, mask_token_id, collator, watch.step_done))
+
+
+class TextRows(Dataset):
+    """Rows of `prompt` and `response` as tokens through a folder's chat template, with fresh noise at each visit."""
+
+    def __init__(self, path: Path, folder: Path) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.rows = []
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            turns = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]
+            prompt = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)
+            ids = tokenizer.apply_chat_template(turns, return_dict=False)
+            labels = [-100] * len(prompt) + ids[len(prompt) :]
+            self.rows.append({"input_ids": torch.tensor(ids), "labels": torch.tensor(labels)})
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.rows[index]
+        ids, t = row["input_ids"], float(torch.rand(()).clamp(min=1e-3))
+        uniform = torch.rand(len(ids))
+        return {**row, "attention_mask": torch.ones_like(ids), "mask_uniform": uniform, "t": t}
+
+
+def run_files(folder: Path, rows: Path, first_step: Path) -> None:
+    """One step on a file's rows, after which `first_step` is there."""
+    arguments = make_arguments(f"{first_step}.trainer", 8, 1, 1, "group_by_length")
+    model, mask_token_id, pad_token_id = load_model(folder)
+    collator = partial(make_batch, pad_to=None, pad_token_id=pad_token_id)
+    train(
+        model,
+        arguments,
+        TextRows(rows, folder),
+        "vanilla",
+        mask_token_id,
+        collator,
+        lambda: first_step.write_text("done"),
     )
-    trainer.method = cell.method
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    write_measured(cell, rank, watch.marks, losses, memory_bytes("VmHWM") - before)
 
 
 if __name__ == "__main__":
-    run_cell(Cell(**json.loads(sys.argv[1])))
+    if len(sys.argv) == 2:
+        run_cell(Cell(**json.loads(sys.argv[1])))
+    else:
+        run_files(*map(Path, sys.argv[1:]))

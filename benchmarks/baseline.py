@@ -3,26 +3,27 @@
     python benchmarks/baseline.py --json baseline.json
 
 *plain* is Hugging Face's Trainer in a loop as one would write it well (`baseline_plain.py`): transformers' Llama, made
-bidirectional, with SDPA, micro-batches of similar length padded to their longest row, logits of all positions, AdamW in
-one kernel; DDP on two ranks. *grouped* is the same with rows grouped by length over the whole run, as Trainer groups
-them over 50 steps of large data: less padding, but each step then holds rows of one length. *published* is LIFT's public
-recipe: every row padded to the maximum, and two full passes. *ours* is this package's step through its engine, ZeRO-3,
-in padded rows (*unpacked*) or one after the other (*packed*).
+bidirectional, with SDPA, micro-batches padded to their longest row, logits of all positions, AdamW in one kernel; DDP
+on two ranks. Each step's rows are sorted by Trainer's own function. *grouped* is the same with rows grouped by length
+over the whole run, as Trainer does over 50 steps of large data: less padding, but each step then holds rows of one
+length. *published* is LIFT's public recipe: every row padded to the maximum, and two full passes; it is measured on
+rows of its own, as in each mix its rows cost the same. *ours* is this package's step through its engine, ZeRO-3, in
+padded rows (*unpacked*) or one after the other (*packed*).
 
 The same for all: weights, rows of each step (but for *grouped*), masks, float32, one thread a rank, AdamW and clipping
-at 1.0. Not the same: ours keeps LIFT's table of difficulties and scores only documents that need it, while plain and
-published score all; ours computes logits of masked tokens only; plain's noise is drawn beforehand, ours inside the
-time; plain cuts its weights on two ranks as DDP does (not at all), ours with ZeRO-3; Trainer's own loop is in its time,
-of ours the step is, without loader, metrics file and progress. Losses of all are compared before anything is timed,
-and those of the first step in every run.
+at 1.0. Not the same: ours keeps LIFT's table of difficulties, and scores only documents that need it where the others
+score all; ours computes logits of masked tokens only; plain's noise is drawn beforehand, ours inside the time; on two
+ranks each rank of plain holds all weights (DDP), of ours a share (ZeRO-3); of plain Trainer's whole loop is timed, of
+ours the step, without loader, metrics file and progress. Losses of all are compared on some rows before anything is
+timed, and those of the first step in every run.
 
-Each run is a process (or two ranks) of its own, runs on one rank in pairs at the same time. Time is processor seconds,
-which other work on the machine disturbs least, and wall seconds of the slowest rank, both without start and first step;
-a ratio is over plain. Memory is peak resident less the process before the model is built, where glibc gives back at once
-what is freed. Start-up is the time from a process's start to the end of its first step, `launchers/train.py` against
-`baseline_plain.py` on the same folder and text rows, medians of interleaved pairs. The figures without a method are the
-worst over methods and ranks, for the better of packed and unpacked where not said. `--quick` is a smoke test and never
-quoted.
+Each run is a process, or two ranks, of its own; on one rank two runs go at the same time. Time is processor seconds,
+which other work on the machine disturbs least, and wall seconds of the slowest rank, both without start and first
+step. Memory is peak resident less the process before the model is built, where glibc gives back at once what is freed.
+Start-up is the time from a process's start to the end of its first step, `launchers/train.py` against
+`baseline_plain.py` on the same folder and text rows, medians of interleaved pairs. In the figures a ratio is over plain
+where no other is named, the worst over methods and ranks, and that of the better of packed and unpacked where neither
+is named. `--quick` is a smoke test and never quoted.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -185,7 +187,7 @@ class Runs:
             for kind, field in fields.items() if name not in ("check", "padded") else ():
                 for over in ("plain", "grouped", "published"):
                     title = f"{kind}_{name}" + (f"_to_{over}" if over != "plain" else "")
-                    worst = {}
+                    worst: dict[str, float] = {}
                     for variant in OURS:
                         ratios = self.worst_ratios(name, field, variant, over)
                         figures |= {f"{title}_{variant}/{cell}": ratio for cell, ratio in ratios.items()}
@@ -231,7 +233,13 @@ def start_up(folder: Path, model: str, num_pairs: int, engine_json: Path) -> dic
         out = folder / f"start-{pair}"
         first_step = Path(f"{out}.step")
         plain = [BENCHMARKS / "baseline_plain.py", folder / model, rows, first_step]
-        ours = [BENCHMARKS.parent / "launchers" / "train.py", "--deepspeed", engine_json, "--model", folder / model]
+        ours: list[Path | str] = [
+            BENCHMARKS.parent / "launchers" / "train.py",
+            "--deepspeed",
+            engine_json,
+            "--model",
+            folder / model,
+        ]
         ours += ["--data", rows, "--output", out, "objective.method=vanilla", "optim.global_batch=8", "optim.steps=1"]
         seconds["plain"].append(time_to_file(plain, first_step))
         seconds["ours"].append(time_to_file(ours, out / "metrics.jsonl"))
@@ -246,7 +254,7 @@ def start_up(folder: Path, model: str, num_pairs: int, engine_json: Path) -> dic
     }
 
 
-def time_to_file(arguments: list[Path | str], path: Path) -> tuple[float, float]:
+def time_to_file(arguments: Sequence[Path | str], path: Path) -> tuple[float, float]:
     """Wall and processor seconds of a new Python process until a file that it writes has something, or is there."""
     began = time.perf_counter()
     with tempfile.TemporaryFile("w+") as output:

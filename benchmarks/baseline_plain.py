@@ -2,8 +2,8 @@
 
     python benchmarks/baseline_plain.py MODEL_FOLDER ROWS.jsonl FIRST_STEP
 
-takes one step on rows of `prompt` and `response`, grouped by length, and writes the file FIRST_STEP when it is done. The
-other way in is a cell's JSON, from `benchmarks/baseline.py`.
+takes one step on rows of `prompt` and `response`, grouped by length, and writes the file FIRST_STEP when it is done.
+The other way in is a cell's JSON, from `benchmarks/baseline.py`.
 
 The model is transformers' Llama, attending to every position through SDPA, with a LLaDA folder's weights. A micro-batch
 is padded to its longest row, the model returns the logits of all positions, and the loss is the cross entropy of the
@@ -58,7 +58,7 @@ LLAMA_NAMES = (
 def load_model(folder: Path) -> tuple[LlamaForCausalLM, int, int]:
     """A bidirectional Llama with the weights of a LLaDA folder, and its ids of mask and padding."""
     given = json.loads((folder / "config.json").read_text())
-    config = LlamaConfig(
+    fields: dict[str, Any] = dict(
         hidden_size=given["d_model"],
         intermediate_size=given["mlp_hidden_size"],
         num_hidden_layers=given["n_layers"],
@@ -76,7 +76,7 @@ def load_model(folder: Path) -> tuple[LlamaForCausalLM, int, int]:
             name = name.replace(old, new)
         weights[name] = tensor
     model = LlamaForCausalLM.from_pretrained(
-        None, config=config, state_dict=weights, attn_implementation="sdpa", dtype=torch.float32
+        None, config=LlamaConfig(**fields), state_dict=weights, attn_implementation="sdpa", dtype=torch.float32
     )
     for layer in model.model.layers:
         layer.self_attn.is_causal = False
@@ -183,7 +183,7 @@ class StepDone(TrainerCallback):
 def train(
     model: LlamaForCausalLM,
     arguments: TrainingArguments,
-    rows: list[dict[str, Any]],
+    rows: Any,
     method: str,
     mask_token_id: int,
     collator: Callable[[list[dict[str, Any]]], dict[str, Tensor]],
@@ -219,9 +219,9 @@ class TextRows(Dataset):
             row = json.loads(line)
             turns = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]
             prompt = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)
-            ids = tokenizer.apply_chat_template(turns, return_dict=False)
-            labels = [-100] * len(prompt) + ids[len(prompt) :]
-            self.rows.append({"input_ids": torch.tensor(ids), "labels": torch.tensor(labels)})
+            ids = torch.tensor(tokenizer.apply_chat_template(turns, return_dict=False))
+            labels = ids.masked_fill(torch.arange(len(ids)) < len(prompt), -100)
+            self.rows.append({"input_ids": ids, "labels": labels})
 
     def __len__(self) -> int:
         return len(self.rows)

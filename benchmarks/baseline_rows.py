@@ -94,7 +94,7 @@ def write_model(name: str, folder: Path) -> None:
 def write_rows(mix: Mix, is_grouped: bool, world_size: int, path: Path) -> int:
     """Rows with their noise, in the order of training; the number of steps.
 
-    First those of a short step that warms up, then each step's, longest first, by the function of Trainer's own sampler.
+    First those of a short step that warms up, then each step's, longest first, by the function of Trainer's sampler.
     """
     rows_a_step = mix.micro_batch * mix.accumulation * world_size
     num_steps = len(mix.lengths) // rows_a_step

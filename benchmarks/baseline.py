@@ -42,7 +42,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from baseline_cell import Cell
-from baseline_rows import MAX_LENGTH, WORLD_SIZES, Mix, draw_mixes, write_model, write_rows, write_texts
+from baseline_rows import RANK_COUNTS, Mix, draw_mixes, write_model, write_rows, write_texts
 
 BENCHMARKS = Path(__file__).resolve().parent
 ENGINE_JSON = BENCHMARKS.parent / "ds_configs" / "zero3.json"
@@ -103,8 +103,8 @@ class Runs:
         for model in {self.mixes[key.mix].model for key in keys}:
             if not (self.folder / model).exists():
                 write_model(model, self.folder / model)
-        for num_ranks in WORLD_SIZES:
-            with ThreadPoolExecutor(max(WORLD_SIZES) // num_ranks) as pool:
+        for num_ranks in RANK_COUNTS:
+            with ThreadPoolExecutor(max(RANK_COUNTS) // num_ranks) as pool:
                 list(pool.map(self.run, [key for key in keys if key.num_ranks == num_ranks]))
 
     def run(self, key: Key) -> None:
@@ -118,7 +118,7 @@ class Runs:
             micro_batch=mix.micro_batch,
             accumulation=mix.accumulation,
             num_steps=write_rows(mix, key.variant == "grouped", key.num_ranks, out / "rows"),
-            pad_to=MAX_LENGTH if key.variant == "published" else None,
+            pad_to=mix.maximum if key.variant == "published" else None,
             is_packed=key.variant == "packed",
             engine_json=str(self.engine_json),
             out=str(out),
@@ -287,7 +287,7 @@ def main() -> None:
         Key(name, method, num_ranks, variant)
         for name, mix in mixes.items()
         for method in mix.methods
-        for num_ranks in mix.world_sizes
+        for num_ranks in mix.rank_counts
         for variant in mix.variants
     ]
 

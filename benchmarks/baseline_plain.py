@@ -58,18 +58,18 @@ LLAMA_NAMES = (
 def load_model(folder: Path) -> tuple[LlamaForCausalLM, int, int]:
     """A bidirectional Llama with the weights of a LLaDA folder, and its ids of mask and padding."""
     given = json.loads((folder / "config.json").read_text())
-    fields: dict[str, Any] = dict(
-        hidden_size=given["d_model"],
-        intermediate_size=given["mlp_hidden_size"],
-        num_hidden_layers=given["n_layers"],
-        num_attention_heads=given["n_heads"],
-        vocab_size=given["embedding_size"],
-        max_position_embeddings=given["max_sequence_length"],
-        rms_norm_eps=given["rms_norm_eps"],
-        rope_parameters={"rope_type": "default", "rope_theta": given["rope_theta"]},
-        is_causal=False,
-        use_cache=False,
-    )
+    fields: dict[str, Any] = {
+        "hidden_size": given["d_model"],
+        "intermediate_size": given["mlp_hidden_size"],
+        "num_hidden_layers": given["n_layers"],
+        "num_attention_heads": given["n_heads"],
+        "vocab_size": given["embedding_size"],
+        "max_position_embeddings": given["max_sequence_length"],
+        "rms_norm_eps": given["rms_norm_eps"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": given["rope_theta"]},
+        "is_causal": False,
+        "use_cache": False,
+    }
     weights = {}
     for name, tensor in load_file(folder / "model.safetensors").items():
         for old, new in LLAMA_NAMES:

@@ -23,7 +23,7 @@ from lift_ds.models.weights import NewWeights, resolve_folder
 from lift_ds.objectives import objective_settings
 from lift_ds.training.draws import make_noise_rule
 
-METHODS, WORLD_SIZES = ("vanilla", "lift3"), (1, 2)
+METHODS, RANK_COUNTS = ("vanilla", "lift3"), (1, 2)
 MAX_LENGTH, PROMPT_SHARE, WARM_UP_LENGTH = 1024, 0.25, 24
 SHORT_MEAN, SHORT_CV = 150.0, 0.55  # tokens of a GSM8K row, and their spread
 MODELS = {"small": (512, 8, 4096), "large_vocabulary": (64, 2, 126_464), "quick": (64, 2, 2048)}  # width, layers, V
@@ -39,9 +39,10 @@ class Mix:
         accumulation: Forwards of a step on each rank.
         variants: Of `SCRIPTS`.
         model: Of `MODELS`.
-        world_sizes: Numbers of ranks.
+        rank_counts: Numbers of ranks.
         methods: Of `METHODS`.
         is_memory: Whether memory is what is wanted.
+        maximum: Tokens to which the published recipe pads.
     """
 
     lengths: list[int]
@@ -49,14 +50,16 @@ class Mix:
     accumulation: int
     variants: tuple[str, ...]
     model: str = "small"
-    world_sizes: tuple[int, ...] = WORLD_SIZES
+    rank_counts: tuple[int, ...] = RANK_COUNTS
     methods: tuple[str, ...] = METHODS
     is_memory: bool = False
+    maximum: int = MAX_LENGTH
 
 
 def draw_mixes(is_quick: bool) -> dict[str, Mix]:
     """What is measured, in order. On two ranks a run has the same rows in half as many steps."""
-    check = Mix([40, 24, 90, 17, 64, 33, 120, 50], 4, 2, ("plain", "unpacked", "packed", "published"), world_sizes=(1,))
+    recipes = ("plain", "unpacked", "packed", "published")
+    check = Mix([40, 24, 90, 17, 64, 33, 120, 50], 4, 2, recipes, rank_counts=(1,), maximum=128)
     if is_quick:
         small = partial(Mix, [40, 24, 90, 17], 2, 1, ("plain", "unpacked"), "quick", (1,), ("lift3",))
         return {"check": small(), "short": small()}
@@ -91,12 +94,12 @@ def write_model(name: str, folder: Path) -> None:
             copy(path, folder)
 
 
-def write_rows(mix: Mix, is_grouped: bool, world_size: int, path: Path) -> int:
+def write_rows(mix: Mix, is_grouped: bool, num_ranks: int, path: Path) -> int:
     """Rows with their noise, in the order of training; the number of steps.
 
     First those of a short step that warms up, then each step's, longest first, by the function of Trainer's sampler.
     """
-    rows_a_step = mix.micro_batch * mix.accumulation * world_size
+    rows_a_step = mix.micro_batch * mix.accumulation * num_ranks
     num_steps = len(mix.lengths) // rows_a_step
     lengths = [WARM_UP_LENGTH] * rows_a_step + mix.lengths
     drawn = draw_documents(lengths, PROMPT_SHARE, MODELS[mix.model][2], (len(mix.lengths),))

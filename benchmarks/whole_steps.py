@@ -18,7 +18,7 @@ from transformers import PretrainedConfig
 from lift_ds.config.deepspeed import read_ds_json, resolve_ds_json
 from lift_ds.config.run import RunConfig
 from lift_ds.config.training import OptimConfig
-from lift_ds.data.batch import Document, collate
+from lift_ds.data.batch import Document, MicroBatch, Noise, collate
 from lift_ds.data.order.loader import StepBatch
 from lift_ds.models.attention import choose_attention
 from lift_ds.models.head import MaskedDiffusionModel
@@ -36,6 +36,8 @@ from lift_ds.training.step import DiffusionStep
 from lift_ds.training.timing import StepClock
 
 SEED = 3
+Noised = tuple[Document, Noise]
+Cut = Callable[[list[Noised]], list[list[Noised]]]
 
 
 class DeviceWeights:
@@ -70,6 +72,7 @@ class WholeSteps:
         checkpointing: Whether layers are computed again in backward.
         is_packed: Whether the documents of a micro-batch go through the model without padding.
         has_bf16: Whether "auto" means bf16.
+        micro_batch: Most documents of one forward; all of a rank's where not given.
     """
 
     def __init__(
@@ -84,11 +87,12 @@ class WholeSteps:
         checkpointing: bool = False,
         is_packed: bool = False,
         has_bf16: bool = True,
+        micro_batch: int | str = "auto",
     ) -> None:
         self.vocab_size = int(config.embedding_size)
         optim = OptimConfig(lr=1e-4, global_batch=documents)
         self.run = RunConfig(optim=optim, lora=lora or LoraConfig())
-        loaded, _ = read_ds_json(engine_json)
+        loaded = read_ds_json(engine_json)[0] | {"train_micro_batch_size_per_gpu": micro_batch}
         ds_json, problems = resolve_ds_json(loaded, engine_json, self.run, world_size, config, has_bf16)
         assert not problems, problems
         model = build_model(config, weights, ds_json, "new weights")
@@ -117,18 +121,30 @@ class WholeSteps:
         self.seconds: list[float] = []
         self.scoring_seconds: list[float] = []
 
-    def step(self, documents: list[Document], number: int, wait: Callable[[], None] | None = None) -> None:
-        """One whole optimizer step on this rank's documents, in one micro-batch.
+    def step(
+        self,
+        documents: list[Document],
+        number: int,
+        wait: Callable[[], None] | None = None,
+        cut: Cut = lambda noised: [noised],
+    ) -> float:
+        """One whole optimizer step on this rank's documents.
 
         Args:
             documents: What is learned.
             number: Which step it is; levels and masks follow from it.
             wait: Returns when the device is done; a barrier of the ranks where not given.
+            cut: Makes micro-batches of documents and their noise, as many as the engine accumulates; one where not
+                given.
+
+        Returns:
+            The loss over all ranks.
         """
         wait = wait or self.engine.barrier
         slots = [(self.engine.rank + index * self.engine.world_size, 0) for index in range(len(documents))]
-        noises = self.noise_rule(documents, number, slots)
-        batch = StepBatch([collate(documents, noises, 1)], sum(len(document.ids) for document in documents), 0, 0, {})
+        noised = list(zip(documents, self.noise_rule(documents, number, slots), strict=True))
+        micro_batches = [_collate(pairs) for pairs in cut(noised)]
+        batch = StepBatch(micro_batches, sum(len(document.ids) for document in documents), 0, 0, {})
         wait()
         began = time.perf_counter()
         counts = self.engine.all_reduce(step_counts(batch.micro_batches, self.objective))
@@ -139,7 +155,14 @@ class WholeSteps:
             self.buffers.observe(observed, number + 1)
         wait()
         self.seconds.append(time.perf_counter() - began)
-        self.scoring_seconds.append(totals.record(time_scaling=True)["scoring_seconds"])
+        record = totals.record(time_scaling=True)
+        self.scoring_seconds.append(record["scoring_seconds"])
+        return float(record["loss"])
+
+
+def _collate(noised: list[Noised]) -> MicroBatch:
+    documents, noises = map(list, zip(*noised, strict=True))
+    return collate(documents, noises, 1)
 
 
 def draw_documents(lengths: list[int], prompt_share: float, vocab_size: int, key: tuple[int, ...]) -> list[Document]:

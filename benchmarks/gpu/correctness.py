@@ -98,7 +98,7 @@ def far_scores(device: torch.device, is_quick: bool) -> dict[str, float]:
         query, key = query + 4.33, key - 4.33  # 64 * 4.33 * -4.33 / sqrt(64) = -150
         exact = attention_gradient(query.double(), key.double(), value.double(), None)
         visible = torch.ones(1, 1, 1, length, dtype=torch.bool, device=device)
-        segments = Segments.of(torch.tensor([length], device=device), kernel)
+        segments = Segments.of([length], device, kernel)
         for way in (None, visible, segments):
             with attention_kernels(kernel):
                 found = attention_gradient(query, key, value, way)
@@ -126,11 +126,11 @@ def packed_is_alone(device: torch.device, is_quick: bool) -> dict[str, float]:
         model = small_model(device, dtype)
         kernel = choose_attention(model.config, "auto", device, dtype)
         documents = [torch.from_numpy(document.ids)[None].to(device) for document in draw([97, 128, 250])]
-        lengths = torch.tensor([ids.shape[1] for ids in documents], device=device)
-        positions = torch.cat([torch.arange(int(length), device=device) for length in lengths])[None]
+        lengths = [ids.shape[1] for ids in documents]
+        positions = torch.cat([torch.arange(length, device=device) for length in lengths])[None]
         with torch.no_grad(), attention_kernels(kernel):
             alone = torch.cat([model.encode(ids) for ids in documents], 1)
-            packed = model.encode(torch.cat(documents, 1), Segments.of(lengths, kernel), positions)
+            packed = model.encode(torch.cat(documents, 1), Segments.of(lengths, device, kernel), positions)
         figures[f"packed_difference_{name}"] = difference(packed.double(), alone.double())
     return figures
 

@@ -8,6 +8,8 @@ import torch
 from lift_ds.ranks.shares import Alone
 from lift_ds.rng import Stream, keyed_uniform
 from lift_ds.training.buffers import DifficultyBuffers
+from lift_ds.training.results import read
+from tests.objectives.test_objectives import chosen
 from tests.training.test_step import make_batch, make_root
 
 T, RHO, STEPS, PLACE, TOKEN, OTHER = 0.7, 0.2, 150, 10, 9, 3
@@ -30,11 +32,11 @@ def train_on(model, buffers, refresh_share):
         drawn = torch.from_numpy(keyed_uniform(step, 0, 0, Stream.NOISE, 41))
         noise = {"mask_uniform": drawn[None, :20], "tie_uniform": drawn[None, 20:40]}
         (filled,) = buffers.fill([replace(batch, is_refreshed=drawn[40:] < refresh_share, **noise)])
-        candidates = root.objective.noise(filled)
-        choice = root.objective.choose(filled, candidates, root.score(filled, candidates))
-        num_kept += int(choice.targets[0, PLACE])
-        _, stats = root(filled, torch.ones(1))
-        buffers.observe(stats.observed, step)
+        num_kept += int(chosen(root, filled).targets[0, PLACE])
+        loss, stats = root(filled, torch.ones(1))
+        loss.backward()
+        (shown,) = read([stats])
+        buffers.observe(shown.observed, step)
     return num_kept
 
 

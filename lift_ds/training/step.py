@@ -174,15 +174,15 @@ class DiffusionStep(nn.Module):
         weights = taken(view.weights, at) * noised.document_scale[document]
 
         def learn(hidden: Tensor, matrix: Tensor) -> tuple[Tensor, ...]:
-            learned = [hidden, gold_ids, weights, document, is_filler]
+            learned = (hidden, gold_ids, weights, document, is_filler)
             if chooses:
                 scores = placed(chunked_gold_logprob(hidden.detach(), matrix, gold_ids), at, view.targets)
                 chosen = taken(self.objective.choose(batch, noised.candidates, scores).targets, at)
                 kept = positions(chosen, noised.num_kept())
-                learned = [each.index_select(0, kept) for each in learned]
-            hidden, *of_rows = learned
-            loss, token_nll = chunked_weighted_nll(hidden, matrix, of_rows[0], of_rows[1], self.objective.curve())
-            return loss, token_nll, of_rows[0], *of_rows[2:]
+                learned = tuple(each.index_select(0, kept) for each in learned)
+            hidden, token_ids, factors, documents, fillers = learned
+            loss, token_nll = chunked_weighted_nll(hidden, matrix, token_ids, factors, self.objective.curve())
+            return loss, token_nll, token_ids, documents, fillers
 
         return Trained(*self.model.head(rows, learn))
 

@@ -174,7 +174,7 @@ class DiffusionStep(nn.Module):
         weights = taken(view.weights, at) * noised.document_scale[document]
 
         def learn(hidden: Tensor, matrix: Tensor) -> tuple[Tensor, ...]:
-            learned = (hidden, gold_ids, weights, document, is_filler)
+            learned: tuple[Tensor, ...] = (hidden, gold_ids, weights, document, is_filler)
             if chooses:
                 scores = placed(chunked_gold_logprob(hidden.detach(), matrix, gold_ids), at, view.targets)
                 chosen = taken(self.objective.choose(batch, noised.candidates, scores).targets, at)

@@ -324,11 +324,11 @@ def difference(found: Tensor, exact: Tensor) -> float:
 
 
 PARTS = {
-    "sync": sync,
     "conformance": conformance,
     "gradients": gradients,
     "far_scores": far_scores,
     "packed_is_alone": packed_is_alone,
+    "sync": sync,
     "stages": stages,
     "resume": resume,
 }

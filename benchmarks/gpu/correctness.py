@@ -8,28 +8,40 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import throughput
 import torch
 import torch.nn.functional as F  # noqa: N812
 from safetensors.torch import load_file
 from torch import Tensor
-from whole_steps import SEED, DeviceWeights, draw_documents
+from whole_steps import SEED, DeviceWeights, WholeSteps, draw_documents
 
 from lift_ds.data.batch import Document, MicroBatch, collate
 from lift_ds.models.attention import Kernel, Segments, attention_kernels, choose_attention
 from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.llada import LLaDAConfig, LLaDAModelLM
+from lift_ds.models.lora import add_adapters
 from lift_ds.models.weights import fill_parameters, load_pretrained
 from lift_ds.objectives import make_objective, objective_settings
+from lift_ds.objectives.settings import ObjectiveSettings
 from lift_ds.training.draws import make_noise_rule
 from lift_ds.training.step import DiffusionStep
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 VECTORS = REPOSITORY / "tests" / "data" / "llada_tiny"
+OBJECTIVES: tuple[tuple[str, dict[str, Any]], ...] = (
+    *((method, {}) for method in ("vanilla", "lift2", "lift3", "easy", "hard", "random", "gift")),
+    *(("lift3", {"scoring": scoring}) for scoring in ("approximate", "buffer", "hybrid")),
+    ("vanilla", {"complementary": True}),
+)
 REMAINDERS = (0, 1, 64, 127)
 """Lengths beyond a multiple of 128: what cuDNN's masked backward gets wrong is one of them."""
 HEAD_DIM = 64
@@ -98,7 +110,7 @@ def far_scores(device: torch.device, is_quick: bool) -> dict[str, float]:
         query, key = query + 4.33, key - 4.33  # 64 * 4.33 * -4.33 / sqrt(64) = -150
         exact = attention_gradient(query.double(), key.double(), value.double(), None)
         visible = torch.ones(1, 1, 1, length, dtype=torch.bool, device=device)
-        segments = Segments.of(torch.tensor([length], device=device), kernel)
+        segments = Segments.of([length], device, kernel)
         for way in (None, visible, segments):
             with attention_kernels(kernel):
                 found = attention_gradient(query, key, value, way)
@@ -126,11 +138,11 @@ def packed_is_alone(device: torch.device, is_quick: bool) -> dict[str, float]:
         model = small_model(device, dtype)
         kernel = choose_attention(model.config, "auto", device, dtype)
         documents = [torch.from_numpy(document.ids)[None].to(device) for document in draw([97, 128, 250])]
-        lengths = torch.tensor([ids.shape[1] for ids in documents], device=device)
-        positions = torch.cat([torch.arange(int(length), device=device) for length in lengths])[None]
+        lengths = [ids.shape[1] for ids in documents]
+        positions = torch.cat([torch.arange(length, device=device) for length in lengths])[None]
         with torch.no_grad(), attention_kernels(kernel):
             alone = torch.cat([model.encode(ids) for ids in documents], 1)
-            packed = model.encode(torch.cat(documents, 1), Segments.of(lengths, kernel), positions)
+            packed = model.encode(torch.cat(documents, 1), Segments.of(lengths, device, kernel), positions)
         figures[f"packed_difference_{name}"] = difference(packed.double(), alone.double())
     return figures
 
@@ -160,6 +172,57 @@ def resume(device: torch.device, is_quick: bool) -> dict[str, float]:
         latest.write_text(latest.read_text().replace("step-000004", "step-000002"))
         resumed = losses_of_run(work, "cut", 3, device.type, [], "--resume", "auto")
     return {"resume_loss_difference": float(np.abs(np.array(resumed) / np.array(whole) - 1).max())}
+
+
+def sync(device: torch.device, is_quick: bool) -> dict[str, float]:
+    """How often the host waits for the device from noise to the end of backward: in our passes, and in DeepSpeed's.
+
+    Ours may wait once, under GIFT. DeepSpeed's are counted in one micro-batch under ZeRO-2 and ZeRO-3, a line each.
+    """
+    figures = dict.fromkeys(("waits", "waits_gift"), 0.0)
+    documents = draw([97, 128, 250])
+    for method, options in OBJECTIVES:
+        for is_packed in (False, True):
+            root = step_root(device, torch.float32, objective_settings(method, **options), is_packed, lora_dropout=0.1)
+            batch, scale = noised_batch(documents, root.objective.settings), torch.full((len(documents),), 1e-2)
+            for _ in range(2):  # handles and workspaces are made in the first
+                with waiting(device) as places:
+                    root(batch, scale, (0, 0), device)[0].backward()
+            name = "waits_gift" if method == "gift" else "waits"
+            figures[name] = max(figures[name], float(len(places)))
+            figures |= {f"{method}: {place}": float(count) for place, count in Counter(places).items()}
+    throughput.start(device)
+    for stage in (2, 3):
+        settings, config = objective_settings(method="lift3"), small_config()
+        engine_json = REPOSITORY / "ds_configs" / f"zero{stage}.json"
+        steps = WholeSteps(
+            config, DeviceWeights(config), engine_json, settings, len(documents), has_bf16=device.type == "cuda"
+        )
+        batch = noised_batch(documents, settings)
+        for _ in range(3):  # ZeRO-3 records the order of its parameters in the first
+            with waiting(device) as places:
+                steps.engine.forward_backward(batch, torch.full((len(documents),), 1e-2), (0, 0))
+            steps.engine.update()
+        figures[f"waits_zero{stage}"] = float(len(places))
+        figures |= {f"zero{stage}: {place}": float(count) for place, count in Counter(places).items()}
+    return figures
+
+
+@contextmanager
+def waiting(device: torch.device) -> Iterator[list[str]]:
+    """Places, one for each time that the host waits for the GPU inside; torch does not tell where it is a CPU."""
+    places: list[str] = []
+    if device.type != "cuda":
+        yield places
+        return
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield places
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    places += [f"{Path(each.filename).name}:{each.lineno}" for each in caught if "synchroniz" in str(each.message)]
 
 
 def losses_of_run(work: Path, name: str, stage: int, where: str, overrides: list[str], *flags: str) -> list[float]:
@@ -221,15 +284,31 @@ def step_gradient(
 ) -> Tensor:
     """The gradient (P,), float64 on the CPU, of one micro-batch under LIFT-3."""
     settings = objective_settings(method="lift3")
-    model = small_model(device, dtype)
-    root = DiffusionStep(model, make_objective(settings), is_packed=is_packed, kernel=kernel).train()
-    documents = draw(lengths)
-    noises = make_noise_rule(settings, SEED, len(documents))(documents, 0, [(row, 0) for row in range(len(documents))])
-    batch: MicroBatch = collate(documents, noises, 1).to(device)
+    root = step_root(device, dtype, settings, is_packed, kernel)
+    batch = noised_batch(draw(lengths), settings)
     with attention_kernels(kernel):
-        loss, _ = root(batch, torch.full((len(documents),), 1e-2, device=device))
+        loss, _ = root(batch, torch.full((len(lengths),), 1e-2), (0, 0), device)
         loss.backward()
     return torch.cat([gradient.double().flatten().cpu() for gradient in all_gradients(root)])
+
+
+def step_root(
+    device: torch.device, dtype: torch.dtype, settings: ObjectiveSettings, is_packed: bool, kernel: Kernel = "sdpa",
+    lora_dropout: float = 0.0,
+) -> DiffusionStep:  # fmt: skip
+    """The root module of `small_model`; with adapters where they have dropout."""
+    model = small_model(device, dtype)
+    if lora_dropout:
+        add_adapters(model, 4, 8, lora_dropout, ["q_proj", "v_proj"], SEED)
+    keeps = settings.method != "vanilla"
+    return DiffusionStep(model, make_objective(settings), keeps, is_packed, kernel).train()
+
+
+def noised_batch(documents: list[Document], settings: ObjectiveSettings) -> MicroBatch:
+    """Documents as one micro-batch on the CPU, with what a difficulty table says of them."""
+    rule = make_noise_rule(settings, SEED, len(documents))
+    batch = collate(documents, rule(documents, 0, [(row, 0) for row in range(len(documents))]), 1)
+    return replace(batch, difficulty=batch.tie_uniform, difficulty_count=batch.mask_uniform)
 
 
 def all_gradients(root: torch.nn.Module) -> Iterator[Tensor]:
@@ -249,6 +328,7 @@ PARTS = {
     "gradients": gradients,
     "far_scores": far_scores,
     "packed_is_alone": packed_is_alone,
+    "sync": sync,
     "stages": stages,
     "resume": resume,
 }

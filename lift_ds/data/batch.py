@@ -5,12 +5,13 @@ Shapes: B documents, L tokens of the longest one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from lift_ds.ranks.moving import Movable
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class MicroBatch:
-    """Tensors of one forward. Padding is false in every mask.
+class MicroBatch(Movable):
+    """Tensors of one forward, and what the host must know of them without asking a device. Padding is false in masks.
 
     Args:
         clean_ids: int64 (B, L).
@@ -68,11 +69,11 @@ class MicroBatch:
         rho: float32 (B,), extra levels of the superset; 0 for vanilla SFT.
         count_uniform: float32 (B,), uniforms that round how many tokens are kept.
         component: int64 (B,) of `method.components.Component`.
-        sample_ids: int64 (B,); -1 for a stand-in that only keeps the ranks together.
+        lengths: Tokens of each document, B of them.
+        sample_ids: The documents' numbers, B of them; -1 for a stand-in that only keeps the ranks together.
         is_refreshed: bool (B,), documents that are scored exactly, whatever `objective.scoring` says.
         difficulty: float32 (B, L), expected -log p of the superset's tokens from the buffers, where they are used.
         difficulty_count: float32 (B, L), the decayed number of observations behind it.
-        is_padded: Whether any position is padding, known here without asking the device.
     """
 
     clean_ids: Tensor
@@ -85,30 +86,29 @@ class MicroBatch:
     rho: Tensor
     count_uniform: Tensor
     component: Tensor
-    sample_ids: Tensor
+    lengths: list[int]
+    sample_ids: list[int]
     is_refreshed: Tensor
     difficulty: Tensor | None = None
     difficulty_count: Tensor | None = None
-    is_padded: bool = True
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether any position is padding."""
+        return min(self.lengths) < self.clean_ids.shape[1]
 
     @property
     def visible(self) -> Tensor | None:
         """The attention mask, `None` where nothing is padded: kernels are faster without one."""
         return self.attention_mask if self.is_padded else None
 
-    def to(self, device: torch.device) -> MicroBatch:
-        """The same micro-batch on `device`."""
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
-        return replace(self, **(values | moved))
-
 
 def collate(documents: list[Document], noises: list[Noise], pad_token_id: int) -> MicroBatch:
     """Pads documents on the right to the longest one; no token attends to padding."""
     shape = (len(documents), max(len(document.ids) for document in documents))
     clean_ids = np.full(shape, pad_token_id, dtype=np.int64)
-    lengths = np.array([len(document.ids) for document in documents])
-    attention_mask = np.arange(shape[1]) < lengths[:, None]
+    lengths = [len(document.ids) for document in documents]
+    attention_mask = np.arange(shape[1]) < np.array(lengths)[:, None]
     masks = np.zeros((2, *shape), dtype=bool)
     uniforms = np.ones((2, *shape), dtype=np.float32)
     for row, (document, noise) in enumerate(zip(documents, noises, strict=True)):
@@ -128,9 +128,9 @@ def collate(documents: list[Document], noises: list[Noise], pad_token_id: int) -
         rho=torch.tensor([noise.rho for noise in noises], dtype=torch.float32),
         count_uniform=torch.tensor([noise.count_uniform for noise in noises], dtype=torch.float32),
         component=torch.tensor([noise.component for noise in noises]),
-        sample_ids=torch.tensor([document.sample_id for document in documents]),
+        lengths=lengths,
+        sample_ids=[document.sample_id for document in documents],
         is_refreshed=torch.tensor([noise.is_refreshed for noise in noises]),
-        is_padded=bool(lengths.min() < shape[1]),
     )
 
 

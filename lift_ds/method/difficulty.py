@@ -60,10 +60,10 @@ class Observations:
         zeros = torch.zeros(len(keys), dtype=torch.float64)
         return Observations(keys, zeros.index_add(0, inverse, self.sums), zeros.index_add(0, inverse, self.counts))
 
-    def joined(self, other: Observations) -> Observations:
-        """Both, each pair once."""
-        pairs = zip(self.columns(), other.columns(), strict=True)
-        return Observations(*(torch.cat(pair) for pair in pairs)).merged()
+    def joined(self, others: list[Observations]) -> Observations:
+        """All, each pair once; added in this order, so that it does not matter how many are joined at once."""
+        columns = zip(*(each.columns() for each in (self, *others)), strict=True)
+        return Observations(*(torch.cat(column) for column in columns)).merged()
 
     def scaled(self, factor: float) -> Observations:
         """The same, decayed."""
@@ -103,8 +103,8 @@ class DifficultyTable:
         """First keys, int64, of the ranges of ranks 1, 2, ..."""
         return torch.arange(1, self.world_size) * (self.range_size * NUM_BINS)
 
-    def observe(self, observations: Observations, step: int) -> None:
-        """Notes observations of optimizer step `step`, which never goes back."""
+    def observe(self, observations: list[Observations], step: int) -> None:
+        """Notes observations of optimizer step `step`, in their order; it never goes back."""
         older = self.pending.scaled(self.decay ** (step - self.pending_step))
         self.pending, self.pending_step = older.joined(observations), step
 
@@ -197,7 +197,7 @@ class DifficultyTable:
             step = int(state["numbers"][3])
             if step < self.pending_step:
                 pending, step = pending.scaled(self.decay ** (self.pending_step - step)), self.pending_step
-            self.observe(pending, step)
+            self.observe([pending], step)
 
     @property
     def num_bytes(self) -> int:

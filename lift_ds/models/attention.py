@@ -15,6 +15,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal, cast, get_args
 
 import torch
@@ -22,6 +23,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PretrainedConfig
+
+from lift_ds.ranks.moving import moved
 
 Kernel = Literal["varlen", "sdpa", "math"]
 KERNELS = get_args(Kernel)
@@ -101,9 +104,10 @@ class Segments:
     kernel: Kernel = "sdpa"
 
     @staticmethod
-    def of(lengths: Tensor, kernel: Kernel = "sdpa") -> Segments:
-        """Those of int64 (documents,) lengths."""
-        return Segments(lengths.tolist(), F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32), kernel)
+    def of(lengths: list[int], device: torch.device, kernel: Kernel = "sdpa") -> Segments:
+        """Those of documents' lengths, which the host knows."""
+        (bounds,) = moved([torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)], device)
+        return Segments(lengths, bounds, kernel)
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
         """Attention of (1, H, L, head_dim)."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lift_ds.method.loss import chunked_gold_logprob
+from lift_ds.method.positions import positions, taken
 
 from .attention import Kernel, Segments
 from .layers import MaskedDiffusionModel
@@ -47,28 +48,29 @@ class LogitsModel(nn.Module):
 def encode_rows(
     model: MaskedDiffusionModel,
     noised_ids: Tensor,
-    rows: Tensor,
+    at: Tensor,
     attention_mask: Tensor | None,
-    is_packed: bool,
+    lengths: list[int] | None,
     kernel: Kernel = "sdpa",
 ) -> Tensor:
-    """Hidden states (R, D) of chosen positions, in row-major order.
+    """Hidden states (R, D) of chosen positions.
 
     Args:
         model: The model.
         noised_ids: int64 (B, L) model input.
-        rows: bool (B, L), the R positions wanted.
+        at: int64 (R,), the positions wanted; see `positions`.
         attention_mask: bool (B, L), false on padding, which is on the right; `None` where there is none.
-        is_packed: Whether the documents go through the model one after the other, without padding, instead of in rows.
+        lengths: Tokens of each document, where they go through the model one after the other, without padding, instead
+            of in rows.
         kernel: What computes their attention then.
     """
-    if not is_packed:
-        return model.encode(noised_ids, attention_mask)[rows]
-    attention_mask = torch.ones_like(rows) if attention_mask is None else attention_mask
-    positions = torch.arange(noised_ids.shape[1], device=noised_ids.device).expand_as(noised_ids)
-    segments = Segments.of(attention_mask.sum(-1), kernel)
-    hidden = model.encode(noised_ids[attention_mask][None], segments, positions[attention_mask][None])
-    return hidden[0, rows[attention_mask]]
+    if lengths is None:
+        return taken(model.encode(noised_ids, attention_mask), at)
+    width, segments = noised_ids.shape[1], Segments.of(lengths, noised_ids.device, kernel)
+    real = torch.ones_like(noised_ids, dtype=torch.bool) if attention_mask is None else attention_mask
+    tokens = positions(real, sum(lengths))
+    hidden = model.encode(taken(noised_ids, tokens)[None], segments, (tokens % width)[None])
+    return hidden[0].index_select(0, segments.bounds[at // width] + at % width)
 
 
 @torch.no_grad()

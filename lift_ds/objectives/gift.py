@@ -49,7 +49,7 @@ class Gift(Objective):
     def noise(self, batch: MicroBatch) -> Candidates:
         """The whole response of every document."""
         nothing = torch.zeros_like(batch.response_mask)
-        return Candidates(batch.response_mask, nothing, torch.ones_like(batch.t, dtype=torch.bool))
+        return Candidates(batch.response_mask, nothing, torch.arange(len(batch.t), device=batch.t.device))
 
     def choose(self, batch: MicroBatch, candidates: Candidates, scores: Tensor | None) -> Choice:
         """The tokens whose uniform lies below their own level."""

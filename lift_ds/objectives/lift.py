@@ -102,7 +102,8 @@ class Lift(SupersetObjective):
     def noise(self, batch: MicroBatch) -> Candidates:
         """The superset; scores are wanted where the component asks for them, and the table does not answer."""
         needed = batch.component != Component.RANDOM
-        return replace(candidates(batch), scored=needed & batch.is_refreshed if self.reads_difficulty else needed)
+        scored = needed & batch.is_refreshed if self.reads_difficulty else needed
+        return replace(candidates(batch), scored=scored.nonzero()[:, 0])
 
     def choose(self, batch: MicroBatch, candidates: Candidates, scores: Tensor | None) -> Choice:
         """The kept tokens; all of the superset where the training pass is still to choose from it."""
@@ -122,13 +123,13 @@ class Lift(SupersetObjective):
         expected = -batch.difficulty + TIE_NATS * batch.tie_uniform
         if exact is None:
             return expected, None
-        rows = candidates.scored
-        by_exact, by_table = (self.kept(batch, candidates, scores)[rows] for scores in (exact, expected))
-        agreement = count_agreement(by_exact, by_table, candidates.superset[rows])
+        documents = candidates.scored
+        by_exact, by_table = (self.kept(batch, candidates, scores)[documents] for scores in (exact, expected))
+        agreement = count_agreement(by_exact, by_table, candidates.superset[documents])
         if self.settings.scoring == "hybrid":
             seen = batch.difficulty_count / (batch.difficulty_count + TRUSTED_COUNT)
             exact = (exact + seen * expected) / (1 + seen)
-        return torch.where(rows[:, None], exact, expected), agreement
+        return expected.index_copy(0, documents, exact[documents]), agreement
 
 
 def count_agreement(exact: Tensor, expected: Tensor, superset: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from lift_ds.data.batch import MicroBatch
 from lift_ds.method.components import Component
 from lift_ds.method.noise import superset_mask
 from lift_ds.method.weights import Curve, cart_weights, mgdm_curve
+from lift_ds.ranks.moving import Movable
 
 from .settings import ObjectiveSettings, ScoredSettings
 
@@ -29,14 +30,14 @@ ScoringPass = Literal["none", "gold_logprob", "entropy"]
 
 
 @dataclass(frozen=True)
-class Candidates:
+class Candidates(Movable):
     """What the forward process masks.
 
     Args:
         superset: bool (B, L), the tokens that are chosen from.
         fillers: bool (B, L), masked end tokens that only fill up a response: learned, never scored or chosen from, as
             they would be the most confident tokens of any superset. Disjoint from `superset`.
-        scored: bool (B,), documents of which scores are wanted.
+        scored: int64 (S,), ascending, the documents of which scores are wanted.
     """
 
     superset: Tensor
@@ -129,7 +130,10 @@ class Objective(ABC):
     # a step
 
     def noise(self, batch: MicroBatch) -> Candidates:
-        """What is masked first: at level t, and up to t + rho where the objective draws an extra level."""
+        """What is masked first: at level t, and up to t + rho where the objective draws an extra level.
+
+        It runs on the CPU, before the micro-batch moves to the device, so that the sizes of what follows are known.
+        """
         return candidates(batch)
 
     @abstractmethod
@@ -148,7 +152,10 @@ class Objective(ABC):
 
     @abstractmethod
     def num_targets(self, batch: MicroBatch) -> Tensor | None:
-        """How many tokens (B,) each document will learn; `None` where that is not known before a forward."""
+        """How many tokens (B,) each document will learn, the mean over its views; exact, as the passes are sized by it.
+
+        `None` where it is not known before a forward: the host then waits for the device in each micro-batch.
+        """
 
     def token_weights(self, batch: MicroBatch, choice: Choice) -> Tensor:
         """1 / t (with `time_scaling`), times CART's weights where they are asked for: float32 (B, L)."""
@@ -168,7 +175,7 @@ def candidates(batch: MicroBatch) -> Candidates:
     """Response tokens whose uniform lies below t + rho, and fillers whose uniform lies below t; nothing is scored."""
     superset = superset_mask(batch.mask_uniform, batch.response_mask & ~batch.filler_mask, batch.t, batch.rho)
     fillers = superset_mask(batch.mask_uniform, batch.filler_mask, batch.t, torch.zeros_like(batch.rho))
-    return Candidates(superset, fillers, torch.zeros_like(batch.t, dtype=torch.bool))
+    return Candidates(superset, fillers, torch.arange(0, device=batch.t.device))
 
 
 def superset_level(batch: MicroBatch) -> Tensor:

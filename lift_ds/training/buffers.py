@@ -8,6 +8,7 @@ pair of a step's supersets. Both are counted in `bytes_moved`.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,14 +28,30 @@ class DifficultyBuffers:
     """A sharded `DifficultyTable`, at first empty, and its traffic; `sync_every` is in steps."""
 
     def __init__(self, vocab_size: int, ranks: Collectives, decay: float, sync_every: int) -> None:
-        self.table = DifficultyTable(vocab_size, ranks.rank, ranks.world_size, decay)
+        self._table = DifficultyTable(vocab_size, ranks.rank, ranks.world_size, decay)
+        self._thread = ThreadPoolExecutor(1, "difficulty")
+        self._noting: Future[None] | None = None
         self.ranks, self.sync_every = ranks, sync_every
         self.bytes_moved = 0
 
+    @property
+    def table(self) -> DifficultyTable:
+        """The table, once all that was observed before is in it."""
+        if self._noting is not None:
+            self._noting.result()
+            self._noting = None
+        return self._table
+
     def observe(self, observed: Iterable[tuple[Tensor, Tensor, Tensor]], step: int) -> None:
-        """Notes what this rank's passes showed in optimizer step `step` (from 1), and syncs where it is time."""
-        for shown in observed:
-            self.table.observe(Observations.of(*shown), step)
+        """Notes what this rank's passes showed in optimizer step `step` (from 1), and syncs where it is time.
+
+        Noting is left to a thread while the next step begins; whoever asks for the table waits for it.
+        """
+
+        def note(table: DifficultyTable, shown: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+            table.observe([Observations.of(*each) for each in shown], step)
+
+        self._noting = self._thread.submit(note, self.table, list(observed))
         if step % self.sync_every == 0:
             self.sync(step)
 

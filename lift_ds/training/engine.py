@@ -37,8 +37,9 @@ from lift_ds.ranks.meeting import Meeting, meet
 from lift_ds.ranks.shares import Collectives
 
 from .extensions import guard_builds
+from .results import StepResult
 from .schedule import learning_rate
-from .step import DiffusionStep, DropoutKey, StepResult
+from .step import DiffusionStep, DropoutKey
 from .timing import StepClock
 
 
@@ -198,10 +199,8 @@ class Engine(Collectives):
         `document_scale` (B,) is normalised over the whole step, so that losses add up over micro-batches and ranks.
         """
         clock = clock or StepClock(self)
-        scale = (document_scale * self.loss_factor).to(self.device)
-        moved = batch.to(self.device)
         with clock.part("forward"):
-            loss, result = self.ds(moved, scale, dropout_key)
+            loss, result = self.ds(batch, document_scale * self.loss_factor, dropout_key, self.device)
         clock.add("scoring", result.scoring_seconds)
         with clock.part("backward"):
             self.ds.backward(loss)

@@ -109,7 +109,7 @@ def lift_loss(
         fresh = torch.rand(shape, generator=generator, device=generator.device if generator else clean_ids.device)
         return (fresh if given is None else given).to(clean_ids.device, torch.float32)
 
-    num_documents, t_min = len(clean_ids), objective.settings.t_min
+    (num_documents, length), t_min = clean_ids.shape, objective.settings.t_min
     u = drawn(None, num_documents)
     if t is None:
         t = level_from_uniform(u, t_min)
@@ -129,9 +129,9 @@ def lift_loss(
         rho=objective.extra_level(u, t, extra) if rho is None else rho.to(t),
         count_uniform=drawn(v, num_documents),
         component=objective.component(t, policy) if component is None else component_tensor(component, clean_ids),
-        sample_ids=torch.arange(num_documents, device=clean_ids.device),
+        lengths=[length] * num_documents if attention_mask is None else attention_mask.bool().sum(-1).tolist(),
+        sample_ids=list(range(num_documents)),
         is_refreshed=torch.ones_like(t, dtype=torch.bool),
-        is_padded=attention_mask is not None and not bool(attention_mask.all()),
     )
     total = response_mask.sum().clamp(min=1) if num_targets is None else torch.as_tensor(num_targets)
     dropout_seed = torch.randint(2**31, (), generator=generator, device=generator.device if generator else None)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lift_ds.config.run import RunConfig
 from lift_ds.data.batch import MicroBatch
@@ -20,7 +21,7 @@ from .buffers import DifficultyBuffers
 from .engine import Engine
 from .metrics import StepTotals
 from .normalizer import document_scale, step_counts
-from .step import Observed, StepResult
+from .results import Shown, StepResult, read
 from .timing import StepClock, peak_memory
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -90,7 +91,7 @@ def compute_step(
     step: int,
     buffers: DifficultyBuffers | None,
     clock: StepClock,
-) -> tuple[StepTotals, float, list[Observed]]:
+) -> tuple[StepTotals, float, list[tuple[Tensor, Tensor, Tensor]]]:
     """One optimizer step: forwards and backwards, and the update.
 
     DeepSpeed leaves the update out, on every rank, where the gradient norm is not finite.
@@ -104,38 +105,39 @@ def compute_step(
     if objective.reads_difficulty:
         assert buffers is not None
         micro_batches = buffers.fill(micro_batches)
-    totals, observed = StepTotals(), list[Observed]()
+    totals, results = StepTotals(), list[StepResult]()
     totals.add(num_tokens=fetched.num_tokens, num_skipped=fetched.num_skipped, num_bad_rows=fetched.num_bad_rows)
     for index, batch in enumerate(micro_batches):
         scale = document_scale(batch, run.objective.normalizer, plan.totals, engine.loss_factor)
-        result = engine.forward_backward(batch, scale, (run.seed, step), clock)
-        _add_result(totals, batch, result, engine)
-        observed += result.observed
+        results.append(engine.forward_backward(batch, scale, (run.seed, step), clock))
         if index + 1 < len(micro_batches):
             engine.end_micro_batch()
     with clock.part("optimizer"):
         grad_norm = engine.update()
     totals.add_rank(clock.read(), peak_memory(engine.device), engine.world_size)
+    shown = read(results)
+    for batch, each in zip(micro_batches, shown, strict=True):
+        _add_shown(totals, batch, each, engine)
     totals.replace(engine.all_reduce(totals.summed()), engine.all_reduce(totals.maxima, "max"))
-    return totals, grad_norm, observed
+    return totals, grad_norm, [part for each in shown for part in each.observed]
 
 
-def _add_result(totals: StepTotals, batch: MicroBatch, result: StepResult, engine: Engine) -> None:
-    in_common, compared, by_chance = result.agreement.tolist()
-    is_real = batch.sample_ids >= 0
-    lengths = batch.attention_mask[is_real].sum(-1).tolist()
+def _add_shown(totals: StepTotals, batch: MicroBatch, shown: Shown, engine: Engine) -> None:
+    in_common, compared, by_chance = shown.agreement.tolist()
+    is_real = torch.tensor(batch.sample_ids) >= 0
+    lengths = [length for length, number in zip(batch.lengths, batch.sample_ids, strict=True) if number >= 0]
     totals.add(
-        loss=float(result.loss) / engine.loss_factor,
+        loss=float(shown.loss) / engine.loss_factor,
         num_in_common=in_common,
         num_compared=compared,
         num_by_chance=by_chance,
-        num_input_tokens=result.num_views * sum(lengths),
-        num_attention_pairs=result.num_views * sum(length * length for length in lengths),
+        num_input_tokens=shown.num_views * sum(lengths),
+        num_attention_pairs=shown.num_views * sum(length * length for length in lengths),
     )
     if not math.isfinite(totals.loss) and not totals.bad_sample_ids:
-        totals.bad_sample_ids = batch.sample_ids.tolist()
-    by_document = (result.nll_sum, result.num_kept, result.gradient_norms / engine.world_size)
-    totals.add_documents(batch.t[is_real], batch.component[is_real], *(values.cpu()[is_real] for values in by_document))
+        totals.bad_sample_ids = batch.sample_ids
+    by_document = (batch.t, batch.component, shown.nll_sum, shown.num_kept, shown.gradient_norms / engine.world_size)
+    totals.add_documents(*(values[is_real] for values in by_document))
 
 
 def train_steps(

@@ -27,7 +27,7 @@ def step_counts(micro_batches: list[MicroBatch], objective: Objective) -> Tensor
     response = sum(int(batch.response_mask.sum()) for batch in micro_batches)
     counts = [objective.num_targets(batch) for batch in micro_batches]
     kept = sum(math.nan if count is None else float(count.sum()) for count in counts)
-    documents = sum(int((batch.sample_ids >= 0).sum()) for batch in micro_batches)
+    documents = sum(sample_id >= 0 for batch in micro_batches for sample_id in batch.sample_ids)
     return torch.tensor([response, kept, documents], dtype=torch.float64)
 
 

@@ -4,12 +4,16 @@ Both passes sit in one forward, because ZeRO-3 records which parameters a root m
 them: two calls per step would invalidate that record every time. Every rank runs the same forwards whatever its data:
 choices are tensors, and a rank that has nothing masked goes through the same graph with no rows.
 
+From noise to the end of backward the host never waits for the device: noise and sizes come from the CPU in one copy
+(`noised`), results are read when the step is over (`results`). One exception: an objective that does not know how
+many tokens it will learn (GIFT: its levels are the scoring pass's) makes the host wait once, in `positions`.
+
 Shapes: B documents, D documents of the training view, L tokens, R masked tokens of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,47 +24,18 @@ from torch import Tensor, nn
 from lift_ds.data.batch import MicroBatch
 from lift_ds.method.components import Component
 from lift_ds.method.loss import chunked_entropy, chunked_gold_logprob, chunked_weighted_nll
+from lift_ds.method.positions import placed, positions, taken
 from lift_ds.models.attention import Kernel
 from lift_ds.models.head import LogitsModel, MaskedDiffusionModel, encode_rows
 from lift_ds.models.keyed_dropout import DocumentRows, KeyedDropout, document_seeds
 from lift_ds.objectives import Objective
-from lift_ds.objectives.objective import Candidates, View, superset_level
+from lift_ds.objectives.objective import View, superset_level
 
 from .modes import has_own_dropout, scoring_autocast, timed, without_dropout
+from .noised import Noised
+from .results import Observed, StepResult
 
 DropoutKey = tuple[int, int]  # the run's seed and the step: a forward's dropout is a function of them and the documents
-Observed = tuple[Tensor, Tensor, Tensor]  # of tokens (R,): their ids, the level of the input, and -log p(gold)
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """All that one micro-batch shows.
-
-    Args:
-        loss: float32 scalar, detached.
-        nll_sum: float32 (B,), summed -log p of learned tokens.
-        num_kept: int64 (B,), learned tokens.
-        agreement: float32 (3,), see `Choice`; 0 where nothing was compared.
-        observed: What the difficulty table may learn, without bias by the choice.
-        num_views: How often the training pass saw each document.
-        scoring_seconds: Tells what the pass without gradient took.
-        gradient_probe: float32 (B,), a leaf whose gradient is `gradient_norms`.
-    """
-
-    loss: Tensor
-    nll_sum: Tensor
-    num_kept: Tensor
-    agreement: Tensor
-    observed: tuple[Observed, ...]
-    num_views: int
-    scoring_seconds: Callable[[], float]
-    gradient_probe: Tensor
-
-    @property
-    def gradient_norms(self) -> Tensor:
-        """Norm (B,) of the loss's gradient at each document's final hidden states, once its backward is done."""
-        assert self.gradient_probe.grad is not None, "no backward yet"
-        return self.gradient_probe.grad
 
 
 @dataclass(frozen=True)
@@ -110,29 +85,36 @@ class DiffusionStep(nn.Module):
         self.has_own_dropout = has_own_dropout(self)
 
     def forward(
-        self, batch: MicroBatch, document_scale: Tensor, dropout_key: DropoutKey = (0, 0)
+        self,
+        batch: MicroBatch,
+        document_scale: Tensor,
+        dropout_key: DropoutKey = (0, 0),
+        device: torch.device | None = None,
     ) -> tuple[Tensor, StepResult]:
         """Loss of one micro-batch, and what else it shows; `document_scale` (B,) is the normaliser, see `normalizer`.
 
         sum_b document_scale_b sum_{i learned} w_bi c(-log p_bi), w and c being the objective's
+
+        The passes run on `device`, where batch and scale are moved to; where they are, if it is not given.
         """
-        probe = torch.zeros_like(batch.t, requires_grad=True)
-        candidates = self.objective.noise(batch)
+        noised = Noised.of(self.objective, batch, self.objective.noise(batch), document_scale)
+        noised = noised.to(device or batch.t.device)
+        batch, probe = noised.batch, torch.zeros_like(noised.document_scale, requires_grad=True)
         with timed(batch.t.device, "scoring") as scoring_seconds:
-            scores = self.score(batch, candidates)
-        choice = self.objective.choose(batch, candidates, scores)
+            scores = self.score(noised)
+        choice = self.objective.choose(batch, noised.candidates, scores)
         view = self.objective.view(batch, choice)  # twice as many documents where the complement is learned, too
-        trained = self.train_on(view, batch, candidates, document_scale, dropout_key, probe)
+        trained = self.train_on(view, noised, dropout_key, probe)
 
         zeros = torch.zeros_like(batch.t)
         nll_sum = zeros.index_add(0, trained.document, trained.token_nll)
         num_kept = zeros.index_add(0, trained.document, torch.ones_like(trained.token_nll)).long()
         agreement = zeros.new_zeros(3) if choice.agreement is None else choice.agreement
-        observed = self.observe(batch, candidates, scores, trained)
+        observed = self.observe(noised, scores, trained)
         loss, num_views = trained.loss.detach(), len(view.clean_ids) // len(batch.t)
         return trained.loss, StepResult(loss, nll_sum, num_kept, agreement, observed, num_views, scoring_seconds, probe)
 
-    def score(self, batch: MicroBatch, candidates: Candidates) -> Tensor | None:
+    def score(self, noised: Noised) -> Tensor | None:
         """The pass that the objective declares, without dropout or gradient.
 
         A rank that wants no document scored runs one token of its first one, and ignores it: the pass is collective
@@ -143,15 +125,15 @@ class DiffusionStep(nn.Module):
         """
         if self.objective.scoring_pass == "none":
             return None
-        masked, wanted = candidates.masked, candidates.scored
-        index = wanted.nonzero()[:, 0]
-        length = batch.clean_ids.shape[1]
-        if len(index) == 0:
-            index = torch.zeros_like(batch.sample_ids[:1])
+        batch, candidates = noised.batch, noised.candidates
+        index, length = candidates.scored, batch.clean_ids.shape[1]
+        if not noised.scored:
+            index = index.new_zeros(1)
             length = length if isinstance(self.model, LogitsModel) else 1  # which may know one length only
-        clean_ids, seen = batch.clean_ids[index, :length], masked[index, :length]
-        rows = seen & wanted[index, None]
-        gold_ids = clean_ids[rows]
+        clean_ids, masked = batch.clean_ids[index, :length], candidates.masked[index, :length]
+        at = positions(masked, noised.num_scored) if noised.scored else index[:0]
+        gold_ids = taken(clean_ids, at)
+        lengths = [min(batch.lengths[row], length) for row in noised.scored or [0]]
 
         def score_rows(hidden: Tensor, matrix: Tensor) -> Tensor:
             if self.objective.scoring_pass == "entropy":
@@ -159,80 +141,76 @@ class DiffusionStep(nn.Module):
             return chunked_gold_logprob(hidden, matrix, gold_ids)
 
         with without_dropout(self), torch.no_grad(), scoring_autocast(clean_ids.device, self.objective.scores_in_bf16):
-            noised_ids = clean_ids.masked_fill(seen, self.mask_token_id)
-            hidden = self.encode(batch, noised_ids, rows, batch.attention_mask[index, :length])
+            noised_ids = clean_ids.masked_fill(masked, self.mask_token_id)
+            hidden = self.encode(batch, noised_ids, at, batch.attention_mask[index, :length], lengths)
             row_scores = self.model.head(hidden, score_rows)
         scores = torch.zeros_like(batch.mask_uniform)
-        scores[masked & wanted[:, None]] = row_scores
-        return scores
+        return scores.index_copy(0, index, placed(row_scores, at, masked)) if noised.scored else scores
 
     def runs_packed(self, batch: MicroBatch) -> bool:
         """Whether documents run one after the other."""
         return self.is_packed or (self.kernel == "varlen" and batch.is_padded)
 
-    def encode(self, batch: MicroBatch, noised_ids: Tensor, rows: Tensor, attention_mask: Tensor) -> Tensor:
-        """Hidden states of rows (B, L) of the batch's documents, some of them or all; see `encode_rows`."""
+    def encode(
+        self, batch: MicroBatch, noised_ids: Tensor, at: Tensor, attention_mask: Tensor, lengths: list[int]
+    ) -> Tensor:
+        """Hidden states at positions (R,) of the batch's documents, some of them or all; see `encode_rows`."""
         visible = attention_mask if batch.is_padded else None  # with a mask kernels are slower, and cuDNN's is wrong
-        return encode_rows(self.model, noised_ids, rows, visible, self.runs_packed(batch), self.kernel)
+        packed = lengths if self.runs_packed(batch) else None
+        return encode_rows(self.model, noised_ids, at, visible, packed, self.kernel)
 
-    def train_on(
-        self,
-        view: View,
-        batch: MicroBatch,
-        candidates: Candidates,
-        document_scale: Tensor,
-        dropout_key: DropoutKey,
-        probe: Tensor,
-    ) -> Trained:
+    def train_on(self, view: View, noised: Noised, dropout_key: DropoutKey, probe: Tensor) -> Trained:
         """The pass with gradient; where the objective chooses in it, it learns only what its own scores choose."""
-        with self.seeded_dropout(batch, view, dropout_key):
+        batch, chooses = noised.batch, self.objective.chooses_in_training
+        num_views = len(view.clean_ids) // len(batch.lengths)
+        lengths = batch.lengths * num_views
+        at = positions(view.targets, noised.num_masked if chooses else noised.num_kept(num_views))
+        with self.seeded_dropout(batch, lengths, dropout_key):
             noised_ids = view.clean_ids.masked_fill(view.targets, self.mask_token_id)
-            rows = self.encode(batch, noised_ids, view.targets, view.attention_mask)
-        document = view.document[view.targets.nonzero()[:, 0]]
+            rows = self.encode(batch, noised_ids, at, view.attention_mask, lengths)
+        document = view.document[at // view.targets.shape[1]]
         rows = _DocumentGradientNorms.apply(rows, document, probe)
-        gold_ids = view.clean_ids[view.targets]
-        weights = view.weights[view.targets] * document_scale[document]
+        gold_ids, is_filler = taken(view.clean_ids, at), taken(batch.filler_mask[view.document], at)
+        weights = taken(view.weights, at) * noised.document_scale[document]
 
-        def learn(hidden: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            learned = torch.ones_like(gold_ids, dtype=torch.bool)
-            if self.objective.chooses_in_training:
-                scores = torch.zeros_like(view.weights)
-                scores[view.targets] = chunked_gold_logprob(hidden.detach(), matrix, gold_ids)
-                learned = self.objective.choose(batch, candidates, scores).targets[view.targets]
-            kept = (hidden[learned], matrix, gold_ids[learned], weights[learned])
-            return *chunked_weighted_nll(*kept, self.objective.curve()), learned
+        def learn(hidden: Tensor, matrix: Tensor) -> tuple[Tensor, ...]:
+            learned: tuple[Tensor, ...] = (hidden, gold_ids, weights, document, is_filler)
+            if chooses:
+                scores = placed(chunked_gold_logprob(hidden.detach(), matrix, gold_ids), at, view.targets)
+                chosen = taken(self.objective.choose(batch, noised.candidates, scores).targets, at)
+                kept = positions(chosen, noised.num_kept())
+                learned = tuple(each.index_select(0, kept) for each in learned)
+            hidden, token_ids, factors, documents, fillers = learned
+            loss, token_nll = chunked_weighted_nll(hidden, matrix, token_ids, factors, self.objective.curve())
+            return loss, token_nll, token_ids, documents, fillers
 
-        loss, token_nll, learned = self.model.head(rows, learn)
-        is_filler = batch.filler_mask[view.document][view.targets]
-        return Trained(loss, token_nll, gold_ids[learned], document[learned], is_filler[learned])
+        return Trained(*self.model.head(rows, learn))
 
-    def observe(
-        self, batch: MicroBatch, candidates: Candidates, scores: Tensor | None, trained: Trained
-    ) -> tuple[Observed, ...]:
+    def observe(self, noised: Noised, scores: Tensor | None, trained: Trained) -> tuple[Observed, ...]:
         """What the scoring pass shows of all it scored, and the training pass of tokens that no score selected."""
         if not self.keeps_observations:
             return ()
-        observed = []
+        batch, candidates, observed = noised.batch, noised.candidates, []
         if scores is not None and self.objective.scoring_pass == "gold_logprob":
-            rows = candidates.superset & candidates.scored[:, None]
-            observed.append((batch.clean_ids[rows], superset_level(batch)[rows], -scores[rows]))
+            at = positions(candidates.masked[candidates.scored], noised.num_scored)
+            shown = (batch.clean_ids, superset_level(batch), -scores, candidates.superset)
+            observed.append(Observed(*(taken(each[candidates.scored], at) for each in shown)))
         if self.objective.observes_targets:
-            rows = (batch.component[trained.document] == Component.RANDOM) & ~trained.is_filler
-            observed.append((trained.token_ids[rows], batch.t[trained.document[rows]], trained.token_nll[rows]))
+            counts = (batch.component[trained.document] == Component.RANDOM) & ~trained.is_filler
+            observed.append(Observed(trained.token_ids, batch.t[trained.document], trained.token_nll, counts))
         return tuple(observed)
 
     @contextmanager
-    def seeded_dropout(self, batch: MicroBatch, view: View, key: DropoutKey) -> Iterator[None]:
-        """Seeds the dropout of a training forward by the key and the documents.
+    def seeded_dropout(self, batch: MicroBatch, lengths: list[int], key: DropoutKey) -> Iterator[None]:
+        """Seeds the dropout of a training forward by the key and the documents, of which the view has these lengths.
 
         Adapters' masks depend on each document alone. The model's own dropout (0 in published configs) has one seed a
         micro-batch, by its first document; the global generators are left as they were.
         """
-        samples = batch.sample_ids.tolist() if self.keyed_dropouts or self.has_own_dropout else []
+        samples = batch.sample_ids
         if self.keyed_dropouts:
-            num_views = len(view.clean_ids) // len(samples)
-            seeds = document_seeds(*key, samples, num_views, len(self.keyed_dropouts))
-            rows = DocumentRows(view.attention_mask.sum(-1).tolist(), seeds, self.runs_packed(batch))
+            seeds = document_seeds(*key, samples, len(lengths) // len(samples), len(self.keyed_dropouts))
+            rows = DocumentRows(lengths, seeds, self.runs_packed(batch))
             for module in self.keyed_dropouts:
                 module.rows = rows
         if not self.has_own_dropout:

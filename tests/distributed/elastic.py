@@ -46,7 +46,7 @@ def make_loader(folder: Path, file: str, capacity: int | None, position: Path | 
 def documents(batch: MicroBatch) -> list[tuple[int, str]]:
     """Sample id and digest of each document with its noise."""
     found = []
-    for row, sample in enumerate(batch.sample_ids.tolist()):
+    for row, sample in enumerate(batch.sample_ids):
         length = int(batch.attention_mask[row].sum())
         parts = [batch.t[row], batch.rho[row], batch.component[row]]
         parts += [each[row, :length] for each in (batch.clean_ids, batch.response_mask, batch.mask_uniform)]

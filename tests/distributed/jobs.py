@@ -251,7 +251,7 @@ def buffers(rank: int) -> dict:
         levels, nll = torch.rand(80, generator=generator), torch.rand(80, generator=generator)
         mine = slice(0, 60) if rank == 0 else slice(60, 60 if step == 3 else 80)
         everyone = slice(0, 60 if step == 3 else 80)
-        alone.observe(Observations.of(tokens[everyone], levels[everyone], nll[everyone]), step)
+        alone.observe([Observations.of(tokens[everyone], levels[everyone], nll[everyone])], step)
         sharded.observe([(tokens[mine], levels[mine], nll[mine])], step)
         if step % 3 == 0:
             alone.set_groups(alone.absorb(alone.outgoing(step), step))

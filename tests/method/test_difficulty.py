@@ -33,7 +33,7 @@ def run(world_size, num_steps, sync_every, num_micro_batches, size=60):
         observed = draw(0, step, size)
         for place in range(world_size * num_micro_batches):
             part = [each[place :: world_size * num_micro_batches] for each in observed]
-            tables[place % world_size].observe(Observations.of(*part), step)
+            tables[place % world_size].observe([Observations.of(*part)], step)
         if step % sync_every == 0:
             sync(tables, step)
     sync(tables, num_steps)
@@ -52,8 +52,8 @@ def test_arithmetic_of_one_pair():
     """Two observations, at steps 1 and 3, decay 0.5, seen from step 4: (2 x 1/8 + 1 x 1/2) and (1/8 + 1/2)."""
     table = DifficultyTable(4, decay=0.5)
     token, level = torch.tensor([2]), torch.tensor([1.0])
-    table.observe(Observations.of(token, level, torch.tensor([2.0])), 1)
-    table.observe(Observations.of(token, level, torch.tensor([1.0])), 3)
+    table.observe([Observations.of(token, level, torch.tensor([2.0]))], 1)
+    table.observe([Observations.of(token, level, torch.tensor([1.0]))], 3)
     sync([table], 4)
     assert table.sums[2, 15].item() == pytest.approx(0.75)
     assert table.counts[2, 15].item() == pytest.approx(0.625)
@@ -75,15 +75,15 @@ def test_the_cut_does_not_change_the_table(world_size, sync_every, num_micro_bat
 
 def test_a_rank_without_tokens_takes_part():
     tables = make(2)
-    tables[0].observe(Observations.of(*draw(0, 1, 50)), 1)
-    tables[1].observe(Observations.of(*(each[:0] for each in draw(0, 1, 1))), 1)
+    tables[0].observe([Observations.of(*draw(0, 1, 50))], 1)
+    tables[1].observe([Observations.of(*(each[:0] for each in draw(0, 1, 1)))], 1)
     sync(tables, 1)
     assert whole(tables)[1].sum().item() == pytest.approx(50)
 
 
 def test_more_ranks_than_tokens():
     tables = [DifficultyTable(3, rank, 5) for rank in range(5)]
-    tables[4].observe(Observations.of(torch.tensor([0, 2]), torch.tensor([0.5, 0.5]), torch.tensor([1.0, 2.0])), 1)
+    tables[4].observe([Observations.of(torch.tensor([0, 2]), torch.tensor([0.5, 0.5]), torch.tensor([1.0, 2.0]))], 1)
     sync(tables, 1)
     assert whole(tables)[0].sum().item() == pytest.approx(3.0)
 
@@ -101,9 +101,9 @@ def test_resharding_loses_nothing():
     tables, alone = make(2), make(1)
     for step in range(1, 13):
         observed = draw(0, step, 60)
-        alone[0].observe(Observations.of(*observed), step)
+        alone[0].observe([Observations.of(*observed)], step)
         for table in tables:
-            table.observe(Observations.of(*(each[table.rank :: len(tables)] for each in observed)), step)
+            table.observe([Observations.of(*(each[table.rank :: len(tables)] for each in observed))], step)
         if step % 5 == 0:
             sync(tables, step)
             sync(alone, step)
@@ -130,8 +130,8 @@ def test_look_up_converges_to_what_is_observed():
     table = DifficultyTable(VOCABULARY, decay=1.0)
     token, level = torch.tensor([3]), torch.tensor([0.3])
     for step in range(1, 400):
-        table.observe(Observations.of(token, level, torch.tensor([1.5])), step)
-        table.observe(Observations.of(*draw(1, step, 5)), step)
+        table.observe([Observations.of(token, level, torch.tensor([1.5]))], step)
+        table.observe([Observations.of(*draw(1, step, 5))], step)
     sync([table], 399)
     assert table.look_up(token * NUM_BINS + level_bin(level))[0].item() == pytest.approx(1.5, abs=0.05)
 
@@ -141,10 +141,10 @@ def test_an_unseen_pair_has_the_difficulty_of_pairs_like_it():
     table = DifficultyTable(VOCABULARY, decay=1.0)
     common, rare = torch.arange(10).repeat(64), torch.arange(10, 20)
     level = torch.full((640,), 0.5)
-    table.observe(Observations.of(common[common != 4], level[common != 4], torch.full((576,), 0.2)), 1)
-    table.observe(Observations.of(rare, level[:10], torch.full((10,), 4.0)), 1)
+    table.observe([Observations.of(common[common != 4], level[common != 4], torch.full((576,), 0.2))], 1)
+    table.observe([Observations.of(rare, level[:10], torch.full((10,), 4.0))], 1)
     # token 4 is as common as the others, but never seen at level 0.5
-    table.observe(Observations.of(torch.full((64,), 4), torch.full((64,), 0.9), torch.full((64,), 0.3)), 1)
+    table.observe([Observations.of(torch.full((64,), 4), torch.full((64,), 0.9), torch.full((64,), 0.3))], 1)
     sync([table], 1)
     at_half = table.look_up(torch.arange(VOCABULARY) * NUM_BINS + level_bin(torch.tensor(0.5)))[0]
     assert at_half[4].item() == pytest.approx(0.2, abs=0.1)

@@ -140,6 +140,6 @@ def test_rows_of_one_length_need_no_varlen(llada, monkeypatch):
 
 def test_segments_see_only_themselves():
     heads = torch.randn(3, 1, 2, 7, 8)
-    segments = Segments.of(torch.tensor([3, 4]))
+    segments = Segments.of([3, 4], CPU)
     alone = [F.scaled_dot_product_attention(*(each[:, :, part] for each in heads)) for part in (slice(3), slice(3, 7))]
     torch.testing.assert_close(segments(*heads, 0.0), torch.cat(alone, 2))

@@ -1,9 +1,12 @@
 """A document's logits, loss and gradients are the same alone, in a padded batch and packed with others."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from lift_ds import load_pretrained
+from lift_ds.method.positions import positions
 from lift_ds.models.attention import Segments
 from lift_ds.models.head import encode_rows
 from lift_ds.objectives import OBJECTIVES
@@ -18,8 +21,7 @@ def batch():
     """Three documents of different lengths, the first two tokens of each are prompt."""
     attention = torch.arange(max(LENGTHS))[None] < torch.tensor(LENGTHS)[:, None]
     made = make_batch([0.3, 0.5, 0.8], [0.3, 0.2, 0.1], [2, 1, 0], attention & (torch.arange(max(LENGTHS)) >= 2))
-    object.__setattr__(made, "attention_mask", attention)
-    return made
+    return replace(made, attention_mask=attention, lengths=LENGTHS)
 
 
 @pytest.fixture(params=["llada", "dream", "a2d-qwen3"])
@@ -32,17 +34,17 @@ def model(request, tmp_path):
 
 def test_logits_are_those_of_the_document_alone(model, batch):
     rows = batch.attention_mask
-    packed = model.head(encode_rows(model, batch.clean_ids, rows, rows, is_packed=True))
+    packed = model.head(encode_rows(model, batch.clean_ids, positions(rows, None), rows, LENGTHS))
     alone = [model.head(model.encode(batch.clean_ids[row : row + 1, :length])[0]) for row, length in enumerate(LENGTHS)]
     torch.testing.assert_close(packed, torch.cat(alone), rtol=1e-5, atol=1e-5)
 
 
 def test_a_change_in_one_document_leaves_the_others_bit_for_bit(model, batch):
     rows = batch.attention_mask
-    before = encode_rows(model, batch.clean_ids, rows, rows, is_packed=True)
+    before = encode_rows(model, batch.clean_ids, positions(rows, None), rows, LENGTHS)
     changed = batch.clean_ids.clone()
     changed[1] = (changed[1] + 1) % 99
-    after = encode_rows(model, changed, rows, rows, is_packed=True)
+    after = encode_rows(model, changed, positions(rows, None), rows, LENGTHS)
     first, second, third = before.split(LENGTHS)
     assert torch.equal(first, after.split(LENGTHS)[0]) and torch.equal(third, after.split(LENGTHS)[2])
     assert not torch.equal(second, after.split(LENGTHS)[1])
@@ -70,7 +72,7 @@ def test_loss_and_gradients(model, batch, method, is_checkpointed):
 
 def test_grouped_heads(llada, batch):
     query, key, value = torch.randn(1, 4, 31, 8), torch.randn(1, 2, 31, 8), torch.randn(1, 2, 31, 8)
-    found = Segments.of(torch.tensor(LENGTHS))(query, key, value, 0.0)
+    found = Segments.of(LENGTHS, torch.device("cpu"))(query, key, value, 0.0)
     wide = [each.repeat_interleave(2, dim=1) for each in (key, value)]
     place = torch.arange(3).repeat_interleave(torch.tensor(LENGTHS))
     mask = place[:, None] == place[None]

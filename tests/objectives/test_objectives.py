@@ -19,6 +19,7 @@ from lift_ds.objectives.gift import gift_levels
 from lift_ds.objectives.objective import candidates
 from lift_ds.objectives.settings import ObjectiveSettings
 from lift_ds.training.draws import make_noise_rule
+from lift_ds.training.noised import Noised
 from lift_ds.training.step import DiffusionStep
 from tests.conftest import REPOSITORY
 from tests.training.test_step import make_batch, make_root
@@ -133,12 +134,17 @@ def test_the_trainer_keeps_what_makes_weights_sum_to_the_length():
 def chosen(root, batch):
     """What is learned of a batch."""
     masks = root.objective.noise(batch)
-    return root.objective.choose(batch, masks, root.score(batch, masks))
+    return root.objective.choose(batch, masks, scores_by(root, batch, masks))
+
+
+def scores_by(root, batch, masks):
+    """Scores of what these masks want scored."""
+    return root.score(Noised.of(root.objective, batch, masks, torch.ones(len(batch.t))))
 
 
 def scores_of(root, batch, wanted):
     """Scores of the superset, of wanted documents."""
-    return root.score(batch, replace(candidates(batch), scored=torch.tensor(wanted)))
+    return scores_by(root, batch, replace(candidates(batch), scored=torch.tensor(wanted).nonzero()[:, 0]))
 
 
 def exact_kept(model, batch):
@@ -273,7 +279,7 @@ def test_hybrid_scores_lie_between_exact_and_expected(llada, batch):
         root = make_root(llada, "lift3", scoring="hybrid")
         filled = buffered(batch, difficulty, [True] * 3, count)
         masks = root.objective.noise(filled)
-        scores, _ = root.objective.expected_scores(filled, masks, root.score(filled, masks))
+        scores, _ = root.objective.expected_scores(filled, masks, scores_by(root, filled, masks))
         found[count] = scores[0][superset[0]]
     exact = scores_of(root, batch, [True] * 3)[0][superset[0]]
     torch.testing.assert_close(found[0.0], exact)
@@ -297,7 +303,7 @@ def test_gift_conformance(llada, vectors, cases):
         root = make_root(llada, "gift")
         batch = make_batch(t.tolist(), [0.0] * len(t), [1] * len(t), response)
         object.__setattr__(batch, "clean_ids", clean_ids)
-        levels = gift_levels(root.score(batch, root.objective.noise(batch)), response, t, over_batch=True)
+        levels = gift_levels(scores_by(root, batch, root.objective.noise(batch)), response, t, over_batch=True)
         torch.testing.assert_close(levels[response], expected[response].float(), rtol=1e-5, atol=1e-6)
 
 

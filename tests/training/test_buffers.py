@@ -1,13 +1,17 @@
 """What the difficulty table learns from a run in which choices depend on it."""
 
+import threading
 from dataclasses import replace
 
 import pytest
 import torch
 
+from lift_ds.method.difficulty import DifficultyTable, Observations
 from lift_ds.ranks.shares import Alone
 from lift_ds.rng import Stream, keyed_uniform
 from lift_ds.training.buffers import DifficultyBuffers
+from lift_ds.training.results import read
+from tests.objectives.test_objectives import chosen
 from tests.training.test_step import make_batch, make_root
 
 T, RHO, STEPS, PLACE, TOKEN, OTHER = 0.7, 0.2, 150, 10, 9, 3
@@ -30,11 +34,11 @@ def train_on(model, buffers, refresh_share):
         drawn = torch.from_numpy(keyed_uniform(step, 0, 0, Stream.NOISE, 41))
         noise = {"mask_uniform": drawn[None, :20], "tie_uniform": drawn[None, 20:40]}
         (filled,) = buffers.fill([replace(batch, is_refreshed=drawn[40:] < refresh_share, **noise)])
-        candidates = root.objective.noise(filled)
-        choice = root.objective.choose(filled, candidates, root.score(filled, candidates))
-        num_kept += int(choice.targets[0, PLACE])
-        _, stats = root(filled, torch.ones(1))
-        buffers.observe(stats.observed, step)
+        num_kept += int(chosen(root, filled).targets[0, PLACE])
+        loss, stats = root(filled, torch.ones(1))
+        loss.backward()
+        (shown,) = read([stats])
+        buffers.observe(shown.observed, step)
     return num_kept
 
 
@@ -61,3 +65,27 @@ def test_a_token_that_is_never_kept_converges(llada):
     assert difficulty(uncorrected) > 2 * difficulty(truth)
     assert 0 < train_on(llada, corrected, refresh_share=0.25) < often
     assert difficulty(corrected) == pytest.approx(difficulty(truth), rel=0.2)
+
+
+def test_noting_waits_for_nobody_and_readers_wait_for_it(monkeypatch):
+    """Steps go on while the table is held up; what it holds then is, bit for bit, what noting at once gives."""
+    plain, gates = DifficultyTable.observe, {step: threading.Event() for step in range(1, 6)}
+
+    def held_up(self, observations, step):
+        assert gates[step].wait(60)
+        plain(self, observations, step)
+
+    buffers, at_once = DifficultyBuffers(50, NoOthers(), decay=0.9, sync_every=3), DifficultyTable(50, decay=0.9)
+    generator = torch.Generator().manual_seed(2)
+    for step in range(1, 6):
+        drawn = [(torch.randint(50, (40,), generator=generator), *torch.rand(2, 40, generator=generator)) for _ in "ab"]
+        for part in drawn:
+            plain(at_once, [Observations.of(*part)], step)
+        monkeypatch.setattr(DifficultyTable, "observe", held_up if step % 3 else plain)
+        buffers.observe(drawn, step)  # returns although the gate is shut
+        gates[step].set()
+        if step % 3 == 0:
+            at_once.set_groups(at_once.absorb(at_once.outgoing(step), step))
+    found, expected = buffers.table.state(), at_once.state()
+    assert len(found["pending_keys"]) > 60
+    assert all(torch.equal(found[name], expected[name]) for name in expected)

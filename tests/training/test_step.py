@@ -114,7 +114,8 @@ def make_batch(t, rho, component, response_mask, filler_mask=None, seed=0):
         t=torch.tensor(t),
         rho=torch.tensor(rho),
         component=torch.tensor(component),
-        sample_ids=torch.arange(shape[0]),
+        lengths=[shape[1]] * shape[0],
+        sample_ids=list(range(shape[0])),
         is_refreshed=torch.ones(shape[0], dtype=torch.bool),
     )
 

@@ -9,6 +9,7 @@ from lift_ds.models.keyed_dropout import KeyedDropout
 from lift_ds.models.lora import add_adapters
 from lift_ds.objectives import make_objective, objective_settings
 from lift_ds.objectives.objective import Candidates
+from lift_ds.training.noised import Noised
 from lift_ds.training.step import DiffusionStep
 from tests.distributed.jobs import make_documents
 
@@ -66,12 +67,12 @@ def test_another_cut_has_the_same_dropout(llada_dir, cut, options, settings):
 def test_scores_are_those_without_dropout(llada_dir):
     documents, noises = make_documents(7, LEVELS, set())
     batch = collate(documents, noises, 99)
-    everything = Candidates(batch.response_mask, batch.filler_mask & False, torch.ones(4, dtype=torch.bool))
+    everything = Candidates(batch.response_mask, batch.filler_mask & False, torch.arange(4))
     scores = []
     for dropout in (0.5, 0.0):
         root = make_root(llada_dir, dropout, method="lift3")
         assert sum(isinstance(module, KeyedDropout) for module in root.modules()) == (6 if dropout else 0)
         root(batch, torch.ones(4))  # the training pass draws, and must leave nothing behind
-        scores.append(root.score(batch, everything))
+        scores.append(root.score(Noised.of(root.objective, batch, everything, torch.ones(4))))
     assert torch.equal(*scores)
     assert scores[0].any()

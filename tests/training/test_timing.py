@@ -14,7 +14,7 @@ from lift_ds.models.settings import LoraConfig, ModelConfig
 from lift_ds.planning import flops
 from lift_ds.planning.flops import Arithmetic
 from lift_ds.training.efficiency import Efficiency
-from lift_ds.training.loop import _add_result
+from lift_ds.training.loop import _add_shown
 from lift_ds.training.metrics import StepTotals
 from lift_ds.training.modes import MAKES_ROOM, timed
 from lift_ds.training.timing import PARTS, StepClock, peak_memory
@@ -118,7 +118,7 @@ def test_tokens_of_the_training_pass():
     """Documents of 3 and 5 tokens, seen twice: 2 (3 + 5) tokens, 2 (9 + 25) pairs; a stand-in does not count."""
     attention_mask = torch.arange(5) < torch.tensor([3, 5, 1])[:, None]
     batch = SimpleNamespace(
-        attention_mask=attention_mask, sample_ids=torch.tensor([4, 9, -1]), t=torch.tensor([0.5, 0.5, 1.0]),
+        attention_mask=attention_mask, lengths=[3, 5, 1], sample_ids=[4, 9, -1], t=torch.tensor([0.5, 0.5, 1.0]),
         component=torch.zeros(3, dtype=torch.int64),
     )  # fmt: skip
     result = SimpleNamespace(
@@ -126,7 +126,7 @@ def test_tokens_of_the_training_pass():
         gradient_norms=torch.zeros(3), num_views=2,
     )  # fmt: skip
     totals = StepTotals()
-    _add_result(totals, batch, result, SimpleNamespace(loss_factor=1, world_size=1))
+    _add_shown(totals, batch, result, SimpleNamespace(loss_factor=1, world_size=1))
     record = totals.record(time_scaling=True)
     assert (record["num_input_tokens"], record["num_attention_pairs"], record["num_learned"]) == (16, 68, 6)
 

@@ -1,0 +1,92 @@
+"""What micro-batches show: tensors of the device while a step runs, read in one copy when it is over.
+
+Shapes: B documents of a micro-batch, R tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lift_ds.ranks.moving import moved
+
+CPU = torch.device("cpu")
+
+
+class Observed(NamedTuple):
+    """What the difficulty table may learn of R tokens.
+
+    Args:
+        token_ids: int64 (R,), their true ids.
+        levels: float32 (R,), the mask level of their input.
+        nll: float32 (R,), -log p(gold).
+        counts: bool (R,), whether the table may learn of each; the others are only there because the host does not
+            know how many they are.
+    """
+
+    token_ids: Tensor
+    levels: Tensor
+    nll: Tensor
+    counts: Tensor
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """All that one micro-batch shows.
+
+    Args:
+        loss: float32 scalar, detached.
+        nll_sum: float32 (B,), summed -log p of learned tokens.
+        num_kept: int64 (B,), learned tokens.
+        agreement: float32 (3,), see `Choice`; 0 where nothing was compared.
+        observed: What the difficulty table may learn, without bias by the choice.
+        num_views: How often the training pass saw each document.
+        scoring_seconds: Tells what the pass without gradient took.
+        gradient_probe: float32 (B,), a leaf whose gradient is `gradient_norms`.
+    """
+
+    loss: Tensor
+    nll_sum: Tensor
+    num_kept: Tensor
+    agreement: Tensor
+    observed: tuple[Observed, ...]
+    num_views: int
+    scoring_seconds: Callable[[], float]
+    gradient_probe: Tensor
+
+    @property
+    def gradient_norms(self) -> Tensor:
+        """Norm (B,) of the loss's gradient at each document's final hidden states, once its backward is done."""
+        assert self.gradient_probe.grad is not None, "no backward yet"
+        return self.gradient_probe.grad
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The numbers of a `StepResult` on the CPU, after its backward."""
+
+    loss: Tensor
+    agreement: Tensor
+    nll_sum: Tensor
+    num_kept: Tensor
+    gradient_norms: Tensor
+    num_views: int
+    observed: list[tuple[Tensor, Tensor, Tensor]]  # ids, levels and -log p of the tokens that count
+
+
+def read(results: list[StepResult]) -> list[Shown]:
+    """What a step's micro-batches showed, in one copy, for which the host waits until the device has come so far."""
+    columns = [[r.loss, r.agreement, r.nll_sum, r.num_kept, r.gradient_norms, *chain(*r.observed)] for r in results]
+    arrived = iter(moved(list(chain(*columns)), CPU))
+    shown = []
+    for result in results:
+        loss, agreement, nll_sum, num_kept, gradient_norms = islice(arrived, 5)
+        observed = [Observed(*islice(arrived, 4)) for _ in result.observed]
+        learned = [(each.token_ids[each.counts], each.levels[each.counts], each.nll[each.counts]) for each in observed]
+        shown.append(Shown(loss, agreement, nll_sum, num_kept, gradient_norms, result.num_views, learned))
+    return shown

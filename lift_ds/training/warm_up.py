@@ -39,8 +39,13 @@ def largest_micro_batch(micro_batch: int, longest: int, max_length: int) -> list
 
 
 def worst_case(lengths: list[int], objective: Objective) -> MicroBatch:
-    """Documents of these lengths, all of them response, for which `objective` does the most that it can."""
+    """Documents of these lengths, all of them response, for which `objective` does the most that it can.
+
+    The last of several is a token short: documents of a run differ in length, and masks of padding take memory.
+    """
     documents, noises = [], []
+    if len(lengths) > 1:
+        lengths = [*lengths[:-1], max(lengths[-1] - 1, 1)]
     for sample_id, length in enumerate(lengths):
         ids, everything = np.zeros(length, dtype=np.int64), np.ones(length, dtype=bool)
         documents.append(Document(ids, everything, ~everything, sample_id, epoch=0, where="warm-up"))
@@ -50,7 +55,7 @@ def worst_case(lengths: list[int], objective: Objective) -> MicroBatch:
     if objective.reads_difficulty:
         unknown = torch.zeros_like(batch.mask_uniform)
         batch = replace(batch, difficulty=unknown, difficulty_count=unknown)
-    return replace(batch, is_padded=len(lengths) > 1)  # as documents of a run differ in length, and masks take memory
+    return batch
 
 
 def warm_up(

@@ -62,8 +62,8 @@ test-compile: $(INSTALLED)  ## losses with compiled layers
 test-export: $(INSTALLED)  ## exports in a clean environment with transformers 4
 	pytest -m slow tests/export/test_folder.py
 
-test-extensions: $(INSTALLED)  ## a first launch that is killed while DeepSpeed's CPU Adam is compiled
-	pytest -m slow tests/training/test_extensions.py
+test-extensions: $(INSTALLED)  ## DeepSpeed's CPU Adam: a launch killed while it is compiled, a warm-up beside it
+	pytest -m slow tests/training/test_extensions.py tests/distributed/test_warm_up.py
 
 base: $(INSTALLED)  ## make the built-in base anew, in two stages: about an hour on two cores
 	python tools/make_base_tokenizer.py lift_ds/assets/base

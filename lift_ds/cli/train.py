@@ -146,7 +146,7 @@ def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
 
 
 def open_run(checked: Checked, run: RunConfig, launch: Launch, once: Once) -> tuple[Prepared, dict[str, Any], Plan]:
-    """Opens model and data, or raises a ValueError; says what will run; DeepSpeed's JSON and the plan."""
+    """Opens model and data, or raises a ValueError; says what will run; gives DeepSpeed's JSON and the plan."""
     from lift_ds.training import engine
 
     prepared = prepare(run, checked.model, checked.sources, once)

@@ -14,11 +14,12 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from .elementwise import EAGER
 from .layers import (
+    DecoderLayer,
     DecoderLayers,
     MaskedDiffusionConfig,
     MaskedDiffusionModel,
@@ -27,8 +28,8 @@ from .layers import (
     Visible,
     VocabularyHead,
     as_visible,
-    attend,
     default_positions,
+    project,
     refuse_values,
     rotary_frequencies,
     rotary_tables,
@@ -127,12 +128,13 @@ def align(hidden: Tensor, position_ids: Tensor) -> Tensor:
 
 
 class LlamaAttention(nn.Module):
-    """Attention over every visible position, with Qwen2's biases or Qwen3's norms where the config has them."""
+    """The matrices of attention, with Qwen2's biases or Qwen3's norms where the config has them."""
+
+    elementwise = EAGER
 
     def __init__(self, config: LlamaLayoutConfig) -> None:
         super().__init__()
         width, self.head_dim = config.hidden_size, config.head_dim
-        self.attention_dropout = config.attention_dropout
         inner, outer = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
         self.q_proj = nn.Linear(width, inner, bias=config.has_qkv_bias)
         self.k_proj = nn.Linear(width, outer, bias=config.has_qkv_bias)
@@ -142,13 +144,11 @@ class LlamaAttention(nn.Module):
             self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
             self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
 
-    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, visible: Visible) -> Tensor:
-        """Maps (B, L, D) to (B, L, D)."""
-        return self.o_proj(attend(self, hidden, cos, sin, visible))
-
 
 class GatedMLP(nn.Module):
     """down(silu(gate(x)) * up(x))."""
+
+    elementwise = EAGER
 
     def __init__(self, config: LlamaLayoutConfig) -> None:
         super().__init__()
@@ -158,22 +158,27 @@ class GatedMLP(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Maps (B, L, D) to (B, L, D)."""
-        return self.down_proj(F.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
+        return self.down_proj(self.elementwise.gate(self.gate_proj(hidden), self.up_proj(hidden)))
 
 
-class LlamaLayer(nn.Module):
+class LlamaLayer(DecoderLayer):
     """One pre-norm layer: attention, then a gated feed-forward layer."""
 
     def __init__(self, config: LlamaLayoutConfig) -> None:
         super().__init__()
+        self.attention_dropout = config.attention_dropout
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = LlamaAttention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = GatedMLP(config)
 
-    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, visible: Visible) -> Tensor:
-        """Maps (B, L, D) to (B, L, D)."""
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), cos, sin, visible)
+    def before_attention(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `DecoderLayer`."""
+        return project(self.self_attn, self.input_layernorm(hidden), cos, sin)
+
+    def after_attention(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        """See `DecoderLayer`."""
+        hidden = hidden + self.self_attn.o_proj(attended)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 

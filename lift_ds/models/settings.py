@@ -19,7 +19,10 @@ class ModelConfig(Section):
     attention: Literal["auto", "varlen", "sdpa", "math"] = Field(
         "auto", description="kernel: varlen (one call, no padding; GPU, bf16), sdpa (torch's choice), math (reference)"
     )
-    compile: bool = Field(False, description="torch.compile for each block; the first steps take longer, unpacked only")
+    kernels: Literal["auto", "liger", "eager"] = Field(
+        "auto", description="of norms, rotation and gates: liger (GPU, lift_ds[gpu]; auto takes it), eager (plain torch)"
+    )
+    compile: bool = Field(False, description="torch.compile for each block; the first steps take longer")
     peak_tflops: float | None = Field(
         None, gt=0, description="what a device can do, for MFU: dense bf16, 10^12 a second; by its name where not given"
     )

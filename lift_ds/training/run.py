@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from lift_ds.models.attention import attention_kernels, choose_attention
 from lift_ds.models.head import MaskedDiffusionModel
+from lift_ds.models.kernels import choose_kernels, use_kernels
 from lift_ds.models.layers import DecoderLayer
 from lift_ds.models.lora import add_adapters
 from lift_ds.models.weights import WeightSource, whole_shape
@@ -40,6 +41,7 @@ def build_root(
         add_adapters(model, lora.rank, lora.alpha, lora.dropout, lora.targets, run.seed)
     if run.model.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    use_kernels(model, choose_kernels(run.model.kernels, current_device(), run.model.compile)[0])
     if run.model.compile:
         compile_layers(model)
     return DiffusionStep(

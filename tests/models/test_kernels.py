@@ -52,10 +52,10 @@ def results(functions, dtype):
 
 
 def require_near(found, expected):
-    """Differences of at most three units in the last place of the largest entry."""
+    """Differences of at most two units in the last place of the largest entry."""
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == other.dtype and one.shape == other.shape
-        assert (one - other).abs().max() <= 3 * torch.finfo(other.dtype).eps * other.abs().max()
+        assert (one - other).abs().max() <= 2 * torch.finfo(other.dtype).eps * other.abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -68,7 +68,6 @@ def test_forwards_are_the_formulas_to_the_last_bit_and_gradients_autograds(dtype
 
 
 INTERPRETED = """
-from dataclasses import replace
 import numpy as np, torch, triton.language as tl
 from triton.runtime import interpreter
 import liger_kernel.ops.rms_norm as norm
@@ -83,11 +82,8 @@ def as_tensor(value):
     return convert(value)
 interpreter._implicit_cvt = as_tensor
 norm.rsqrt = lambda x: tl.math.rsqrt(x)  # libdevice's is CUDA's alone
-without_gate = replace(liger_kernels(), gate=EAGER.gate)  # the interpreter multiplies no bf16 numbers
-for dtype, functions in (
-    (torch.float32, liger_kernels()), (torch.float16, liger_kernels()), (torch.bfloat16, without_gate)
-):
-    for liger, eager in zip(results(functions, dtype), results(EAGER, dtype)):
+for dtype in (torch.float32, torch.float16):
+    for liger, eager in zip(results(liger_kernels(), dtype), results(EAGER, dtype)):
         require_near(liger, eager)
 print("equal")
 """
@@ -95,7 +91,10 @@ print("equal")
 
 @pytest.mark.skipif(not (find_spec("triton") and find_spec("liger_kernel")), reason="needs triton and liger-kernel")
 def test_ligers_kernels_compute_the_same():
-    """Values and gradients, in float32, float16 and bf16; in a process of its own, as the interpreter is chosen at import."""
+    """Values and gradients, in float32 and float16, as the interpreter multiplies no bf16 numbers; the casts are the same.
+
+    In a process of its own, as the interpreter is chosen at import.
+    """
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     command = [sys.executable, "-c", INTERPRETED]
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, text=True, capture_output=True)

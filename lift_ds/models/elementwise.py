@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
@@ -34,7 +34,7 @@ class Elementwise:
 
 
 def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) in float32, cast back, times the weight, over the last dimension."""
+    """Over the last dimension x / sqrt(mean(x^2) + eps), in float32, cast back, times the weight."""
     normed: Tensor = _RMSNorm.apply(hidden, weight, eps)
     return normed
 
@@ -50,6 +50,12 @@ def gate(gates: Tensor, values: Tensor) -> Tensor:
 
 
 EAGER = Elementwise(rms_norm, rotate, gate)
+
+
+class ElementwiseModule(nn.Module):
+    """A module that computes with these functions; `kernels.use_kernels` gives it others."""
+
+    elementwise: Elementwise = EAGER
 
 
 class _RMSNorm(torch.autograd.Function):

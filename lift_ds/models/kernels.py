@@ -18,7 +18,7 @@ import torch
 from packaging.version import Version
 from torch import Tensor, nn
 
-from .elementwise import EAGER, Elementwise
+from .elementwise import EAGER, Elementwise, ElementwiseModule
 
 Kernels = Literal["liger", "eager"]
 OLDEST_LIGER = "0.8"
@@ -67,7 +67,7 @@ def use_kernels(model: nn.Module, kernels: Kernels) -> None:
     """Has all layers and norms of a model compute with them."""
     functions = liger_kernels() if kernels == "liger" else EAGER
     for module in model.modules():
-        if hasattr(module, "elementwise"):
+        if isinstance(module, ElementwiseModule):
             module.elementwise = functions
 
 

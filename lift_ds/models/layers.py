@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-from .elementwise import EAGER
+from .elementwise import ElementwiseModule
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 Visible = Tensor | AttentionFunction | None
@@ -64,10 +64,8 @@ def refuse_values(model_type: str, values: dict[str, Any], allowed: dict[str, tu
             raise ValueError(f"{model_type} config: {name}={values[name]!r} is not implemented; allowed: {choices}.")
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(ElementwiseModule):
     """x / sqrt(mean(x^2) + eps), in float32, cast back, times a learned weight."""
-
-    elementwise = EAGER
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -136,13 +134,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, visible: Visible, dropout:
     return attended.transpose(1, 2).flatten(2)
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(ElementwiseModule):
     """Attention, and what comes before and after it: the two parts that `model.compile` compiles.
 
     Attention stays outside: it is one kernel already, and what it does to packed documents follows from their lengths.
     """
 
-    elementwise = EAGER
     attention_dropout: float
 
     def before_attention(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,7 +5,8 @@ autoregressive model's habit: its output at i - 1 predicts token i. `encode` hid
 
 Shapes: B sequences, L tokens, D model width, V vocabulary rows.
 Source: key names, config fields and arithmetic of Dream-org/Dream-v0 and of transformers' Llama, Qwen2 and Qwen3.
-Differs: attention is full; rotary tables are computed in each forward, never kept in a buffer.
+Differs: attention is full; rotary tables are computed in each forward, never kept in a buffer, and heads are rotated in
+float32, where the public code casts the tables to the model's type first.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from .elementwise import EAGER
+from .elementwise import ElementwiseModule
 from .layers import (
     DecoderLayer,
     DecoderLayers,
@@ -127,10 +128,8 @@ def align(hidden: Tensor, position_ids: Tensor) -> Tensor:
     return torch.cat((hidden[:, :1], moved), dim=1)
 
 
-class LlamaAttention(nn.Module):
+class LlamaAttention(ElementwiseModule):
     """The matrices of attention, with Qwen2's biases or Qwen3's norms where the config has them."""
-
-    elementwise = EAGER
 
     def __init__(self, config: LlamaLayoutConfig) -> None:
         super().__init__()
@@ -145,10 +144,8 @@ class LlamaAttention(nn.Module):
             self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
 
 
-class GatedMLP(nn.Module):
+class GatedMLP(ElementwiseModule):
     """down(silu(gate(x)) * up(x))."""
-
-    elementwise = EAGER
 
     def __init__(self, config: LlamaLayoutConfig) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ class ModelConfig(Section):
         "auto", description="kernel: varlen (one call, no padding; GPU, bf16), sdpa (torch's choice), math (reference)"
     )
     kernels: Literal["auto", "liger", "eager"] = Field(
-        "auto", description="of norms, rotation and gates: liger (GPU, lift_ds[gpu]; auto takes it), eager (plain torch)"
+        "auto", description="of norms, rotation, gates: liger (GPU, with lift_ds[gpu]), eager (torch); auto: what runs"
     )
     compile: bool = Field(False, description="torch.compile for each block; the first steps take longer")
     peak_tflops: float | None = Field(

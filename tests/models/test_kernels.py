@@ -1,4 +1,4 @@
-"""Norm, rotation and gate: plain torch's against the formulas, Liger's against plain torch's in Triton's interpreter."""
+"""Norm, rotation and gate: plain torch's against the formulas, Liger's against them in Triton's interpreter."""
 
 import os
 import subprocess
@@ -91,7 +91,7 @@ print("equal")
 
 @pytest.mark.skipif(not (find_spec("triton") and find_spec("liger_kernel")), reason="needs triton and liger-kernel")
 def test_ligers_kernels_compute_the_same():
-    """Values and gradients, in float32 and float16, as the interpreter multiplies no bf16 numbers; the casts are the same.
+    """Values and gradients, in float32 and float16, as the interpreter multiplies no bf16 numbers.
 
     In a process of its own, as the interpreter is chosen at import.
     """

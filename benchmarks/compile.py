@@ -3,13 +3,13 @@
     python benchmarks/compile.py --json compile.json
 
 A step is LIFT-3's whole forward (scoring, choosing, training) and backward of one micro-batch of four documents,
-padded to the longest or packed one after the other: docstrings of Python's standard library, tokenised by the built-
-in base, cut at 512 tokens. Two sizes: the built-in base, and that of `step_cost.py` (width 512, 8 layers, V = 8,192,
-bf16); padded ones also with gradient checkpointing. Seconds are the process's on a CPU, the clock's on a GPU. Eager
-and compiled models have the same weights and take turns on the same batches, after the same warm-up batches, whose
-seconds are given too: they hold the compilations. `*_compile_time_ratio` is the ratio of the medians, below 1 where
-compiling is faster; `*_graphs` counts compiled graphs up to the end of the warm-up, `*_recompiled` those that came
-after it. Runs on the GPU where there is one. `--quick` is a smoke test and never quoted.
+padded to the longest or packed one after the other: docstrings of Python's standard library, tokenised by the
+built-in base, cut at 512 tokens. Two sizes: the built-in base, and that of `step_cost.py` (width 512, 8 layers, V =
+8,192, bf16); padded ones also with gradient checkpointing. Seconds are the process's on a CPU, the clock's on a GPU.
+Eager and compiled models have the same weights and take turns on the same batches, after the same warm-up batches,
+whose seconds are given too: they hold the compilations. `*_compile_time_ratio` is the ratio of the medians, below 1
+where compiling is faster; `*_graphs` counts compiled graphs up to the end of the warm-up, `*_recompiled` those that
+came after it. Runs on the GPU where there is one. `--quick` is a smoke test and never quoted.
 """
 
 from __future__ import annotations

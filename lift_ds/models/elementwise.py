@@ -9,8 +9,7 @@ Shapes: B sequences, L tokens, D width of what is normalised, H heads.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -18,8 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
-@dataclass(frozen=True)
-class Elementwise:
+class Elementwise(NamedTuple):
     """The functions by which layers compute; see those of this module.
 
     Args:

@@ -2,13 +2,14 @@
 
     python benchmarks/compile.py --json compile.json
 
-A step is LIFT-3's whole forward (scoring, choosing, training) and backward of one micro-batch of four documents, each
-padded to its longest: docstrings of Python's standard library, tokenised by the built-in base, cut at 512 tokens. Two
-sizes: the built-in base, and that of `step_cost.py` (width 512, 8 layers, V = 8,192, bf16); with gradient checkpointing
-and without. Eager and compiled models have the same weights and take turns on the same batches, after the same warm-up
-batches, whose seconds are given too: they hold the compilations. `*_compile_time_ratio` is the ratio of the medians,
-below 1 where compiling is faster; `*_graphs` counts compiled graphs up to the end of the warm-up, `*_recompiled` those
-that came after it. Runs on the GPU where there is one. `--quick` is a smoke test and never quoted.
+A step is LIFT-3's whole forward (scoring, choosing, training) and backward of one micro-batch of four documents,
+padded to the longest or packed one after the other: docstrings of Python's standard library, tokenised by the
+built-in base, cut at 512 tokens. Two sizes: the built-in base, and that of `step_cost.py` (width 512, 8 layers, V =
+8,192, bf16); padded ones also with gradient checkpointing. Seconds are the process's on a CPU, the clock's on a GPU.
+Eager and compiled models have the same weights and take turns on the same batches, after the same warm-up batches,
+whose seconds are given too: they hold the compilations. `*_compile_time_ratio` is the ratio of the medians, below 1
+where compiling is faster; `*_graphs` counts compiled graphs up to the end of the warm-up, `*_recompiled` those that
+came after it. Runs on the GPU where there is one. `--quick` is a smoke test and never quoted.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ from transformers import PreTrainedModel
 
 from lift_ds import load_pretrained
 from lift_ds.data.batch import Document, MicroBatch, collate
-from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.llada import LLaDAConfig, LLaDAModelLM
 from lift_ds.objectives import make_objective, objective_settings
 from lift_ds.training.draws import make_noise_rule
@@ -52,20 +52,20 @@ VARIANTS = ("eager", "compiled")
 
 @dataclass(frozen=True)
 class Setting:
-    """A model's size, and whether its layers are computed again in the backward pass.
+    """A model's size, and how its documents go through it.
 
     Args:
         size: `base` or `wide`.
-        is_checkpointed: Whether gradient checkpointing is on.
+        way: `padded`, `checkpointed` (padded, layers computed again in the backward pass) or `packed`.
     """
 
     size: str
-    is_checkpointed: bool
+    way: str
 
     @property
     def name(self) -> str:
         """What its figures are called."""
-        return f"{self.size}_checkpointed" if self.is_checkpointed else self.size
+        return f"{self.size}_{self.way}"
 
 
 def make_root(setting: Setting, is_quick: bool) -> DiffusionStep:
@@ -87,10 +87,11 @@ def make_root(setting: Setting, is_quick: bool) -> DiffusionStep:
             pad_token_id=1,
         )
         model = LLaDAModelLM(config).bfloat16()
-    if setting.is_checkpointed:
+    if setting.way == "checkpointed":
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return DiffusionStep(cast(MaskedDiffusionModel, model.to(device)), make_objective(LIFT3)).train()
+    root = DiffusionStep(model.to(device), make_objective(LIFT3), is_packed=setting.way == "packed")
+    return root.train()
 
 
 def draw_batches() -> Iterator[MicroBatch]:
@@ -120,11 +121,12 @@ def timed_step(root: DiffusionStep, batch: MicroBatch) -> tuple[float, float]:
     scale = document_scale(batch, "response_tokens", totals, 1).to(device)
     root.zero_grad(set_to_none=False)
     synchronize()
-    began = time.perf_counter()
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    began = clock()
     loss, _ = root(batch, scale)
     loss.backward()
     synchronize()
-    return time.perf_counter() - began, float(loss.detach())
+    return clock() - began, float(loss.detach())
 
 
 def synchronize() -> None:
@@ -173,7 +175,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rounds, warmup = (2, 2) if arguments.quick else (arguments.rounds, arguments.warmup)
     batches = list(islice(draw_batches(), warmup + rounds))
-    settings = [Setting(size, is_checkpointed) for size in ("base", "wide") for is_checkpointed in (False, True)]
+    settings = [Setting(size, way) for size in ("base", "wide") for way in ("padded", "checkpointed", "packed")]
     lengths = [batch.clean_ids.shape[1] for batch in batches]
     figures: dict[str, float | bool] = {"quick": arguments.quick, "rounds": rounds, "lengths": len(set(lengths))}
     print(f"{len(set(lengths))} lengths from {min(lengths)} to {max(lengths)}")

@@ -22,6 +22,7 @@ from lift_ds.data.batch import Document, MicroBatch, Noise, collate
 from lift_ds.data.order.loader import StepBatch
 from lift_ds.models.attention import choose_attention
 from lift_ds.models.head import MaskedDiffusionModel
+from lift_ds.models.kernels import choose_kernels, use_kernels
 from lift_ds.models.lora import add_adapters
 from lift_ds.models.settings import LoraConfig
 from lift_ds.models.weights import WeightSource, parameter_shapes
@@ -100,6 +101,7 @@ class WholeSteps:
             add_adapters(model, lora.rank, lora.alpha, lora.dropout, lora.targets, SEED)
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        use_kernels(model, choose_kernels("auto", current_device(), is_compiled=False)[0])
         self.model = model
         kernel = choose_attention(config, "auto", current_device(), model.dtype)
         root = DiffusionStep(

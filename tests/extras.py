@@ -57,6 +57,7 @@ PROOFS = {
         f'python -m deepspeed.launcher.runner --num_gpus 2 "$SOURCE"/launchers/train.py {TRAIN} output=two',
     ],
     "test": ['cd "$SOURCE" && pytest --collect-only', 'cd "$SOURCE" && pytest tests/test_style.py'],
+    "gpu": ["python -c 'from lift_ds.models.kernels import liger_kernels; liger_kernels()'"],
     "report": [
         "lift-ds learnability builtin:base --data rows.jsonl --output page eval.rows=4",
         "test -s page/learnability.png",

@@ -324,7 +324,7 @@ def test_errors_come_before_training_and_all_at_once(tmp_path):
         (["--model", "nobody/nothing"], "fetching it as a hub name failed"),
         (["--deepspeed", "nowhere.json"], "cannot be read"),
         (["--config", "nowhere.yaml"], "cannot be read"),
-        (["model.compile=true", "data.packing=best_fit"], "every pack would be compiled anew"),
+        (["model.kernels=liger"], "model.kernels=liger: it needs a GPU, not cpu; allowed here: auto, eager."),
     ],
 )
 def test_bad_input_is_one_clear_error(arguments, message, tiny_dir, tmp_path):

@@ -25,6 +25,7 @@ from lift_ds.config.loading import ConfigError, explain_keys
 from lift_ds.config.run import RunConfig
 from lift_ds.data.survey.rows import FirstRows, check_first_rows
 from lift_ds.models.attention import choose_attention
+from lift_ds.models.kernels import choose_kernels
 from lift_ds.models.layer_sizes import LayerSizes
 from lift_ds.planning.report import Longest, Plan
 from lift_ds.planning.run import plan_of
@@ -104,9 +105,6 @@ def check(arguments: argparse.Namespace, launch: Launch, once: Once) -> Checked:
     if holds_run and run.checkpoint.resume == "none":
         problems.append(f"output={output}: holds a run already; continue it with --resume auto, or name another folder")
     attempt(partial(refuse_newer_run, output), problems)  # before this run's own record replaces that one
-    if run.model.compile and run.data.packing != "none":
-        packing = f"data.packing={run.data.packing}"
-        problems.append(f"model.compile=true with {packing}: every pack would be compiled anew; change one of them")
     if problems or model is None or sources is None:
         raise ConfigError(list(dict.fromkeys(problems)))
     return Checked(settings, ds_json, model, sources)
@@ -154,14 +152,17 @@ def open_run(checked: Checked, run: RunConfig, launch: Launch, once: Once) -> tu
     sizes = LayerSizes.of(checked.model.config, run.lora.rank, run.lora.targets)
     ds_json = fill_ds_json(checked.ds_json, sizes, engine.has_bf16())
     dtype = torch.bfloat16 if ds_json["bf16"]["enabled"] else torch.float32
-    kernel = choose_attention(checked.model.config, run.model.attention, engine.current_device(), dtype)
+    device = engine.current_device()
+    attention = choose_attention(checked.model.config, run.model.attention, device, dtype)
+    kernels, reason = choose_kernels(run.model.kernels, device, run.model.compile)
+    computing = f"{attention} attention, {kernels} kernels" + (f" ({reason})" if reason else "")
     look = partial(check_first_rows, prepared.data.reader, run.data.check_rows, run.data.max_skipped)
     first_rows = once.per_run("checking the first rows", look)
     plan = plan_here(prepared, ds_json, launch, first_rows)
     if engine.has_accelerator():
         once.per_run("comparing weights with memory", plan.require_room)
     if launch.is_main:
-        first_lines = describe(run, ds_json, launch, prepared.data, first_rows, kernel)
+        first_lines = describe(run, ds_json, launch, prepared.data, first_rows, computing)
         print("\n".join([*checked.settings.notes, *describe_other_format(prepared), first_lines]), flush=True)
     return prepared, ds_json, plan
 
@@ -187,7 +188,7 @@ def plan_here(prepared: Prepared, ds_json: dict[str, Any], launch: Launch, first
 
 
 def describe(
-    run: RunConfig, ds_json: dict[str, Any], launch: Launch, data: RunData, first_rows: FirstRows, kernel: str
+    run: RunConfig, ds_json: dict[str, Any], launch: Launch, data: RunData, first_rows: FirstRows, computing: str
 ) -> str:
     """The first lines of a run: where it runs and on what."""
     ranks = "1 rank" if launch.world_size == 1 else f"{launch.world_size} ranks"
@@ -200,7 +201,7 @@ def describe(
     unused += lanes_line(run.data, data.stream.lanes.num_lanes, data.num_rows, launch.world_size)
     precision = "bf16" if ds_json["bf16"]["enabled"] else "float32"
     return (
-        f"{ranks}{hint}, ZeRO-{stage}, {precision}, {kernel} attention, global batch {run.optim.global_batch} = "
+        f"{ranks}{hint}, ZeRO-{stage}, {precision}, {computing}, global batch {run.optim.global_batch} = "
         f"{ds_json['gradient_accumulation_steps']} x {ds_json['train_micro_batch_size_per_gpu']} documents a rank\n"
         f"model {run.model.path}, data {', '.join(group.name for group in groups)}: {data.num_rows} rows, "
         f"{first_rows}; columns {', '.join(str(columns.named()) for columns in data.reader.columns)}, "

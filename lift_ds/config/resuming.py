@@ -38,7 +38,7 @@ SHAPES = "the checkpoint's weights and optimizer state have its shapes"
 FREE = (
     *("optim.steps", "output", "log_every", "eval.", "checkpoint.", "data.workers", "data.check_rows"),
     *("data.max_skipped", "model.gradient_checkpointing", "model.attention", "model.compile"),
-    *("model.warm_up", "model.peak_tflops", "model.profile_steps"),
+    *("model.kernels", "model.warm_up", "model.peak_tflops", "model.profile_steps"),
 )
 NAMES = ("model.path", "data.path", "data.sources", "data.chat_template")
 MEANT = (

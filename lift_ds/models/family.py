@@ -20,6 +20,8 @@ from lift_ds.text_files import load_json, read_text
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+    from .layers import DecoderLayer
+
 # Config fields, or patterns of weights' names, of models that share a `model_type` with families known here.
 MIXTURE_MARKS = ("num_experts", "*.experts.*")
 VISION_MARKS = ("*vision_tower*", "*mm_projector*")
@@ -70,7 +72,7 @@ class Family:
             `right_shift_logits` (whether the model shifts its outputs inside `encode`).
         model_class: Provides `encode` and `head`; its logits are aligned (row i predicts token i). Exports carry its
             module, joined with what that imports from its neighbours and from this package.
-        layer_class: The decoder layer, gathered as a whole by ZeRO-3 and compiled as a whole.
+        layer_class: The decoder layer, gathered as a whole by ZeRO-3.
         layout: How its folders are told from others of the `model_type`; `None` where there are no others.
         max_length_field: Config field with the longest sequence, in tokens.
         head: Name of the head's matrix, or its end; adapters leave it out.
@@ -86,7 +88,7 @@ class Family:
     name: str
     config_class: type[PretrainedConfig]
     model_class: type[PreTrainedModel]
-    layer_class: type
+    layer_class: type[DecoderLayer]
     layout: Layout | None = None
     max_length_field: str = "max_position_embeddings"
     head: str = "lm_head"

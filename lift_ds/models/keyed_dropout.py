@@ -8,7 +8,7 @@ Shapes: B documents, L tokens of the longest one, T tokens of all, D features.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +25,39 @@ class DocumentRows:
     lengths: list[int]  # tokens of each
     seeds: list[list[int]]  # of each, one per module that draws
     is_packed: bool  # whether they stand one after the other in one row of T tokens, not in a padded row each
+    table: Tensor = field(init=False)  # int64 (B, 1 + modules) on the CPU: the same lengths, then the seeds
 
-    def split(self, hidden: Tensor) -> list[Tensor]:
-        """Each document's part of (B, L, D), or of (1, T, D)."""
-        if self.is_packed:
-            return list(hidden[0].split(self.lengths))
-        return [row[:length] for row, length in zip(hidden, self.lengths, strict=True)]
+    def __post_init__(self) -> None:
+        rows = [[length, *seeds] for length, seeds in zip(self.lengths, self.seeds, strict=True)]
+        object.__setattr__(self, "table", torch.tensor(rows))
+
+
+@torch.library.custom_op("lift_ds::kept_features", mutates_args=())
+def kept_features(like: Tensor, table: Tensor, column: Tensor, share: float, is_packed: bool) -> Tensor:
+    """Which features stay, drawn document by document; an operation of its own, which a compiled layer calls whole.
+
+    Args:
+        like: (B, L, D), or (1, T, D) where packed.
+        table: int64 (B, 1 + modules) on the CPU; each document's length and seeds.
+        column: int64 scalar on the CPU, the seed's column; a tensor, as a number would have each module compiled anew.
+        share: Probability to stay.
+        is_packed: Whether the documents stand one after the other in one row.
+
+    Returns:
+        bool, of `like`'s shape; false on padding.
+    """
+    kept = torch.zeros_like(like, dtype=torch.bool)
+    lengths, seeds = table[:, 0].tolist(), table[:, int(column)].tolist()
+    parts = kept[0].split(lengths) if is_packed else [row[:length] for row, length in zip(kept, lengths, strict=True)]
+    generator = torch.Generator(like.device)
+    for part, seed in zip(parts, seeds, strict=True):
+        part.bernoulli_(share, generator=generator.manual_seed(seed))
+    return kept
+
+
+@kept_features.register_fake
+def _(like: Tensor, table: Tensor, column: Tensor, share: float, is_packed: bool) -> Tensor:
+    return torch.empty_like(like, dtype=torch.bool)
 
 
 def document_seeds(seed: int, step: int, sample_ids: list[int], num_views: int, num_modules: int) -> list[list[int]]:
@@ -59,7 +86,7 @@ class KeyedDropout(nn.Module):
     def __init__(self, p: float, index: int) -> None:
         super().__init__()
         self.p = p
-        self.index = index
+        self.column = torch.tensor(1 + index, device="cpu")
         self.rows: DocumentRows | None = None
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -67,8 +94,5 @@ class KeyedDropout(nn.Module):
         if not self.training:
             return hidden
         assert self.rows is not None, "dropout is seeded by document: set `rows` before a training forward"
-        kept = torch.zeros_like(hidden)
-        generator = torch.Generator(hidden.device)
-        for part, seeds in zip(self.rows.split(kept), self.rows.seeds, strict=True):
-            part.bernoulli_(1 - self.p, generator=generator.manual_seed(seeds[self.index]))
-        return hidden * kept / (1 - self.p)  # in this order bf16 rounds once
+        kept = kept_features(hidden.detach(), self.rows.table, self.column, 1 - self.p, self.rows.is_packed)
+        return torch.where(kept, hidden, 0) / (1 - self.p)  # in this order bf16 rounds once

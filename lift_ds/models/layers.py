@@ -18,6 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
+from .elementwise import ElementwiseModule
+
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 Visible = Tensor | AttentionFunction | None
 HeadFunction = Callable[[Tensor, Tensor], Any]
@@ -62,7 +64,7 @@ def refuse_values(model_type: str, values: dict[str, Any], allowed: dict[str, tu
             raise ValueError(f"{model_type} config: {name}={values[name]!r} is not implemented; allowed: {choices}.")
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(ElementwiseModule):
     """x / sqrt(mean(x^2) + eps), in float32, cast back, times a learned weight."""
 
     def __init__(self, width: int, eps: float) -> None:
@@ -72,9 +74,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Normalises the last dimension."""
-        wide = hidden.float()
-        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * normed.to(hidden.dtype)
+        return self.elementwise.rms_norm(hidden, self.weight, self.eps)
 
 
 def rotary_frequencies(head_dim: int, theta: float, device: torch.device | None = None) -> Tensor:
@@ -98,29 +98,33 @@ def rotary_tables(position_ids: Tensor, frequencies: Tensor) -> tuple[Tensor, Te
     return angles.cos(), angles.sin()
 
 
-def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates queries or keys (B, H, L, head_dim) in float32 and casts back."""
-    wide = heads.float()
-    first, second = wide.chunk(2, dim=-1)
-    return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(heads.dtype)
-
-
-def attend(layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor, visible: Visible) -> Tensor:
-    """Bidirectional attention with grouped heads: (B, L, D) to (B, L, H head_dim).
+def project(layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotated queries and keys, and values, with grouped heads: three tensors (B, H, L, head_dim).
 
     Args:
-        layer: Has `q_proj`, `k_proj`, `v_proj`, `head_dim` and `attention_dropout`, and perhaps `q_norm` and `k_norm`.
+        layer: Has `q_proj`, `k_proj`, `v_proj`, `head_dim` and `elementwise`, and perhaps `q_norm` and `k_norm`.
         hidden: (B, L, D).
         cos: See `rotary_tables`.
         sin: See `rotary_tables`.
-        visible: bool (B, 1, 1 or L, L), true where a key may be seen, or a function that attends.
     """
     projected = (layer.q_proj(hidden), layer.k_proj(hidden), layer.v_proj(hidden))
-    query, key, value = (each.unflatten(-1, (-1, layer.head_dim)).transpose(1, 2) for each in projected)
+    query, key, value = (each.unflatten(-1, (-1, layer.head_dim)) for each in projected)
     if hasattr(layer, "q_norm"):
         query, key = layer.q_norm(query), layer.k_norm(key)
-    query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-    dropout = layer.attention_dropout if layer.training else 0.0
+    query, key, value = (each.transpose(1, 2) for each in (query, key, value))
+    return *layer.elementwise.rotate(query, key, cos, sin), value
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, visible: Visible, dropout: float) -> Tensor:
+    """Bidirectional attention with grouped heads: (B, H, L, head_dim) to (B, L, H head_dim).
+
+    Args:
+        query: (B, H, L, head_dim).
+        key: Of as many heads, or fewer.
+        value: The same.
+        visible: bool (B, 1, 1 or L, L), true where a key may be seen, or a function that attends.
+        dropout: Probability on the attention weights.
+    """
     if callable(visible):
         attended = visible(query, key, value, dropout)
     else:
@@ -128,6 +132,29 @@ def attend(layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor, visible: Visibl
             query, key, value, attn_mask=visible, dropout_p=dropout, enable_gqa=query.shape[1] != key.shape[1]
         )
     return attended.transpose(1, 2).flatten(2)
+
+
+class DecoderLayer(ElementwiseModule):
+    """Attention, and what comes before and after it: the two parts that `model.compile` compiles.
+
+    Attention stays outside: it is one kernel already, and what it does to packed documents follows from their lengths.
+    """
+
+    attention_dropout: float
+
+    def before_attention(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of (B, L, D), as `project` gives them."""
+        raise NotImplementedError
+
+    def after_attention(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        """The layer's output (B, L, D), from its input and what was attended to (B, L, H head_dim)."""
+        raise NotImplementedError
+
+    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, visible: Visible) -> Tensor:
+        """Maps (B, L, D) to (B, L, D)."""
+        query, key, value = self.before_attention(hidden, cos, sin)
+        dropout = self.attention_dropout if self.training else 0.0
+        return self.after_attention(hidden, attend(query, key, value, visible, dropout))
 
 
 def as_visible(attention_mask: Visible) -> Visible:

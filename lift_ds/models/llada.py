@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .family import MIXTURE_MARKS, VISION_MARKS, ControlIds, Family, Layout
 from .layers import (
+    DecoderLayer,
     DecoderLayers,
     MaskedDiffusionConfig,
     MaskedDiffusionModel,
@@ -23,8 +24,8 @@ from .layers import (
     Visible,
     VocabularyHead,
     as_visible,
-    attend,
     default_positions,
+    project,
     rotary_frequencies,
     rotary_tables,
 )
@@ -86,7 +87,7 @@ class LLaDAConfig(MaskedDiffusionConfig):
         self.tie_word_embeddings = self.weight_tying
 
 
-class LLaDABlock(nn.Module):
+class LLaDABlock(DecoderLayer):
     """One pre-norm block: attention over every visible position, then a gated feed-forward layer."""
 
     def __init__(self, config: LLaDAConfig) -> None:
@@ -105,12 +106,15 @@ class LLaDABlock(nn.Module):
         self.up_proj = nn.Linear(width, config.mlp_hidden_size, bias=False)
         self.ff_out = nn.Linear(config.mlp_hidden_size, width, bias=False)
 
-    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, visible: Visible) -> Tensor:
-        """Maps (B, L, D) to (B, L, D)."""
-        attended = self.attn_out(attend(self, self.attn_norm(hidden), cos, sin, visible))
-        hidden = hidden + F.dropout(attended, self.residual_dropout, self.training)
+    def before_attention(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `DecoderLayer`."""
+        return project(self, self.attn_norm(hidden), cos, sin)
+
+    def after_attention(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        """See `DecoderLayer`."""
+        hidden = hidden + F.dropout(self.attn_out(attended), self.residual_dropout, self.training)
         normed = self.ff_norm(hidden)
-        gated = self.ff_out(F.silu(self.ff_proj(normed)) * self.up_proj(normed))
+        gated = self.ff_out(self.elementwise.gate(self.ff_proj(normed), self.up_proj(normed)))
         return hidden + F.dropout(gated, self.residual_dropout, self.training)
 
 

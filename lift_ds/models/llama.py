@@ -5,7 +5,8 @@ autoregressive model's habit: its output at i - 1 predicts token i. `encode` hid
 
 Shapes: B sequences, L tokens, D model width, V vocabulary rows.
 Source: key names, config fields and arithmetic of Dream-org/Dream-v0 and of transformers' Llama, Qwen2 and Qwen3.
-Differs: attention is full; rotary tables are computed in each forward, never kept in a buffer.
+Differs: attention is full; rotary tables are computed in each forward, never kept in a buffer, and heads are rotated in
+float32, where the public code casts the tables to the model's type first.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from .elementwise import ElementwiseModule
 from .layers import (
+    DecoderLayer,
     DecoderLayers,
     MaskedDiffusionConfig,
     MaskedDiffusionModel,
@@ -27,8 +29,8 @@ from .layers import (
     Visible,
     VocabularyHead,
     as_visible,
-    attend,
     default_positions,
+    project,
     refuse_values,
     rotary_frequencies,
     rotary_tables,
@@ -126,13 +128,12 @@ def align(hidden: Tensor, position_ids: Tensor) -> Tensor:
     return torch.cat((hidden[:, :1], moved), dim=1)
 
 
-class LlamaAttention(nn.Module):
-    """Attention over every visible position, with Qwen2's biases or Qwen3's norms where the config has them."""
+class LlamaAttention(ElementwiseModule):
+    """The matrices of attention, with Qwen2's biases or Qwen3's norms where the config has them."""
 
     def __init__(self, config: LlamaLayoutConfig) -> None:
         super().__init__()
         width, self.head_dim = config.hidden_size, config.head_dim
-        self.attention_dropout = config.attention_dropout
         inner, outer = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
         self.q_proj = nn.Linear(width, inner, bias=config.has_qkv_bias)
         self.k_proj = nn.Linear(width, outer, bias=config.has_qkv_bias)
@@ -142,12 +143,8 @@ class LlamaAttention(nn.Module):
             self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
             self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
 
-    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, visible: Visible) -> Tensor:
-        """Maps (B, L, D) to (B, L, D)."""
-        return self.o_proj(attend(self, hidden, cos, sin, visible))
 
-
-class GatedMLP(nn.Module):
+class GatedMLP(ElementwiseModule):
     """down(silu(gate(x)) * up(x))."""
 
     def __init__(self, config: LlamaLayoutConfig) -> None:
@@ -158,22 +155,27 @@ class GatedMLP(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Maps (B, L, D) to (B, L, D)."""
-        return self.down_proj(F.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
+        return self.down_proj(self.elementwise.gate(self.gate_proj(hidden), self.up_proj(hidden)))
 
 
-class LlamaLayer(nn.Module):
+class LlamaLayer(DecoderLayer):
     """One pre-norm layer: attention, then a gated feed-forward layer."""
 
     def __init__(self, config: LlamaLayoutConfig) -> None:
         super().__init__()
+        self.attention_dropout = config.attention_dropout
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = LlamaAttention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = GatedMLP(config)
 
-    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, visible: Visible) -> Tensor:
-        """Maps (B, L, D) to (B, L, D)."""
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), cos, sin, visible)
+    def before_attention(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `DecoderLayer`."""
+        return project(self.self_attn, self.input_layernorm(hidden), cos, sin)
+
+    def after_attention(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        """See `DecoderLayer`."""
+        hidden = hidden + self.self_attn.o_proj(attended)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 

@@ -19,7 +19,10 @@ class ModelConfig(Section):
     attention: Literal["auto", "varlen", "sdpa", "math"] = Field(
         "auto", description="kernel: varlen (one call, no padding; GPU, bf16), sdpa (torch's choice), math (reference)"
     )
-    compile: bool = Field(False, description="torch.compile for each block; the first steps take longer, unpacked only")
+    kernels: Literal["auto", "liger", "eager"] = Field(
+        "auto", description="of norms, rotation, gates: liger (GPU, with lift_ds[gpu]), eager (torch); auto: what runs"
+    )
+    compile: bool = Field(False, description="torch.compile for each block; the first steps take longer")
     warm_up: bool | Literal["auto"] = Field(
         "auto",
         description="run the largest micro-batch that may come before the first step; auto: where a GPU computes",

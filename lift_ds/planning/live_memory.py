@@ -93,7 +93,7 @@ class MaskedFeatures(KeyedDropout):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """The features times a mask that is kept for backward."""
-        return hidden * torch.zeros_like(hidden) / (1 - self.p)
+        return torch.where(torch.zeros_like(hidden, dtype=torch.bool), hidden, 0) / (1 - self.p)
 
 
 def hollow_model(

@@ -11,8 +11,9 @@ import torch
 from transformers import PreTrainedModel
 
 from lift_ds.models.attention import attention_kernels, choose_attention
-from lift_ds.models.families import family_of
 from lift_ds.models.head import MaskedDiffusionModel
+from lift_ds.models.kernels import choose_kernels, use_kernels
+from lift_ds.models.layers import DecoderLayer
 from lift_ds.models.lora import add_adapters
 from lift_ds.models.weights import WeightSource, whole_shape
 from lift_ds.objectives import Objective, make_objective
@@ -41,6 +42,7 @@ def build_root(
         add_adapters(model, lora.rank, lora.alpha, lora.dropout, lora.targets, run.seed)
     if run.model.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    use_kernels(model, choose_kernels(run.model.kernels, current_device(), run.model.compile)[0])
     if run.model.compile:
         compile_layers(model)
     return DiffusionStep(
@@ -52,11 +54,15 @@ def build_root(
     )
 
 
-def compile_layers(model: PreTrainedModel) -> None:
-    """Compiles what every decoder layer computes, for any length; ZeRO-3's gathering stays outside, in its hooks."""
+def compile_layers(model: PreTrainedModel, backend: str = "inductor") -> None:
+    """Compiles what every decoder layer computes before and after attention, for any length.
+
+    ZeRO-3's gathering stays outside, in the layer's hooks.
+    """
     for module in model.modules():
-        if isinstance(module, family_of(model.config).layer_class):
-            module.forward = torch.compile(module.forward, dynamic=True)
+        if isinstance(module, DecoderLayer):
+            for part in ("before_attention", "after_attention"):
+                setattr(module, part, torch.compile(getattr(module, part), dynamic=True, backend=backend))
 
 
 def make_buffers(prepared: Prepared, engine: Engine) -> DifficultyBuffers | None:

@@ -92,8 +92,8 @@ def run_part(name: str, device_name: str, is_quick: bool, out: Path) -> None:
         figures = correctness.PARTS[name](device, is_quick)
     else:
         throughput.start(device)
-        part, checkpointing = throughput.PARTS[name]
-        figures = part(device, is_quick, checkpointing, notes.append)
+        part, checkpointed = throughput.PARTS[name]
+        figures = part(device, is_quick, checkpointed, notes.append)
     write(out / "part.json", {"figures": figures, "notes": notes})
 
 

@@ -107,6 +107,8 @@ def check(arguments: argparse.Namespace, launch: Launch, once: Once) -> Checked:
     if run.model.compile and run.data.packing != "none":
         packing = f"data.packing={run.data.packing}"
         problems.append(f"model.compile=true with {packing}: every pack would be compiled anew; change one of them")
+    if model is not None:
+        attempt(partial(run.model.num_checkpointed, int(model.config.num_hidden_layers)), problems)
     if problems or model is None or sources is None:
         raise ConfigError(list(dict.fromkeys(problems)))
     return Checked(settings, ds_json, model, sources)

@@ -48,6 +48,9 @@ def plan_of(
         rates: What is assumed of the machines.
         is_cpu: Whether the ranks compute on CPUs.
         length: Tokens of the longest document or pack; see `longest` where not given.
+
+    Raises:
+        ValueError: More layers are to be computed again than the model has.
     """
     views = 2 if getattr(run.objective, "complementary", False) else 1
     setup = Setup(
@@ -55,7 +58,7 @@ def plan_of(
         run.lora,
         ds_json,
         world_size,
-        run.model.gradient_checkpointing,
+        run.model.num_checkpointed(int(config.num_hidden_layers)),
         views * int(ds_json["train_micro_batch_size_per_gpu"]),
         length or longest(run, config),
         make_objective(run.objective).scoring_pass != "none",

@@ -35,6 +35,8 @@ RIGHT = {
     "far_scores_nan": ("far_scores", "the same where all scores are near -150", 0.0),
     "packed_difference_float32": ("packed_is_alone", "documents in a pack against alone, float32", 1e-5),
     "packed_difference_bf16": ("packed_is_alone", "the same in bf16", 2e-2),
+    "head_score_error": ("bf16_head", "log p of bf16 rows against float64, largest difference", 1e-3),
+    "head_gradient_error": ("bf16_head", "their gradients, relative difference", 1e-2),
     "zero2_loss_difference": ("stages", "losses of three steps, ZeRO-2 against ZeRO-3 on the CPU, float32", 1e-4),
     "zero3_loss_difference": ("stages", "the same, ZeRO-3", 1e-4),
     "resume_loss_difference": ("resume", "losses after a stop and a resume against none", 1e-5),

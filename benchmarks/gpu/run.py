@@ -30,6 +30,7 @@ LIMITS = {
     "gradients": 90,
     "far_scores": 60,
     "packed_is_alone": 60,
+    "bf16_head": 30,
     "lora_8b": 120,
     "lora_8b_checkpointed": 120,
     "stages": 120,

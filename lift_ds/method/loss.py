@@ -31,9 +31,10 @@ from .weights import Curve
 CHUNK_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}
 """Most bytes of a chunk's float32 logits, by the type of device.
 
-On a GPU every chunk reads the matrix twice and, where it is trained, its float32 gradient once, and writes that: at
-V = 126,464 and D = 4,096 these are 2 and 4 GB, 2 ms of an H100, whatever the chunk. 1 GiB is 2,122 rows, which is what
-a document of 4,096 tokens masks on average, and 1.3 % of 80 GB.
+On a GPU every chunk reads the matrix twice and, where it is trained, reads and writes its float32 gradient: at V =
+126,464 and D = 4,096 these are 2 and 4 GB, however few the rows; 2 ms of an H100 by its bandwidth (not measured). 1 GiB
+is 2,122 rows, about what a document of 4,096 tokens masks on average, and 1.3 % of 80 GB. On a CPU the size hardly
+matters from 32 MiB on.
 """
 WIDENED = 1 << 22  # elements of a narrow matrix that are float32 at once, where no kernel gives float32 sums
 
@@ -178,9 +179,8 @@ def chunked_logits(
 ) -> Iterator[tuple[slice, Tensor]]:
     """Ranges of rows and their logits (rows, V) in float32, of which the caller may make what it likes."""
     step = max(1, rows_of_chunk(hidden, weight, chunk_bytes))
-    kind = hidden.device.type
-    if weight is not None and kind != "meta" and torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
+    if weight is not None and not weight.is_meta and torch.is_autocast_enabled(weight.device.type):
+        dtype = torch.get_autocast_dtype(weight.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)  # once, and not in every chunk
     for start in range(0, hidden.shape[0], step):
         rows = slice(start, start + step)
@@ -197,7 +197,7 @@ def _product(part: Tensor, weight: Tensor) -> Tensor:
     """Logits (rows, V), summed in float32 and not rounded after that."""
     if part.dtype == torch.float32:
         return part @ weight.T
-    if part.device.type in ("cuda", "meta"):
+    if part.is_cuda or part.is_meta:
         return torch.mm(part, weight.T, out_dtype=torch.float32)
     logits = part.new_empty((part.shape[0], weight.shape[0]), dtype=torch.float32)
     step = max(1, WIDENED // weight.shape[1])
@@ -211,8 +211,10 @@ def _accumulate(total: Tensor, left: Tensor, right: Tensor, is_first: bool) -> N
     """Adds left right to a total of their type or in float32, or sets the total to it where it is the first."""
     if total.dtype == left.dtype:
         total.addmm_(left, right, beta=float(not is_first))
-    elif total.device.type in ("cuda", "meta"):
+    elif total.is_cuda:
         torch.addmm(total, left, right, out_dtype=torch.float32, beta=float(not is_first), out=total)
+    elif total.is_meta:
+        pass  # as on a GPU nothing is made; torch 2.11 has no kernel for it
     elif is_first:
         total.copy_(left @ right)
     else:

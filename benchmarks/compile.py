@@ -88,7 +88,7 @@ def make_root(setting: Setting, is_quick: bool) -> DiffusionStep:
         )
         model = LLaDAModelLM(config).bfloat16()
     if setting.way == "checkpointed":
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.checkpoint_layers(int(model.config.num_hidden_layers))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     root = DiffusionStep(model.to(device), make_objective(LIFT3), is_packed=setting.way == "packed")
     return root.train()

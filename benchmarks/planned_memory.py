@@ -49,11 +49,13 @@ class Case:
     documents: int = 2
     rank: int = 0
     bf16: bool = False
-    checkpointing: bool = False
+    checkpointed: int = 0
 
     def name(self) -> str:
         """Such as `zero3_512x8_v8192_2x64`."""
-        more = f"{'_bf16' * self.bf16}{'_checkpointing' * self.checkpointing}" + (f"_lora{self.rank}" * (self.rank > 0))
+        more = f"{'_bf16' * self.bf16}{f'_checkpointed{self.checkpointed}' * (self.checkpointed > 0)}" + (
+            f"_lora{self.rank}" * (self.rank > 0)
+        )
         sizes = f"{self.width}x{self.layers}_v{self.vocabulary}_{self.documents}x{self.length}"
         return f"zero{self.stage}_{sizes}{more}"
 
@@ -79,8 +81,9 @@ LARGE = Case(width=1024, vocabulary=32768)
 CASES = (
     Case(),
     Case(length=512),
-    Case(length=512, checkpointing=True),
-    Case(length=512, stage=2, checkpointing=True),
+    Case(length=512, checkpointed=4),
+    Case(length=512, checkpointed=8),
+    Case(length=512, stage=2, checkpointed=8),
     Case(length=512, stage=2, bf16=True, rank=64),
     LARGE,
     replace(LARGE, stage=2),
@@ -98,7 +101,7 @@ def planned(case: Case) -> Memory:
     ds_json, _ = resolve_ds_json(read_ds_json(path)[0], path, run, NUM_RANKS, config, case.bf16)
     lora = LoraConfig(rank=case.rank)
     return estimate(
-        Setup(config, lora, ds_json, NUM_RANKS, case.checkpointing, case.documents, case.length, False, is_cpu=True)
+        Setup(config, lora, ds_json, NUM_RANKS, case.checkpointed, case.documents, case.length, False, is_cpu=True)
     )
 
 
@@ -125,7 +128,7 @@ def measure(case: Case, folder: Path) -> None:
         NUM_RANKS * case.documents,
         NUM_RANKS,
         LoraConfig(rank=case.rank),
-        case.checkpointing,
+        case.checkpointed,
         has_bf16=case.bf16,
     )
     for number in range(NUM_STEPS):

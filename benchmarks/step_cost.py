@@ -72,7 +72,9 @@ def main() -> None:
     )
     documents_a_step, weights = MICRO_BATCH * launch.world_size, NewWeights(config, SEED)
     variants = {
-        name: WholeSteps(config, weights, DS_JSON, objective, documents_a_step, launch.world_size, checkpointing=True)
+        name: WholeSteps(
+            config, weights, DS_JSON, objective, documents_a_step, launch.world_size, num_checkpointed=num_layers
+        )
         for name, objective in OBJECTIVES.items()
     }
     for number in range(3 + (3 if arguments.quick else arguments.pairs)):

@@ -70,7 +70,7 @@ class WholeSteps:
         objective: What is learned first; `learn` sets another.
         documents: Most documents of a step, over all ranks.
         lora: Adapters, if any.
-        checkpointing: Whether layers are computed again in backward.
+        num_checkpointed: Layers that are computed again in backward.
         is_packed: Whether the documents of a micro-batch go through the model without padding.
         has_bf16: Whether "auto" means bf16.
         micro_batch: Most documents of one forward; all of a rank's where not given.
@@ -85,7 +85,7 @@ class WholeSteps:
         documents: int,
         world_size: int = 1,
         lora: LoraConfig | None = None,
-        checkpointing: bool = False,
+        num_checkpointed: int = 0,
         is_packed: bool = False,
         has_bf16: bool = True,
         micro_batch: int | str = "auto",
@@ -99,8 +99,7 @@ class WholeSteps:
         model = build_model(config, weights, ds_json, "new weights")
         if lora is not None and lora.rank:
             add_adapters(model, lora.rank, lora.alpha, lora.dropout, lora.targets, SEED)
-        if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        cast(MaskedDiffusionModel, model).checkpoint_layers(num_checkpointed)
         use_kernels(model, choose_kernels("auto", current_device(), is_compiled=False)[0])
         self.model = model
         kernel = choose_attention(config, "auto", current_device(), model.dtype)

@@ -25,6 +25,7 @@ from torch import Tensor
 from whole_steps import SEED, DeviceWeights, WholeSteps, draw_documents
 
 from lift_ds.data.batch import Document, MicroBatch, collate
+from lift_ds.method.loss import chunked_gold_logprob, chunked_weighted_nll
 from lift_ds.models.attention import Kernel, Segments, attention_kernels, choose_attention
 from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.llada import LLaDAConfig, LLaDAModelLM
@@ -117,6 +118,30 @@ def far_scores(device: torch.device, is_quick: bool) -> dict[str, float]:
             num_bad += int((~found.isfinite()).sum())
             worst = max(worst, difference(found.double(), exact))
     return {"far_scores_difference": worst, "far_scores_nan": float(num_bad)}
+
+
+def bf16_head(device: torch.device, is_quick: bool) -> dict[str, float]:
+    """The head in bf16, in one chunk and in three: scores and gradients against the same numbers in float64."""
+    num_rows, width, vocabulary = (64, 64, 512) if is_quick else (1024, 1024, 32768)
+    generator = torch.Generator().manual_seed(SEED)
+    hidden = torch.randn(num_rows, width, generator=generator).mul(16).bfloat16()
+    matrix = torch.randn(vocabulary, width, generator=generator).mul(width**-0.5).bfloat16()
+    gold_ids = torch.randint(vocabulary, (num_rows,), generator=generator)
+    weights = torch.rand(num_rows, generator=generator)
+    wide = [each.double().requires_grad_() for each in (hidden, matrix)]
+    exact = -F.cross_entropy(wide[0] @ wide[1].T, gold_ids, reduction="none")
+    expected = torch.autograd.grad(-(exact * weights).sum(), wide)
+    figures = {"head_score_error": 0.0, "head_gradient_error": 0.0}
+    gold_ids, weights = gold_ids.to(device), weights.to(device)
+    for num_chunks in (1, 3):
+        limit = 4 * vocabulary * -(-num_rows // num_chunks)
+        inputs = [each.to(device).requires_grad_() for each in (hidden, matrix)]
+        score = chunked_gold_logprob(*inputs, gold_ids, limit).double().cpu()
+        loss, _ = chunked_weighted_nll(*inputs, gold_ids, weights, chunk_bytes=limit)
+        found = [each.double().cpu() for each in torch.autograd.grad(loss, inputs)]
+        errors = (float((score - exact).abs().max()), max(map(difference, found, expected)))
+        figures = {name: max(pair) for (name, *pair) in zip(figures, figures.values(), errors, strict=True)}
+    return figures
 
 
 def attention_gradient(query: Tensor, key: Tensor, value: Tensor, way: Any) -> Tensor:
@@ -329,6 +354,7 @@ PARTS = {
     "far_scores": far_scores,
     "packed_is_alone": packed_is_alone,
     "sync": sync,
+    "bf16_head": bf16_head,
     "stages": stages,
     "resume": resume,
 }

@@ -37,6 +37,8 @@ RIGHT = {
     "packed_difference_bf16": ("packed_is_alone", "the same in bf16", 2e-2),
     "waits": ("sync", "waits of the host for the device in a micro-batch, every objective but GIFT", 0.0),
     "waits_gift": ("sync", "the same under GIFT", 1.0),
+    "head_score_error": ("bf16_head", "log p of bf16 rows against float64, largest difference", 1e-3),
+    "head_gradient_error": ("bf16_head", "their gradients, relative difference", 1e-2),
     "zero2_loss_difference": ("stages", "losses of three steps, ZeRO-2 against ZeRO-3 on the CPU, float32", 1e-4),
     "zero3_loss_difference": ("stages", "the same, ZeRO-3", 1e-4),
     "resume_loss_difference": ("resume", "losses after a stop and a resume against none", 1e-5),

@@ -31,6 +31,7 @@ LIMITS = {
     "far_scores": 60,
     "packed_is_alone": 60,
     "sync": 90,
+    "bf16_head": 30,
     "lora_8b": 120,
     "lora_8b_checkpointed": 120,
     "stages": 120,
@@ -93,8 +94,8 @@ def run_part(name: str, device_name: str, is_quick: bool, out: Path) -> None:
         figures = correctness.PARTS[name](device, is_quick)
     else:
         throughput.start(device)
-        part, checkpointing = throughput.PARTS[name]
-        figures = part(device, is_quick, checkpointing, notes.append)
+        part, checkpointed = throughput.PARTS[name]
+        figures = part(device, is_quick, checkpointed, notes.append)
     write(out / "part.json", {"figures": figures, "notes": notes})
 
 

@@ -85,12 +85,12 @@ class Meter:
         sizes: What is measured.
         documents: Most documents of a step.
         lora: Adapters, if any.
-        checkpointing: Whether layers are computed again in backward.
+        checkpointed: Share of the layers that are computed again in backward.
         is_packed: Whether the documents of a step go through the model without padding.
     """
 
     def __init__(
-        self, device: torch.device, sizes: Sizes, documents: int, lora: LoraConfig | None, checkpointing: bool,
+        self, device: torch.device, sizes: Sizes, documents: int, lora: LoraConfig | None, checkpointed: float,
         is_packed: bool,
     ) -> None:  # fmt: skip
         if device.type == "cuda":
@@ -100,7 +100,8 @@ class Meter:
         weights = DeviceWeights(sizes.config)
         self.steps = WholeSteps(
             sizes.config, weights, ENGINE_JSON, OBJECTIVES["vanilla"], documents, lora=lora,
-            checkpointing=checkpointing, is_packed=is_packed, has_bf16=device.type == "cuda",
+            num_checkpointed=round(checkpointed * sizes.config.num_hidden_layers), is_packed=is_packed,
+            has_bf16=device.type == "cuda",
         )  # fmt: skip
         targets = tuple(lora.targets) if lora else ()
         self.arithmetic = Arithmetic.of(sizes.config, lora.rank if lora else 0, targets)
@@ -166,10 +167,10 @@ def start(device: torch.device) -> None:
     start_distributed(launch)
 
 
-def lora_8b(device: torch.device, is_quick: bool, checkpointing: bool, note: Callable[[str], None]) -> dict[str, float]:
+def lora_8b(device: torch.device, is_quick: bool, checkpointed: float, note: Callable[[str], None]) -> dict[str, float]:
     """LLaDA-8B with adapters, one document of 4,096 tokens a step: vanilla, exact LIFT-3, LIFT-3 from the table."""
     sizes = llada_8b(is_quick)
-    meter = Meter(device, sizes, 1, LORA, checkpointing, is_packed=True)
+    meter = Meter(device, sizes, 1, LORA, checkpointed, is_packed=True)
     batches = long_documents(sizes, sizes.rounds)
     figures: dict[str, float] = {}
     for name, objective in OBJECTIVES.items():
@@ -181,10 +182,10 @@ def lora_8b(device: torch.device, is_quick: bool, checkpointing: bool, note: Cal
     return figures
 
 
-def full_1b(device: torch.device, is_quick: bool, checkpointing: bool, note: Callable[[str], None]) -> dict[str, float]:
+def full_1b(device: torch.device, is_quick: bool, checkpointed: float, note: Callable[[str], None]) -> dict[str, float]:
     """A full fine-tune of a model of 1.1 B parameters, one document of 4,096 tokens a step."""
     sizes = one_billion(is_quick)
-    meter = Meter(device, sizes, 1, None, checkpointing, is_packed=True)
+    meter = Meter(device, sizes, 1, None, checkpointed, is_packed=True)
     batches = long_documents(sizes, sizes.rounds)
     figures: dict[str, float] = {}
     for name in ("vanilla", "exact"):
@@ -192,12 +193,12 @@ def full_1b(device: torch.device, is_quick: bool, checkpointing: bool, note: Cal
     return figures
 
 
-def short(device: torch.device, is_quick: bool, checkpointing: bool, note: Callable[[str], None]) -> dict[str, float]:
+def short(device: torch.device, is_quick: bool, checkpointed: float, note: Callable[[str], None]) -> dict[str, float]:
     """Short documents through LLaDA-8B with adapters, packed and in padded rows."""
     sizes = llada_8b(is_quick)
     batches = short_documents(sizes, sizes.rounds)
     most = max(len(documents) for documents in batches)
-    meter = Meter(device, sizes, most, LORA, checkpointing, is_packed=True)
+    meter = Meter(device, sizes, most, LORA, checkpointed, is_packed=True)
     figures = {f"packed_{key}": value for key, value in meter.run(OBJECTIVES["exact"], batches).items()}
     meter.steps.engine.root.is_packed = False
     figures |= {f"padded_{key}": value for key, value in meter.run(OBJECTIVES["exact"], batches).items()}
@@ -205,10 +206,10 @@ def short(device: torch.device, is_quick: bool, checkpointing: bool, note: Calla
     return figures
 
 
-def kernels(device: torch.device, is_quick: bool, checkpointing: bool, note: Callable[[str], None]) -> dict[str, float]:
+def kernels(device: torch.device, is_quick: bool, checkpointed: float, note: Callable[[str], None]) -> dict[str, float]:
     """A profile of two steps of exact LIFT-3 in the setting of `lora_8b`: the ten kernels that take longest."""
     sizes = llada_8b(is_quick)
-    meter = Meter(device, sizes, 1, LORA, checkpointing, is_packed=True)
+    meter = Meter(device, sizes, 1, LORA, checkpointed, is_packed=True)
     batches = long_documents(sizes, 2)
     meter.run(OBJECTIVES["exact"], batches)
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
@@ -227,10 +228,10 @@ def kernels(device: torch.device, is_quick: bool, checkpointing: bool, note: Cal
 
 
 PARTS = {
-    "lora_8b": (lora_8b, False),
-    "lora_8b_checkpointed": (lora_8b, True),
-    "short": (short, True),
-    "full_1b": (full_1b, True),
-    "kernels": (kernels, True),
+    "lora_8b": (lora_8b, 0.0),
+    "lora_8b_checkpointed": (lora_8b, 1.0),
+    "short": (short, 1.0),
+    "full_1b": (full_1b, 1.0),
+    "kernels": (kernels, 1.0),
 }
-"""Each with whether layers are computed again in backward."""
+"""Each with the share of the layers that are computed again in backward."""

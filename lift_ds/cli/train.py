@@ -105,6 +105,8 @@ def check(arguments: argparse.Namespace, launch: Launch, once: Once) -> Checked:
     if holds_run and run.checkpoint.resume == "none":
         problems.append(f"output={output}: holds a run already; continue it with --resume auto, or name another folder")
     attempt(partial(refuse_newer_run, output), problems)  # before this run's own record replaces that one
+    if model is not None:
+        attempt(partial(run.model.num_checkpointed, int(model.config.num_hidden_layers)), problems)
     if problems or model is None or sources is None:
         raise ConfigError(list(dict.fromkeys(problems)))
     return Checked(settings, ds_json, model, sources)

@@ -118,7 +118,7 @@ def resolve(values: dict[str, Any]) -> tuple[RunConfig, list[str]]:
 def forget(values: dict[str, Any], details: ErrorDetails) -> None:
     """Removes what one problem of pydantic's is about."""
     location = details["loc"]
-    if details["type"] != "value_error" or location not in ((), ("checkpoint",), ("objective",)):
+    if details["type"] != "value_error" or location not in ((), ("checkpoint",), ("model",), ("objective",)):
         remove(values, location)
     elif not location:  # the checks between sections are about these two
         values.pop("eval", None)

@@ -182,19 +182,31 @@ class VocabularyHead(nn.Linear):
 
 
 class DecoderLayers(nn.ModuleList):
-    """The decoder layers; transformers' `gradient_checkpointing_enable` finds its switch here."""
+    """The decoder layers; transformers' `gradient_checkpointing_enable` finds its switch here.
+
+    Attributes:
+        num_checkpointed: Layers that are computed again in backward where the switch is on, spread evenly; `None`: all.
+            The last one is stored unless all are: what it holds is free before the first is computed again.
+    """
 
     def __init__(self, layers: list[nn.Module]) -> None:
         super().__init__(layers)
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Callable[..., Any] = checkpoint
+        self.num_checkpointed: int | None = None
+
+    def is_checkpointed(self, index: int) -> bool:
+        """Whether the layer of this index is among those that are computed again, where any is."""
+        num_stored = 0 if self.num_checkpointed is None else len(self) - self.num_checkpointed
+        return index * num_stored // len(self) == (index + 1) * num_stored // len(self)
 
     def run(self, hidden: Tensor, cos: Tensor, sin: Tensor, visible: Visible) -> Tensor:
         """Hidden states (B, L, D) after all layers."""
         if self.training and torch.is_grad_enabled() and not hidden.requires_grad:
             hidden = hidden.requires_grad_()  # with a frozen embedding ZeRO-3 lets go of the first layer too early
-        for layer in self.children():
-            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+        checkpoints = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        for index, layer in enumerate(self.children()):
+            if checkpoints and self.is_checkpointed(index):
                 hidden = self._gradient_checkpointing_func(layer.__call__, hidden, cos, sin, visible)
             else:
                 hidden = layer(hidden, cos, sin, visible)
@@ -216,6 +228,14 @@ class MaskedDiffusionModel(PreTrainedModel):
 
     def enable_input_require_grads(self) -> None:
         """Nothing: `DecoderLayers.run` sees to it, and a hook on a tied embedding would meet the head's results."""
+
+    def checkpoint_layers(self, count: int) -> None:
+        """Has this many decoder layers, spread evenly, computed again in backward: they store their input alone."""
+        self.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        for module in self.modules():
+            if isinstance(module, DecoderLayers):
+                assert 0 <= count <= len(module)
+                module.num_checkpointed = count
 
     def get_input_embeddings(self) -> Any:
         """The embedding module."""

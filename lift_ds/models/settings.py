@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from lift_ds.section import Section
 
@@ -16,6 +16,9 @@ class ModelConfig(Section):
     path: str = Field("builtin:base", description="folder in the public layout, hub name, or builtin:base")
     from_scratch: bool = Field(False, description="new random weights; only config and tokenizer are read from path")
     gradient_checkpointing: bool = Field(False, description="recompute each block in backward instead of storing it")
+    checkpoint_layers: int | None = Field(
+        None, ge=0, description="recompute this many blocks only, spread evenly; instead of gradient_checkpointing"
+    )
     attention: Literal["auto", "varlen", "sdpa", "math"] = Field(
         "auto", description="kernel: varlen (one call, no padding; GPU, bf16), sdpa (torch's choice), math (reference)"
     )
@@ -39,6 +42,31 @@ class ModelConfig(Section):
         if steps is not None and profiled_steps(steps) is None:
             raise ValueError(f"model.profile_steps={steps}: write FIRST-LAST, steps from 1 on, for example 10-12")
         return steps
+
+    @model_validator(mode="after")
+    def check_one_number(self) -> ModelConfig:
+        """Checks that one key says how many layers are computed again."""
+        if self.gradient_checkpointing and self.checkpoint_layers is not None:
+            raise ValueError(
+                f"model.checkpoint_layers={self.checkpoint_layers}: model.gradient_checkpointing=true means all "
+                "layers; remove one of them, or set model.gradient_checkpointing=false"
+            )
+        return self
+
+    def num_checkpointed(self, num_layers: int) -> int:
+        """How many of a model's layers are computed again in backward.
+
+        Raises:
+            ValueError: `checkpoint_layers` is more than there are.
+        """
+        if self.checkpoint_layers is None:
+            return num_layers if self.gradient_checkpointing else 0
+        if self.checkpoint_layers > num_layers:
+            raise ValueError(
+                f"model.checkpoint_layers={self.checkpoint_layers}: the model has {num_layers} layers; "
+                "name at most as many"
+            )
+        return self.checkpoint_layers
 
 
 def profiled_steps(text: str) -> tuple[int, int] | None:

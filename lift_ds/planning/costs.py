@@ -63,9 +63,9 @@ def step_seconds(setup: Setup, num_micro_batches: int, num_nodes: int, rates: Ra
     lora = setup.lora
     arithmetic = Arithmetic.of(setup.config, lora.rank, tuple(lora.targets))
     rows = setup.length / 2
-    forward = arithmetic.forward(setup.length, rows)
     operations = arithmetic.training(setup.length, rows)
-    operations += forward * (float(setup.has_checkpointing) + float(setup.scores))
+    operations += arithmetic.layers(setup.length) * setup.num_checkpointed / setup.num_layers
+    operations += arithmetic.forward(setup.length, rows) * float(setup.scores)
     documents = num_micro_batches * setup.num_documents
     seconds = documents * operations / (rates.peak_tflops * 1e12 * rates.mfu)
     gbytes = rates.node_gbytes if num_nodes == 1 else rates.network_gbytes

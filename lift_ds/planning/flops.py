@@ -80,8 +80,11 @@ class Arithmetic:
 
     def forward(self, length: float, num_rows: float) -> float:
         """Operations of a forward over a document of `length` tokens, `num_rows` of which reach the head."""
-        linear = 2.0 * (self.matrices + self.adapters) * length
-        return linear + self.attention(length) + self.head(num_rows)
+        return self.layers(length) + self.head(num_rows)
+
+    def layers(self, length: float) -> float:
+        """Operations of a forward through all layers."""
+        return 2.0 * (self.matrices + self.adapters) * length + self.attention(length)
 
     def attention(self, length: float) -> float:
         """Operations of all layers' attention, forward."""

@@ -1,7 +1,9 @@
 """What a forward and backward hold at most, found by running them on the meta device, where nothing is computed.
 
 Every storage that an operation makes is counted until it is freed. Numbers of layers do not matter: a model of one
-layer and one of two are run, and what the second adds is what every further layer adds.
+layer and one of two are run, and what the second adds is what every further layer adds. Where some layers are computed
+again in backward, what the forward leaves lies between all and none by their share; the backward holds most at the last
+layer, which is stored then.
 
 Shapes: B documents, L tokens, R rows that reach the head, N layers.
 """
@@ -10,7 +12,8 @@ from __future__ import annotations
 
 import copy
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -19,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PretrainedConfig
 
-from lift_ds.method.loss import chunked_gold_logprob, chunked_weighted_nll
+from lift_ds.method.loss import CHUNK_BYTES, chunked_gold_logprob, chunked_weighted_nll
 from lift_ds.models.families import family_of
 from lift_ds.models.keyed_dropout import KeyedDropout
 from lift_ds.models.layers import MaskedDiffusionModel
@@ -138,10 +141,11 @@ def measure_passes(
     config: PretrainedConfig,
     lora: LoraConfig,
     dtype: torch.dtype,
-    has_checkpointing: bool,
+    num_checkpointed: int,
     num_documents: int,
     length: int,
     num_rows: int,
+    device_type: str,
 ) -> Held:
     """What the passes of a micro-batch hold.
 
@@ -149,24 +153,45 @@ def measure_passes(
         config: The model's.
         lora: Its adapters, if any.
         dtype: Type of the weights.
-        has_checkpointing: Whether layers are computed again in backward.
+        num_checkpointed: Layers that are computed again in backward.
         num_documents: B.
         length: L.
         num_rows: R.
+        device_type: `cpu` or `cuda`, by which the head's chunks go.
     """
     num_layers = int(config.num_hidden_layers)
-    one, two = (
-        _measure(hollow_model(config, count, dtype, lora), has_checkpointing, num_documents, length, num_rows)
-        for count in (1, 2)
-    )
-    return Held(*(a + (b - a) * (num_layers - 1) for a, b in zip(one, two, strict=True)))
+
+    def measure_all(has_checkpointing: bool) -> Held:
+        one, two = (
+            measure_model(
+                hollow_model(config, count, dtype, lora),
+                count if has_checkpointing else 0,
+                num_documents,
+                length,
+                num_rows,
+                device_type,
+            )
+            for count in (1, 2)
+        )
+        return Held(*(a + (b - a) * (num_layers - 1) for a, b in zip(one, two, strict=True)))
+
+    most = measure_all(num_checkpointed == num_layers)
+    if not 0 < num_checkpointed < num_layers:
+        return most
+    saving = most.saved - measure_all(True).saved
+    return replace(most, saved=most.saved - saving * num_checkpointed // num_layers)
 
 
-def _measure(
-    model: MaskedDiffusionModel, has_checkpointing: bool, num_documents: int, length: int, num_rows: int
+def measure_model(
+    model: MaskedDiffusionModel,
+    num_checkpointed: int,
+    num_documents: int,
+    length: int,
+    num_rows: int,
+    device_type: str,
 ) -> tuple[int, int, int, int]:
-    if has_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    """What `Held` says of a model that is run as it is; arguments as in `measure_passes`."""
+    model.checkpoint_layers(num_checkpointed)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(_let_go)
@@ -178,12 +203,9 @@ def _measure(
     def encode() -> Tensor:
         return model.encode(ids, flash_like).flatten(0, 1)[rows]
 
-    def learn(hidden: Tensor, matrix: Tensor) -> Any:
-        return chunked_weighted_nll(hidden, matrix, gold_ids, row_weights)
-
-    def score(hidden: Tensor, matrix: Tensor) -> Any:
-        return chunked_gold_logprob(hidden, matrix, gold_ids)
-
+    chunk_bytes = CHUNK_BYTES[device_type]
+    learn = partial(chunked_weighted_nll, gold_ids=gold_ids, row_weights=row_weights, chunk_bytes=chunk_bytes)
+    score = partial(chunked_gold_logprob, gold_ids=gold_ids, chunk_bytes=chunk_bytes)
     at_embedding: list[int] = []
     embedding: nn.Module = model.get_input_embeddings()
 

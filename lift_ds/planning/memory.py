@@ -50,7 +50,7 @@ class Setup:
         lora: Its adapters, if any.
         ds_json: Resolved DeepSpeed JSON.
         world_size: Ranks.
-        has_checkpointing: Whether layers are computed again in backward.
+        num_checkpointed: Layers that are computed again in backward.
         num_documents: Documents, or packs, of a micro-batch.
         length: Tokens of the longest.
         scores: Whether there is a scoring pass.
@@ -61,7 +61,7 @@ class Setup:
     lora: LoraConfig
     ds_json: dict[str, Any]
     world_size: int
-    has_checkpointing: bool
+    num_checkpointed: int
     num_documents: int
     length: int
     scores: bool
@@ -72,6 +72,11 @@ class Setup:
         """The section `zero_optimization`."""
         section: dict[str, Any] = self.ds_json["zero_optimization"]
         return section
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the model."""
+        return int(self.config.num_hidden_layers)
 
     @property
     def stage(self) -> int:
@@ -146,10 +151,11 @@ def estimate(setup: Setup) -> Memory:
         setup.config,
         setup.lora,
         setup.dtype,
-        setup.has_checkpointing,
+        setup.num_checkpointed,
         setup.num_documents,
         setup.length,
         setup.num_documents * setup.length,
+        "cpu" if setup.is_cpu else "cuda",
     )
     collected = {} if setup.stage == 3 else collected_parts(setup, sizes)
     live, copied = gathered_parts(setup, sizes)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -62,7 +63,12 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether the memory of a GPU suffices."""
-        return self.memory.peak <= USABLE * self.gpu_gib * GIB
+        return self.memory.peak <= self.usable
+
+    @property
+    def usable(self) -> float:
+        """Bytes of a GPU that can be filled."""
+        return USABLE * self.gpu_gib * GIB
 
     def require_room(self) -> None:
         """Says, before weights are read, that they cannot be trained here.
@@ -122,6 +128,7 @@ class Plan:
             f"plan: {sizes.total / 1e6:,.1f} M parameters, {sizes.trained / 1e6:,.1f} M trained, ZeRO-{setup.stage} on "
             f"{plural(setup.world_size, device)} of {plural(self.num_nodes, 'node')}, micro-batch "
             f"{setup.num_documents} x {setup.length} tokens at most, {self.num_micro_batches} a step; {self.longest}"
+            + (f", {setup.num_checkpointed} of {setup.num_layers} layers computed again" * (setup.num_checkpointed > 0))
         )
         yield f"  memory of a {device}, estimated{'':30}GiB"
         for name, value in memory.kept.items():
@@ -150,11 +157,11 @@ class Plan:
 
     def remedies(self) -> Iterator[str]:
         """What would make it fit, with the peak that each change leaves."""
-        for change, setup in alternatives(self.setup):
-            peak = estimate(setup).peak / GIB
-            if peak < self.memory.peak / GIB:
-                verdict = "fits" if peak <= USABLE * self.gpu_gib else "not enough alone"
-                yield f"  change {change}: {peak:.1f} GiB, {verdict}"
+        for text, setup in alternatives(self.setup, self.usable):
+            peak = estimate(setup).peak
+            if peak < self.memory.peak:
+                verdict = "fits" if peak <= self.usable else "not enough alone"
+                yield f"  change {text}: {peak / GIB:.1f} GiB, {verdict}"
 
 
 def plural(count: int, what: str) -> str:
@@ -167,28 +174,41 @@ def row(name: str, value: float, detail: str = "") -> str:
     return f"    {name:34} {value / GIB:20.2f}" + (f"  {detail}" if detail else "")
 
 
-def alternatives(setup: Setup) -> Iterator[tuple[str, Setup]]:
-    """Changes that lower the peak, cheapest first, each alone, then all of them together."""
-    changes = list(_changes(setup))
-    for _, text, changed in changes:
-        yield text, changed
+def alternatives(setup: Setup, usable: float) -> Iterator[tuple[str, Setup]]:
+    """Changes that lower the peak, which should be `usable` bytes, cheapest first: each alone, then all together."""
+    together = setup
+    changes = list(_changes(setup, usable))
+    for text, change in changes:
+        yield text, change(setup)
+        together = change(together)
     if len(changes) > 1:
-        together = setup
-        for name, _, _ in changes:
-            together = next((changed for other, _, changed in _changes(together) if other == name), together)
         yield "all of these", together
 
 
-def _changes(setup: Setup) -> Iterator[tuple[str, str, Setup]]:
-    if not setup.has_checkpointing:
-        yield "checkpointing", "model.gradient_checkpointing=true", replace(setup, has_checkpointing=True)
+def _changes(setup: Setup, usable: float) -> Iterator[tuple[str, Callable[[Setup], Setup]]]:
+    if setup.num_checkpointed < setup.num_layers:
+        count = fewest_layers(setup, usable)
+        yield f"model.checkpoint_layers={count}", lambda made: replace(made, num_checkpointed=count)
     if setup.num_documents > 1:
-        yield "micro", "train_micro_batch_size_per_gpu to 1 in the JSON", replace(setup, num_documents=1)
+        yield "train_micro_batch_size_per_gpu to 1 in the JSON", lambda made: replace(made, num_documents=1)
     if setup.stage < 3 and setup.world_size > 1:
-        yield "stage", "--deepspeed to ds_configs/zero3.json", setup.with_zero(stage=3)
+        yield "--deepspeed to ds_configs/zero3.json", lambda made: made.with_zero(stage=3)
     if not setup.is_offloaded("optimizer"):
-        offloaded = setup.with_zero(offload_optimizer={"device": "cpu"})
-        yield "offload", "zero_optimization.offload_optimizer.device to cpu in the JSON", offloaded
+        offloaded = {"device": "cpu"}
+        yield (
+            "zero_optimization.offload_optimizer.device to cpu in the JSON",
+            lambda made: made.with_zero(offload_optimizer=offloaded),
+        )
     if not setup.lora.rank:
-        lora = LoraConfig(rank=LORA_RANK)
-        yield "lora", f"lora.rank={LORA_RANK}", replace(setup, lora=lora)
+        yield f"lora.rank={LORA_RANK}", lambda made: replace(made, lora=LoraConfig(rank=LORA_RANK))
+
+
+def fewest_layers(setup: Setup, usable: float) -> int:
+    """The fewest layers which, computed again in backward, let the peak be `usable` bytes; all where none do."""
+    counts = range(setup.num_checkpointed + 1, setup.num_layers)
+
+    def fits(count: int) -> bool:
+        return estimate(replace(setup, num_checkpointed=count)).peak <= usable
+
+    place = bisect_left(counts, True, key=fits)
+    return counts[place] if place < len(counts) else setup.num_layers

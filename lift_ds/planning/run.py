@@ -48,6 +48,9 @@ def plan_of(
         rates: What is assumed of the machines.
         is_cpu: Whether the ranks compute on CPUs.
         longest: Of the documents or packs; `longest_allowed` where not given.
+
+    Raises:
+        ValueError: More layers are to be computed again than the model has.
     """
     longest = longest or longest_allowed(run, config)
     views = 2 if getattr(run.objective, "complementary", False) else 1
@@ -56,7 +59,7 @@ def plan_of(
         run.lora,
         ds_json,
         world_size,
-        run.model.gradient_checkpointing,
+        run.model.num_checkpointed(int(config.num_hidden_layers)),
         views * int(ds_json["train_micro_batch_size_per_gpu"]),
         longest.length,
         make_objective(run.objective).scoring_pass != "none",

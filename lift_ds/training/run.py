@@ -36,17 +36,17 @@ def build_root(
 ) -> DiffusionStep:
     """The root module that the config describes: weights loaded, adapters and checkpointing in place."""
     run = prepared.run
-    model = build_model(prepared.config, source, ds_json, str(prepared.folder))
+    model = cast(MaskedDiffusionModel, build_model(prepared.config, source, ds_json, str(prepared.folder)))
     lora = run.lora
     if lora.rank:
         add_adapters(model, lora.rank, lora.alpha, lora.dropout, lora.targets, run.seed)
-    if run.model.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if num_checkpointed := run.model.num_checkpointed(int(prepared.config.num_hidden_layers)):
+        model.checkpoint_layers(num_checkpointed)
     use_kernels(model, choose_kernels(run.model.kernels, current_device(), run.model.compile)[0])
     if run.model.compile:
         compile_layers(model)
     return DiffusionStep(
-        cast(MaskedDiffusionModel, model),
+        model,
         objective,
         keeps_observations=run.difficulty.enabled,
         is_packed=run.data.packing != "none",

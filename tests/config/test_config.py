@@ -122,6 +122,11 @@ def test_keys_that_do_not_fit_each_other():
     ("overrides", "message"),
     [
         (["checkpoint.best_by=heldout_loss", "checkpoint.save_every=0"], "needs checkpoints to choose from"),
+        (
+            ["model.checkpoint_layers=3", "model.gradient_checkpointing=true"],
+            "gradient_checkpointing=true means all",
+        ),
+        (["model.checkpoint_layers=-1"], "model.checkpoint_layers=-1: input should be greater than or equal to 0"),
         (["checkpoint.best_by=heldout_loss", "eval.rows=0"], "needs held-out rows, and eval.rows=0 turns them off"),
         (
             ["checkpoint.best_by=solve_rate", "checkpoint.save_every=0", "checkpoint.export=best"],

@@ -1,4 +1,7 @@
-"""Which layers ZeRO-3 holds while a backward runs: `torchrun gathering.py OUTPUT MODEL JSON...`; rank 0 writes JSON."""
+"""Which layers ZeRO-3 holds while a backward runs: `torchrun gathering.py OUTPUT MODEL JSON...`; rank 0 writes JSON.
+
+All layers are checkpointed, and under the last JSON also every second one (`half`).
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from tests.distributed.jobs import forward_backward, make_documents, make_engine
 
 LORA_RANK = 16
 NUM_MICRO_BATCHES = 4
+NUM_LAYERS = 10
 
 
 def gathered_numel(layer: nn.Module) -> int:
@@ -52,10 +56,10 @@ def watch_backward(engine: Engine) -> tuple[list[nn.Module], list[dict[str, Any]
     return layers, records
 
 
-def watch(rank: int, model: Path, json_path: Path) -> dict[str, Any]:
-    """Micro-batches of LoRA with gradient checkpointing under a JSON: what was held at each layer's backward."""
+def watch(rank: int, model: Path, json_path: Path, num_checkpointed: int) -> dict[str, Any]:
+    """Micro-batches of LoRA with checkpointed layers under a JSON: what was held at each layer's backward."""
     engine = make_engine(json.loads(json_path.read_text()), NUM_MICRO_BATCHES * 2, 1, folder=model, lora_rank=LORA_RANK)
-    engine.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    engine.model.checkpoint_layers(num_checkpointed)
     layers, records = watch_backward(engine)
     sizes = [parameter for parameter in layers[0].parameters() if not parameter.ds_persist]
     documents, noises = make_documents(7 + rank, [0.2, 0.5, 0.8, 0.9], set())
@@ -76,7 +80,8 @@ def main() -> None:
     output, model, *json_paths = map(Path, sys.argv[1:])
     launch = read_launch()
     start_distributed(launch)
-    result = {path.stem: watch(launch.rank, model, path) for path in json_paths}
+    result = {path.stem: watch(launch.rank, model, path, NUM_LAYERS) for path in json_paths}
+    result["half"] = watch(launch.rank, model, json_paths[-1], NUM_LAYERS // 2)
     if launch.is_main:
         output.write_text(json.dumps(result))
     leave(0)

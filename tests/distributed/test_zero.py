@@ -13,6 +13,7 @@ from lift_ds.models.weights import NewWeights
 from lift_ds.training.normalizer import document_scale, step_counts
 from lift_ds.training.step import DiffusionStep
 from tests.conftest import REPOSITORY, VECTORS, launch_job, run_script
+from tests.distributed.gathering import NUM_LAYERS
 from tests.distributed.jobs import LIFT3, THRESHOLDS, make_documents
 from tests.small_models import write_adapted
 
@@ -60,7 +61,7 @@ def test_a_backward_with_checkpointing_lets_go_of_its_layers(tmp_path):
     """
     layer = 4 * 64 * 64 + 3 * 64 * 128 + 3 * 16 * (64 + 64)
     config = json.loads((VECTORS / "llada_tiny" / "config.json").read_text())
-    config |= {"d_model": 64, "n_layers": 10, "n_heads": 4, "n_kv_heads": 4, "mlp_hidden_size": 128}
+    config |= {"d_model": 64, "n_layers": NUM_LAYERS, "n_heads": 4, "n_kv_heads": 4, "mlp_hidden_size": 128}
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     new = NewWeights(read_config(tmp_path / "model"), 1)
@@ -75,15 +76,16 @@ def test_a_backward_with_checkpointing_lets_go_of_its_layers(tmp_path):
     run_script("tests/distributed/gathering.py", output, tmp_path / "model", *paths, num_ranks=2)
     found = json.loads(output.read_text())
     assert found["shipped"]["layer"] == found["as_8b"]["layer"] == found["shipped"]["prefetch"] == layer
-    assert found["thresholds0"]["layer"] == layer + 2 * 64
-    assert len({each["loss"] for each in found.values()}) == 1
+    assert len({each["loss"] for each in found.values()}) == 1  # also with half of them
     for each in found.values():
-        assert {record["layer"] for record in each["records"]} == set(range(10))
+        assert {record["layer"] for record in each["records"]} == set(range(NUM_LAYERS))
         for record in each["records"]:
             assert record["held"][record["layer"]] == each["layer"]
             assert not any(record["held"][record["layer"] + 1 :])
-    for record in found["thresholds0"]["records"]:
-        assert sum(record["held"]) == layer + 2 * 64
+    for name in ("thresholds0", "half"):
+        assert found[name]["layer"] == layer + 2 * 64
+        for record in found[name]["records"]:
+            assert sum(record["held"]) == layer + 2 * 64
     assert 4 * layer < limits["stage3_max_live_parameters"] < 5 * layer  # a layer that is begun may be kept whole
     assert layer < max(sum(record["held"]) for record in found["as_8b"]["records"]) <= 5 * layer
     for record in found["as_8b"]["records"][-130:]:  # of the last micro-batch: the first one is only traced

@@ -12,7 +12,7 @@ ROWS, WIDTH, VOCABULARY = 23, 8, 50
 
 @pytest.fixture(params=[1, 7, 1000], ids="{} rows a chunk".format)
 def chunk(request, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK_LOGITS", request.param * VOCABULARY)
+    monkeypatch.setitem(module.CHUNK_BYTES, "cpu", 4 * request.param * VOCABULARY)
 
 
 def draw(dtype=torch.float32, num_rows=ROWS):
@@ -24,8 +24,8 @@ def draw(dtype=torch.float32, num_rows=ROWS):
 
 
 def plain(hidden, weight, gold_ids, row_weights):
-    """The same by autograd, with all logits."""
-    nll = F.cross_entropy((hidden @ weight.T).float(), gold_ids, reduction="none")
+    """The same by autograd, with all logits, in float32."""
+    nll = F.cross_entropy(hidden.float() @ weight.float().T, gold_ids, reduction="none")
     return (nll * row_weights).sum(), nll
 
 
@@ -119,13 +119,35 @@ def test_a_second_backward_is_refused():
 def test_no_gradient_is_made_where_none_is_wanted(monkeypatch):
     """Measuring a loss must not cost a float32 copy of the vocabulary matrix, also where that is a parameter."""
     made = []
-    zeros_like = torch.zeros_like
+    empty_like = torch.empty_like
     monkeypatch.setattr(
-        torch, "zeros_like", lambda *given, **named: made.append(given[0].shape) or zeros_like(*given, **named)
+        torch, "empty_like", lambda *given, **named: made.append(given[0].shape) or empty_like(*given, **named)
     )
     inputs = draw()
     with torch.no_grad():
         measured, _ = chunked_weighted_nll(*inputs)
-    assert made == [] and not measured.requires_grad
+    assert (VOCABULARY, WIDTH) not in made and not measured.requires_grad
     trained, _ = chunked_weighted_nll(*inputs)
-    assert made == [(VOCABULARY, WIDTH)] and trained.item() == measured.item()
+    assert (VOCABULARY, WIDTH) in made and trained.item() == measured.item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_chunks_are_as_even_as_can_be_and_never_larger(dtype):
+    """23 rows at 10 a chunk: three chunks of 8, 8 and 7; autocast gives float32 sums of bf16 products."""
+    hidden, weight = (each.detach() for each in draw(dtype)[:2])
+    limit = 4 * 10 * VOCABULARY
+    assert [len(logits) for _, logits in module.chunked_logits(hidden, weight, limit)] == [8, 8, 7]
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = torch.cat([logits for _, logits in module.chunked_logits(hidden, weight, limit)])
+    expected = hidden.bfloat16().double() @ weight.bfloat16().double().T
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits.double(), expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
+
+
+def test_easy_bf16_tokens_do_not_tie():
+    """Logits 24, 24.03 and 24.06: in bf16, whose steps are 0.125 there, all three would be 24."""
+    hidden = torch.ones(1, 2, dtype=torch.bfloat16)
+    weight = torch.tensor([[24.0, 0.0], [24.0, 0.03], [24.0, 0.06]]).bfloat16()
+    found = [float(chunked_gold_logprob(hidden, weight, torch.tensor([gold]))) for gold in range(3)]
+    expected = (hidden.double() @ weight.double().T).log_softmax(-1)[0].tolist()
+    assert found == pytest.approx(expected, abs=1e-5) and found[0] < found[1] < found[2]

@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
 
 from lift_ds import generate, load_pretrained
 from lift_ds.export.folder import export_folder
 from lift_ds.models.families import FAMILIES, family_of, read_config, start_token_of
+from lift_ds.models.layers import DecoderLayers
 from lift_ds.models.llama import align, read_rope
 from lift_ds.models.lora import add_adapters, split_adapters
 from lift_ds.models.vocabulary import check_tokenizer, load_tokenizer
@@ -253,17 +255,45 @@ def test_new_weights(dream_dir):
     assert source.tensor("model.norm.weight").eq(1).all()
 
 
-def test_gradient_checkpointing_changes_no_gradient(family_model):
+def loss_and_saved_bytes(model, ids):
+    sizes = []
+
+    def pack(tensor):
+        sizes.append(tensor.nbytes)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        return model(input_ids=ids).logits.square().sum(), sum(sizes)
+
+
+def test_checkpointed_layers_change_no_gradient_and_save_memory(family_model):
+    """None, half, all: what autograd keeps falls with each, and every gradient stays to the last bit."""
     ids = torch.tensor([[5, 6, 7, 8]])
-    found = []
-    for is_checkpointed in (False, True):
-        if is_checkpointed:
-            family_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    num_layers = family_model.config.num_hidden_layers
+    assert num_layers > 1
+    found, kept = [], []
+    for count in (0, num_layers // 2, num_layers):
+        family_model.checkpoint_layers(count)
         family_model.train().zero_grad()
-        family_model(input_ids=ids).logits.square().sum().backward()
-        found.append([parameter.grad.clone() for parameter in family_model.parameters()])
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other)
+        loss, saved = loss_and_saved_bytes(family_model, ids)
+        kept.append(saved)
+        loss.backward()
+        found.append([loss.detach(), *(parameter.grad for parameter in family_model.parameters())])
+    assert kept[0] > kept[1] > kept[2]
+    for others in found[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(found[0], others, strict=True))
+
+
+def test_checkpointed_layers_are_spread_and_the_last_is_stored():
+    layers = DecoderLayers([nn.Identity() for _ in range(8)])
+
+    def chosen(count):
+        layers.num_checkpointed = count
+        return [index for index in range(8) if layers.is_checkpointed(index)]
+
+    assert [chosen(0), chosen(2), chosen(4)] == [[], [0, 4], [0, 2, 4, 6]]
+    assert chosen(7) == list(range(7)) and chosen(8) == list(range(8))
+    assert all(len(chosen(count)) == count for count in range(9))
 
 
 def test_left_padding_does_not_change_an_answer(family_model):

@@ -51,10 +51,9 @@ def test_a_change_in_one_document_leaves_the_others_bit_for_bit(model, batch):
 
 
 @pytest.mark.parametrize("method", list(OBJECTIVES))
-@pytest.mark.parametrize("is_checkpointed", [False, True])
-def test_loss_and_gradients(model, batch, method, is_checkpointed):
-    if is_checkpointed:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+@pytest.mark.parametrize("num_checkpointed", [0, 1, 2])
+def test_loss_and_gradients(model, batch, method, num_checkpointed):
+    model.checkpoint_layers(num_checkpointed)
     found = []
     for is_packed in (False, True):
         root = make_root(model, method).train()

@@ -1,12 +1,13 @@
 """What passes hold, against arithmetic and against autograd's own saved tensors."""
 
+import pytest
 import torch
 from torch import nn
 
 from lift_ds.models.layers import RMSNorm
 from lift_ds.models.llada import LLaDAConfig
 from lift_ds.models.settings import LoraConfig
-from lift_ds.planning.live_memory import FlashLike, LiveBytes, hollow_model, measure_passes
+from lift_ds.planning.live_memory import FlashLike, LiveBytes, hollow_model, measure_model, measure_passes
 
 B, L, D, F, V = 2, 64, 128, 384, 512
 CONFIG = LLaDAConfig(
@@ -15,8 +16,8 @@ CONFIG = LLaDAConfig(
 NO_LORA = LoraConfig()
 
 
-def passes(config=CONFIG, lora=NO_LORA, dtype=torch.float32, has_checkpointing=False, rows=B * L):
-    return measure_passes(config, lora, dtype, has_checkpointing, B, L, rows)
+def passes(config=CONFIG, lora=NO_LORA, dtype=torch.float32, num_checkpointed=0, rows=B * L):
+    return measure_passes(config, lora, dtype, num_checkpointed, B, L, rows, "cpu")
 
 
 def test_storages_count_until_they_are_freed():
@@ -60,9 +61,17 @@ def test_a_real_layer_saves_what_is_estimated():
 def test_checkpointing_keeps_a_layers_input_alone():
     """(B, L, D) in float32 a layer: 2 * 64 * 128 * 4 bytes."""
     a_layer_less = LLaDAConfig(**{**CONFIG.to_dict(), "n_layers": 4})
-    kept = passes(has_checkpointing=True).saved - passes(a_layer_less, has_checkpointing=True).saved
+    kept = passes(num_checkpointed=5).saved - passes(a_layer_less, num_checkpointed=4).saved
     assert kept == B * L * D * 4
-    assert passes(has_checkpointing=True).training < passes().training
+    assert passes(num_checkpointed=5).training < passes().training
+
+
+@pytest.mark.parametrize("num_checkpointed", [0, 1, 2, 4, 5])
+def test_some_checkpointed_layers_are_what_a_whole_model_shows(num_checkpointed):
+    """All five layers on the meta device, in place of one and two and a share."""
+    whole = measure_model(hollow_model(CONFIG, 5, torch.float32, NO_LORA), num_checkpointed, B, L, B * L, "cpu")
+    held = passes(num_checkpointed=num_checkpointed)
+    assert (held.saved, held.head, held.backward) == whole[:3]
 
 
 def test_the_head_holds_a_chunk_and_its_gradients():

@@ -12,7 +12,8 @@ from lift_ds.config.run import RunConfig
 from lift_ds.models.settings import LoraConfig
 from lift_ds.models.weights import parameter_shapes
 from lift_ds.planning import report
-from lift_ds.planning.costs import checkpoint_bytes, wire_bytes
+from lift_ds.planning.costs import checkpoint_bytes, step_seconds, wire_bytes
+from lift_ds.planning.flops import Arithmetic
 from lift_ds.planning.memory import estimate
 from lift_ds.planning.report import Longest
 from lift_ds.planning.run import plan_of
@@ -146,8 +147,23 @@ def test_activations_are_what_checkpointing_is_for():
     """At 4,096 tokens the activations of 8b are most of it; without them an update is known to fit."""
     long = plan_of(config_of("8b"), RunConfig(), ZERO3, 4, 32, 40.0, longest=Longest(4096))
     remedies = [line for line in long.lines() if line.startswith("  change ")]
-    assert remedies[0].startswith("  change model.gradient_checkpointing=true: ") and remedies[0].endswith("fits")
+    found = re.fullmatch(r"  change model\.checkpoint_layers=(\d+): .* GiB, fits", remedies[0])
+    fewest = int(found[1])
+    assert 0 < fewest < 32
+    peaks = [estimate(replace(long.setup, num_checkpointed=count)).peak for count in (fewest - 1, fewest)]
+    assert peaks[0] > long.usable >= peaks[1]
     long.require_room()  # only a shorter micro-batch, or checkpointing, is wanted
+
+
+def test_layers_that_are_computed_again_cost_their_share_of_time():
+    """A forward and backward of all but the head are three forwards; 2 of 6 layers again are a third of one more."""
+    none, some = (plan(model={"checkpoint_layers": count}) for count in (0, 2))
+    seconds = [step_seconds(each.setup, 1, 1, each.rates)[0] for each in (none, some)]
+    layers = Arithmetic.of(BASE).layers(128) / (none.rates.peak_tflops * 1e12 * none.rates.mfu)
+    assert seconds[1] - seconds[0] == pytest.approx(none.setup.num_documents * layers / 3)
+    assert "2 of 6 layers computed again" in next(some.lines())
+    with pytest.raises(ValueError, match=r"model\.checkpoint_layers=7: the model has 6 layers"):
+        plan(model={"checkpoint_layers": 7})
 
 
 def test_the_command(tmp_path, capsys):

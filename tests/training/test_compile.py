@@ -42,10 +42,11 @@ def test_another_length_compiles_nothing_anew(llada_dir, is_packed):
     "more",
     [
         [],
+        ["model.checkpoint_layers=1"],
         ["model.gradient_checkpointing=true"],
         ["data.packing=best_fit", "lora.rank=4", "lora.dropout=0.5", "model.gradient_checkpointing=true"],
     ],
-    ids=["plain", "checkpointed", "packed adapters"],
+    ids=["plain", "half checkpointed", "checkpointed", "packed adapters"],
 )
 def test_losses_are_those_of_eager_layers(tiny_dir, tmp_path, more):
     """Two ZeRO-3 ranks, layers as leaf modules, documents of any length, evaluation and sampling between."""

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from .arithmetic import NAMES, THINGS, Arithmetic, pick
 from .countdown import apply_sign, countdown_key
 from .item import split_of
-from .sudoku import BLANK, FEWEST_BLANKS, MOST_BLANKS, all_grids, as_rows, punch_holes
+from .sudoku import BLANK, all_grids, as_rows, punch_holes
 
 TURN = "<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>"
 Chat = tuple[str, str]
+FEWEST_BLANKS, MOST_BLANKS = 5, 9  # with one digit in five blanks no grid is solved
 
 
 def pretraining_text(seed: int, split: str, index: int) -> str:
@@ -123,13 +124,19 @@ def _refilled_grid(chance: random.Random) -> Chat:
     return f"Put {digit} for every 0 of this 4x4 grid:\n{grid}", f"<answer>{grid.replace(BLANK, digit)}</answer>"
 
 
+def _story(chance: random.Random) -> str:
+    """The question of a word problem."""
+    task = Arithmetic()
+    return task.propose(chance, chance.randint(1, len(task.levels))).question
+
+
 def _wordings(chance: random.Random) -> str:
     """Questions of word problems, unanswered."""
-    return "\n".join(Arithmetic().propose(chance).question for _ in range(2))
+    return "\n".join(_story(chance) for _ in range(2))
 
 
 def _copied_story(chance: random.Random) -> Chat:
-    question = Arithmetic().propose(chance).question
+    question = _story(chance)
     return f"Repeat: {question}", question
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lift_ds.data.tasks import TASKS, Item, Verdict, draw_item
+from lift_ds.data.tasks import MIXTURES, TASKS, Item, Verdict
 from lift_ds.data.text.chat import ChatEncoder
 from lift_ds.data.text.chat_format import ChatFormat
 from lift_ds.models.head import MaskedDiffusionModel
@@ -74,15 +74,14 @@ class SolveReport:
 
 
 def held_out_items(num_items: int, seed: int) -> list[Item]:
-    """Test items, the tasks in turn."""
-    tasks = list(TASKS.values())
-    return [draw_item(tasks[index % len(tasks)], seed, "test", index // len(tasks)) for index in range(num_items)]
+    """Test items of the whole mixture: each level of a task has its share of them."""
+    return [MIXTURES["reasoning"].item(seed, "test", row) for row in range(num_items)]
 
 
 def builtin_questions(num_items: int, seed: int) -> list[Question]:
-    """`held_out_items` as questions, strictly verified."""
+    """`held_out_items` as questions, strictly verified and counted by `<task>/<level>`."""
     return [
-        Question(item.task, item.question, partial(TASKS[item.task].verify, item))
+        Question(f"{item.task}/{item.level}", item.question, partial(TASKS[item.task].verify, item.key))
         for item in held_out_items(num_items, seed)
     ]
 

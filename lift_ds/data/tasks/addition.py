@@ -19,7 +19,7 @@ class Addition:
     """
 
     name = "addition"
-    levels = ("no carry", "single carries", "2 carries in a row", "3 or 4 carries in a row")
+    levels = ("no carry", "lone carries", "2 carries in a row", "3+ carries in a row")
 
     def propose(self, chance: random.Random, level: int) -> Item:
         """Draws as many digits as carries need, then numbers until their carries are of the level."""

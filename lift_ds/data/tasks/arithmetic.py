@@ -121,7 +121,7 @@ class Arithmetic:
     """
 
     name = "arithmetic"
-    levels = ("1 step", "2 steps", "2 steps, many wordings")
+    levels = ("1 step", "2 steps", "2 steps, many words")
 
     def propose(self, chance: random.Random, level: int) -> Item:
         """Draws one of the level's kinds of story; every intermediate result lies between 1 and 99."""

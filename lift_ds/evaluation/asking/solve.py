@@ -62,15 +62,32 @@ class TaskScore:
         """Forwards of the model that an answer takes."""
         return self.num_forwards / max(self.num_items, 1)
 
+    @classmethod
+    def total(cls, scores: Sequence[TaskScore]) -> TaskScore:
+        """The counts of all items of some scores."""
+        return cls(*(sum(getattr(score, each.name) for score in scores) for each in fields(cls)))
+
 
 @dataclass(frozen=True)
 class SolveReport:
-    """Scores by task and of all together, generated tokens per second over all ranks, and seconds."""
+    """Scores by what questions are counted under, generated tokens per second over all ranks, and seconds."""
 
     scores: dict[str, TaskScore]
-    total: TaskScore
     tokens_per_second: float
     seconds: float
+
+    @property
+    def total(self) -> TaskScore:
+        """The score of all."""
+        return TaskScore.total(list(self.scores.values()))
+
+    @property
+    def by_task(self) -> dict[str, TaskScore]:
+        """The scores of tasks, all levels together."""
+        groups: dict[str, list[TaskScore]] = {}
+        for name, score in self.scores.items():
+            groups.setdefault(name.partition("/")[0], []).append(score)
+        return {task: TaskScore.total(scores) for task, scores in groups.items()}
 
 
 def held_out_items(num_items: int, seed: int) -> list[Item]:
@@ -118,8 +135,7 @@ def solve_questions(
     counts = ranks.all_reduce(counts).long()
     seconds = time.perf_counter() - began
     scores = {task: TaskScore(*row) for task, row in zip(tasks, counts.tolist(), strict=True)}
-    total = TaskScore(*counts.sum(0).tolist())
-    return SolveReport(scores, total, len(questions) * process.gen_length / seconds, seconds)
+    return SolveReport(scores, len(questions) * process.gen_length / seconds, seconds)
 
 
 def encode_questions(

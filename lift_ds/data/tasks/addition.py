@@ -29,7 +29,7 @@ class Addition:
             chain = carry_chain(first, second)
             if min(chain, len(self.levels) - 1) == level - 1:
                 break
-        lines = (f"{'+'.join(map(str, column))}={sum(column):02d}\n" for column in columns(first, second))
+        lines = (f"{as_line(column)}\n" for column in columns(first, second))
         response = f"{''.join(lines)}<answer>{first + second}</answer>"
         strata = {"carry_chain": chain, "digits": num_digits}
         question = QUESTION.format(first=first, second=second)
@@ -51,6 +51,12 @@ def columns(first: int, second: int) -> list[Column]:
     for digits in zip(map(int, reversed(str(first))), map(int, reversed(str(second))), strict=True):
         found.append((*digits, sum(found[-1]) // 10) if found else digits)
     return found
+
+
+def as_line(column: Column) -> str:
+    """A column with its sum: `6+8=14`, or `6+7,1=14` with a carry, as `6+7+1` would solve an item of Countdown."""
+    a, b, *carry = column
+    return f"{','.join([f'{a}+{b}', *map(str, carry)])}={sum(column):02d}"
 
 
 def carry_chain(first: int, second: int) -> int:

@@ -25,9 +25,9 @@ QUESTIONS = (
 )
 _one_parse_at_a_time = threading.Lock()
 SIGNS = "+-"
-# How many numbers, from where to where; one of a level's rows is drawn. Two numbers begin at 31: smaller ones occur
-# together in the steps of other items and in the base's text, so that a test item would be solved there.
-RANGES = (((2, 31, 60),), ((3, 1, 9),), ((3, 1, 9), (3, 1, 20)))
+SMALLEST_OF_TWO = 31  # the steps of other items, in which a test item would be solved, add no two numbers so large
+# How many numbers, from where to where; one of a level's rows is drawn.
+RANGES = (((2, SMALLEST_OF_TWO, 60),), ((3, 1, 9),), ((3, 1, 9), (3, 1, 20)))
 
 
 class Countdown:

@@ -164,7 +164,7 @@ def test_addition_levels_are_carry_chains(level):
 def test_addition_is_worked_out_in_columns():
     item = Addition().propose(random.Random(0), 4)
     assert item.question == "Add 6866 and 4578."
-    assert item.response == "6+8=14\n6+7+1=14\n8+5+1=14\n6+4+1=11\n<answer>11444</answer>"
+    assert item.response == "6+8=14\n6+7,1=14\n8+5,1=14\n6+4,1=11\n<answer>11444</answer>"
     assert Addition().verify(item.key, "<answer>11445</answer>") is Verdict.WRONG
 
 
@@ -258,12 +258,24 @@ def stage_texts(stage):
 
 @pytest.mark.parametrize("stage", ["text", "instructions"])
 def test_the_base_saw_no_solved_item(stage):
-    """No question of a task, no whole valid grid, and no solution of a test item of Countdown in any form."""
+    """No question of a task, no whole valid grid, and no solution of a test item in any form."""
     texts = stage_texts(stage)
-    questions = ("Solve this 4x4 Sudoku", " once each with ", "Make ", "Reach ")
+    questions = ("Solve this 4x4 Sudoku", " once each with ", "Make ", "Reach ", "Evaluate ", "Add ")
     assert not any(question in text for text in texts for question in questions)
+    assert any("Columns of " in text for text in texts)
+    assert not any(re.search(r"\d{3}[+=]|[+=]\d{3}", text) for text in texts)  # no number that addition adds or gives
+    pairs = [found for text in texts for found in re.findall(r"(?<![\d+-])(\d+)([+-])(\d+)=(\d+)", text)]
+    solved = [countdown_key([int(a), int(b)], int(value)) for a, _, b, value in pairs if min(int(a), int(b)) > 30]
+    assert all(split_of(key) == "train" for key in solved)
+    operations = [found for text in texts for found in re.findall(r"((?:max|min|sm)\([^)]*\))=(\d)", text)]
+    for text, value in operations:
+        name, _, digits = text.rstrip(")").partition("(")
+        operation = Operation(name, tuple(map(int, digits.split(","))))
+        assert operation.value == int(value) and split_of(listops_key(operation)) == "train"
+    if stage == "text":  # the instructions have neither
+        assert len(solved) > 100 and len(operations) > 1000
     sums = [found for text in texts for found in re.findall(r"(\d+)([+-])(\d+)([+-])(\d+)(?:=(\d+))?", text)]
-    assert len(sums) > 2500
+    assert len(sums) > 1500
     for first, sign_a, second, sign_b, third, _ in sums:
         numbers = [int(first), int(second), int(third)]
         target = apply_sign(apply_sign(numbers[0], sign_a, numbers[1]), sign_b, numbers[2])

@@ -68,6 +68,18 @@ def test_no_row_of_training_solves_a_test_item():
         assert train and test and not train & test
 
 
+def test_no_row_of_training_solves_a_test_item_of_another_task():
+    """Its equations are no sums as large as those of addition, and none of a test item of Countdown."""
+    for cell in LEVELS:
+        for item in drawn(cell, "train", 3 * COUNT):
+            if cell.task != "addition":
+                assert not re.search(r"\d{3}", item.response.partition("<answer>")[0])
+            for a, b, c in re.findall(r"(?<!\d)(\d+)[+-](\d+)=(\d+)", item.response):
+                assert min(int(a), int(b)) <= 30 or split_of(countdown_key([int(a), int(b)], int(c))) == "train"
+            if cell.task != "countdown":
+                assert not re.search(r"\d[+-]\d+[+-]\d", item.response)
+
+
 def test_answers_of_other_items_are_wrong(cell):
     items = drawn(cell, "train")
     verify = TASKS[cell.task].verify

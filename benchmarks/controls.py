@@ -3,9 +3,9 @@
     python benchmarks/controls.py --seeds 1 2 3 --json controls.json
 
 Every run starts from the same base and draws from the same questions; a seed changes their order, levels and masks.
-Solve rates are of held-out items, greedy. Where both exact scores and the difficulty table's are known, the last column
-is the share of tokens that both choose over the last third of the run, and by chance. `--quick` is a smoke test and
-never quoted.
+Solve rates are of held-out items, greedy; `top` is the highest levels of three tasks. Where both exact scores and the
+difficulty table's are known, the last column is the share of tokens that both choose over the last third of the run,
+and by chance. `--quick` is a smoke test and never quoted.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from lift_ds.data.tasks import TASKS
+from lift_ds.evaluation.asking.solve import SolveReport, TaskScore
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ARMS = {
@@ -33,7 +36,7 @@ ARMS = {
     "vanilla SFT": ["objective.method=vanilla"],
     "vanilla SFT, shuffled answers": ["objective.method=vanilla", "data.path=builtin:reasoning-shuffled"],
 }
-TASKS = ("countdown", "sudoku", "arithmetic")
+COLUMNS = (*TASKS, "top")
 RECIPE = "lift_ds/assets/reasoning.yaml"
 
 
@@ -49,12 +52,11 @@ def train(arm: str, seed: int, overrides: list[str], folder: Path) -> dict[str, 
     results: dict[str, dict[str, float]] = {}
     for record in records:
         if record["kind"] == "solve":
-            scores = record["scores"]
-            rates = {name: score["num_solved"] / score["num_items"] for name, score in scores.items()}
-            total = sum(score["num_items"] for score in scores.values())
-            rates["all"] = sum(score["num_solved"] for score in scores.values()) / total
-            rates["unparsed"] = sum(score["num_unparsed"] for score in scores.values()) / total
-            results[record["moment"]] = rates
+            scores = {name: TaskScore(**score) for name, score in record["scores"].items()}
+            report = SolveReport(scores, record["tokens_per_second"], record["seconds"])
+            counts = report.by_task | {"top": TaskScore(**record["top"]), "all": report.total}
+            rates = {name: score.solve_rate for name, score in (scores | counts).items()}
+            results[record["moment"]] = rates | {"unparsed": report.total.parse_failure_rate}
     losses = [record["mean"] for record in records if record["kind"] == "heldout"]
     steps = [record for record in records if record["kind"] == "step"]
     seconds = sum(record["seconds"] for record in steps)
@@ -84,9 +86,9 @@ def main() -> None:
     overrides = [f"eval.solve_items={arguments.items}", *arguments.overrides]
     if arguments.quick:
         arguments.seeds = arguments.seeds[:1]
-        overrides += ["optim.steps=2", "eval.solve_items=6", "eval.rows=6", "data.builtin_rows=600"]
+        overrides += ["optim.steps=2", "eval.solve_items=40", "eval.rows=6", "data.builtin_rows=600"]
     figures: dict[str, float | bool] = {"quick": arguments.quick}
-    heads = "".join(f"{name:>12}" for name in TASKS)
+    heads = "".join(f"{name:>12}" for name in COLUMNS)
     print(f"{'':32}{heads}{'all':>16}{'no parse':>10}{'held-out':>10}{'tok/s':>8}{'agree':>16}")
     with tempfile.TemporaryDirectory() as folder:
         for index, arm in enumerate(arguments.arms):
@@ -121,7 +123,7 @@ def print_row(
     means = {name: 100 * statistics.mean(rate[name] for rate in rates) for name in rates[0]}
     totals = [100 * rate["all"] for rate in rates]
     spread = f"{means['all']:.1f} ({min(totals):.0f}-{max(totals):.0f})"
-    tasks = "".join(f"{means[name]:>10.1f} %" for name in TASKS)
+    tasks = "".join(f"{means[name]:>10.1f} %" for name in COLUMNS)
     tail = f"{spread:>16}{means['unparsed']:>8.1f} %{statistics.mean(heldout):>10.3f}{speed:>8,.0f}"
     if scored:
         agreement, chance = (

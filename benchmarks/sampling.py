@@ -128,7 +128,7 @@ def measure(
             tallies[name].seconds += time.perf_counter() - began
             tallies[name].num_forwards += int(made.row_forwards.sum())
             texts = [encoder.answer_text(row) for row in made.ids[:, ids.shape[1] :].tolist()]
-            verdicts = [TASKS[item.task].verify(item, text) for item, text in zip(batch, texts, strict=True)]
+            verdicts = [TASKS[item.task].verify(item.key, text) for item, text in zip(batch, texts, strict=True)]
             tallies[name].solved += [verdict is Verdict.SOLVED for verdict in verdicts]
     return tallies
 

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from lift_ds.cli.tool import flag, tool
-from lift_ds.data.tasks import TASKS, draw_item, pretraining_text
+from lift_ds.data.tasks import MIXTURES, pretraining_text
 from lift_ds.models.llada import LLaDAConfig
 
 VOCABULARY = 2048
@@ -45,7 +45,7 @@ def texts() -> Iterator[str]:
         for token in SPECIAL_TOKENS:
             text = text.replace(token, "\n")
         yield text
-        item = draw_item(list(TASKS.values())[index % len(TASKS)], 0, "train", index)
+        item = MIXTURES["reasoning"].item(0, "train", index)
         yield f"{item.question}\n\n{item.response}"
 
 

@@ -16,8 +16,7 @@ from lift_ds.storage.manifest import BEST, LATEST, pointed
 
 from .engine import Engine
 from .inputs import Prepared
-from .metrics import METRICS_FILE
-from .progress import print_summary
+from .summary import print_summary
 
 FLOAT32_TOLERANCE = 1e-5
 BF16_TOLERANCE = 5e-2
@@ -56,7 +55,7 @@ class FinalExport:
         else:
             difference = "not compared" if logits is None else self._compare(files["export"], logits)
             reloaded = f"largest difference of the export's logits from the trained model's: {difference}"
-        print_summary(output / METRICS_FILE, files)
+        print_summary(output, files)
         print(f"reloaded       {reloaded}")
 
     def _best_checkpoint(self) -> Path | None:

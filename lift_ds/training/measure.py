@@ -9,7 +9,15 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
-from lift_ds.evaluation.asking.solve import Question, SolveReport, builtin_questions, encode_questions, solve_questions
+from lift_ds.data.tasks import TOP_CELLS
+from lift_ds.evaluation.asking.solve import (
+    Question,
+    SolveReport,
+    TaskScore,
+    builtin_questions,
+    encode_questions,
+    solve_questions,
+)
 from lift_ds.evaluation.heldout import LEVELS, class_label, heldout_loss
 from lift_ds.sampling.settings import SamplingSettings
 from lift_ds.storage.best import Measured
@@ -18,6 +26,7 @@ from .engine import Engine
 from .inputs import Prepared
 from .progress import Progress
 
+TOP_NAMES = [str(cell) for cell in TOP_CELLS]
 Record = Callable[[str, int, dict[str, Any]], None]  # writes a line of `metrics.jsonl`: its kind, step and values
 
 
@@ -100,7 +109,8 @@ class Measurements:
         total = report.total
         record = {
             "moment": moment,
-            "scores": {name: asdict(score) for name, score in report.scores.items()},
+            "scores": {name: asdict(score) for name, score in report.scores.items()},  # by `<task>/<level>`
+            "top": asdict(TaskScore.total([report.scores[name] for name in TOP_NAMES if name in report.scores])),
             "solve_rate": total.solve_rate,
             "parse_failure_rate": total.parse_failure_rate,
             "truncation_rate": total.truncation_rate,
@@ -109,7 +119,7 @@ class Measurements:
             "seconds": report.seconds,
         }
         self.record("solve", step, record)
-        rates = "  ".join(f"{name} {score.solve_rate:.1%}" for name, score in report.scores.items())
+        rates = "  ".join(f"{name} {score.solve_rate:.1%}" for name, score in report.by_task.items())
         self.progress.say(
             f"{label}: solved {rates}   (no parse {total.parse_failure_rate:.1%}, no end {total.truncation_rate:.1%}, "
             f"{total.forwards_per_item:.4g} forwards an answer, {report.seconds:.0f} s)"

@@ -1,4 +1,4 @@
-"""What the person at the terminal sees: a live panel, or plain lines where it is none, and the table at the end."""
+"""What the person at the terminal sees while a run trains: a live panel, or plain lines where it is none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from .metrics import read_metrics
 from .timing import PARTS
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -151,40 +150,3 @@ def make_progress(is_main: bool, num_steps: int, title: str, log_path: Path) -> 
     if console.is_terminal:
         return LiveProgress(console, num_steps, title, log)
     return PlainProgress(console, num_steps, log=log)
-
-
-def print_summary(metrics_path: Path, files: dict[str, Path]) -> None:
-    """Prints what `metrics.jsonl` holds of a finished run, and where the files are, by label."""
-    console = Console()
-    solves = {record["moment"]: record for record in read_metrics(metrics_path, "solve")}
-    if "before" in solves and "after" in solves:
-        console.print(_solve_table(solves["before"], solves["after"]))
-    heldout = read_metrics(metrics_path, "heldout")
-    if heldout and heldout[0]["mean"] is not None:
-        losses = " -> ".join(f"{at['mean']:.4f} (step {at['step']})" for at in (heldout[0], heldout[-1]))
-        console.print(f"held-out loss  {losses}", highlight=False)
-    steps = read_metrics(metrics_path, "step")
-    if steps:
-        speed = sum(step["num_tokens"] for step in steps) / sum(step["seconds"] for step in steps)
-        console.print(f"training       {len(steps)} steps, {speed:,.0f} tokens/s", highlight=False)
-    for label, path in files.items():
-        console.print(f"{label:<14} {path}", highlight=False, soft_wrap=True)
-
-
-def _solve_table(before: dict[str, Any], after: dict[str, Any]) -> Table:
-    table = Table(title="Held-out items, before -> after fine-tuning")
-    table.add_column("task")
-    for heading in ("items", "no parse", "solved"):
-        table.add_column(heading, justify="right")
-    rows = {name: (before["scores"][name], after["scores"][name]) for name in after["scores"]}
-    totals = tuple(
-        {key: sum(pair[side][key] for pair in rows.values()) for key in ("num_items", "num_unparsed", "num_solved")}
-        for side in (0, 1)
-    )
-    for name, pair in {**rows, "all": totals}.items():
-        shares = (
-            " -> ".join(f"{100 * score[key] / max(score['num_items'], 1):.1f} %" for score in pair)
-            for key in ("num_unparsed", "num_solved")
-        )
-        table.add_row(name, str(pair[1]["num_items"]), *shares, style="bold" if name == "all" else None)
-    return table

@@ -108,6 +108,9 @@ def test_builtin_items_differ():
     problems = read_problems("builtin:sudoku", None, 200)
     assert len({problem.question for problem in problems}) == 200
     assert problems[:10] == read_problems("builtin:sudoku", None, 10)
+    assert {problem.where.split(":")[1] for problem in problems} == {f"sudoku/{level}" for level in (1, 2, 3, 4)}
+    (one,) = read_problems("builtin:listops/2", None, 1)
+    assert one.where == "builtin:listops/2: test item 0"
     with pytest.raises(ValueError, match="name no file for it"):
         read_problems("builtin:sudoku", "x.jsonl", 3)
     with pytest.raises(ValueError, match="say how many with --limit"):

@@ -5,7 +5,8 @@ import torch
 from rich.console import Console
 
 from lift_ds.training.metrics import MetricsFile, StepTotals, read_metrics
-from lift_ds.training.progress import LiveProgress, PlainProgress, print_summary, sparkline
+from lift_ds.training.progress import LiveProgress, PlainProgress, sparkline
+from lift_ds.training.summary import print_summary
 from lift_ds.training.timing import PARTS
 
 SECONDS = dict.fromkeys(PARTS, 0.0) | {"data": 0.004, "scoring": 0.5, "forward": 0.196, "backward": 0.3}
@@ -88,7 +89,7 @@ def test_steps_that_a_resume_went_back_behind_are_counted_once(tmp_path, capsys)
     file.close()
     assert [(record["step"], record["loss"]) for record in read_metrics(path, "step")] == [(1, 2.0), (2, 1.0), (3, 1.0)]
     assert [record["kind"] for record in read_metrics(path)][:3] == ["step", "heldout", "resume"]
-    print_summary(path, {})
+    print_summary(tmp_path, {})
     printed = capsys.readouterr().out
     assert "training       3 steps, 75 tokens/s" in printed
     assert "held-out loss  2.0000 (step 1) -> 1.0000 (step 3)" in printed

@@ -1,16 +1,16 @@
-"""Built-in tasks: procedural, verifiable, in pure Python."""
+"""Built-in tasks: procedural, verifiable, in levels from easy to hard, in pure Python."""
 
-from .arithmetic import Arithmetic
-from .countdown import Countdown
 from .item import Item, Task, Verdict, draw_item, read_answer, split_of
+from .mixture import MIXTURES, TASKS, TOP_CELLS, Cell, Mixture
 from .pretraining import instruction, pretraining_text
-from .sudoku import Sudoku
-
-TASKS: dict[str, Task] = {task.name: task for task in (Countdown(), Sudoku(), Arithmetic())}
 
 __all__ = [
+    "MIXTURES",
     "TASKS",
+    "TOP_CELLS",
+    "Cell",
     "Item",
+    "Mixture",
     "Task",
     "Verdict",
     "draw_item",

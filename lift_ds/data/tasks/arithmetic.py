@@ -1,15 +1,15 @@
-"""Arithmetic word problems of two or three steps, in varied wording, each step worked out in words and numbers."""
+"""Arithmetic word problems of one or two steps, in few or many wordings, each step worked out in words and numbers."""
 
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 
 from .countdown import apply_sign
-from .item import Item, Verdict, read_answer
+from .item import Item, Verdict, judge_number
 
 # Words, most frequent first: draws follow Zipf's law, so that common and rare words exist.
 NAMES = """Anna Ben Mia Tom Lena Sam Eva Max Nina Leo Sara Paul Emma Jack Lucy Adam Rosa Omar Ida Hugo Clara Felix
@@ -34,30 +34,62 @@ HOLDERS = (
 
 DAYS = "Monday Friday Sunday Tuesday Saturday Thursday Wednesday".split()
 
+NUM_FEW = 12
 CUMULATIVE = {
-    len(words): list(accumulate(1.0 / (rank + 2) for rank in range(len(words))))
-    for words in (NAMES, THINGS, PLACES, HOLDERS, DAYS)
+    count: list(accumulate(1.0 / (rank + 2) for rank in range(count)))
+    for count in (NUM_FEW, *map(len, (NAMES, THINGS, PLACES, HOLDERS, DAYS)))
 }
 
 LARGEST = 99
 MORE = {"+": "more", "-": "less"}
-GAINS = ("buys {n} more", "finds {n} more", "gets {n} more from {friend}", "picks {n} more", "wins {n} more")
-LOSSES = ("gives {n} to {friend}", "loses {n}", "sells {n}", "breaks {n}", "leaves {n} at the {place}")
-STARTS = (
-    "{name} has {n} {things}.",
-    "On {day} {name} has {n} {things}.",
-    "{name} keeps {n} {things} at the {place}.",
-    "There are {n} {things} in the bag of {name}.",
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How stories of gains and losses are told, and how large their numbers are."""
+
+    names: list[str]
+    things: list[str]
+    starts: tuple[str, ...]
+    gains: tuple[str, ...]
+    losses: tuple[str, ...]
+    joins: tuple[str, ...]
+    asks: tuple[str, ...]
+    largest_change: int
+
+
+FEW = Wording(
+    names=NAMES[:NUM_FEW],
+    things=THINGS[:NUM_FEW],
+    starts=("{name} has {n} {things}.",),
+    gains=("buys {n} more", "finds {n} more"),
+    losses=("loses {n}", "sells {n}"),
+    joins=("{name} {first}. Then {name} {second}.",),
+    asks=("How many {things} does {name} have now?",),
+    largest_change=9,
 )
-JOINS = (
-    "{name} {first} and {second}.",
-    "{name} {first}. Then {name} {second}.",
-    "First {name} {first}, later {name} {second}.",
-)
-ASKS = (
-    "How many {things} does {name} have now?",
-    "How many {things} are left for {name}?",
-    "Count the {things} of {name}.",
+MANY = Wording(
+    names=NAMES,
+    things=THINGS,
+    starts=(
+        "{name} has {n} {things}.",
+        "On {day} {name} has {n} {things}.",
+        "{name} keeps {n} {things} at the {place}.",
+        "There are {n} {things} in the bag of {name}.",
+    ),
+    gains=("buys {n} more", "finds {n} more", "gets {n} more from {friend}", "picks {n} more", "wins {n} more"),
+    losses=("gives {n} to {friend}", "loses {n}", "sells {n}", "breaks {n}", "leaves {n} at the {place}"),
+    joins=(
+        "{name} {first} and {second}.",
+        "{name} {first}. Then {name} {second}.",
+        "First {name} {first}, later {name} {second}.",
+    ),
+    asks=(
+        "How many {things} does {name} have now?",
+        "How many {things} are left for {name}?",
+        "Count the {things} of {name}.",
+    ),
+    largest_change=20,
 )
 
 
@@ -75,6 +107,7 @@ def pick(words: list[str], chance: random.Random, count: int = 1) -> list[str]:
 class _Story:
     """A question, its worked lines, the result, and the numbers that make it the same problem as another."""
 
+    things: str
     question: str
     lines: list[str]
     result: int
@@ -82,49 +115,55 @@ class _Story:
 
 
 class Arithmetic:
-    """Stories about things that are gained, lost, shared out in equal groups, or compared."""
+    """Stories about things that are gained, lost, shared out in equal groups, or compared.
+
+    Strata: the number of `steps`, and `thing_rank`, how many names of things are more frequent than the story's.
+    """
 
     name = "arithmetic"
+    levels = ("1 step", "2 steps", "2 steps, many words")
 
-    def propose(self, chance: random.Random) -> Item:
-        """Draws one of the story kinds; every intermediate result lies between 1 and 99."""
+    def propose(self, chance: random.Random, level: int) -> Item:
+        """Draws one of the level's kinds of story; every intermediate result lies between 1 and 99."""
         while True:
-            story = chance.choice(STORY_KINDS)(chance)
+            story = chance.choice(STORY_KINDS[level - 1])(chance)
             if story is not None:
                 break
         response = "\n".join((*story.lines, f"<answer>{story.result}</answer>"))
-        return Item(self.name, story.question, response, f"arithmetic {story.numbers} {story.result}")
+        strata = {"steps": min(level, 2), "thing_rank": THINGS.index(story.things)}
+        key = f"arithmetic {story.numbers} {story.result}"
+        return Item(self.name, story.question, response, key, level, strata)
 
-    def verify(self, item: Item, generation: str) -> Verdict:
+    def verify(self, key: str, generation: str) -> Verdict:
         """Right where the answer is the expected integer, written in digits; anything but digits is unparsed."""
-        answer = read_answer(generation)
-        if answer is None or not re.fullmatch(r"[0-9]{1,6}", answer):
-            return Verdict.UNPARSED
-        return Verdict.SOLVED if int(answer) == int(item.key.rsplit(" ", 1)[1]) else Verdict.WRONG
+        return judge_number(int(key.rsplit(" ", 1)[1]), generation)
 
 
 def _draw_sign(chance: random.Random) -> str:
     return "+" if chance.random() < 0.5 else "-"
 
 
-def _gain_and_loss(chance: random.Random) -> _Story | None:
-    (name, friend), (things,) = pick(NAMES, chance, 2), pick(THINGS, chance)
+def _changes(chance: random.Random, wording: Wording, num_steps: int) -> _Story | None:
+    """So many things, then gains or losses."""
+    (name, friend), (things,) = pick(wording.names, chance, 2), pick(wording.things, chance)
     (place,), (day,) = pick(PLACES, chance), pick(DAYS, chance)
     amount = start = chance.randint(2, 40)
-    phrases, lines, changes = [], [f"{name} starts with {start} {things}."], []
-    for _ in range(2):
-        sign, n = _draw_sign(chance), chance.randint(2, 20)
+    phrases, lines, changes = [], [f"{name} starts with {start} {things}."], ""
+    for _ in range(num_steps):
+        sign, n = _draw_sign(chance), chance.randint(2, wording.largest_change)
         after = apply_sign(amount, sign, n)
         if not 1 <= after <= LARGEST:
             return None
-        phrases.append(chance.choice(GAINS if sign == "+" else LOSSES).format(n=n, friend=friend, place=place))
+        phrase = chance.choice(wording.gains if sign == "+" else wording.losses)
+        phrases.append(phrase.format(n=n, friend=friend, place=place))
         lines.append(f"{MORE[sign]}: {amount}{sign}{n}={after}")
-        changes.append(f"{sign}{n}")
+        changes += f"{sign}{n}"
         amount = after
-    first = chance.choice(STARTS).format(name=name, n=start, things=things, place=place, day=day)
-    middle = chance.choice(JOINS).format(name=name, first=phrases[0], second=phrases[1])
-    ask = chance.choice(ASKS).format(name=name, things=things)
-    return _Story(f"{first} {middle} {ask}", lines, amount, f"change {start}{changes[0]}{changes[1]}")
+    first = chance.choice(wording.starts).format(name=name, n=start, things=things, place=place, day=day)
+    join = "{name} {first}." if num_steps == 1 else chance.choice(wording.joins)
+    middle = join.format(name=name, first=phrases[0], second=phrases[-1])
+    ask = chance.choice(wording.asks).format(name=name, things=things)
+    return _Story(things, f"{first} {middle} {ask}", lines, amount, f"change {start}{changes}")
 
 
 def _equal_groups(chance: random.Random) -> _Story | None:
@@ -147,7 +186,7 @@ def _equal_groups(chance: random.Random) -> _Story | None:
         f"{num_groups} {holders} of {things}: {num_groups}*{size}={total}",
         f"{MORE[sign]}: {total}{sign}{n}={after}",
     ]
-    return _Story(question, lines, after, f"groups {num_groups}*{size}{sign}{n}")
+    return _Story(things, question, lines, after, f"groups {num_groups}*{size}{sign}{n}")
 
 
 def _comparison(chance: random.Random) -> _Story | None:
@@ -169,7 +208,11 @@ def _comparison(chance: random.Random) -> _Story | None:
         f"{friend} has {first}{sign}{n}={second} {things}.",
         f"both: {first}+{second}={first + second}",
     ]
-    return _Story(question, lines, first + second, f"compare {first}{sign}{n}")
+    return _Story(things, question, lines, first + second, f"compare {first}{sign}{n}")
 
 
-STORY_KINDS: tuple[Callable[[random.Random], _Story | None], ...] = (_gain_and_loss, _equal_groups, _comparison)
+STORY_KINDS: tuple[tuple[Callable[[random.Random], _Story | None], ...], ...] = (
+    (partial(_changes, wording=FEW, num_steps=1),),
+    (partial(_changes, wording=FEW, num_steps=2),),
+    (partial(_changes, wording=MANY, num_steps=2), _equal_groups, _comparison),
+)

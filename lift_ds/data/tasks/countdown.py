@@ -24,43 +24,46 @@ QUESTIONS = (
     "Reach {target}: combine {numbers} with {signs}.",
 )
 _one_parse_at_a_time = threading.Lock()
-LEVELS = {1: (9, "+-"), 2: (20, "+-"), 3: (12, "+-*")}
+SIGNS = "+-"
+SMALLEST_OF_TWO = 31  # the steps of other items, in which a test item would be solved, add no two numbers so large
+# How many numbers, from where to where; one of a level's rows is drawn.
+RANGES = (((2, SMALLEST_OF_TWO, 60),), ((3, 1, 9),), ((3, 1, 9), (3, 1, 20)))
 
 
 class Countdown:
-    """Three numbers and a target, with the steps written out.
+    """Two or three numbers and a target, with the steps written out; only + and -.
 
-    Level 1 draws numbers from 1 to 9 and level 2 from 1 to 20, with + and -; level 3 draws from 1 to 12 and adds *.
     Intermediate results stay between 0 and 99. Any expression that uses each number once and gives the target is right.
+    Strata: the number of `operators`, and the `largest` of the numbers.
     """
 
     name = "countdown"
+    levels = ("2 numbers", "3 numbers to 9", "3 numbers to 20")
 
-    def __init__(self, levels: tuple[int, ...] = (1, 2)) -> None:
-        self.levels = levels
-
-    def propose(self, chance: random.Random) -> Item:
+    def propose(self, chance: random.Random, level: int) -> Item:
         """Draws a solvable item: the target is the value of a random expression."""
-        largest, signs = LEVELS[chance.choice(self.levels)]
+        count, smallest, largest = chance.choice(RANGES[level - 1])
         while True:
-            first, second, third = (chance.randint(1, largest) for _ in range(3))
-            sign_a, sign_b = chance.choice(signs), chance.choice(signs)
-            middle = apply_sign(first, sign_a, second)
-            target = apply_sign(middle, sign_b, third)
-            if 0 <= middle <= 99 and 0 < target <= 99:
+            numbers = [chance.randint(smallest, largest) for _ in range(count)]
+            signs = [chance.choice(SIGNS) for _ in numbers[1:]]
+            results = running_results(numbers, signs)
+            if all(0 <= result <= 99 for result in results) and results[-1] > 0:
                 break
-        shown = [first, second, third]
-        chance.shuffle(shown)
-        expression = f"{first}{sign_a}{second}{sign_b}{third}"
-        if sign_b == "*" and sign_a != "*":
-            expression = f"({first}{sign_a}{second})*{third}"
-        steps = f"{first}{sign_a}{second}={middle}\n{middle}{sign_b}{third}={target}"
-        question = chance.choice(QUESTIONS).format(
-            numbers=f"{shown[0]}, {shown[1]} and {shown[2]}", signs=" ".join(signs), target=target
+        terms = list(zip(signs, numbers[1:], strict=True))
+        expression = f"{numbers[0]}" + "".join(f"{sign}{number}" for sign, number in terms)
+        steps = (
+            f"{left}{sign}{number}={result}\n"
+            for left, (sign, number), result in zip(results, terms, results[1:], strict=False)
         )
-        return Item(self.name, question, f"{steps}\n<answer>{expression}</answer>", countdown_key(shown, target))
+        shown = [*numbers]
+        chance.shuffle(shown)
+        listed = f"{', '.join(map(str, shown[:-1]))} and {shown[-1]}"
+        question = chance.choice(QUESTIONS).format(numbers=listed, signs=" ".join(SIGNS), target=results[-1])
+        response = f"{''.join(steps)}<answer>{expression}</answer>"
+        strata = {"operators": len(signs), "largest": max(numbers)}
+        return Item(self.name, question, response, countdown_key(numbers, results[-1]), level, strata)
 
-    def verify(self, item: Item, generation: str) -> Verdict:
+    def verify(self, key: str, generation: str) -> Verdict:
         """Exact: parsed by `ast`, integers and + - * / only, fractions, each number used exactly once."""
         answer = read_answer(generation)
         if answer is None:
@@ -69,13 +72,21 @@ class Countdown:
             value, used = evaluate_expression(answer)
         except ValueError:
             return Verdict.UNPARSED
-        is_right = countdown_key(used, value) == item.key  # a value that is no integer is in no key
+        is_right = countdown_key(used, value) == key  # a value that is no integer is in no key
         return Verdict.SOLVED if is_right else Verdict.WRONG
 
 
 def apply_sign(left: int, sign: str, right: int) -> int:
     """`left sign right` for +, - and *."""
     return left + right if sign == "+" else left - right if sign == "-" else left * right
+
+
+def running_results(numbers: list[int], signs: list[str]) -> list[int]:
+    """The first number, and what comes out after each of the signs, which stand before the other numbers."""
+    results = [numbers[0]]
+    for sign, number in zip(signs, numbers[1:], strict=True):
+        results.append(apply_sign(results[-1], sign, number))
+    return results
 
 
 def countdown_key(numbers: list[int], target: int | Fraction) -> str:

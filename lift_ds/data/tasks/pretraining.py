@@ -1,7 +1,9 @@
 """Text and instructions for the small base model: the tasks' domains and answer format, but no solved item of a task.
 
-The base learns that equations hold, what partial grids and stories look like, how to copy from a question, and to
-write `<answer>...</answer>`. How a question of Countdown, Sudoku or a word problem is solved is left to fine-tuning.
+The base learns that equations hold, what columns of digits sum to, what operations on digits give, what partial grids
+and stories look like, how to copy from a question, and to write `<answer>...</answer>`. How a question of a task is
+solved is left to fine-tuning. Sums and operations whose key is a test item's do not occur; and as numbers of three
+digits are never added, no item of addition is solved.
 """
 
 from __future__ import annotations
@@ -9,13 +11,17 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from .arithmetic import NAMES, THINGS, Arithmetic, pick
-from .countdown import apply_sign, countdown_key
+from .addition import FEWEST_DIGITS, MOST_DIGITS, as_line, columns
+from .arithmetic import MANY, MORE, NAMES, PLACES, THINGS, Arithmetic, pick
+from .countdown import SMALLEST_OF_TWO, apply_sign, countdown_key
 from .item import split_of
-from .sudoku import BLANK, FEWEST_BLANKS, MOST_BLANKS, all_grids, as_rows, punch_holes
+from .listops import draw_operation, listops_key
+from .sudoku import BLANK, SYMBOLS, all_grids, as_rows, punch_holes
 
 TURN = "<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>"
 Chat = tuple[str, str]
+CARRIES: tuple[tuple[int, ...], ...] = ((), (0,), (1,))
+FEWEST_BLANKS, MOST_BLANKS = 5, 9  # with one digit in five blanks no grid is solved
 
 
 def pretraining_text(seed: int, split: str, index: int) -> str:
@@ -52,10 +58,10 @@ def _equation(chance: random.Random) -> str:
         middle = apply_sign(first, sign_a, second)
         if not 0 <= middle <= 99:
             continue
-        if chance.random() < 0.5:
+        if chance.random() < 0.5 and not _is_held_out(middle, first, second):
             return f"{first}{sign_a}{second}={middle}"
         last = apply_sign(middle, sign_b, third)
-        if 0 <= last <= 99 and not _is_held_out(first, second, third, last):
+        if 0 <= last <= 99 and not _is_held_out(last, first, second, third):
             return f"{first}{sign_a}{second}{sign_b}{third}={last}"
 
 
@@ -91,14 +97,63 @@ def _two_steps(chance: random.Random) -> tuple[str, str, int]:
         sign_a, sign_b = chance.choice("+-"), chance.choice("+-")
         middle = apply_sign(first, sign_a, second)
         value = apply_sign(middle, sign_b, third)
-        if 0 <= middle <= 99 and 0 <= value <= 99 and not _is_held_out(first, second, third, value):
+        if 0 <= middle <= 99 and 0 <= value <= 99 and not _is_held_out(value, first, second, third):
             expression = f"{first}{sign_a}{second}{sign_b}{third}"
             return expression, f"{first}{sign_a}{second}={middle}\n{middle}{sign_b}{third}={value}", value
 
 
-def _is_held_out(first: int, second: int, third: int, target: int) -> bool:
-    """Whether they are a test item of Countdown, whose solution must not occur here."""
-    return split_of(countdown_key([first, second, third], target)) == "test"
+def _is_held_out(target: int, *numbers: int) -> bool:
+    """Whether they are a test item of Countdown, whose solution must not occur here; two small numbers never are."""
+    is_item = len(numbers) > 2 or min(numbers) >= SMALLEST_OF_TWO
+    return is_item and split_of(countdown_key([*numbers], target)) == "test"
+
+
+def _column_sums(chance: random.Random) -> str:
+    """Sums of two digits and a carry, as addition writes them."""
+    drawn = (
+        (chance.randrange(10), chance.randrange(10), *chance.choice(CARRIES)) for _ in range(chance.randint(6, 12))
+    )
+    return "\n".join(map(as_line, drawn))
+
+
+def _columns(chance: random.Random) -> Chat:
+    """Which digits stand in the same place of two numbers: nothing is added."""
+    num_digits = chance.randint(FEWEST_DIGITS, MOST_DIGITS)
+    first, second = (chance.randrange(10 ** (num_digits - 1), 10**num_digits) for _ in range(2))
+    pairs = "\n".join(f"{a}+{b}" for a, b, *_ in columns(first, second))
+    return f"Columns of {first} and {second}.", f"<answer>{pairs}</answer>"
+
+
+def _operations(chance: random.Random) -> str:
+    """What operations on digits give; none is a test item of ListOps."""
+    drawn = [draw_operation(chance) for _ in range(chance.randint(8, 14))]
+    return "\n".join(f"{each}={each.value}" for each in drawn if split_of(listops_key(each)) == "train")
+
+
+def _inner_operation(chance: random.Random) -> Chat:
+    inner = draw_operation(chance)
+    return f"Innermost part of {draw_operation(chance, inner)}.", f"<answer>{inner}</answer>"
+
+
+def _replaced_operation(chance: random.Random) -> Chat:
+    """Any digit stands for the nested operation, not its value: nothing is solved."""
+    inner, digit = draw_operation(chance), chance.randrange(10)
+    outer = draw_operation(chance, inner)
+    return f"Put {digit} for {inner} in {outer}.", f"<answer>{str(outer).replace(str(inner), str(digit))}</answer>"
+
+
+def _missing_symbol(chance: random.Random) -> Chat:
+    """What a row, column or box of a grid lacks."""
+    *given, missing = chance.sample(SYMBOLS, len(SYMBOLS))
+    return f"Which of 1 2 3 4 is not in {' '.join(given)}?", f"<answer>{missing}</answer>"
+
+
+def _change(chance: random.Random) -> Chat:
+    """Whether words of a story tell of more or of less: nothing is worked out."""
+    sign, n = chance.choice("+-"), chance.randint(2, 20)
+    (name, friend), (place,) = pick(NAMES, chance, 2), pick(PLACES, chance)
+    phrase = chance.choice(MANY.gains if sign == "+" else MANY.losses).format(n=n, friend=friend, place=place)
+    return f"More or less? {name} {phrase}.", f"{MORE[sign]}: {sign}{n}\n<answer>{MORE[sign]}</answer>"
 
 
 def _partial_grid(chance: random.Random) -> str:
@@ -123,13 +178,19 @@ def _refilled_grid(chance: random.Random) -> Chat:
     return f"Put {digit} for every 0 of this 4x4 grid:\n{grid}", f"<answer>{grid.replace(BLANK, digit)}</answer>"
 
 
+def _story(chance: random.Random) -> str:
+    """The question of a word problem."""
+    task = Arithmetic()
+    return task.propose(chance, chance.randint(1, len(task.levels))).question
+
+
 def _wordings(chance: random.Random) -> str:
     """Questions of word problems, unanswered."""
-    return "\n".join(Arithmetic().propose(chance).question for _ in range(2))
+    return "\n".join(_story(chance) for _ in range(2))
 
 
 def _copied_story(chance: random.Random) -> Chat:
-    question = Arithmetic().propose(chance).question
+    question = _story(chance)
     return f"Repeat: {question}", question
 
 
@@ -150,6 +211,11 @@ INSTRUCTIONS: dict[Callable[[random.Random], Chat], int] = {
     _refilled_grid: 2,
     _copied_story: 2,
     _counted_things: 3,
+    _columns: 3,
+    _inner_operation: 2,
+    _replaced_operation: 2,
+    _missing_symbol: 1,
+    _change: 2,
 }
 DOCUMENTS: dict[Callable[[random.Random], str | Chat], int] = {
     _equations: 5,
@@ -162,4 +228,11 @@ DOCUMENTS: dict[Callable[[random.Random], str | Chat], int] = {
     _wordings: 1,
     _copied_story: 2,
     _counted_things: 2,
+    _column_sums: 3,
+    _columns: 2,
+    _operations: 3,
+    _inner_operation: 1,
+    _replaced_operation: 1,
+    _missing_symbol: 1,
+    _change: 1,
 }

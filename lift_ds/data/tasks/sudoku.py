@@ -10,23 +10,25 @@ from .item import Item, Verdict, read_answer
 
 SYMBOLS = "1234"
 BLANK = "0"
-FEWEST_BLANKS, MOST_BLANKS = 5, 9
+BLANKS = ((2, 3), (4, 5), (6, 7), (5, 9))  # fewest and most of each level
 QUESTION = "Solve this 4x4 Sudoku:\n{grid}"
 
 
 class Sudoku:
-    """4x4 grids, blanks written as 0, four rows of four digits."""
+    """4x4 grids, blanks written as 0, four rows of four digits; strata: the number of `blanks`."""
 
     name = "sudoku"
+    levels = tuple(f"{fewest} to {most} blanks" for fewest, most in BLANKS)
 
-    def propose(self, chance: random.Random) -> Item:
+    def propose(self, chance: random.Random, level: int) -> Item:
         """Draws a grid, then blanks cells in random order as long as the solution stays unique."""
         solution = chance.choice(all_grids())
-        puzzle = punch_holes(solution, chance.randint(FEWEST_BLANKS, MOST_BLANKS), chance)
+        puzzle = punch_holes(solution, chance.randint(*BLANKS[level - 1]), chance)
         question = QUESTION.format(grid=as_rows(puzzle))
-        return Item(self.name, question, f"<answer>{as_rows(solution)}</answer>", f"sudoku {solution}")
+        response, strata = f"<answer>{as_rows(solution)}</answer>", {"blanks": puzzle.count(BLANK)}
+        return Item(self.name, question, response, f"sudoku {solution}", level, strata)
 
-    def verify(self, item: Item, generation: str) -> Verdict:
+    def verify(self, key: str, generation: str) -> Verdict:
         """Right where the answer is the one solution; unparsed where it is not four rows of four digits or blanks."""
         answer = read_answer(generation)
         if answer is None:
@@ -34,7 +36,7 @@ class Sudoku:
         rows = answer.split("\n")
         if len(rows) != 4 or any(len(row) != 4 or set(row) - set(SYMBOLS + BLANK) for row in rows):
             return Verdict.UNPARSED
-        return Verdict.SOLVED if "".join(rows) == item.key.removeprefix("sudoku ") else Verdict.WRONG
+        return Verdict.SOLVED if "".join(rows) == key.removeprefix("sudoku ") else Verdict.WRONG
 
 
 @cache

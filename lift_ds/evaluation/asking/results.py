@@ -63,7 +63,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def task_file(task: str) -> str:
     """Name of the file with a task's answers."""
-    return f"{task.replace(':', '-')}.jsonl"
+    return f"{task.replace(':', '-').replace('/', '-')}.jsonl"
 
 
 def write_results(

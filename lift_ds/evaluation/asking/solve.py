@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lift_ds.data.tasks import TASKS, Item, Verdict, draw_item
+from lift_ds.data.tasks import MIXTURES, TASKS, Item, Verdict
 from lift_ds.data.text.chat import ChatEncoder
 from lift_ds.data.text.chat_format import ChatFormat
 from lift_ds.models.head import MaskedDiffusionModel
@@ -62,27 +62,43 @@ class TaskScore:
         """Forwards of the model that an answer takes."""
         return self.num_forwards / max(self.num_items, 1)
 
+    @classmethod
+    def total(cls, scores: Sequence[TaskScore]) -> TaskScore:
+        """The counts of all items of some scores."""
+        return cls(*(sum(getattr(score, each.name) for score in scores) for each in fields(cls)))
+
 
 @dataclass(frozen=True)
 class SolveReport:
-    """Scores by task and of all together, generated tokens per second over all ranks, and seconds."""
+    """Scores by what questions are counted under, generated tokens per second over all ranks, and seconds."""
 
     scores: dict[str, TaskScore]
-    total: TaskScore
     tokens_per_second: float
     seconds: float
 
+    @property
+    def total(self) -> TaskScore:
+        """The score of all."""
+        return TaskScore.total(list(self.scores.values()))
+
+    @property
+    def by_task(self) -> dict[str, TaskScore]:
+        """The scores of tasks, all levels together."""
+        groups: dict[str, list[TaskScore]] = {}
+        for name, score in self.scores.items():
+            groups.setdefault(name.partition("/")[0], []).append(score)
+        return {task: TaskScore.total(scores) for task, scores in groups.items()}
+
 
 def held_out_items(num_items: int, seed: int) -> list[Item]:
-    """Test items, the tasks in turn."""
-    tasks = list(TASKS.values())
-    return [draw_item(tasks[index % len(tasks)], seed, "test", index // len(tasks)) for index in range(num_items)]
+    """Test items of the whole mixture: each level of a task has its share of them."""
+    return [MIXTURES["reasoning"].item(seed, "test", row) for row in range(num_items)]
 
 
 def builtin_questions(num_items: int, seed: int) -> list[Question]:
-    """`held_out_items` as questions, strictly verified."""
+    """`held_out_items` as questions, strictly verified and counted by `<task>/<level>`."""
     return [
-        Question(item.task, item.question, partial(TASKS[item.task].verify, item))
+        Question(f"{item.task}/{item.level}", item.question, partial(TASKS[item.task].verify, item.key))
         for item in held_out_items(num_items, seed)
     ]
 
@@ -119,8 +135,7 @@ def solve_questions(
     counts = ranks.all_reduce(counts).long()
     seconds = time.perf_counter() - began
     scores = {task: TaskScore(*row) for task, row in zip(tasks, counts.tolist(), strict=True)}
-    total = TaskScore(*counts.sum(0).tolist())
-    return SolveReport(scores, total, len(questions) * process.gen_length / seconds, seconds)
+    return SolveReport(scores, len(questions) * process.gen_length / seconds, seconds)
 
 
 def encode_questions(

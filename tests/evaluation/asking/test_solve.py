@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from lift_ds.data.tasks import TASKS, Verdict
+from lift_ds.data.tasks import MIXTURES, TASKS, Verdict
 from lift_ds.data.text.chat import ChatEncoder
 from lift_ds.evaluation.asking.solve import (
     Question,
@@ -24,7 +24,11 @@ ONE_BLOCK = SamplingSettings(gen_length=48, block_length=48, steps=48)
 
 
 def as_questions(items):
-    return [Question(item.task, item.question, partial(TASKS[item.task].verify, item)) for item in items]
+    return [Question(item.task, item.question, partial(TASKS[item.task].verify, item.key)) for item in items]
+
+
+def top_items(count):
+    return [MIXTURES["reasoning/top"].item(0, "test", row) for row in range(count)]
 
 
 @pytest.fixture
@@ -63,14 +67,14 @@ class Oracle:
 
 
 def test_scores_are_counted_by_task(encoder, tiny_dir):
-    items = held_out_items(9, seed=0)
+    items = top_items(9)
     known = [item for item in items if item.task != "arithmetic"]
     others = [item for item in items if item.task == "arithmetic"]
     wrong = [replace(item, response="<answer>1</answer>") for item in others[:2]]
     model = Oracle(read_config(tiny_dir), encoder, known + wrong)
     report = solve_questions(model, encoder, as_questions(items), ONE_BLOCK, Alone())
-    assert list(report.scores) == list(TASKS)
-    assert [report.scores[name].num_items for name in TASKS] == [3, 3, 3]
+    assert list(report.scores) == ["countdown", "sudoku", "arithmetic"]
+    assert [score.num_items for score in report.scores.values()] == [3, 3, 3]
     assert report.scores["countdown"].solve_rate == 1.0
     assert report.scores["sudoku"].solve_rate == 1.0
     arithmetic = report.scores["arithmetic"]
@@ -83,7 +87,7 @@ def test_scores_are_counted_by_task(encoder, tiny_dir):
 
 def test_ranks_change_nothing(encoder, tiny_dir):
     """Five questions over two ranks: three each, of which one is there twice and counted once."""
-    items = held_out_items(5, seed=0)
+    items = top_items(5)
     model = Oracle(read_config(tiny_dir), encoder, items[1:])
     expected = solve_questions(model, encoder, as_questions(items), ONE_BLOCK, Alone())
     shares = [Share(rank, 2) for rank in range(2)]
@@ -139,6 +143,7 @@ def test_items_are_held_out_and_the_same_every_time():
     assert held_out_items(30, 0) == held_out_items(60, 0)[:30]
     asked = builtin_questions(3, 0)
     assert [question.text for question in asked] == [item.question for item in held_out_items(3, 0)]
+    assert [question.task for question in asked] == ["countdown/3", "sudoku/4", "arithmetic/3"]
     for question, item in zip(asked, held_out_items(3, 0), strict=True):
         assert question.check(item.response) is Verdict.SOLVED
 

@@ -12,7 +12,7 @@ from lm_eval.api.registry import get_model
 import lift_ds.cli.lm_eval_model  # noqa: F401 (makes the model known)
 from lift_ds.cli import evaluate, evaluate_run
 from lift_ds.cli import lm_eval as command
-from lift_ds.data.tasks import TASKS, draw_item
+from lift_ds.data.tasks import MIXTURES
 from lift_ds.evaluation.asking.answering import load_answerer
 from lift_ds.evaluation.harness import run as harness
 from lift_ds.evaluation.harness.language_model import DiffusionLM
@@ -66,7 +66,7 @@ metric_list: [{metric: bits_per_byte}]
 def task_dir(tmp_path_factory):
     """Task files over five held-out items of the built-in tasks, with examples that are drawn at random."""
     folder = tmp_path_factory.mktemp("tasks")
-    items = [draw_item(TASKS["countdown"], 0, "test", place) for place in range(5)]
+    items = [MIXTURES["countdown/3"].item(0, "test", place) for place in range(5)]
     rows = [
         {
             "question": item.question,

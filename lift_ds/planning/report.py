@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from lift_ds.config.deepspeed import MICRO_BATCH, rows_per_micro_batch
 from lift_ds.models.settings import LoraConfig
 
 from .costs import Rates, checkpoint_bytes, step_seconds, wire_bytes
@@ -155,7 +156,9 @@ def _changes(setup: Setup) -> Iterator[tuple[str, str, Setup]]:
     if not setup.has_checkpointing:
         yield "checkpointing", "model.gradient_checkpointing=true", replace(setup, has_checkpointing=True)
     if setup.num_documents > 1:
-        yield "micro", "train_micro_batch_size_per_gpu to 1 in the JSON", replace(setup, num_documents=1)
+        by_tokens = rows_per_micro_batch(setup.ds_json) is None
+        change = f"data.micro_batch_tokens={setup.length}" if by_tokens else f"{MICRO_BATCH} to 1 in the JSON"
+        yield "micro", change, replace(setup, num_documents=1)
     if setup.stage < 3 and setup.world_size > 1:
         yield "stage", "--deepspeed to ds_configs/zero3.json", setup.with_zero(stage=3)
     if not setup.is_offloaded("optimizer"):

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from lift_ds.config.deepspeed import rows_per_micro_batch
 from lift_ds.config.run import RunConfig
 from lift_ds.models.families import max_length_of
 from lift_ds.objectives import make_objective
@@ -49,6 +50,11 @@ def plan_of(
         is_cpu: Whether the ranks compute on CPUs.
         length: Tokens of the longest document or pack; see `longest` where not given.
     """
+    length = length or longest(run, config)
+    share = -(-run.optim.global_batch // world_size)
+    rows = rows_per_micro_batch(ds_json)
+    documents = rows or min(share, max(1, run.data.micro_batch_tokens // length))
+    num_micro_batches = int(ds_json["gradient_accumulation_steps"]) if rows else -(-share // documents)
     views = 2 if getattr(run.objective, "complementary", False) else 1
     setup = Setup(
         config,
@@ -56,9 +62,9 @@ def plan_of(
         ds_json,
         world_size,
         run.model.gradient_checkpointing,
-        views * int(ds_json["train_micro_batch_size_per_gpu"]),
-        length or longest(run, config),
+        views * documents,
+        length,
         make_objective(run.objective).scoring_pass != "none",
         is_cpu,
     )
-    return Plan(setup, num_nodes, int(ds_json["gradient_accumulation_steps"]), gpu_gib, rates)
+    return Plan(setup, num_nodes, num_micro_batches, gpu_gib, rates)

@@ -68,8 +68,9 @@ class StepPlan:
 def plan_step(
     engine: Engine, objective: Objective, loader: StepLoader, stop: StopRequest, clock: StepClock
 ) -> StepPlan:
-    """Fetches the next step and agrees on its totals, and on stopping, in one collective."""
+    """Fetches the next step and agrees on its totals, its micro-batches and on stopping, in one collective."""
     batch, problem, counts = None, None, torch.zeros(3, dtype=torch.float64)
+    num_micro_batches = torch.zeros(engine.world_size, dtype=torch.float64)  # of each rank
     try:
         with clock.part("data"):
             batch = next(loader)
@@ -77,8 +78,12 @@ def plan_step(
         problem = error
     else:
         counts = step_counts(batch.micro_batches, objective)
+        num_micro_batches[engine.rank] = len(batch.micro_batches)
     wants_stop = float(stop.signal_name is not None or problem is not None)
-    agreed = engine.all_reduce(torch.cat([counts, torch.tensor([wants_stop], dtype=torch.float64)]))
+    told = torch.cat([counts, torch.tensor([wants_stop], dtype=torch.float64), num_micro_batches])
+    agreed = engine.all_reduce(told)
+    if batch is not None:
+        batch = loader.fill_up(batch, int(agreed[4:].max()))
     return StepPlan(batch, agreed[:3], bool(agreed[3]), problem)
 
 
@@ -107,12 +112,11 @@ def compute_step(
     totals, observed = StepTotals(), list[Observed]()
     totals.add(num_tokens=fetched.num_tokens, num_skipped=fetched.num_skipped, num_bad_rows=fetched.num_bad_rows)
     for index, batch in enumerate(micro_batches):
-        scale = document_scale(batch, run.objective.normalizer, plan.totals, engine.loss_factor)
-        result = engine.forward_backward(batch, scale, (run.seed, step), clock)
+        scale = document_scale(batch, run.objective.normalizer, plan.totals, engine.world_size * len(micro_batches))
+        is_last = index + 1 == len(micro_batches)
+        result = engine.forward_backward(batch, scale, (run.seed, step), clock, is_last)
         _add_result(totals, batch, result, engine)
         observed += result.observed
-        if index + 1 < len(micro_batches):
-            engine.end_micro_batch()
     with clock.part("optimizer"):
         grad_norm = engine.update()
     totals.add_rank(clock.read(), peak_memory(engine.device), engine.world_size)

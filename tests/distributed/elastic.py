@@ -19,6 +19,7 @@ import torch.distributed as dist
 from transformers import AutoTokenizer
 
 from lift_ds.data.batch import MicroBatch
+from lift_ds.data.order.dealing import BatchRule
 from lift_ds.data.order.lanes import Lanes
 from lift_ds.data.order.loader import StepLoader
 from lift_ds.data.order.stream import PackStream, merge_states
@@ -40,7 +41,7 @@ def make_loader(folder: Path, file: str, capacity: int | None, position: Path | 
     if position is not None:
         stream.load_state(json.loads((position / "lanes.json").read_text()))
     rule, world = make_noise_rule(objective_settings(), 3, GLOBAL_BATCH), dist.get_world_size()
-    return StepLoader(stream, rule, GLOBAL_BATCH, 1 + world % 3, dist.get_rank(), world, 1, first_step)
+    return StepLoader(stream, rule, GLOBAL_BATCH, BatchRule(1 + world % 3), dist.get_rank(), world, 1, first_step)
 
 
 def documents(batch: MicroBatch) -> list[tuple[int, str]]:

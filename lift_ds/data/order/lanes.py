@@ -233,8 +233,3 @@ class SlotPlan:
             is_own = number % self.world_size == self.rank
             if is_own or self.follows_all:
                 yield slot, number % self.num_lanes, is_own
-
-
-def micro_batches_per_step(global_batch: int, micro_batch: int, world_size: int) -> int:
-    """Forwards per step on every rank: the gradient accumulation that gives the global batch."""
-    return -(-global_batch // (micro_batch * world_size))

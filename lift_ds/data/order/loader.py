@@ -9,12 +9,13 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from lift_ds.data.batch import Document, MicroBatch, Noise, collate, stand_in
 
-from .lanes import SlotPlan, micro_batches_per_step
+from .dealing import BatchRule
+from .lanes import SlotPlan
 from .stream import PackStream
 from .workers import LanePackWorkers
 
@@ -36,7 +37,7 @@ class StepBatch:
     """One optimizer step of one rank.
 
     Args:
-        micro_batches: As many on every rank; at least one document each.
+        micro_batches: At least one, of at least one document each; see `StepLoader.fill_up`.
         num_tokens: Tokens of this rank's documents, padding not counted.
         num_skipped: Rows that this rank left out because they are too long.
         num_bad_rows: Rows that this rank left out because they are malformed.
@@ -56,7 +57,7 @@ class StepLoader:
     Args:
         stream: Packs of every lane, standing where `first_step` begins.
         global_batch: Slots G of a step, over all ranks.
-        micro_batch: Most packs of one forward.
+        batch_rule: How packs make micro-batches.
         num_workers: Processes that read, tokenise and pack; 0 leaves it to the background thread.
     """
 
@@ -65,7 +66,7 @@ class StepLoader:
         stream: PackStream,
         noise_rule: NoiseRule,
         global_batch: int,
-        micro_batch: int,
+        batch_rule: BatchRule,
         rank: int,
         world_size: int,
         pad_token_id: int,
@@ -80,8 +81,7 @@ class StepLoader:
         if stream.capacity is None and not has_own_lanes:
             stream.read_ahead = 1
         self.slot_plan = SlotPlan(global_batch, num_lanes, rank, world_size, follows_all)
-        self.micro_batch, self.pad_token_id = micro_batch, pad_token_id
-        self.num_micro_batches = micro_batches_per_step(global_batch, micro_batch, world_size)
+        self.batch_rule, self.pad_token_id = batch_rule, pad_token_id
         self.step = first_step
         self.num_workers = num_workers
         self.state = stream.state()
@@ -145,18 +145,21 @@ class StepLoader:
             num_bad_rows += pack.num_bad
             if pack.documents:
                 packs.append((slot, pack.documents))
-        if self.stream.capacity is None:
-            packs.sort(key=lambda pack: (-len(pack[1][0].ids), pack[1][0].sample_id))
         documents = [document for _, pack in packs for document in pack]
         positions = [(slot, index) for slot, pack in packs for index in range(len(pack))]
         noised = iter(zip(documents, self.noise_rule(documents, step, positions), strict=True))
         dealt = [[next(noised) for _ in pack] for _, pack in packs]
-        micro_batches = []
-        for start in range(0, self.num_micro_batches * self.micro_batch, self.micro_batch):
-            own = [pair for pack in dealt[start : start + self.micro_batch] for pair in pack]
-            pairs = own or [stand_in(self.pad_token_id)]
-            micro_batches.append(
-                collate([document for document, _ in pairs], [noise for _, noise in pairs], self.pad_token_id)
-            )
+        sizes = [self.batch_rule.size([len(document.ids) for document in pack]) for _, pack in packs]
+        parts = self.batch_rule.cut(sizes, 1)[0]
+        micro_batches = [self._collate([pair for place in part for pair in dealt[place]]) for part in parts]
         num_tokens = sum(len(document.ids) for document in documents)
         return StepBatch(micro_batches, num_tokens, num_skipped, num_bad_rows, before | {"lanes": lanes})
+
+    def fill_up(self, batch: StepBatch, num_micro_batches: int) -> StepBatch:
+        """The same with stand-ins, where other ranks have more micro-batches: all run as many forwards."""
+        missing = num_micro_batches - len(batch.micro_batches)
+        return replace(batch, micro_batches=batch.micro_batches + [self._collate([]) for _ in range(missing)])
+
+    def _collate(self, pairs: list[tuple[Document, Noise]]) -> MicroBatch:
+        pairs = pairs or [stand_in(self.pad_token_id)]
+        return collate([document for document, _ in pairs], [noise for _, noise in pairs], self.pad_token_id)

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from lift_ds.data.order.lanes import Lanes, choose_held_out, chunks_per_window, micro_batches_per_step
+from lift_ds.data.order.dealing import BatchRule
+from lift_ds.data.order.lanes import Lanes, choose_held_out, chunks_per_window
 from lift_ds.data.order.loader import StepLoader
 from lift_ds.data.order.stream import PackStream, merge_states
 from lift_ds.data.reader import RowReader
@@ -74,7 +75,8 @@ def make_loader(
     if state is not None:
         stream.load_state(state)
     rule = make_noise_rule(objective_settings(), 3, GLOBAL_BATCH)
-    return StepLoader(stream, rule, GLOBAL_BATCH, micro_batch, rank, world, 1, first_step, num_workers)
+    batch_rule = BatchRule(micro_batch, is_packed=capacity is not None)
+    return StepLoader(stream, rule, GLOBAL_BATCH, batch_rule, rank, world, 1, first_step, num_workers)
 
 
 def documents_of(steps):
@@ -355,10 +357,6 @@ def test_a_rank_without_documents_gets_a_stand_in(path, tokenizer):
     step = run_steps(make_loader(path, tokenizer, rank=12, world=13, micro_batch=1), 1)[0]
     assert [batch.sample_ids.tolist() for batch in step.micro_batches] == [[-1]]
     assert not step.micro_batches[0].response_mask.any()
-
-
-def test_accumulation_follows_from_the_global_batch():
-    assert [micro_batches_per_step(96, 4, world) for world in (1, 2, 5)] == [24, 12, 5]
 
 
 def test_held_out_rows(path):

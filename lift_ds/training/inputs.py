@@ -26,6 +26,7 @@ from lift_ds.models.families import max_length_of, start_token_of
 from lift_ds.models.vocabulary import check_tokenizer, load_tokenizer
 from lift_ds.models.weights import NewWeights, WeightSource
 from lift_ds.planning.flops import Arithmetic
+from lift_ds.ranks.background import BackgroundGroup
 from lift_ds.ranks.once import ALONE, Once
 from lift_ds.ranks.shares import Ranks
 from lift_ds.storage.safetensors_folder import SafetensorsFolder
@@ -165,7 +166,7 @@ def batch_rule(prepared: Prepared, max_rows: int | None) -> BatchRule:
 
 
 def make_loader(prepared: Prepared, max_rows: int | None, ranks: Ranks, first_step: int) -> StepLoader:
-    """This rank's training steps from `first_step` on; the lanes must stand there already."""
+    """This rank's training steps from `first_step` on; the lanes must stand there already. All ranks call it."""
     run = prepared.run
     return StepLoader(
         prepared.data.stream,
@@ -177,6 +178,8 @@ def make_loader(prepared: Prepared, max_rows: int | None, ranks: Ranks, first_st
         pad_token_id=prepared.config.pad_token_id,
         first_step=first_step,
         num_workers=run.data.workers,
+        links=BackgroundGroup() if ranks.world_size > 1 else None,
+        num_steps=run.optim.steps,
     )
 
 

@@ -68,9 +68,8 @@ class StepPlan:
 def plan_step(
     engine: Engine, objective: Objective, loader: StepLoader, stop: StopRequest, clock: StepClock
 ) -> StepPlan:
-    """Fetches the next step and agrees on its totals, its micro-batches and on stopping, in one collective."""
+    """Fetches the next step and agrees on its totals, and on stopping, in one collective."""
     batch, problem, counts = None, None, torch.zeros(3, dtype=torch.float64)
-    num_micro_batches = torch.zeros(engine.world_size, dtype=torch.float64)  # of each rank
     try:
         with clock.part("data"):
             batch = next(loader)
@@ -78,12 +77,8 @@ def plan_step(
         problem = error
     else:
         counts = step_counts(batch.micro_batches, objective)
-        num_micro_batches[engine.rank] = len(batch.micro_batches)
     wants_stop = float(stop.signal_name is not None or problem is not None)
-    told = torch.cat([counts, torch.tensor([wants_stop], dtype=torch.float64), num_micro_batches])
-    agreed = engine.all_reduce(told)
-    if batch is not None:
-        batch = loader.fill_up(batch, int(agreed[4:].max()))
+    agreed = engine.all_reduce(torch.cat([counts, torch.tensor([wants_stop], dtype=torch.float64)]))
     return StepPlan(batch, agreed[:3], bool(agreed[3]), problem)
 
 

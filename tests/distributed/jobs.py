@@ -60,7 +60,12 @@ def make_documents(seed: int, levels: list[float], nothing_masked: set[int]) -> 
 
 
 def make_engine(
-    ds_json: dict, global_batch: int, micro_batch: int | str, lr: float = 1e-3, folder: Path = VECTORS, lora_rank: int = 0
+    ds_json: dict,
+    global_batch: int,
+    micro_batch: int | str,
+    lr: float = 1e-3,
+    folder: Path = VECTORS,
+    lora_rank: int = 0,
 ) -> Engine:
     """A LIFT-3 engine on the reference checkpoint or another one, perhaps with adapters."""
     config = read_config(folder)

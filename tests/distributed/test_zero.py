@@ -109,7 +109,7 @@ def plain_gradient():
 
 @pytest.mark.parametrize(("num_ranks", "stage"), [(1, 3), (2, 3), (2, 2), (2, 1)])
 def test_the_cut_does_not_change_the_gradient(tmp_path, plain_gradient, num_ranks, stage):
-    """1 rank x 4 micro-batches = 2 ranks x 2 = one plain batch of 4, before clipping; also after steps of other cuts."""
+    """1 rank x 4 micro-batches = 2 ranks x 2 = one plain batch of 4, before clipping; also after other cuts."""
     launch_job("gradients", tmp_path / "out.json", str(stage), str(tmp_path / "gradients.pt"), num_ranks=num_ranks)
     loss, expected = plain_gradient
     steps = torch.load(tmp_path / "gradients.pt")

@@ -34,7 +34,9 @@ NUM_STEPS, GLOBAL_BATCH, CUTS = 9, 12, (1, 4, 8)
 SETTINGS = list(product(("rows.jsonl", "rows.parquet"), (None, 96)))
 
 
-def make_loader(folder: Path, file: str, capacity: int | None, position: Path | None, first_step: int) -> StepLoader:
+def make_loader(
+    folder: Path, file: str, capacity: int | None, position: Path | None, first_step: int, num_steps: int | None = None
+) -> StepLoader:
     """This rank's loader from a saved position."""
     manifest = Manifest(open_sources([str(folder / file)], 0, "train", 10))
     reader = RowReader(manifest, ChatEncoder(AutoTokenizer.from_pretrained(folder / "model"), 1, 96), None)
@@ -45,7 +47,9 @@ def make_loader(folder: Path, file: str, capacity: int | None, position: Path | 
     batch_rule = BatchRule(max_tokens=40 * (1 + world % 3), is_packed=capacity is not None)
     links = BackgroundGroup() if world > 1 else None
     rank = dist.get_rank()
-    return StepLoader(stream, rule, GLOBAL_BATCH, batch_rule, rank, world, 1, first_step, links=links)
+    return StepLoader(
+        stream, rule, GLOBAL_BATCH, batch_rule, rank, world, 1, first_step, links=links, num_steps=num_steps
+    )
 
 
 def documents(batch: MicroBatch) -> list[tuple[int, str]]:

@@ -144,7 +144,7 @@ def step_cost(cuts: list[list[list[int]]], lengths: list[int], rule: BatchRule) 
 
 def measure_shares(num_steps: int) -> dict[str, float]:
     """Cost of a step over the ideal, dealt by turns and by cost, of documents of 700 tokens in the mean."""
-    rule, found = BatchRule(max_tokens=8192, pair_cost=1 / (6 * 4096)), {}
+    rule, found = BatchRule(max_tokens=8192, pair_cost=1 / (6 * 4096)), dict[str, float]()
     for share in SHARES:
         ratios = []
         for step in range(num_steps):
@@ -179,18 +179,21 @@ def main() -> None:
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         found = json.loads(done.stdout.splitlines()[-1])
         print(
-            f"{budget:6,} tokens: {1e6 * found['seconds']:8.1f} us a token, {found['mib']:8.0f} MiB, {found['padding']:.1%} padding",
+            f"{budget:6,} tokens: {1e6 * found['seconds']:8.1f} us a token, {found['mib']:8.0f} MiB, "
+            f"{found['padding']:.1%} padding",
             flush=True,
         )
         figures |= {f"{name}_{budget}": value for name, value in found.items()}
     figures |= measure_packing(*((1, 8) if arguments.quick else (8, 96)))
     print(
-        f"packed / padded {figures['packed_over_padded']:.2f}: rows of {figures['mean_length']:.0f} tokens, {figures['builtin_padding']:.1%} padding"
+        f"packed / padded {figures['packed_over_padded']:.2f}: rows of "
+        f"{figures['mean_length']:.0f} tokens, {figures['builtin_padding']:.1%} padding"
     )
     figures |= measure_shares(2 if arguments.quick else 200)
     for share in SHARES:
         print(
-            f"{share:3} documents a rank, {RANKS} ranks: {figures[f'by_turns_{share}']:.2f} by turns, {figures[f'by_cost_{share}']:.2f} by cost"
+            f"{share:3} documents a rank, {RANKS} ranks: {figures[f'by_turns_{share}']:.2f} by turns, "
+            f"{figures[f'by_cost_{share}']:.2f} by cost"
         )
     if arguments.json:
         arguments.json.write_text(json.dumps(figures | ({"quick": True} if arguments.quick else {}), indent=1) + "\n")

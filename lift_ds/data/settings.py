@@ -132,7 +132,7 @@ class DataConfig(Section):
     )
     pack_length: int | None = Field(None, ge=8, description="most tokens of a pack; default: the longest document's")
     micro_batch_tokens: int = Field(
-        8192,
+        4096,
         ge=1,
         description="most tokens of a micro-batch, padding counted, but for a row or pack that is longer; where "
         'train_micro_batch_size_per_gpu is "auto" in the JSON',

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-HALVINGS = 40  # of the interval that the least cost is searched in
+HALVINGS = 24  # of the interval that the least cost is searched in
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from lift_ds.training.inputs import prepare
 from lift_ds.training.step import DiffusionStep
 
 MEAN_LENGTH, VARIATION = 256, 0.6
-BUDGETS = (1024, 2048, 4096, 8192, 16384)
+BUDGETS = (1024, 2048, 4096, 8192)
 RANKS, SHARES = 8, (2, 4, 8, 16, 32)
 MIB = 1 << 20
 

@@ -36,18 +36,9 @@ POSITION = "the position in the data rests on it"
 SHAPES = "the checkpoint's weights and optimizer state have its shapes"
 # Of every key of the run config; one that ends in a dot stands for a whole section.
 FREE = (
-    *(
-        "optim.steps",
-        "output",
-        "log_every",
-        "eval.",
-        "checkpoint.",
-        "data.workers",
-        "data.check_rows",
-        "data.micro_batch_tokens",
-    ),
+    *("optim.steps", "output", "log_every", "eval.", "checkpoint.", "data.workers", "data.check_rows"),
     *("data.max_skipped", "model.gradient_checkpointing", "model.attention", "model.compile"),
-    *("model.peak_tflops", "model.profile_steps"),
+    *("model.peak_tflops", "model.profile_steps", "data.micro_batch_tokens"),
 )
 NAMES = ("model.path", "data.path", "data.sources", "data.chat_template")
 MEANT = (

@@ -55,9 +55,9 @@ class BatchRule:
         if self.max_rows is not None:
             return _cut_by_rows(order, self.max_rows, num_ranks)
         ordered = [sizes[place] for place in order]
-        highest = sum(size.cost for size in ordered) if self.is_packed else _padded_cost(ordered)
-        num_parts = max(1, -(-len(self._parts(ordered, highest)) // num_ranks)) * num_ranks
-        lowest, parts = 0.0, self._parts(ordered, highest)
+        lowest, highest = 0.0, len(ordered) * max((size.cost for size in ordered), default=0.0)
+        parts = self._parts(ordered, highest)
+        num_parts = max(1, -(-len(parts) // num_ranks)) * num_ranks
         for _ in range(HALVINGS):
             tried = (lowest + highest) / 2
             found = self._parts(ordered, tried)
@@ -80,10 +80,6 @@ class BatchRule:
                 parts.append(range(start, place))
                 start, num_tokens, cost = place, size.num_tokens, size.cost
         return [*parts, range(start, len(sizes))] if sizes else []
-
-
-def _padded_cost(sizes: Sequence[PackSize]) -> float:
-    return len(sizes) * max((size.cost for size in sizes), default=0.0)
 
 
 def _cut_by_rows(order: Sequence[int], max_rows: int, num_ranks: int) -> list[list[list[int]]]:

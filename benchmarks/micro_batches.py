@@ -3,8 +3,9 @@
     python benchmarks/micro_batches.py --json micro_batches.json
 
 - Size: forward and backward of vanilla SFT at width 512 and 8 layers, documents of 256 tokens in the mean (coefficient
-  of variation .6, the longest first), in micro-batches of at most so many tokens. Process CPU seconds per token, and
-  peak resident memory beyond weights and gradients, each in a process of its own.
+  of variation .6, the longest first), in micro-batches of at most so many tokens. Process CPU seconds per token that is
+  computed, padding counted, and peak resident memory beyond weights and gradients, each in a process of its own; the
+  share of padding in steps of 64 documents.
 - Packing: the built-in model on one step of its own rows, packed or padded, in the same micro-batches: interleaved
   pairs, process CPU seconds.
 - Shares: what the slowest rank computes, over the mean of all without any padding, where the ranks wait for each other
@@ -71,7 +72,7 @@ def run_batches(root: DiffusionStep, batches: list[MicroBatch]) -> float:
 
 
 def measure_budget(budget: int, is_quick: bool) -> dict[str, float]:
-    """In this process: seconds a token, MiB beyond weights and gradients."""
+    """In this process: seconds a token, padding counted, MiB beyond weights and gradients; and the share of padding."""
     width, num_layers, num_tokens = (64, 2, 2048) if is_quick else (512, 8, max(budget, 4096))
     config = LLaDAConfig(
         d_model=width, n_layers=num_layers, n_heads=8, mlp_hidden_size=3 * width, vocab_size=4096,
@@ -89,9 +90,18 @@ def measure_budget(budget: int, is_quick: bool) -> dict[str, float]:
     before = resident_mib()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak is that of what follows
     seconds = run_batches(root, batches)
-    tokens = sum(len(document.ids) for document in documents)
-    padding = 1 - tokens / sum(batch.clean_ids.numel() for batch in batches)
-    return {"seconds": seconds / tokens, "mib": peak_mib() - before, "padding": padding}
+    computed = sum(batch.clean_ids.numel() for batch in batches)
+    return {"seconds": seconds / computed, "mib": peak_mib() - before, "padding": mean_padding(budget)}
+
+
+def mean_padding(budget: int) -> float:
+    """Share of padding in steps of 64 documents."""
+    rule, shares = BatchRule(max_tokens=budget), []
+    for seed in range(50):
+        lengths = draw_lengths(64, MEAN_LENGTH, seed)
+        parts = rule.cut([rule.size([length]) for length in lengths], 1)[0]
+        shares.append(1 - sum(lengths) / sum(len(part) * max(lengths[place] for place in part) for part in parts))
+    return statistics.mean(shares)
 
 
 def resident_mib() -> float:

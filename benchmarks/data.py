@@ -31,6 +31,7 @@ import data_files
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from lift_ds.data.order.dealing import BatchRule
 from lift_ds.data.order.lanes import Lanes
 from lift_ds.data.order.loader import StepLoader
 from lift_ds.data.order.stream import PackStream
@@ -86,7 +87,7 @@ def make_steps(encoder: ChatEncoder, path: Path) -> StepLoader:
     for chunk_index in range(len(manifest.chunks)):
         reader.chunk(chunk_index)
     noise_rule = make_noise_rule(objective_settings(), 0, STEP_ROWS)
-    return StepLoader(PackStream(lanes, reader, None), noise_rule, STEP_ROWS, 16, 0, 1, pad_token_id=0)
+    return StepLoader(PackStream(lanes, reader, None), noise_rule, STEP_ROWS, BatchRule(16), 0, 1, pad_token_id=0)
 
 
 def seconds_of(action: Callable[[], object]) -> float:

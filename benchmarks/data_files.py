@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lift_ds.data.order.dealing import BatchRule
 from lift_ds.data.order.lanes import Lanes
 from lift_ds.data.order.loader import StepLoader
 from lift_ds.data.order.stream import PackStream
@@ -53,7 +54,7 @@ def open_steps(
     manifest.save_indexes()
     lanes = Lanes(manifest, set(), NUM_LANES, window_chunks=4, seed=0)
     stream = PackStream(lanes, RowReader(manifest, encoder, None), capacity)
-    return StepLoader(stream, make_noise_rule(objective_settings(), 0, rows), rows, 16, 0, 1, pad_token_id=0)
+    return StepLoader(stream, make_noise_rule(objective_settings(), 0, rows), rows, BatchRule(16), 0, 1, pad_token_id=0)
 
 
 def steps_of(loader: StepLoader) -> Iterator[Any]:

@@ -19,6 +19,7 @@ COMMANDS = {
     "loading": [sys.executable],
     "large_model": [sys.executable],
     "loss_memory": [sys.executable],
+    "micro_batches": [sys.executable],
     "sampling": [sys.executable],
     "planned_memory": [sys.executable],
     "step_cost": TORCHRUN,

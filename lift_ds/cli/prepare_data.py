@@ -20,6 +20,7 @@ from rich.progress import MofNCompleteColumn
 
 from lift_ds.config.loading import ConfigError, load_run_config
 from lift_ds.config.run import RunConfig
+from lift_ds.data.order.dealing import BatchRule
 from lift_ds.data.reader import BadRowError, RowReader, Skipped
 from lift_ds.data.sources import Retry, open_groups
 from lift_ds.data.survey import SurveyReport, TokenShardWriter, TokenStatistics, survey
@@ -55,8 +56,9 @@ def resolve(arguments: argparse.Namespace) -> RunConfig:
     if not arguments.model and arguments.config is None and "model.path" not in keys:
         problems.append(f"--model is needed, for its tokenizer: a folder, hub name or {BUILTIN_BASE}")
     for name, least in (("micro_batch", 1), ("workers", 0), ("shard_mib", 1)):
-        if getattr(arguments, name) < least:
-            problems.append(f"--{name.replace('_', '-')}={getattr(arguments, name)}: at least {least}")
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            problems.append(f"--{name.replace('_', '-')}={value}: at least {least}")
     if problems:
         raise ConfigError(problems)
     return run
@@ -125,7 +127,9 @@ def prepare_data(run: RunConfig, reader: RowReader, arguments: argparse.Namespac
                     if writer is not None and is_usable and row.tokens is not None:
                         writer.add(row.tokens, row.group)
                 advance(len(rows))
-        report = statistics.report(run.optim.global_batch, min(arguments.micro_batch, run.optim.global_batch))
+        rows = arguments.micro_batch
+        rule = BatchRule(rows, run.data.micro_batch_tokens if rows is None else None)
+        report = statistics.report(run.optim.global_batch, rule)
         report.numbers["duplicates"]["locations"] = locate_duplicates(report, reader)
         show_report(console, report.numbers, report.first_rows, reader.encoder.tokenizer)
         if arguments.json is not None:
@@ -188,7 +192,7 @@ def describe(run: RunConfig, reader: RowReader, report: SurveyReport) -> dict[st
     flag("inputs", nargs="*", metavar="FILE | key=value", help="as data.path; overrides such as data.columns.prompt=q"),
     flag("--config", type=Path, metavar="YAML", help="recipe, as in launchers/recipes"),
     flag("--model", help=f"same as model.path=...: a folder, hub name or {BUILTIN_BASE}"),
-    flag("--micro-batch", type=int, default=1, help="rows of a forward, for the padding (default 1)"),
+    flag("--micro-batch", type=int, help="rows of a forward, for the padding (default: by data.micro_batch_tokens)"),
     flag("--workers", type=int, default=0, help="processes that tokenise (default 0: this one)"),
     flag("--json", type=Path, metavar="FILE", help="write the report there too, with all bad rows"),
     flag("--write", type=Path, metavar="FOLDER", help="write the tokens as parquet files to train from"),

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import yaml
 
-from lift_ds.config.deepspeed import fill_ds_json
+from lift_ds.config.deepspeed import fill_ds_json, rows_per_micro_batch
 from lift_ds.config.loading import ConfigError, explain_keys
 from lift_ds.config.run import RunConfig
 from lift_ds.data.survey.rows import FirstRows, check_first_rows
@@ -201,10 +201,13 @@ def describe(
     groups = data.reader.manifest.groups
     unused = "".join(f"{line}\n" for line in first_rows.unused_lines())
     unused += lanes_line(run.data, data.stream.lanes.num_lanes, data.num_rows, launch.world_size)
+    rows = rows_per_micro_batch(ds_json)
+    cut = f"= {ds_json['gradient_accumulation_steps']} x {rows} documents a rank"
+    if rows is None:
+        cut = f"in micro-batches of {run.data.micro_batch_tokens:,} tokens"
     precision = "bf16" if ds_json["bf16"]["enabled"] else "float32"
     return (
-        f"{ranks}{hint}, ZeRO-{stage}, {precision}, {computing}, global batch {run.optim.global_batch} = "
-        f"{ds_json['gradient_accumulation_steps']} x {ds_json['train_micro_batch_size_per_gpu']} documents a rank\n"
+        f"{ranks}{hint}, ZeRO-{stage}, {precision}, {computing}, global batch {run.optim.global_batch} {cut}\n"
         f"model {run.model.path}, data {', '.join(group.name for group in groups)}: {data.num_rows} rows, "
         f"{first_rows}; columns {', '.join(str(columns.named()) for columns in data.reader.columns)}, "
         f"lanes: {data.stream.lanes.num_lanes}\n{unused}"

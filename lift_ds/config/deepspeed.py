@@ -13,7 +13,6 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from lift_ds.data.order.lanes import micro_batches_per_step
 from lift_ds.models.layer_sizes import LayerSizes
 from lift_ds.section import hint_at
 from lift_ds.text_files import BadKeyError, load_json, read_text
@@ -45,7 +44,13 @@ PERSISTENCE, PREFETCH, REDUCE = (
     "stage3_prefetch_bucket_size",
     "reduce_bucket_size",
 )
-FILLED_LATER = {"bf16.enabled", *(f"zero_optimization.{key}" for key in (PERSISTENCE, PREFETCH, REDUCE))}
+MICRO_BATCH, ACCUMULATION, BATCH = "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size"
+NOT_FILLED_HERE = {
+    MICRO_BATCH,
+    ACCUMULATION,
+    "bf16.enabled",
+    *(f"zero_optimization.{key}" for key in (PERSISTENCE, PREFETCH, REDUCE)),
+}
 
 
 def read_ds_json(path: Path) -> tuple[dict[str, Any], list[str]]:
@@ -99,7 +104,7 @@ def settle_ds_json(
     problems += [
         f'{path}: {key}="auto" has no counterpart in the run config; write a value'
         for key, value in flat(settled).items()
-        if value == "auto" and key not in FILLED_LATER
+        if value == "auto" and key not in NOT_FILLED_HERE
     ]
     return settled, problems
 
@@ -142,21 +147,42 @@ def settle(section: dict[str, Any], key: str, value: Any, place: str, ours: str)
 
 
 def settle_batch(resolved: dict[str, Any], path: Path, optim: OptimConfig, world_size: int) -> list[str]:
-    """Micro-batch, accumulation and batch size; "auto" for the micro-batch is the rank's whole share of a step."""
-    key = "train_micro_batch_size_per_gpu"
-    if resolved.get(key, "auto") == "auto":
-        resolved[key] = -(-optim.global_batch // world_size)
-    micro_batch = resolved[key]
+    """Micro-batch, accumulation and batch size; "auto" stays where the micro-batches are cut by tokens."""
+    problems = settle(resolved, BATCH, optim.global_batch, f"{path}: ", "optim.global_batch")
+    micro_batch = resolved.setdefault(MICRO_BATCH, "auto")
+    if micro_batch == "auto":
+        accumulation = resolved.get(ACCUMULATION, "auto")
+        resolved[ACCUMULATION] = "auto"
+        if accumulation == "auto":
+            return problems
+        ours = f'{MICRO_BATCH}="auto" cuts each step by data.micro_batch_tokens'
+        return [*problems, f'{path}: {ACCUMULATION}={accumulation} but {ours}; write "auto", or a number of rows there']
     if not isinstance(micro_batch, int) or micro_batch < 1:
-        resolved |= {key: 1, "gradient_accumulation_steps": 1, "train_batch_size": 1}
-        return [f'{path}: {key}={micro_batch!r}: a positive number or "auto"']
-    accumulation = micro_batches_per_step(optim.global_batch, micro_batch, world_size)
+        resolved |= {MICRO_BATCH: 1, ACCUMULATION: 1, BATCH: 1}
+        return [*problems, f'{path}: {MICRO_BATCH}={micro_batch!r}: a positive number or "auto"']
+    accumulation = -(-optim.global_batch // (micro_batch * world_size))
     ours = f"optim.global_batch={optim.global_batch} on {world_size} ranks x {micro_batch}"
-    problems = settle(resolved, "gradient_accumulation_steps", accumulation, f"{path}: ", ours)
-    problems += settle(resolved, "train_batch_size", optim.global_batch, f"{path}: ", "optim.global_batch")
+    problems += settle(resolved, ACCUMULATION, accumulation, f"{path}: ", ours)
     # DeepSpeed wants the product; a rank may be short of one document
-    resolved["train_batch_size"] = accumulation * micro_batch * world_size
+    resolved[BATCH] = accumulation * micro_batch * world_size
     return problems
+
+
+def rows_per_micro_batch(ds_json: dict[str, Any]) -> int | None:
+    """Rows, or packs, of a micro-batch as the JSON says; `None` where it is cut by tokens."""
+    rows = ds_json.get(MICRO_BATCH, "auto")
+    return None if rows == "auto" else int(rows)
+
+
+def as_deepspeed_counts(ds_json: dict[str, Any]) -> dict[str, Any]:
+    """The resolved JSON for DeepSpeed, which knows no micro-batches of different number: it is told one of one row.
+
+    The engine says where a step ends; from this DeepSpeed takes only what it divides losses by.
+    """
+    if rows_per_micro_batch(ds_json) is not None:
+        return ds_json
+    others = {key: value for key, value in ds_json.items() if key not in (ACCUMULATION, BATCH)}
+    return others | {MICRO_BATCH: 1}
 
 
 def settle_optimizer(optimizer: dict[str, Any], path: Path, optim: OptimConfig) -> list[str]:

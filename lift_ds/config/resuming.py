@@ -39,6 +39,7 @@ FREE = (
     *("optim.steps", "output", "log_every", "eval.", "checkpoint.", "data.workers", "data.check_rows"),
     *("data.max_skipped", "model.gradient_checkpointing", "model.checkpoint_layers", "model.attention"),
     *("model.kernels", "model.compile", "model.warm_up", "model.peak_tflops", "model.profile_steps"),
+    "data.micro_batch_tokens",
 )
 NAMES = ("model.path", "data.path", "data.sources", "data.chat_template")
 MEANT = (

@@ -131,6 +131,12 @@ class DataConfig(Section):
         "none", description="one row a slot of the global batch, or packs of rows that see only themselves"
     )
     pack_length: int | None = Field(None, ge=8, description="most tokens of a pack; default: the longest document's")
+    micro_batch_tokens: int = Field(
+        4096,
+        ge=1,
+        description="most tokens of a micro-batch, padding counted, but for a row or pack that is longer; where "
+        'train_micro_batch_size_per_gpu is "auto" in the JSON',
+    )
     workers: int = Field(0, ge=0, description="processes of each rank that read and tokenise ahead; 0: a thread")
     lanes: int = Field(
         64, ge=1, description="virtual streams of the sample order, fewer on small data; part of a run's identity"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from lift_ds.config.deepspeed import MICRO_BATCH, rows_per_micro_batch
 from lift_ds.models.settings import LoraConfig
 
 from .costs import Rates, checkpoint_bytes, step_seconds, wire_bytes
@@ -42,6 +43,7 @@ class Plan:
     Args:
         setup: How it trains.
         num_nodes: Machines.
+        num_documents: Documents, or packs, of the largest micro-batch.
         num_micro_batches: Of a step, on a rank.
         gpu_gib: Memory of a GPU.
         rates: What is assumed of the machines.
@@ -50,6 +52,7 @@ class Plan:
 
     setup: Setup
     num_nodes: int
+    num_documents: int
     num_micro_batches: int
     gpu_gib: float
     rates: Rates
@@ -190,7 +193,9 @@ def _changes(setup: Setup, usable: float) -> Iterator[tuple[str, Callable[[Setup
         count = fewest_layers(setup, usable)
         yield f"model.checkpoint_layers={count}", lambda made: replace(made, num_checkpointed=count)
     if setup.num_documents > 1:
-        yield "train_micro_batch_size_per_gpu to 1 in the JSON", lambda made: replace(made, num_documents=1)
+        by_tokens = rows_per_micro_batch(setup.ds_json) is None
+        change = f"data.micro_batch_tokens={setup.length}" if by_tokens else f"{MICRO_BATCH} to 1 in the JSON"
+        yield change, lambda made: replace(made, num_documents=1)
     if setup.stage < 3 and setup.world_size > 1:
         yield "--deepspeed to ds_configs/zero3.json", lambda made: made.with_zero(stage=3)
     if not setup.is_offloaded("optimizer"):

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from lift_ds.config.deepspeed import rows_per_micro_batch
 from lift_ds.config.run import RunConfig
 from lift_ds.models.families import max_length_of
 from lift_ds.objectives import make_objective
@@ -53,6 +54,10 @@ def plan_of(
         ValueError: More layers are to be computed again than the model has.
     """
     longest = longest or longest_allowed(run, config)
+    share = -(-run.optim.global_batch // world_size)
+    rows = rows_per_micro_batch(ds_json)
+    documents = rows or min(share, max(1, run.data.micro_batch_tokens // longest.length))
+    num_micro_batches = int(ds_json["gradient_accumulation_steps"]) if rows else -(-share // documents)
     views = 2 if getattr(run.objective, "complementary", False) else 1
     setup = Setup(
         config,
@@ -60,9 +65,9 @@ def plan_of(
         ds_json,
         world_size,
         run.model.num_checkpointed(int(config.num_hidden_layers)),
-        views * int(ds_json["train_micro_batch_size_per_gpu"]),
+        views * documents,
         longest.length,
         make_objective(run.objective).scoring_pass != "none",
         is_cpu,
     )
-    return Plan(setup, num_nodes, int(ds_json["gradient_accumulation_steps"]), gpu_gib, rates, longest)
+    return Plan(setup, num_nodes, documents, num_micro_batches, gpu_gib, rates, longest)

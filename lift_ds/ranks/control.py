@@ -38,19 +38,24 @@ def control_group(limit: timedelta | None = None) -> ProcessGroup:
     default = torch.distributed.group.WORLD
     assert default is not None
     if not _made or _made[0][0] is not default:  # a process may end its default group and begin another
-        limit = limit or timedelta(minutes=number_in(CONTROL_LIMIT, 1, CONTROL_MINUTES))
-        name = interface_towards(os.environ.get("MASTER_ADDR", ""))
-        if name is not None:  # gloo would take the one of the host's name, which many machines resolve to themselves
-            os.environ.setdefault(INTERFACE, name)
-        try:
-            _made[:] = [(default, torch.distributed.new_group(backend="gloo", timeout=limit))]
-        except RuntimeError as error:
-            raise RuntimeError(
-                f"rank {default.rank()} on {socket.gethostname()} cannot connect to the other ranks by gloo, with "
-                f"{INTERFACE}={os.environ.get(INTERFACE, '')}: {str(error).splitlines()[0]}. Set {INTERFACE} to the "
-                "network interface between the machines (`ip route get` and MASTER_ADDR's address name it)"
-            ) from error
+        _made[:] = [(default, gloo_group(limit))]
     return _made[0][1]
+
+
+def gloo_group(limit: timedelta | None = None) -> ProcessGroup:
+    """A new gloo group of all ranks, which all make; `limit` and errors are `control_group`'s."""
+    limit = limit or timedelta(minutes=number_in(CONTROL_LIMIT, 1, CONTROL_MINUTES))
+    name = interface_towards(os.environ.get("MASTER_ADDR", ""))
+    if name is not None:  # gloo would take the one of the host's name, which many machines resolve to themselves
+        os.environ.setdefault(INTERFACE, name)
+    try:
+        return torch.distributed.new_group(backend="gloo", timeout=limit)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"rank {torch.distributed.get_rank()} on {socket.gethostname()} cannot connect to the other ranks by gloo, "
+            f"with {INTERFACE}={os.environ.get(INTERFACE, '')}: {str(error).splitlines()[0]}. Set {INTERFACE} to the "
+            "network interface between the machines (`ip route get` and MASTER_ADDR's address name it)"
+        ) from error
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_utils import local_torch_dtype
 
+from lift_ds.config.deepspeed import as_deepspeed_counts
 from lift_ds.config.training import OptimConfig
 from lift_ds.data.batch import MicroBatch
 from lift_ds.models.families import family_of
@@ -116,7 +117,8 @@ def build_model(config: PretrainedConfig, source: WeightSource, ds_json: dict[st
         raise ValueError(f'bf16.enabled=true, but {reason}; write "auto" or false in the DeepSpeed JSON')
     dtype = torch.bfloat16 if ds_json["bf16"]["enabled"] else torch.float32
     if ds_json["zero_optimization"]["stage"] == 3:
-        zero_init = CutWithoutData(config_dict_or_path=ds_json)  # its dtype= means bf16 on CPUs without fp16
+        counted = as_deepspeed_counts(ds_json)
+        zero_init = CutWithoutData(config_dict_or_path=counted)  # its dtype= means bf16 on CPUs without fp16
         with zero_init, WithoutInitialValues(), local_torch_dtype(dtype):  # else it would copy each to the type
             model = family_of(config).model_class(config)
         torch.nn.Module.to(model, dtype=dtype)
@@ -152,7 +154,7 @@ def shard_for_inference(
     """A model in eval mode that `build_model` cut over the ranks; every rank must run the same forwards."""
     model = build_model(config, source, ds_json, label).requires_grad_(False)
     set_z3_leaf_modules(model, [family_of(config).layer_class])
-    engine, *_ = deepspeed.initialize(model=model.eval(), config=ds_json)
+    engine, *_ = deepspeed.initialize(model=model.eval(), config=as_deepspeed_counts(ds_json))
     return engine.module
 
 
@@ -171,12 +173,12 @@ class Engine(Collectives):
             if line is not None and torch.distributed.get_rank() == 0:
                 print(line, flush=True)
         optimizer = make_optimizer(root, optim, is_offloaded)
-        self.ds, *_ = deepspeed.initialize(model=root, optimizer=optimizer, config=ds_json)
+        self.ds, *_ = deepspeed.initialize(model=root, optimizer=optimizer, config=as_deepspeed_counts(ds_json))
         super().__init__(torch.device(self.ds.device))
         self.root: DiffusionStep = self.ds.module
         self.model: MaskedDiffusionModel = self.root.model
         self.is_offloaded = is_offloaded
-        # micro-batches of a step, over all ranks: DeepSpeed divides by it what is normalised over the step already
+        # what DeepSpeed divides by, though losses are normalised over the step already
         self.loss_factor = self.world_size * int(self.ds.gradient_accumulation_steps())
 
     def num_parameters(self, only_trained: bool = False) -> int:
@@ -192,13 +194,19 @@ class Engine(Collectives):
         return rate
 
     def forward_backward(
-        self, batch: MicroBatch, document_scale: Tensor, dropout_key: DropoutKey, clock: StepClock | None = None
+        self,
+        batch: MicroBatch,
+        document_scale: Tensor,
+        dropout_key: DropoutKey,
+        clock: StepClock | None = None,
+        is_last: bool = True,
     ) -> StepResult:
-        """One micro-batch's forward and backward, from the CPU; gradients add up until `update`.
+        """One micro-batch's forward and backward, from the CPU; gradients add up until the last one of a step.
 
         `document_scale` (B,) is normalised over the whole step, so that losses add up over micro-batches and ranks.
         """
         clock = clock or StepClock(self)
+        self.ds.set_gradient_accumulation_boundary(is_last)
         with clock.part("forward"):
             loss, result = self.ds(batch, document_scale * self.loss_factor, dropout_key, self.device)
         clock.add("scoring", result.scoring_seconds)
@@ -216,23 +224,21 @@ class Engine(Collectives):
         norm = self.ds.get_global_grad_norm()
         return float(norm) if norm is not None else float("nan")
 
-    def warm_up(self, batch: MicroBatch) -> float:
+    def warm_up(self, batch: MicroBatch, adds_up: bool) -> float:
         """A micro-batch's forward and backward at no weight, as the first and as the last of a step; nothing stays.
 
         Twice, because a rank holds more from the second on: by then ZeRO-3 has recorded the order of the modules, so
         that it fetches ahead and keeps what is used again soon, and gradients add up where a step has several
-        micro-batches. AdamW's moments, which DeepSpeed leaves to the first update, are stood in for. Returns seconds.
+        micro-batches (`adds_up`). AdamW's moments, which DeepSpeed leaves to the first update, are stood in for.
+        Returns seconds.
         """
         clock = StepClock(self)
         no_weight = torch.zeros_like(batch.t)  # gradients of 0: whatever they were added to would stay as it is
-        adds_up = self.loss_factor > self.world_size
         moments = self.missing_moments(clock)
         for is_last in (not adds_up, True):
-            self.ds.set_gradient_accumulation_boundary(is_last)
-            self.forward_backward(batch, no_weight, (0, 0), clock)
+            self.forward_backward(batch, no_weight, (0, 0), clock, is_last)
             if is_last:
                 self.drop_gradients()
-        self.ds.set_gradient_accumulation_boundary(None)  # by DeepSpeed's own count again
         clock.read()
         del moments
         return clock.elapsed

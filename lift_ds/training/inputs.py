@@ -10,6 +10,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from lift_ds.config.run import RunConfig
 from lift_ds.data.batch import Document
+from lift_ds.data.order.dealing import BatchRule
 from lift_ds.data.order.lanes import Lanes, choose_held_out
 from lift_ds.data.order.loader import StepLoader
 from lift_ds.data.order.stream import PackStream
@@ -24,6 +25,8 @@ from lift_ds.data.text.templates import use_template
 from lift_ds.models.families import max_length_of, start_token_of
 from lift_ds.models.vocabulary import check_tokenizer, load_tokenizer
 from lift_ds.models.weights import NewWeights, WeightSource
+from lift_ds.planning.flops import Arithmetic
+from lift_ds.ranks.background import BackgroundGroup
 from lift_ds.ranks.once import ALONE, Once
 from lift_ds.ranks.shares import Ranks
 from lift_ds.storage.safetensors_folder import SafetensorsFolder
@@ -151,19 +154,32 @@ def prepare(
     return Prepared(run, model.folder, model.config, open_data(run, tokenizer, model.config, sources, once))
 
 
-def make_loader(prepared: Prepared, micro_batch: int, ranks: Ranks, first_step: int) -> StepLoader:
-    """This rank's training steps from `first_step` on; the lanes must stand there already."""
+def batch_rule(prepared: Prepared, max_rows: int | None) -> BatchRule:
+    """How steps are cut into micro-batches: by rows where `max_rows` is given, else by `data.micro_batch_tokens`."""
+    data, sizes = prepared.run.data, Arithmetic.of(prepared.config)
+    return BatchRule(
+        max_rows,
+        data.micro_batch_tokens if max_rows is None else None,
+        is_packed=data.packing != "none",
+        pair_cost=2 * sizes.query_width * sizes.num_layers / sizes.matrices,
+    )
+
+
+def make_loader(prepared: Prepared, max_rows: int | None, ranks: Ranks, first_step: int) -> StepLoader:
+    """This rank's training steps from `first_step` on; the lanes must stand there already. All ranks call it."""
     run = prepared.run
     return StepLoader(
         prepared.data.stream,
         make_noise_rule(run.objective, run.seed, run.optim.global_batch),
         global_batch=run.optim.global_batch,
-        micro_batch=micro_batch,
+        batch_rule=batch_rule(prepared, max_rows),
         rank=ranks.rank,
         world_size=ranks.world_size,
         pad_token_id=prepared.config.pad_token_id,
         first_step=first_step,
         num_workers=run.data.workers,
+        links=BackgroundGroup() if ranks.world_size > 1 else None,
+        num_steps=run.optim.steps,
     )
 
 

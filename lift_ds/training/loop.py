@@ -108,9 +108,10 @@ def compute_step(
     totals, results = StepTotals(), list[StepResult]()
     totals.add(num_tokens=fetched.num_tokens, num_skipped=fetched.num_skipped, num_bad_rows=fetched.num_bad_rows)
     for index, batch in enumerate(micro_batches):
-        scale = document_scale(batch, run.objective.normalizer, plan.totals, engine.loss_factor)
-        results.append(engine.forward_backward(batch, scale, (run.seed, step), clock))
-        if index + 1 < len(micro_batches):
+        scale = document_scale(batch, run.objective.normalizer, plan.totals, engine.world_size * len(micro_batches))
+        is_last = index + 1 == len(micro_batches)
+        results.append(engine.forward_backward(batch, scale, (run.seed, step), clock, is_last))
+        if not is_last:
             engine.end_micro_batch()
     with clock.part("optimizer"):
         grad_norm = engine.update()

@@ -32,11 +32,14 @@ Record = Callable[[str, int, dict[str, Any]], None]  # writes a line of `metrics
 
 @dataclass
 class Measurements:
-    """Measures the model of a run, `batch_size` held-out documents a forward, records and shows what it finds."""
+    """Measures the model of a run, records and shows what it finds.
+
+    A forward takes `max_rows` held-out documents, or `data.micro_batch_tokens` where that is `None`.
+    """
 
     prepared: Prepared
     engine: Engine
-    batch_size: int
+    max_rows: int | None
     progress: Progress
     record: Record
     last: dict[str, tuple[int, float]] = field(default_factory=dict, init=False)
@@ -46,6 +49,13 @@ class Measurements:
         """How answers are made."""
         asked = self.prepared.run.eval
         return SamplingSettings(gen_length=asked.gen_length, block_length=asked.block_length, steps=asked.steps)
+
+    @property
+    def batch_size(self) -> int:
+        """Held-out documents of a forward, the same on every rank."""
+        data = self.prepared.data
+        longest = max(len(document.ids) for document in data.held_out)
+        return self.max_rows or max(1, self.prepared.run.data.micro_batch_tokens // longest)
 
     @cached_property
     def subset(self) -> list[Question]:

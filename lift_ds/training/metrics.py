@@ -35,7 +35,7 @@ class StepTotals:
     def __init__(self) -> None:
         zeros = partial(torch.zeros, dtype=torch.float64)
         self.scalars, self.components = zeros(len(self.SCALARS)), zeros(len(COMPONENTS))
-        self.binned, self.maxima = zeros(len(self.BINNED), NUM_TENTHS), zeros(NUM_TENTHS + len(PARTS) + 2)
+        self.binned, self.maxima = zeros(len(self.BINNED), NUM_TENTHS), zeros(NUM_TENTHS + len(PARTS) + 3)
         self.bad_sample_ids: list[int] = []
 
     def add(self, **values: float) -> None:
@@ -54,10 +54,11 @@ class StepTotals:
         self.maxima.scatter_reduce_(0, bins, 1.0 / t.double(), "amax")
 
     def add_rank(self, seconds: dict[str, float], memory: tuple[float, float], num_ranks: int) -> None:
-        """Adds a rank's `StepClock.read` and `peak_memory`, once a step."""
+        """Adds a rank's `StepClock.read` and `peak_memory`, once a step, when its tokens are added."""
         own = [seconds[part] for part in PARTS]
         self.scalars[-len(PARTS) :] = torch.tensor(own, dtype=torch.float64) / num_ranks
-        self.maxima[NUM_TENTHS:] = torch.tensor([*own, *memory], dtype=torch.float64)
+        num_tokens = float(self.scalars[self.SCALARS.index("num_tokens")])
+        self.maxima[NUM_TENTHS:] = torch.tensor([*own, *memory, num_ranks * num_tokens], dtype=torch.float64)
 
     def summed(self) -> Tensor:
         """The part that adds up, as one vector."""
@@ -80,17 +81,18 @@ class StepTotals:
         `scoring_agreement` is the share of tokens that the difficulty table and exact scores both choose, where both
         are known, and `scoring_chance` the share that two random choices have in common. Seconds of the parts are means
         over the ranks; `slowest_seconds` has each part on the rank where it took longest. Memory is that of the rank
-        with most.
+        with most. `tokens_imbalance` is the most tokens of a rank over the ranks' mean.
         """
         scalars = dict(zip(self.SCALARS, self.scalars.tolist(), strict=True))
         compared = scalars["num_compared"]
         documents, nll, kept, gradient = self.binned
-        max_weight, slowest, memory = self.maxima.split([NUM_TENTHS, len(PARTS), 2])
-        allocated, reserved = memory.tolist()
+        max_weight, slowest, rest = self.maxima.split([NUM_TENTHS, len(PARTS), 3])
+        allocated, reserved, most_tokens = rest.tolist()
         shares = self.components / self.components.sum().clamp(min=1)
         return {
             "loss": scalars["loss"],
             "num_tokens": int(scalars["num_tokens"]),
+            "tokens_imbalance": most_tokens / scalars["num_tokens"] if scalars["num_tokens"] else None,
             "num_input_tokens": int(scalars["num_input_tokens"]),
             "num_attention_pairs": int(scalars["num_attention_pairs"]),
             "num_learned": int(kept.sum()),

@@ -44,8 +44,9 @@ def has_own_dropout(root: nn.Module) -> bool:
 
 
 _ANY_PASS = (
-    "What makes room: a smaller train_micro_batch_size_per_gpu (the steps stay the same), "
-    "model.checkpoint_layers (all of them: model.gradient_checkpointing=true), a shorter data.max_length"
+    "What makes room: a smaller data.micro_batch_tokens, or train_micro_batch_size_per_gpu where that is a number (the "
+    "steps stay the same), model.checkpoint_layers (all of them: model.gradient_checkpointing=true), a shorter "
+    "data.max_length"
 )
 _PLAN = "`python tools/plan.py` says what each takes."
 MAKES_ROOM = {

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lift_ds.config.deepspeed import rows_per_micro_batch
 from lift_ds.data.order.stream import merge_states
 from lift_ds.data.text.chat_format import ChatFormat
 from lift_ds.models.settings import profiled_steps
@@ -57,8 +58,8 @@ class Trainer:
         self.resolved = {"run": self.run.model_dump(), "deepspeed": self.ds_json, "world_size": engine.world_size}
         # of all weights, adapters included
         self.fingerprint = model_fingerprint({name: whole_shape(each) for name, each in engine.root.named_parameters()})
-        self.micro_batch = int(self.ds_json["train_micro_batch_size_per_gpu"])
-        self.measurements = Measurements(self.prepared, engine, self.micro_batch, self.progress, self.metrics.write)
+        self.max_rows = rows_per_micro_batch(self.ds_json)
+        self.measurements = Measurements(self.prepared, engine, self.max_rows, self.progress, self.metrics.write)
 
     @cached_property
     def base(self) -> BaseRecord | None:
@@ -159,7 +160,7 @@ class Trainer:
         if step == self.run.optim.steps or not (has_accelerator() if wanted == "auto" else wanted):
             return
         max_length = self.prepared.data.encoder.max_length
-        record, line = warm_up(engine, self.objective, self.plan, self.micro_batch, max_length)
+        record, line = warm_up(engine, self.objective, self.plan, max_length)
         self.progress.say(line)
         self.metrics.write("warm_up", step, record)
 
@@ -174,7 +175,7 @@ class Trainer:
             self.measurements.heldout(0)
             self.measurements.solving(0, "before")
         engine, run, saved_at = self.engine, self.run, first_step
-        loader = make_loader(self.prepared, self.micro_batch, engine, first_step)
+        loader = make_loader(self.prepared, self.max_rows, engine, first_step)
         profiled = StepProfile(self.steps_to_profile, Path(run.output), self.progress.say)
         efficiency = Efficiency.of(run, self.prepared.config, engine)
 

@@ -58,16 +58,13 @@ def worst_case(lengths: list[int], objective: Objective) -> MicroBatch:
     return batch
 
 
-def warm_up(
-    engine: Engine, objective: Objective, plan: Plan, micro_batch: int, max_length: int
-) -> tuple[dict[str, Any], str]:
+def warm_up(engine: Engine, objective: Objective, plan: Plan, max_length: int) -> tuple[dict[str, Any], str]:
     """Runs the largest micro-batch; all ranks call it.
 
     Args:
         engine: What trains.
         objective: What is learned.
-        plan: How long the longest is, and what was planned for it.
-        micro_batch: Most documents, or packs, of a micro-batch.
+        plan: How many documents or packs, how long the longest is, and what was planned for it.
         max_length: Most tokens of a document.
 
     Returns:
@@ -76,11 +73,12 @@ def warm_up(
     Raises:
         torch.OutOfMemoryError: With what was run, what was planned for it, and what makes room.
     """
-    longest = plan.longest
+    longest, micro_batch = plan.longest, plan.num_documents
+    batch = worst_case(largest_micro_batch(micro_batch, longest.length, max_length), objective)
     try:
-        seconds = engine.warm_up(worst_case(largest_micro_batch(micro_batch, longest.length, max_length), objective))
+        seconds = engine.warm_up(batch, adds_up=plan.num_micro_batches > 1)
     except torch.OutOfMemoryError as error:
-        error.add_note(what_ran_out(plan, micro_batch, vars(error).get("part")))
+        error.add_note(what_ran_out(plan, vars(error).get("part")))
         raise
     allocated, reserved = engine.all_reduce(torch.tensor(peak_memory(engine.device)).double(), "max").tolist()
     planned, why_not = planned_gib(plan)
@@ -100,11 +98,11 @@ def warm_up(
     )
 
 
-def what_ran_out(plan: Plan, micro_batch: int, part: str | None) -> str:
+def what_ran_out(plan: Plan, part: str | None) -> str:
     """What is said where memory runs out in `part` of a step."""
     lines = [
-        f"lift_ds: it was the warm-up, before any step, on the largest micro-batch that may come: {micro_batch} x "
-        f"{plan.longest.length:,} tokens ({plan.longest}); the device has {plan.gpu_gib:.1f} GiB."
+        "lift_ds: it was the warm-up, before any step, on the largest micro-batch that may come: "
+        f"{plan.num_documents} x {plan.longest.length:,} tokens ({plan.longest}); the device has {plan.gpu_gib:.1f} GiB."
     ]
     _, why_not = planned_gib(plan)
     if why_not:

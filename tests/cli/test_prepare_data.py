@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from lift_ds.cli.prepare_data import is_override, main
 from lift_ds.config.loading import load_run_config
+from lift_ds.data.order.dealing import BatchRule
 from lift_ds.data.survey.display import show_row
 from lift_ds.data.survey.statistics import describe_lengths, find_duplicates, ids_for_share, padding_waste
 from lift_ds.data.text.chat import Tokens
@@ -140,7 +141,7 @@ def test_statistics_by_hand():
     assert [ids_for_share(counts, share) for share in (0.5, 0.6, 0.9, 0.99)] == [1, 1, 2, 3]
     assert ids_for_share(np.zeros(4, dtype=int), 0.9) == 0
     padded = 2 * 8 + 2 * 2 + 2 * 17 + 1 * 9  # steps 8 3 | 2 1 and 17 16 | 9
-    assert padding_waste(lengths, global_batch=4, micro_batch=2) == pytest.approx(1 - 56 / padded)
+    assert padding_waste(lengths, 4, BatchRule(2)) == pytest.approx(1 - 56 / padded)
     hashes = np.array([4, 9, 4, 7, 9, 4], dtype=np.uint64)
     groups = find_duplicates(hashes, np.arange(10, 16))
     assert [each.tolist() for each in groups] == [[10, 12, 15], [11, 14]]

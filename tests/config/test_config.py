@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from lift_ds.cli.train import make_parser
-from lift_ds.config.deepspeed import read_ds_json, resolve_ds_json
+from lift_ds.config.deepspeed import as_deepspeed_counts, flat, read_ds_json, resolve_ds_json
 from lift_ds.config.loading import ConfigError, explain_keys, known_keys, load_run_config
 from lift_ds.config.run import RunConfig
 from lift_ds.models.families import FAMILIES, family_of
@@ -237,7 +237,9 @@ def test_shipped_json_resolves(path):
     assert not problems
     resolved, problems = resolve(loaded)
     assert not problems
-    assert "auto" not in json.dumps(resolved)
+    left = {key for key, value in flat(resolved).items() if value == "auto"}
+    assert left <= {"train_micro_batch_size_per_gpu", "gradient_accumulation_steps"}
+    assert "auto" not in json.dumps(as_deepspeed_counts(resolved))
 
 
 def test_auto_is_filled():
@@ -246,8 +248,8 @@ def test_auto_is_filled():
     }
     resolved, problems = resolve(loaded)
     assert not problems
-    assert resolved["train_micro_batch_size_per_gpu"] == 4  # 8 documents over 2 ranks
-    assert resolved["gradient_accumulation_steps"] == 1
+    assert resolved["train_batch_size"] == 8
+    assert resolved["train_micro_batch_size_per_gpu"] == resolved["gradient_accumulation_steps"] == "auto"  # by tokens
     assert resolved["bf16"] == {"enabled": False}
     assert resolve(loaded, has_bf16=True)[0]["bf16"] == {"enabled": True}
     layer = 4 * 128 * 128 + 3 * 128 * 96 + 2 * 128
@@ -294,6 +296,7 @@ def test_layers_are_counted_as_they_are_built():
     [
         ({"train_batch_size": 64}, "train_batch_size=64 but optim.global_batch gives 8"),
         ({"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 4}, "gradient_accumulation_steps=4 but"),
+        ({"gradient_accumulation_steps": 4}, 'cuts each step by data.micro_batch_tokens; write "auto"'),
         ({"train_micro_batch_size_per_gpu": 0}, "a positive number"),
         (
             {"optimizer": {"type": "AdamW", "params": {"lr": 1e-5}}},

@@ -8,6 +8,7 @@ from transformers import AutoTokenizer
 from lift_ds.config.loading import ConfigError, load_run_config
 from lift_ds.config.run import RunConfig
 from lift_ds.data.batch import Document
+from lift_ds.data.order.dealing import BatchRule
 from lift_ds.data.order.lanes import Lanes, locate
 from lift_ds.data.order.loader import StepLoader
 from lift_ds.data.order.stream import PackStream
@@ -139,7 +140,7 @@ def test_a_step_counts_bad_rows(bad_file, tokenizer):
     reader = make_reader(bad_file, tokenizer, skip_bad=True, skip_long=True)
     lanes = Lanes(reader.manifest, set(), num_lanes=3, window_chunks=1, seed=1)
     rule = make_noise_rule(RunConfig().objective, 1, 9)
-    loader = StepLoader(PackStream(lanes, reader, None), rule, 9, 9, 0, 1, 1)
+    loader = StepLoader(PackStream(lanes, reader, None), rule, 9, BatchRule(9), 0, 1, 1)
     step = loader.make_step(0, loader.state)  # an epoch of the 9 rows
     assert (step.num_bad_rows, step.num_skipped) == (6, 1)
     assert sum(number >= 0 for batch in step.micro_batches for number in batch.sample_ids) == 2

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from transformers import AutoTokenizer
 
 from lift_ds.data.batch import MicroBatch
+from lift_ds.data.order.dealing import BatchRule
 from lift_ds.data.order.lanes import Lanes
 from lift_ds.data.order.loader import StepLoader
 from lift_ds.data.order.stream import PackStream, merge_states
@@ -26,13 +27,16 @@ from lift_ds.data.reader import RowReader
 from lift_ds.data.sources import Manifest, open_sources
 from lift_ds.data.text.chat import ChatEncoder
 from lift_ds.objectives import objective_settings
+from lift_ds.ranks.background import BackgroundGroup
 from lift_ds.training.draws import make_noise_rule
 
 NUM_STEPS, GLOBAL_BATCH, CUTS = 9, 12, (1, 4, 8)
 SETTINGS = list(product(("rows.jsonl", "rows.parquet"), (None, 96)))
 
 
-def make_loader(folder: Path, file: str, capacity: int | None, position: Path | None, first_step: int) -> StepLoader:
+def make_loader(
+    folder: Path, file: str, capacity: int | None, position: Path | None, first_step: int, num_steps: int | None = None
+) -> StepLoader:
     """This rank's loader from a saved position."""
     manifest = Manifest(open_sources([str(folder / file)], 0, "train", 10))
     reader = RowReader(manifest, ChatEncoder(AutoTokenizer.from_pretrained(folder / "model"), 1, 96), None)
@@ -40,7 +44,12 @@ def make_loader(folder: Path, file: str, capacity: int | None, position: Path | 
     if position is not None:
         stream.load_state(json.loads((position / "lanes.json").read_text()))
     rule, world = make_noise_rule(objective_settings(), 3, GLOBAL_BATCH), dist.get_world_size()
-    return StepLoader(stream, rule, GLOBAL_BATCH, 1 + world % 3, dist.get_rank(), world, 1, first_step)
+    batch_rule = BatchRule(max_tokens=40 * (1 + world % 3), is_packed=capacity is not None)
+    links = BackgroundGroup() if world > 1 else None
+    rank = dist.get_rank()
+    return StepLoader(
+        stream, rule, GLOBAL_BATCH, batch_rule, rank, world, 1, first_step, links=links, num_steps=num_steps
+    )
 
 
 def documents(batch: MicroBatch) -> list[tuple[int, str]]:

@@ -60,7 +60,12 @@ def make_documents(seed: int, levels: list[float], nothing_masked: set[int]) -> 
 
 
 def make_engine(
-    ds_json: dict, global_batch: int, micro_batch: int, lr: float = 1e-3, folder: Path = VECTORS, lora_rank: int = 0
+    ds_json: dict,
+    global_batch: int,
+    micro_batch: int | str,
+    lr: float = 1e-3,
+    folder: Path = VECTORS,
+    lora_rank: int = 0,
 ) -> Engine:
     """A LIFT-3 engine on the reference checkpoint or another one, perhaps with adapters."""
     config = read_config(folder)
@@ -83,9 +88,8 @@ def forward_backward(engine: Engine, batches: list[MicroBatch]) -> float:
     loss_sum = torch.zeros(1)
     for place, batch in enumerate(batches):
         scale = document_scale(batch, "response_tokens", totals, len(batches) * engine.world_size)
-        loss_sum += engine.forward_backward(batch, scale, (0, 0)).loss / engine.loss_factor
-        if place + 1 < len(batches):
-            engine.end_micro_batch()
+        is_last = place + 1 == len(batches)
+        loss_sum += engine.forward_backward(batch, scale, (0, 0), is_last=is_last).loss / engine.loss_factor
     return float(engine.all_reduce(loss_sum))
 
 
@@ -136,22 +140,29 @@ def change_pattern(engine: Engine, batches: list[MicroBatch], invalidations: lis
 
 
 def gradients(rank: int, stage: str, output: str) -> dict:
-    """The gradient of one step of four documents, cut over ranks and micro-batches of one; saved by rank 0."""
+    """The gradients of three equal steps of four documents, cut over ranks and other micro-batches each time.
+
+    Rank 0 saves them. The learning rate is too small to change a weight.
+    """
     section = {"stage": int(stage)}
     if stage == "3":
         section |= dict.fromkeys(THRESHOLDS, 0)
     world_size = torch.distributed.get_world_size()
-    engine = make_engine({"bf16": {"enabled": False}, "zero_optimization": section}, global_batch=4, micro_batch=1)
+    ds_json = {"bf16": {"enabled": False}, "zero_optimization": section}
+    engine = make_engine(ds_json, global_batch=4, micro_batch="auto", lr=1e-30)
     documents, noises = make_documents(7, [0.2, 0.5, 0.8, 0.9], {3})
     mine = range(rank, 4, world_size)
-    batches = [collate([documents[place]], [noises[place]], 99) for place in mine]
-    loss = forward_backward(engine, batches)
-    found = {name: safe_get_full_grad(parameter) for name, parameter in engine.root.named_parameters()}
+    steps = []
+    for rows in (1, 2, 1):
+        parts = [mine[start : start + rows] for start in range(0, len(mine), rows)]
+        batches = [collate([documents[each] for each in part], [noises[each] for each in part], 99) for part in parts]
+        loss = forward_backward(engine, batches)
+        found = {name: safe_get_full_grad(parameter) for name, parameter in engine.root.named_parameters()}
+        gradients = {name: gradient.clone() for name, gradient in found.items()}
+        steps.append({"loss": loss, "micro_batches": len(batches), "gradients": gradients, "norm": engine.update()})
     if rank == 0:
-        torch.save({name: gradient.clone() for name, gradient in found.items()}, output)
-    engine.ds.step()
-    norm = float(engine.ds.get_global_grad_norm())
-    return {"loss": loss, "norm": norm, "micro_batches": len(batches)}
+        torch.save(steps, output)
+    return {}
 
 
 def partitioned_loading(rank: int, model: str, ranks_within_node: str) -> dict:

@@ -47,6 +47,19 @@ def test_a_sample_of_worlds(tiny_dir, tmp_path):
     assert check([2, 3], tiny_dir, tmp_path) == 4 * 3 * len(SETTINGS)
 
 
+def test_ranks_that_stop_fail_or_vanish_keep_no_other_waiting(tiny_dir, tmp_path):
+    shutil.copytree(tiny_dir, tmp_path / "model")
+    rows = [{"prompt": f"q {n}", "response": "word " * (1 + n % 20)} for n in range(150)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run_script("tests/distributed/links.py", tmp_path, num_ranks=2, timeout=300)
+    found = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+    assert found[0]["stop"] == found[1]["stop"] == "closed"
+    assert found[0]["error"] == "3 steps"  # the failing step is there, and the ranks agree not to take it
+    assert found[1]["error"] == "ValueError: row 7 is bad, after 2 steps"
+    assert found[0]["end"] == found[1]["end"] == "5 steps"
+    assert found[0]["gone"].startswith("RuntimeError: another rank has left without a word")
+
+
 @pytest.mark.slow
 def test_every_pair_of_worlds(tiny_dir, tmp_path):
     worlds = [1, 2, 3, 4, 5, 7, 8]

@@ -109,22 +109,21 @@ def plain_gradient():
     return loss.item(), {name: parameter.grad for name, parameter in root.named_parameters()}
 
 
-@pytest.mark.parametrize(("num_ranks", "stage"), [(1, 3), (2, 3), (2, 2)])
+@pytest.mark.parametrize(("num_ranks", "stage"), [(1, 3), (2, 3), (2, 2), (2, 1)])
 def test_the_cut_does_not_change_the_gradient(tmp_path, plain_gradient, num_ranks, stage):
-    """1 rank x 4 micro-batches = 2 ranks x 2 = one plain batch of 4, before clipping."""
-    result = launch_job(
-        "gradients", tmp_path / "out.json", str(stage), str(tmp_path / "gradients.pt"), num_ranks=num_ranks
-    )
-    assert result["micro_batches"] == 4 // num_ranks
+    """1 rank x 4 micro-batches = 2 ranks x 2 = one plain batch of 4, before clipping; also after other cuts."""
+    launch_job("gradients", tmp_path / "out.json", str(stage), str(tmp_path / "gradients.pt"), num_ranks=num_ranks)
     loss, expected = plain_gradient
-    assert result["loss"] == pytest.approx(loss, rel=1e-6)
-    found = torch.load(tmp_path / "gradients.pt")
-    assert found.keys() == expected.keys()
+    steps = torch.load(tmp_path / "gradients.pt")
+    assert [step["micro_batches"] for step in steps] == [4 // num_ranks, 2 // num_ranks, 4 // num_ranks]
     largest = max(gradient.abs().max().item() for gradient in expected.values())
-    for name, gradient in expected.items():
-        assert (found[name] - gradient).abs().max().item() <= 1e-6 * largest, name
     norm = torch.stack([gradient.norm() for gradient in expected.values()]).norm().item()
-    assert result["norm"] == pytest.approx(norm, rel=1e-5)
+    for step in steps:
+        assert step["loss"] == pytest.approx(loss, rel=1e-6)
+        assert step["gradients"].keys() == expected.keys()
+        for name, gradient in expected.items():
+            assert (step["gradients"][name] - gradient).abs().max().item() <= 1e-6 * largest, name
+        assert step["norm"] == pytest.approx(norm, rel=1e-5)
 
 
 @pytest.mark.parametrize("ranks_within_node", [1, 2])

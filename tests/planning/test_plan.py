@@ -34,6 +34,15 @@ def plan(ds_json=ZERO3, config=BASE, gpu_gib=80.0, **run):
     return plan_of(config, RunConfig.model_validate(run), ds_json, 1, 4, gpu_gib, longest=Longest(128))
 
 
+def test_micro_batches_by_tokens():
+    """32 documents on 4 ranks, of 128 tokens at most: by 512 tokens 4 at a time, by 100 alone, by 10,000 a rank's 8."""
+    by_tokens = ZERO3 | {"train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto"}
+    for tokens, documents, number in ((512, 4, 2), (100, 1, 8), (10_000, 8, 1)):
+        found = plan(by_tokens, optim={"global_batch": 32}, data={"micro_batch_tokens": tokens})
+        assert (found.setup.num_documents, found.num_micro_batches) == (documents, number)
+    assert any("data.micro_batch_tokens=128" in line for line in found.remedies())
+
+
 def test_sizes_are_those_of_all_parameters():
     shapes = parameter_shapes(BASE)
     sizes = Sizes.of(BASE, LoraConfig(), few=129)

@@ -50,9 +50,13 @@ def test_a_step_that_compares_nothing():
 
 def test_sums_over_ranks():
     one, other = make_totals(), make_totals()
+    other.add(num_tokens=200)
+    for totals in (one, other):
+        totals.add_rank(SECONDS, (12.34, 0.0), 2)
     one.replace(one.summed() + other.summed(), torch.maximum(one.maxima, other.maxima))
     record = one.record(time_scaling=True)
     assert (record["loss"], record["num_documents"]) == (3.0, 6)
+    assert (record["num_tokens"], record["tokens_imbalance"]) == (400, 1.5)  # 100 and 300, 200 in the mean
     assert record["max_inverse_t"] == pytest.approx(20)
 
 

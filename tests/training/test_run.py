@@ -42,8 +42,8 @@ def test_the_run_folder(straight):
     output, printed = straight
     resolved = json.loads((output / "run.json").read_text())
     assert resolved["run"]["optim"]["steps"] == 6
-    assert resolved["deepspeed"]["gradient_accumulation_steps"] == 1
-    assert resolved["deepspeed"]["train_micro_batch_size_per_gpu"] == 4
+    assert resolved["deepspeed"]["gradient_accumulation_steps"] == "auto"
+    assert resolved["deepspeed"]["train_micro_batch_size_per_gpu"] == "auto"
     steps = read_steps(output)
     assert [record["step"] for record in steps] == [1, 2, 3, 4, 5, 6]
     assert all(sum(record["t_documents"]) == 8 for record in steps)

@@ -211,9 +211,9 @@ def choose_held_out(manifest: Manifest, num_rows: int, seed: int) -> set[int]:
 
 @dataclass(frozen=True)
 class SlotPlan:
-    """Which lane each slot of a step takes from, and which slots are this rank's.
+    """Which lane each slot of a step takes from, and which slots this rank reads.
 
-    Slot j of step s is number s G + j of all slots; it takes from lane (number mod V) and belongs to rank (number mod
+    Slot j of step s is number s G + j of all slots; it takes from lane (number mod V) and is read by rank (number mod
     N). Where N divides V, a lane belongs to one rank only.
 
     Args:
@@ -226,15 +226,14 @@ class SlotPlan:
     world_size: int
     follows_all: bool
 
+    def reader(self, step: int, slot: int) -> int:
+        """The rank that reads a slot; `exchange` says which one computes it."""
+        return (step * self.global_batch + slot) % self.world_size
+
     def slots(self, step: int) -> Iterator[tuple[int, int, bool]]:
         """(slot, lane, whether it is this rank's) of a step's slots that this rank takes or follows."""
         for slot in range(self.global_batch):
             number = step * self.global_batch + slot
-            is_own = number % self.world_size == self.rank
+            is_own = self.reader(step, slot) == self.rank
             if is_own or self.follows_all:
                 yield slot, number % self.num_lanes, is_own
-
-
-def micro_batches_per_step(global_batch: int, micro_batch: int, world_size: int) -> int:
-    """Forwards per step on every rank: the gradient accumulation that gives the global batch."""
-    return -(-global_batch // (micro_batch * world_size))

@@ -14,7 +14,9 @@ from typing import Any, Protocol
 
 from lift_ds.data.batch import Document, MicroBatch, Noise, collate, stand_in
 
-from .lanes import SlotPlan, micro_batches_per_step
+from .dealing import BatchRule
+from .exchange import Links, NoLinks, PackExchange, SlotPack
+from .lanes import SlotPlan
 from .stream import PackStream
 from .workers import LanePackWorkers
 
@@ -37,7 +39,7 @@ class StepBatch:
 
     Args:
         micro_batches: As many on every rank; at least one document each.
-        num_tokens: Tokens of this rank's documents, padding not counted.
+        num_tokens: Tokens of their documents, padding not counted.
         num_skipped: Rows that this rank left out because they are too long.
         num_bad_rows: Rows that this rank left out because they are malformed.
         state: The data position after this step; see `stream.merge_states`.
@@ -50,14 +52,26 @@ class StepBatch:
     state: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class ReadPacks:
+    """What a rank has read of a step: its packs, how many rows it left out, and where its lanes stand then."""
+
+    packs: list[SlotPack]
+    num_long: int
+    num_bad: int
+    lanes: dict[str, Any]
+
+
 class StepLoader:
-    """Endless iterator of `StepBatch`es for one rank.
+    """Iterator of `StepBatch`es for one rank.
 
     Args:
         stream: Packs of every lane, standing where `first_step` begins.
         global_batch: Slots G of a step, over all ranks.
-        micro_batch: Most packs of one forward.
+        batch_rule: How packs make micro-batches.
         num_workers: Processes that read, tokenise and pack; 0 leaves it to the background thread.
+        links: What connects the ranks' background threads.
+        num_steps: Steps of the whole run; endless where not given.
     """
 
     def __init__(
@@ -65,12 +79,14 @@ class StepLoader:
         stream: PackStream,
         noise_rule: NoiseRule,
         global_batch: int,
-        micro_batch: int,
+        batch_rule: BatchRule,
         rank: int,
         world_size: int,
         pad_token_id: int,
         first_step: int = 0,
         num_workers: int = 0,
+        links: Links | None = None,
+        num_steps: int | None = None,
     ) -> None:
         """Starts the background thread, and the workers, at the first `next`."""
         self.stream, self.noise_rule = stream, noise_rule
@@ -80,9 +96,9 @@ class StepLoader:
         if stream.capacity is None and not has_own_lanes:
             stream.read_ahead = 1
         self.slot_plan = SlotPlan(global_batch, num_lanes, rank, world_size, follows_all)
-        self.micro_batch, self.pad_token_id = micro_batch, pad_token_id
-        self.num_micro_batches = micro_batches_per_step(global_batch, micro_batch, world_size)
-        self.step = first_step
+        self.exchange = PackExchange(links or NoLinks(), self.slot_plan, batch_rule)
+        self.pad_token_id = pad_token_id
+        self.step, self.num_steps = first_step, num_steps
         self.num_workers = num_workers
         self.state = stream.state()
         self._workers: LanePackWorkers | None = None
@@ -119,7 +135,7 @@ class StepLoader:
 
     def _prepare(self) -> None:
         prepared = self.state
-        while not self._stopping.is_set():
+        while self.step != self.num_steps and not self._stopping.is_set():
             try:
                 batch = self.make_step(self.step, prepared)
             except Exception as error:  # handed to the consumer, which raises it
@@ -128,12 +144,24 @@ class StepLoader:
             self._ready.put(batch)
             prepared = batch.state
             self.step += 1
+        self._ready.put(StopIteration())
 
     def make_step(self, step: int, before: dict[str, Any]) -> StepBatch:
-        """Groups this rank's packs of one step; `before` is the data position where it begins."""
-        packs: list[tuple[int, list[Document]]] = []
-        num_skipped, num_bad_rows = 0, 0
-        lanes = dict(before["lanes"])
+        """Reads this rank's packs of one step, and groups those that it computes; `before` is where the data stands."""
+        read, problem = ReadPacks([], 0, 0, before["lanes"]), None
+        try:
+            read = self._read(step, before["lanes"])
+        except Exception as error:  # raised when the other ranks know: they wait for this one's packs
+            problem = error
+        parts = self.exchange.deal(step, read.packs, self._stopping)
+        if problem is not None:
+            raise problem
+        micro_batches = [self._collate(step, part) for part in parts]
+        num_tokens = sum(len(document.ids) for part in parts for _, pack in part for document in pack)
+        return StepBatch(micro_batches, num_tokens, read.num_long, read.num_bad, before | {"lanes": read.lanes})
+
+    def _read(self, step: int, before: dict[str, Any]) -> ReadPacks:
+        packs, num_long, num_bad, lanes = list[SlotPack](), 0, 0, dict(before)
         for slot, lane, is_own in self.slot_plan.slots(step):
             if self._workers is None:
                 pack, lanes[str(lane)] = self.stream.take(lane, is_own)
@@ -141,22 +169,17 @@ class StepLoader:
                 pack, lanes[str(lane)] = self._workers.take(lane, self._stopping)
             if pack is None:
                 continue
-            num_skipped += pack.num_long
-            num_bad_rows += pack.num_bad
+            num_long += pack.num_long
+            num_bad += pack.num_bad
             if pack.documents:
                 packs.append((slot, pack.documents))
-        if self.stream.capacity is None:
-            packs.sort(key=lambda pack: (-len(pack[1][0].ids), pack[1][0].sample_id))
+        return ReadPacks(packs, num_long, num_bad, lanes)
+
+    def _collate(self, step: int, packs: list[SlotPack]) -> MicroBatch:
+        """One micro-batch; a stand-in where there are no packs for it."""
         documents = [document for _, pack in packs for document in pack]
         positions = [(slot, index) for slot, pack in packs for index in range(len(pack))]
-        noised = iter(zip(documents, self.noise_rule(documents, step, positions), strict=True))
-        dealt = [[next(noised) for _ in pack] for _, pack in packs]
-        micro_batches = []
-        for start in range(0, self.num_micro_batches * self.micro_batch, self.micro_batch):
-            own = [pair for pack in dealt[start : start + self.micro_batch] for pair in pack]
-            pairs = own or [stand_in(self.pad_token_id)]
-            micro_batches.append(
-                collate([document for document, _ in pairs], [noise for _, noise in pairs], self.pad_token_id)
-            )
-        num_tokens = sum(len(document.ids) for document in documents)
-        return StepBatch(micro_batches, num_tokens, num_skipped, num_bad_rows, before | {"lanes": lanes})
+        if not documents:
+            document, noise = stand_in(self.pad_token_id)
+            return collate([document], [noise], self.pad_token_id)
+        return collate(documents, self.noise_rule(documents, step, positions), self.pad_token_id)

@@ -72,8 +72,10 @@ def _show_numbers(console: Console, numbers: dict[str, Any]) -> None:
     lines.append(f"duplicates: {duplicates['groups']:,} groups, {duplicates['surplus_rows']:,} surplus rows")
     lines += [f"  {', '.join(group)}" for group in duplicates["locations"]]
     padding, packing = numbers["padding"], numbers["packing"]
+    rows, most = padding["micro_batch"], padding["micro_batch_tokens"]
+    limit = f"{most:,} tokens" if rows is None else str(rows)
     lines.append(
-        f"data.packing=none: {padding['waste']:.1%} padding in micro-batches of {padding['micro_batch']} "
+        f"data.packing=none: {padding['waste']:.1%} padding in micro-batches of {limit} "
         f"(steps of {padding['global_batch']} rows)"
     )
     lines.append(

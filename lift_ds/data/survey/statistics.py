@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lift_ds.data.order.dealing import BatchRule
 from lift_ds.data.order.stream import Packer
 from lift_ds.data.reader import Skipped
 from lift_ds.data.text.chat import Tokens
@@ -81,7 +82,7 @@ class TokenStatistics:
         if len(self.first_rows[row.group]) < SHOWN_ROWS:
             self.first_rows[row.group].append(row.tokens)
 
-    def report(self, global_batch: int, micro_batch: int) -> SurveyReport:
+    def report(self, global_batch: int, rule: BatchRule) -> SurveyReport:
         """Everything that was counted; the batches are for the padding of `data.packing=none`."""
         lengths, targets = np.array(self.lengths, dtype=np.int64), np.array(self.target_lengths, dtype=np.int64)
         good, bad, long = self.source_counts.sum(axis=0).tolist()
@@ -118,8 +119,9 @@ class TokenStatistics:
             "duplicates": {"groups": len(duplicates), "surplus_rows": sum(len(ids) - 1 for ids in duplicates)},
             "padding": {
                 "global_batch": global_batch,
-                "micro_batch": micro_batch,
-                "waste": padding_waste(lengths, global_batch, micro_batch),
+                "micro_batch": rule.max_rows,
+                "micro_batch_tokens": rule.max_tokens,
+                "waste": padding_waste(lengths, global_batch, rule),
             },
             "packing": {
                 "pack_length": self.capacity,
@@ -161,18 +163,17 @@ def ids_for_share(counts: np.ndarray, share: float) -> int:
     return int(np.searchsorted(cumulated, share * cumulated[-1])) + 1 if cumulated[-1] else 0
 
 
-def padding_waste(lengths: np.ndarray, global_batch: int, micro_batch: int) -> float:
+def padding_waste(lengths: np.ndarray, global_batch: int, rule: BatchRule) -> float:
     """Share of padding among the tokens of all forwards, with `data.packing=none` on one rank.
 
-    As the loader does, each step's rows (`global_batch` of them, here in file order) are sorted by length and cut into
-    micro-batches, each of which is padded to its longest row: waste = 1 - sum(lengths) / sum(rows x longest).
+    As the loader does, each step's rows (`global_batch` of them, here in file order) are cut into micro-batches, each
+    padded to its longest row: waste = 1 - sum(lengths) / sum(rows x longest).
     """
     padded = 0
     for start in range(0, len(lengths), global_batch):
-        step = np.sort(lengths[start : start + global_batch])[::-1]
-        longest = step[::micro_batch]
-        sizes = np.diff([*range(0, len(step), micro_batch), len(step)])
-        padded += int((longest * sizes).sum())
+        step = lengths[start : start + global_batch].tolist()
+        parts = rule.cut([rule.size([length]) for length in step], 1)[0]
+        padded += sum(len(part) * max(step[place] for place in part) for part in parts)
     return 1.0 - _ratio(lengths.sum(), padded) if padded else 0.0
 
 

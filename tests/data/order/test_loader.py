@@ -3,6 +3,9 @@
 import json
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from lift_ds.data.order.lanes import Lanes, choose_held_out, chunks_per_window, micro_batches_per_step
+from lift_ds.data.order.dealing import BatchRule
+from lift_ds.data.order.lanes import Lanes, choose_held_out, chunks_per_window
 from lift_ds.data.order.loader import StepLoader
 from lift_ds.data.order.stream import PackStream, merge_states
 from lift_ds.data.reader import RowReader
@@ -64,6 +68,7 @@ def make_loader(
     skip=False,
     capacity=None,
     num_workers=0,
+    links=None,
 ):
     manifest = Manifest(open_sources([path], 0, "train", 10))
     lanes = Lanes(manifest, set(range(5)), num_lanes=8, window_chunks=2, seed=3)
@@ -74,7 +79,30 @@ def make_loader(
     if state is not None:
         stream.load_state(state)
     rule = make_noise_rule(objective_settings(), 3, GLOBAL_BATCH)
-    return StepLoader(stream, rule, GLOBAL_BATCH, micro_batch, rank, world, 1, first_step, num_workers)
+    batch_rule = BatchRule(micro_batch, is_packed=capacity is not None)
+    return StepLoader(stream, rule, GLOBAL_BATCH, batch_rule, rank, world, 1, first_step, num_workers, links)
+
+
+class RankThreads:
+    """Ranks that are threads of this process."""
+
+    def __init__(self, world):
+        self.told, self.barrier = [None] * world, Barrier(world, timeout=60)
+
+    def gather(self, rank, mine):
+        self.told[rank] = mine
+        self.barrier.wait()
+        everyones = list(self.told)
+        self.barrier.wait()
+        return everyones
+
+    def links(self, rank):
+        def send(parts, sizes, stopping):
+            received = [parts[rank] for parts in self.gather(rank, parts)]
+            assert [len(part) for part in received] == sizes
+            return received
+
+        return SimpleNamespace(total=lambda values, stopping: sum(self.gather(rank, values)), send=send)
 
 
 def documents_of(steps):
@@ -103,11 +131,15 @@ def run_steps(loader, count):
 
 def global_steps(path, tokenizer, world, micro_batch, count, first_step=0, state=None, capacity=None):
     """Steps as lists over ranks, and the state after the last."""
+    threads = RankThreads(world)
     loaders = [
-        make_loader(path, tokenizer, rank, world, micro_batch, first_step, state, capacity=capacity)
+        make_loader(
+            path, tokenizer, rank, world, micro_batch, first_step, state, capacity=capacity, links=threads.links(rank)
+        )
         for rank in range(world)
     ]
-    steps = [list(step) for step in zip(*(run_steps(loader, count) for loader in loaders), strict=True)]
+    with ThreadPoolExecutor(world) as pool:
+        steps = [list(step) for step in zip(*pool.map(lambda loader: run_steps(loader, count), loaders), strict=True)]
     return steps, json.loads(json.dumps(merge_states([step.state for step in steps[-1]])))
 
 
@@ -350,13 +382,10 @@ def test_long_rows_are_skipped_and_counted(path, tokenizer):
 
 
 def test_a_rank_without_documents_gets_a_stand_in(path, tokenizer):
-    step = run_steps(make_loader(path, tokenizer, rank=12, world=13, micro_batch=1), 1)[0]
-    assert [batch.sample_ids for batch in step.micro_batches] == [[-1]]
-    assert not step.micro_batches[0].response_mask.any()
-
-
-def test_accumulation_follows_from_the_global_batch():
-    assert [micro_batches_per_step(96, 4, world) for world in (1, 2, 5)] == [24, 12, 5]
+    (steps,), _ = global_steps(path, tokenizer, world=13, micro_batch=1, count=1)
+    (batches,) = (batches for (batches,) in [[step.micro_batches] for step in steps] if batches[0].sample_ids[0] < 0)
+    assert [batch.sample_ids for batch in batches] == [[-1]]
+    assert not batches[0].response_mask.any()
 
 
 def test_held_out_rows(path):

@@ -101,8 +101,8 @@ def warm_up(engine: Engine, objective: Objective, plan: Plan, max_length: int) -
 def what_ran_out(plan: Plan, part: str | None) -> str:
     """What is said where memory runs out in `part` of a step."""
     lines = [
-        "lift_ds: it was the warm-up, before any step, on the largest micro-batch that may come: "
-        f"{plan.num_documents} x {plan.longest.length:,} tokens ({plan.longest}); the device has {plan.gpu_gib:.1f} GiB."
+        f"lift_ds: it was the warm-up, before any step, on the largest micro-batch that may come, {plan.num_documents} "
+        f"x {plan.longest.length:,} tokens ({plan.longest}); the device has {plan.gpu_gib:.1f} GiB."
     ]
     _, why_not = planned_gib(plan)
     if why_not:

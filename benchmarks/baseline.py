@@ -134,7 +134,7 @@ class Runs:
             stderr=subprocess.STDOUT,
         )
         if done.returncode:
-            raise RuntimeError(f"{key}: {done.stdout[-4000:]}")
+            raise RuntimeError(f"{key} ended with {done.returncode}: {done.stdout[-4000:]}")
         ranks = [json.loads((out / f"{rank}.json").read_text()) for rank in range(key.num_ranks)]
         measured = Measured(
             cpu_seconds=sum(rank["cpu_seconds"] for rank in ranks),

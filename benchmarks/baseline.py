@@ -134,7 +134,7 @@ class Runs:
             stderr=subprocess.STDOUT,
         )
         if done.returncode:
-            raise RuntimeError(f"{key}: {done.stdout[-4000:]}")
+            raise RuntimeError(f"{key} ended with {done.returncode}: {done.stdout[-4000:]}")
         ranks = [json.loads((out / f"{rank}.json").read_text()) for rank in range(key.num_ranks)]
         measured = Measured(
             cpu_seconds=sum(rank["cpu_seconds"] for rank in ranks),
@@ -294,6 +294,10 @@ def main() -> None:
     def is_wanted(name: str) -> bool:
         return arguments.only is None or any(part in name for part in arguments.only)
 
+    names = ["start_up", *map(str, keys)]
+    for part in arguments.only or []:
+        if not any(part in name for name in names):
+            parser.error(f"--only {part}: in no run's name; they are: {' '.join(names)}")
     with tempfile.TemporaryDirectory() as folder:
         runs = Runs(Path(folder), mixes, arguments.deepspeed.resolve(), arguments.profile)
         runs.run_all([key for key in keys if key.mix == "check" and not arguments.profile])

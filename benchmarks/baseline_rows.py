@@ -37,7 +37,7 @@ class Mix:
         lengths: Tokens of each row.
         micro_batch: Rows of one forward.
         accumulation: Forwards of a step on each rank.
-        variants: Of `SCRIPTS`.
+        variants: Who trains: plain, grouped, published; ours unpacked, packed.
         model: Of `MODELS`.
         rank_counts: Numbers of ranks.
         methods: Of `METHODS`.
@@ -83,8 +83,8 @@ def write_model(name: str, folder: Path) -> None:
     """A LLaDA model with new weights under its official names, beside the built-in base's tokenizer."""
     width, layers, vocabulary = MODELS[name]
     config = LLaDAConfig(
-        d_model=width, n_layers=layers, n_heads=width // 32 if width < 512 else 8, mlp_hidden_size=3 * width,
-        vocab_size=vocabulary, max_sequence_length=MAX_LENGTH, mask_token_id=2, eos_token_id=1, pad_token_id=1,
+        d_model=width, n_layers=layers, n_heads=8, mlp_hidden_size=3 * width, vocab_size=vocabulary,
+        max_sequence_length=MAX_LENGTH, mask_token_id=2, eos_token_id=1, pad_token_id=1,
     )  # fmt: skip
     weights = NewWeights(config, SEED)
     config.save_pretrained(folder)

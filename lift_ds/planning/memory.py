@@ -6,7 +6,7 @@ P trained and T all elements, n ranks, w bytes of a weight, G elements of the la
                training   + gathered w min(T, reuse/2 + G) + activations + the head, a gather's copy, or a backward
     stage 1,2  weights w T     master 4 P/n   moments 8 P/n
                training   + gradients (w + 4) P/n (4 P/n where w = 4), two buckets w bucket with overlap_comm
-    update     + 4 P/n: the gradients of a parameter group, flat; on a CPU + 8 P/n: AdamW's two temporary copies
+    update     + 4 P/n: the gradients of a parameter group, flat
 
 Why, in DeepSpeed 0.19.8: `stage3._create_fp32_partitions` clones the master weights even where the weights are float32
 (it compares a torch.device with a string). `grad_partitions_flat_buffer` is float32. `__params_to_release` keeps what
@@ -17,8 +17,8 @@ the gather is still there. A leaf layer's gradients are reduced when the whole l
 there into `grads_in_partition`, and let go of both after the update; `step` flattens them. On a CPU, memory that is
 allocated but never written is none.
 
-Measured on two CPU ranks, see `benchmarks/planned_memory.py`. Assumed: what a GPU's context and communication hold, and
-that its AdamW makes no copies. Not counted: what is lost between blocks.
+Measured on two CPU ranks, see `benchmarks/planned_memory.py`. Assumed: what a GPU's context and communication hold. Not
+counted: what is lost between blocks.
 """
 
 from __future__ import annotations
@@ -134,8 +134,7 @@ def _standing(setup: Setup, sizes: Sizes) -> Memory:
     gradients = {} if setup.stage == 3 else {"gradients": collected["gradients"]}
     kept |= collected if setup.stage == 3 else {}
     kept["libraries"] = float(RUNTIME["cpu" if setup.is_cpu else "cuda"])
-    copies = 8 * share if setup.is_cpu else 0.0
-    return Memory(kept, {"update": gradients | {"flat gradients": 4 * share, "AdamW's copies": copies}}, {})
+    return Memory(kept, {"update": gradients | {"flat gradients": 4 * share}}, {})
 
 
 def estimate(setup: Setup) -> Memory:

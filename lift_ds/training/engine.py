@@ -229,10 +229,9 @@ class Engine(Collectives):
 
 
 def make_optimizer(root: nn.Module, optim: OptimConfig, is_offloaded: bool) -> torch.optim.Optimizer:
-    """AdamW; vectors (norms, biases) do not decay.
+    """AdamW in one kernel, which makes no copies; vectors (norms, biases) do not decay.
 
-    DeepSpeed's own where its state is kept off the accelerator; on a GPU torch's in one kernel, which rounds otherwise
-    than its many do, so that the numbers of a processor stay.
+    DeepSpeed's own where its state is kept off the accelerator, torch's anywhere else.
     """
     trained = [parameter for parameter in root.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if len(whole_shape(parameter)) > 1]
@@ -241,8 +240,7 @@ def make_optimizer(root: nn.Module, optim: OptimConfig, is_offloaded: bool) -> t
     groups, betas = [group for group in both if group["params"]], (optim.beta1, optim.beta2)
     if is_offloaded:
         return DeepSpeedCPUAdam(groups, lr=optim.lr, betas=betas, eps=optim.eps, adamw_mode=True)
-    fused = True if current_device().type == "cuda" else None
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, eps=optim.eps, fused=fused)
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, eps=optim.eps, fused=True)
 
 
 def learning_rate(step: int, optim: OptimConfig) -> float:

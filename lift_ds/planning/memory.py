@@ -2,7 +2,7 @@
 
 P trained and T all elements, n ranks, w bytes of a weight, G elements of the largest group that is gathered.
 
-    stage 3    weights w T/n   master 4 P/n   moments 8 P/n   gradients 4 P/n   bucket w min(bucket, P)
+    stage 3    weights w T/n   master 4 P/n (w = 2)   moments 8 P/n   gradients 4 P/n   bucket w min(bucket, P)
                training   + gathered w min(T, reuse/2 + G) + activations + the head, a gather's copy, or a backward
     stage 1,2  weights w T     master 4 P/n   moments 8 P/n
                training   + gradients (w + 4) P/n (4 P/n where w = 4), two buckets w bucket with overlap_comm
@@ -129,7 +129,9 @@ def standing(setup: Setup) -> Memory:
 
 def _standing(setup: Setup, sizes: Sizes) -> Memory:
     share = sizes.trained / setup.world_size
-    kept = {"weights": weight_bytes(setup, sizes), "master weights": 4 * share, "moments": 8 * share}
+    shares_masters = setup.stage == 3 and setup.dtype == torch.float32 and not setup.is_offloaded("optimizer")
+    masters = 0.0 if shares_masters else 4 * share
+    kept = {"weights": weight_bytes(setup, sizes), "master weights": masters, "moments": 8 * share}
     collected = collected_parts(setup, sizes)
     gradients = {} if setup.stage == 3 else {"gradients": collected["gradients"]}
     kept |= collected if setup.stage == 3 else {}
@@ -211,5 +213,8 @@ def gathered_parts(setup: Setup, sizes: Sizes) -> tuple[float, float]:
 
 
 def way_bytes(setup: Setup, num_elements: int) -> float:
-    """Gradients on their way from a layer or matrix to the ranks, and under ZeRO-3 their copy in the ranks' order."""
-    return float(setup.dtype.itemsize * num_elements * 2 if setup.stage == 3 else 0)
+    """Under ZeRO-3 gradients on their way from a layer or matrix to the ranks, and their copy in the ranks' order."""
+    if setup.stage < 3:
+        return 0.0
+    copies = 2 if setup.zero.get("reduce_scatter", True) else 1
+    return float(setup.dtype.itemsize * num_elements * copies)

@@ -169,6 +169,8 @@ class Engine(Collectives):
                 print(line, flush=True)
         optimizer = make_optimizer(root, optim, is_offloaded)
         self.ds, *_ = deepspeed.initialize(model=root, optimizer=optimizer, config=ds_json)
+        if self.stage == 3 and not is_offloaded:
+            share_masters(self.ds.optimizer)
         super().__init__(torch.device(self.ds.device))
         self.root: DiffusionStep = self.ds.module
         self.model: MaskedDiffusionModel = self.root.model
@@ -241,6 +243,16 @@ def make_optimizer(root: nn.Module, optim: OptimConfig, is_offloaded: bool) -> t
     if is_offloaded:
         return DeepSpeedCPUAdam(groups, lr=optim.lr, betas=betas, eps=optim.eps, adamw_mode=True)
     return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, eps=optim.eps, fused=True)
+
+
+def share_masters(zero: Any) -> None:
+    """Has weights in float32 be their own masters, which ZeRO-3 has just copied from them.
+
+    DeepSpeed means to do it, but `_create_fp32_partitions` compares a torch.device with a string (0.19.8).
+    """
+    for master, weights in zip(zero.fp32_partitioned_groups_flat, zero.fp16_partitioned_groups_flat, strict=True):
+        if (master.dtype, master.device) == (weights.dtype, weights.device):
+            master.data = weights.data
 
 
 def learning_rate(step: int, optim: OptimConfig) -> float:

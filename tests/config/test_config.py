@@ -236,11 +236,12 @@ def test_shipped_json_resolves(path):
 
 
 def test_auto_is_filled():
-    loaded = {
-        "zero_optimization": {"stage": 3, "reduce_bucket_size": "auto", "stage3_param_persistence_threshold": "auto"}
-    }
+    keys = ("reduce_bucket_size", "stage3_param_persistence_threshold", "reduce_scatter")
+    loaded = {"zero_optimization": {"stage": 3} | dict.fromkeys(keys, "auto")}
     resolved, problems = resolve(loaded)
     assert not problems
+    assert resolved["zero_optimization"]["reduce_scatter"] is True
+    assert resolve(loaded, world_size=1)[0]["zero_optimization"]["reduce_scatter"] is False
     assert resolved["train_micro_batch_size_per_gpu"] == 4  # 8 documents over 2 ranks
     assert resolved["gradient_accumulation_steps"] == 1
     assert resolved["bf16"] == {"enabled": False}

@@ -39,6 +39,7 @@ NO_NVME = {
     "offload_optimizer": "checkpoints would keep it as swap files, which are neither resumed nor exported from",
 }
 DEFAULT_PERSISTENCE = 100_000  # DeepSpeed's, in elements
+SCATTER = "reduce_scatter"
 PERSISTENCE, PREFETCH, REDUCE = (
     "stage3_param_persistence_threshold",
     "stage3_prefetch_bucket_size",
@@ -86,7 +87,9 @@ def resolve_ds_json(
 def settle_ds_json(
     loaded: dict[str, Any], path: Path, config: RunConfig, world_size: int
 ) -> tuple[dict[str, Any], list[str]]:
-    """Fills what the run config decides, and checks the numbers that both files hold.
+    """Fills what the run config and the ranks decide, and checks the numbers that both files hold.
+
+    One rank has nothing to scatter; reducing whole buckets saves ZeRO-3 a copy of every gradient.
 
     Returns:
         The JSON for `fill_ds_json`, without optimizer and scheduler (built from the run config), and problems.
@@ -97,6 +100,8 @@ def settle_ds_json(
     settled.setdefault("bf16", settled.pop("bfloat16", {})).setdefault("enabled", "auto")
     if settled.pop("scheduler", None) is not None:
         problems.append(f"{path}: scheduler: the schedule is part of what is learned; remove it and set optim.schedule")
+    if settled["zero_optimization"].get(SCATTER) == "auto":
+        settled["zero_optimization"][SCATTER] = world_size > 1
     for section, reason in NO_NVME.items():
         if settled["zero_optimization"].get(section, {}).get("device") == "nvme":
             key = f"zero_optimization.{section}.device"

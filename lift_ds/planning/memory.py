@@ -2,11 +2,11 @@
 
 P trained and T all elements, n ranks, w bytes of a weight, G elements of the largest group that is gathered.
 
-    stage 3    weights w T/n   master 4 P/n   moments 8 P/n   gradients 4 P/n   bucket w min(bucket, P)
+    stage 3    weights w T/n   master 4 P/n (w = 2)   moments 8 P/n   gradients 4 P/n   bucket w min(bucket, P)
                training   + gathered w min(T, reuse/2 + G) + activations + the head, a gather's copy, or a backward
     stage 1,2  weights w T     master 4 P/n   moments 8 P/n
                training   + gradients (w + 4) P/n (4 P/n where w = 4), two buckets w bucket with overlap_comm
-    update     + 4 P/n: the gradients of a parameter group, flat; on a CPU + 8 P/n: AdamW's two temporary copies
+    update     + 4 P/n: the gradients of a parameter group, flat
 
 Why, in DeepSpeed 0.19.8: `stage3._create_fp32_partitions` clones the master weights even where the weights are float32
 (it compares a torch.device with a string). `grad_partitions_flat_buffer` is float32. `__params_to_release` keeps what
@@ -17,8 +17,8 @@ the gather is still there. A leaf layer's gradients are reduced when the whole l
 there into `grads_in_partition`, and let go of both after the update; `step` flattens them. On a CPU, memory that is
 allocated but never written is none.
 
-Measured on two CPU ranks, see `benchmarks/planned_memory.py`. Assumed: what a GPU's context and communication hold, and
-that its AdamW makes no copies. Not counted: what is lost between blocks.
+Measured on two CPU ranks, see `benchmarks/planned_memory.py`. Assumed: what a GPU's context and communication hold. Not
+counted: what is lost between blocks.
 """
 
 from __future__ import annotations
@@ -134,13 +134,14 @@ def standing(setup: Setup) -> Memory:
 
 def _standing(setup: Setup, sizes: Sizes) -> Memory:
     share = sizes.trained / setup.world_size
-    kept = {"weights": weight_bytes(setup, sizes), "master weights": 4 * share, "moments": 8 * share}
+    shares_masters = setup.stage == 3 and setup.dtype == torch.float32 and not setup.is_offloaded("optimizer")
+    masters = 0.0 if shares_masters else 4 * share
+    kept = {"weights": weight_bytes(setup, sizes), "master weights": masters, "moments": 8 * share}
     collected = collected_parts(setup, sizes)
     gradients = {} if setup.stage == 3 else {"gradients": collected["gradients"]}
     kept |= collected if setup.stage == 3 else {}
     kept["libraries"] = float(RUNTIME["cpu" if setup.is_cpu else "cuda"])
-    copies = 8 * share if setup.is_cpu else 0.0
-    return Memory(kept, {"update": gradients | {"flat gradients": 4 * share, "AdamW's copies": copies}}, {})
+    return Memory(kept, {"update": gradients | {"flat gradients": 4 * share}}, {})
 
 
 def estimate(setup: Setup) -> Memory:
@@ -218,5 +219,8 @@ def gathered_parts(setup: Setup, sizes: Sizes) -> tuple[float, float]:
 
 
 def way_bytes(setup: Setup, num_elements: int) -> float:
-    """Gradients on their way from a layer or matrix to the ranks, and under ZeRO-3 their copy in the ranks' order."""
-    return float(setup.dtype.itemsize * num_elements * 2 if setup.stage == 3 else 0)
+    """Under ZeRO-3 gradients on their way from a layer or matrix to the ranks, and their copy in the ranks' order."""
+    if setup.stage < 3:
+        return 0.0
+    copies = 2 if setup.zero.get("reduce_scatter", True) else 1
+    return float(setup.dtype.itemsize * num_elements * copies)

@@ -155,6 +155,8 @@ def shard_for_inference(
     model = build_model(config, source, ds_json, label).requires_grad_(False)
     set_z3_leaf_modules(model, [family_of(config).layer_class])
     engine, *_ = deepspeed.initialize(model=model.eval(), config=as_deepspeed_counts(ds_json))
+        if self.stage == 3 and not is_offloaded:
+            share_masters(self.ds.optimizer)
     return engine.module
 
 
@@ -282,10 +284,9 @@ class Engine(Collectives):
 
 
 def make_optimizer(root: nn.Module, optim: OptimConfig, is_offloaded: bool) -> torch.optim.Optimizer:
-    """AdamW; vectors (norms, biases) do not decay.
+    """AdamW in one kernel, which makes no copies; vectors (norms, biases) do not decay.
 
-    DeepSpeed's own where its state is kept off the accelerator; on a GPU torch's in one kernel, which rounds otherwise
-    than its many do, so that the numbers of a processor stay.
+    DeepSpeed's own where its state is kept off the accelerator, torch's anywhere else.
     """
     trained = [parameter for parameter in root.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if len(whole_shape(parameter)) > 1]
@@ -294,5 +295,14 @@ def make_optimizer(root: nn.Module, optim: OptimConfig, is_offloaded: bool) -> t
     groups, betas = [group for group in both if group["params"]], (optim.beta1, optim.beta2)
     if is_offloaded:
         return DeepSpeedCPUAdam(groups, lr=optim.lr, betas=betas, eps=optim.eps, adamw_mode=True)
-    fused = True if current_device().type == "cuda" else None
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, eps=optim.eps, fused=fused)
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, eps=optim.eps, fused=True)
+
+
+def share_masters(zero: Any) -> None:
+    """Has weights in float32 be their own masters, which ZeRO-3 has just copied from them.
+
+    DeepSpeed means to do it, but `_create_fp32_partitions` compares a torch.device with a string (0.19.8).
+    """
+    for master, weights in zip(zero.fp32_partitioned_groups_flat, zero.fp16_partitioned_groups_flat, strict=True):
+        if (master.dtype, master.device) == (weights.dtype, weights.device):
+            master.data = weights.data

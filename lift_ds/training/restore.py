@@ -66,8 +66,7 @@ def _fill_groups(engine: Engine, state: dict[str, Any], zero: ZeroCheckpoint) ->
             if saved is None or saved.shape != torch.Size(shape):
                 found = "not trained" if saved is None else tuple(saved.shape)
                 raise ValueError(f"{name} is {tuple(shape)} in this run and {found} in the checkpoint.")
-        device = master.device if adam.defaults.get("fused") else "cpu"  # where the fused kernel reads it
-        counter = torch.tensor(step, device=device) if counts_in_tensors else int(step)
+        counter = torch.tensor(step, device=master.device) if counts_in_tensors else int(step)
         # under ZeRO-1 and 2 the saved weights of the last rank may lack the filling that its moments have
         own = getattr(engine.ds.optimizer, "single_partition_of_fp32_groups", masters)
         whole = master if is_full else own[number]

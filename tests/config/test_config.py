@@ -243,13 +243,14 @@ def test_shipped_json_resolves(path):
 
 
 def test_auto_is_filled():
-    loaded = {
-        "zero_optimization": {"stage": 3, "reduce_bucket_size": "auto", "stage3_param_persistence_threshold": "auto"}
-    }
+    keys = ("reduce_bucket_size", "stage3_param_persistence_threshold", "reduce_scatter")
+    loaded = {"zero_optimization": {"stage": 3} | dict.fromkeys(keys, "auto")}
     resolved, problems = resolve(loaded)
     assert not problems
     assert resolved["train_batch_size"] == 8
     assert resolved["train_micro_batch_size_per_gpu"] == resolved["gradient_accumulation_steps"] == "auto"  # by tokens
+    assert resolved["zero_optimization"]["reduce_scatter"] is True
+    assert resolve(loaded, world_size=1)[0]["zero_optimization"]["reduce_scatter"] is False
     assert resolved["bf16"] == {"enabled": False}
     assert resolve(loaded, has_bf16=True)[0]["bf16"] == {"enabled": True}
     layer = 4 * 128 * 128 + 3 * 128 * 96 + 2 * 128

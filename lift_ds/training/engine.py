@@ -155,8 +155,6 @@ def shard_for_inference(
     model = build_model(config, source, ds_json, label).requires_grad_(False)
     set_z3_leaf_modules(model, [family_of(config).layer_class])
     engine, *_ = deepspeed.initialize(model=model.eval(), config=as_deepspeed_counts(ds_json))
-        if self.stage == 3 and not is_offloaded:
-            share_masters(self.ds.optimizer)
     return engine.module
 
 
@@ -176,6 +174,8 @@ class Engine(Collectives):
                 print(line, flush=True)
         optimizer = make_optimizer(root, optim, is_offloaded)
         self.ds, *_ = deepspeed.initialize(model=root, optimizer=optimizer, config=as_deepspeed_counts(ds_json))
+        if self.stage == 3 and not is_offloaded:
+            share_masters(self.ds.optimizer)
         super().__init__(torch.device(self.ds.device))
         self.root: DiffusionStep = self.ds.module
         self.model: MaskedDiffusionModel = self.root.model

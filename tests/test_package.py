@@ -246,7 +246,7 @@ def test_dry_run_of_the_8b_recipe(tiny_dir, tmp_path):
         )  # fmt: skip
         assert "40 rows, 40 checked; columns {'prompt': 'question'" in done.stdout
         assert "rank: 128" in done.stdout
-        assert f"ZeRO-{stage[-1]} on 1 rank of 1 node" in done.stdout and "; longest row " in done.stdout
+        assert f"ZeRO-{stage[-1]} on 1 rank of 1 node" in done.stdout and "; longest allowed 2,048" in done.stdout
         assert not (REPOSITORY / "runs" / "llada_8b_lift3_lora").exists()
 
 

@@ -135,10 +135,10 @@ def bf16_head(device: torch.device, is_quick: bool) -> dict[str, float]:
     gold_ids, weights = gold_ids.to(device), weights.to(device)
     for num_chunks in (1, 3):
         limit = 4 * vocabulary * -(-num_rows // num_chunks)
-        rows, head = (each.to(device).requires_grad_() for each in (hidden, matrix))
-        score = chunked_gold_logprob(rows, head, gold_ids, limit).double().cpu()
-        loss, _ = chunked_weighted_nll(rows, head, gold_ids, weights, chunk_bytes=limit)
-        found = [each.double().cpu() for each in torch.autograd.grad(loss, (rows, head))]
+        rows, weight = (each.to(device).requires_grad_() for each in (hidden, matrix))
+        score = chunked_gold_logprob(rows, weight, gold_ids, limit).double().cpu()
+        loss, _ = chunked_weighted_nll(rows, weight, gold_ids, weights, chunk_bytes=limit)
+        found = [each.double().cpu() for each in torch.autograd.grad(loss, (rows, weight))]
         errors = (float((score - exact).abs().max()), max(map(difference, found, expected)))
         figures = {name: max(pair) for (name, *pair) in zip(figures, figures.values(), errors, strict=True)}
     return figures

@@ -170,12 +170,16 @@ def open_run(checked: Checked, run: RunConfig, launch: Launch, once: Once) -> tu
 
 
 def plan_here(prepared: Prepared, ds_json: dict[str, Any], launch: Launch, first_rows: FirstRows) -> Plan:
-    """What the run needs of these machines: for its longest row where all were read, else the longest allowed."""
+    """What the run needs of these machines: for its longest pack, else the longest row that was read.
+
+    Where rows were not all read and `data.max_length` is given, that: a model's own maximum says nothing of the rows.
+    """
     from lift_ds.training import engine
 
     data = prepared.data
     longest = Longest(data.stream.capacity or data.encoder.max_length)
-    if data.stream.capacity is None and first_rows.num_checked == data.num_rows:
+    knows_longest = first_rows.num_checked == data.num_rows or prepared.run.data.max_length is None
+    if data.stream.capacity is None and first_rows.longest and knows_longest:
         longest = Longest(first_rows.longest, first_rows.num_checked)
     return plan_of(
         prepared.config,

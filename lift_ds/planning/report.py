@@ -24,7 +24,7 @@ class Longest:
 
     Args:
         length: Its tokens.
-        num_read: Rows that were read, all that there are; `None` where that is only what is allowed.
+        num_read: Rows that were read, of which it is the longest; `None` where that is only what is allowed.
     """
 
     length: int

@@ -1,4 +1,4 @@
-"""The only door to DeepSpeed: distributed start, the partitioned model, the optimizer."""
+"""The door to DeepSpeed: distributed start, the partitioned model, its steps."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
-from deepspeed.ops.adam import DeepSpeedCPUAdam
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.zero.stage_1_and_2 import INITIAL_MICRO_STEP_ID
 from deepspeed.utils import set_z3_leaf_modules
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_utils import local_torch_dtype
@@ -38,8 +37,8 @@ from lift_ds.ranks.meeting import Meeting, meet
 from lift_ds.ranks.shares import Collectives
 
 from .extensions import guard_builds
+from .optimizer import learning_rate, make_optimizer, share_masters
 from .results import StepResult
-from .schedule import learning_rate
 from .step import DiffusionStep, DropoutKey
 from .timing import StepClock
 
@@ -281,28 +280,3 @@ class Engine(Collectives):
         with torch.no_grad():
             yield self.model
         self.root.train()
-
-
-def make_optimizer(root: nn.Module, optim: OptimConfig, is_offloaded: bool) -> torch.optim.Optimizer:
-    """AdamW in one kernel, which makes no copies; vectors (norms, biases) do not decay.
-
-    DeepSpeed's own where its state is kept off the accelerator, torch's anywhere else.
-    """
-    trained = [parameter for parameter in root.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in trained if len(whole_shape(parameter)) > 1]
-    vectors = [parameter for parameter in trained if len(whole_shape(parameter)) <= 1]
-    both = [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    groups, betas = [group for group in both if group["params"]], (optim.beta1, optim.beta2)
-    if is_offloaded:
-        return DeepSpeedCPUAdam(groups, lr=optim.lr, betas=betas, eps=optim.eps, adamw_mode=True)
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, eps=optim.eps, fused=True)
-
-
-def share_masters(zero: Any) -> None:
-    """Has weights in float32 be their own masters, which ZeRO-3 has just copied from them.
-
-    DeepSpeed means to do it, but `_create_fp32_partitions` compares a torch.device with a string (0.19.8).
-    """
-    for master, weights in zip(zero.fp32_partitioned_groups_flat, zero.fp16_partitioned_groups_flat, strict=True):
-        if (master.dtype, master.device) == (weights.dtype, weights.device):
-            master.data = weights.data

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lift_ds.config.training import OptimConfig
 from lift_ds.ranks import devices
 from lift_ds.ranks.launch import Launch
 from lift_ds.training import engine
@@ -168,11 +167,3 @@ def test_an_offloaded_optimizer_gets_its_cores(monkeypatch, given, threads, line
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize(("device", "fused"), [("cpu", None), ("cuda", True)])
-def test_adam_is_fused_on_a_gpu_alone(monkeypatch, device, fused):
-    monkeypatch.setattr(engine, "current_device", lambda: torch.device(device))
-    optimizer = engine.make_optimizer(torch.nn.Linear(2, 2), OptimConfig(), is_offloaded=False)
-    assert type(optimizer) is torch.optim.AdamW
-    assert [group["fused"] for group in optimizer.param_groups] == [fused, fused]

@@ -5,7 +5,7 @@ from lift_ds.config.training import OptimConfig
 from lift_ds.data.batch import collate, stand_in
 from lift_ds.objectives import make_objective, objective_settings
 from lift_ds.training.normalizer import document_scale, step_counts
-from lift_ds.training.schedule import learning_rate
+from lift_ds.training.optimizer import learning_rate
 from tests.distributed.jobs import make_documents
 
 LIFT3 = make_objective(objective_settings(method="lift3"))

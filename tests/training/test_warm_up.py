@@ -24,8 +24,10 @@ def test_nothing_is_left_out_of_the_worst_case(method):
     objective = make_objective(objective_settings(method=method))
     batch = worst_case([7, 7], objective)
     candidates = objective.noise(batch)
-    assert candidates.masked.all()
-    assert candidates.scored.all() == (objective.scoring_pass != "none")
+    assert candidates.masked.equal(batch.attention_mask)
+    assert candidates.scored.tolist() == ([] if objective.scoring_pass == "none" else [0, 1])
     scores = -batch.mask_uniform - 1.0  # as log p(gold); GIFT's are clamped
-    assert objective.choose(batch, candidates, scores.abs() if method == "gift" else scores).targets.all()
+    assert objective.choose(batch, candidates, scores.abs() if method == "gift" else scores).targets.equal(
+        batch.attention_mask
+    )
     assert batch.is_padded and not worst_case([7], objective).is_padded

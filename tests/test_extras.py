@@ -73,4 +73,4 @@ def test_a_failure_is_in_the_table_and_the_exit_status(monkeypatch, capsys):
     printed = capsys.readouterr()
     assert "eval            61 s        8 s    1500       102  ok      deepspeed, sqlitedict\n" in printed.out
     assert "no wheel" in printed.out and "FAILED" in printed.out
-    assert "no extra nothing; setup.cfg has plain, test, report, bench, eval" in printed.err
+    assert "no extra nothing; setup.cfg has plain, test, gpu, report, bench, eval" in printed.err

@@ -102,6 +102,6 @@ def test_a_question_that_is_too_long_is_found_before_the_first_step(tiny_dir, tm
     asked = ["eval.gen_length=2048", "eval.block_length=2048", "eval.solve_every=9", "data.builtin_rows=20"]
     settings, problems = load_run_config(None, asked, {"model.path": str(tiny_dir), "output": str(tmp_path)})
     assert not problems
-    measurements = Measurements(prepare(settings), engine=None, batch_size=1, progress=Progress(), record=None)
+    measurements = Measurements(prepare(settings), engine=None, max_rows=1, progress=Progress(), record=None)
     with pytest.raises(ValueError, match="longer than the 2048 tokens that the model was made for"):
         measurements.check()

@@ -56,6 +56,7 @@ def test_dependencies_are_declared(wheel):
         "pydantic_core": "pydantic",
         "math_verify": "math-verify",
         "lm_eval": "lm-eval",
+        "liger_kernel": "liger-kernel",
     }
     outside = {names.get(name, name) for name in imported - set(sys.stdlib_module_names)} - {None}
     assert {name.lower() for name in outside} <= {name.lower() for name in required}

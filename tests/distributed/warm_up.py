@@ -64,8 +64,8 @@ def run_twice(stage: int, json_changes: dict, overrides: list[str], launch: Any)
 
     def warm_up(engine: Engine, run: Any) -> None:
         real = engine.forward_backward  # here the losses have weight: that their gradients are let go of must do
-        engine.forward_backward = lambda batch, scale, key, clock: real(batch, scale + 1.0, key, clock)
-        engine.warm_up(worst_case(LENGTHS, engine.root.objective))
+        engine.forward_backward = lambda batch, scale, *more: real(batch, scale + 1.0, *more)
+        engine.warm_up(worst_case(LENGTHS, engine.root.objective), adds_up=engine.loss_factor > engine.world_size)
         engine.forward_backward = real
 
     found = []

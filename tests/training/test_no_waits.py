@@ -46,7 +46,8 @@ class Copies(TorchDispatchMode):
         found = func(*args, **kwargs)
         tensors = [each for each in tree_leaves((args, kwargs, found)) if isinstance(each, torch.Tensor)]
         devices = {each.device.type for each in tensors if each.dim()}
-        if devices == {"cpu", "meta"}:
+        is_host_only = func is torch.ops.lift_ds.kept_features.default  # its numbers of the documents stay there
+        if devices == {"cpu", "meta"} and not is_host_only:
             self.num_copies += 1
             if func is not torch.ops.aten._to_copy.default or not kwargs.get("non_blocking"):
                 self.waiting.append(str(func))

@@ -147,6 +147,20 @@ class WithoutInitialValues(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+@contextmanager
+def without_inductor() -> Iterator[None]:
+    """Has what DeepSpeed decorates with `torch.compile` meanwhile not import Inductor: parts of an optimizer, Muon.
+
+    It looks whether an optimizer is one that it knows, of which Muon's import alone takes most of the time (0.19.8).
+    """
+    settle = getattr(torch.compiler, "set_default_backend", lambda backend: None)  # an older torch may have none
+    settle("eager")
+    try:
+        yield
+    finally:
+        settle(None)  # torch's own
+
+
 def shard_for_inference(
     config: PretrainedConfig, source: WeightSource, ds_json: dict[str, Any], label: str
 ) -> MaskedDiffusionModel:
@@ -172,7 +186,8 @@ class Engine(Collectives):
             if line is not None and torch.distributed.get_rank() == 0:
                 print(line, flush=True)
         optimizer = make_optimizer(root, optim, is_offloaded)
-        self.ds, *_ = deepspeed.initialize(model=root, optimizer=optimizer, config=as_deepspeed_counts(ds_json))
+        with without_inductor():
+            self.ds, *_ = deepspeed.initialize(model=root, optimizer=optimizer, config=as_deepspeed_counts(ds_json))
         if self.stage == 3 and not is_offloaded:
             share_masters(self.ds.optimizer)
         super().__init__(torch.device(self.ds.device))

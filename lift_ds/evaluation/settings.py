@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from lift_ds.data.tasks import MIXTURES
 from lift_ds.sampling.settings import BlockLength, FixedSteps, GenLength, Steps
 
 
@@ -19,9 +20,22 @@ class EvalConfig(FixedSteps):
         None, description="held-out rows; default: eval.rows rows kept out of data.path"
     )
     rows: int = Field(32, ge=0, description="number of held-out rows; 0 turns the held-out loss off")
-    solve_items: int = Field(0, ge=0, description="items of builtin:reasoning solved before and after; 0 turns it off")
+    solve_items: int = Field(0, ge=0, description="items of solve_data answered before and after; 0 turns it off")
+    solve_data: str = Field("builtin:reasoning", description="built-in data whose held-out items are answered")
     solve_every: int = Field(0, ge=0, description="steps between answers to eval.solve_subset while training; 0: none")
-    solve_subset: int = Field(24, ge=1, description="items of builtin:reasoning answered so: the first of solve_items")
+    solve_subset: int = Field(24, ge=1, description="items of solve_data answered so: the first of solve_items")
     gen_length: GenLength = 64
     block_length: BlockLength = 64
     steps: Steps = 64
+
+    @field_validator("solve_data")
+    @classmethod
+    def _is_builtin(cls, value: str) -> str:
+        if value.removeprefix("builtin:") not in MIXTURES or not value.startswith("builtin:"):
+            raise ValueError(f"no built-in data; allowed: {', '.join(f'builtin:{name}' for name in MIXTURES)}")
+        return value
+
+    @property
+    def mixture(self) -> str:
+        """The built-in mixture of `solve_data`."""
+        return self.solve_data.removeprefix("builtin:")

@@ -61,7 +61,7 @@ class Measurements:
     def subset(self) -> list[Question]:
         """The few questions that are answered while the model trains."""
         run = self.prepared.run
-        return builtin_questions(run.eval.solve_subset, run.data.builtin_seed)
+        return builtin_questions(run.eval.solve_subset, run.data.builtin_seed, run.eval.mixture)
 
     def check(self) -> None:
         """Finds what would end the run at its first answers.
@@ -103,7 +103,7 @@ class Measurements:
         """Solve rates of all items, if any are asked for, `before` or `after` training."""
         run = self.prepared.run
         if run.eval.solve_items:
-            questions = builtin_questions(run.eval.solve_items, run.data.builtin_seed)
+            questions = builtin_questions(run.eval.solve_items, run.data.builtin_seed, run.eval.mixture)
             self.answer(questions, step, moment, f"{moment} training")
 
     def solving_subset(self, step: int) -> None:

@@ -90,16 +90,16 @@ class SolveReport:
         return {task: TaskScore.total(scores) for task, scores in groups.items()}
 
 
-def held_out_items(num_items: int, seed: int) -> list[Item]:
-    """Test items of the whole mixture: each level of a task has its share of them."""
-    return [MIXTURES["reasoning"].item(seed, "test", row) for row in range(num_items)]
+def held_out_items(num_items: int, seed: int, mixture: str = "reasoning") -> list[Item]:
+    """Test items of a built-in mixture: each level of a task has its share of them."""
+    return [MIXTURES[mixture].item(seed, "test", row) for row in range(num_items)]
 
 
-def builtin_questions(num_items: int, seed: int) -> list[Question]:
+def builtin_questions(num_items: int, seed: int, mixture: str = "reasoning") -> list[Question]:
     """`held_out_items` as questions, strictly verified and counted by `<task>/<level>`."""
     return [
         Question(f"{item.task}/{item.level}", item.question, partial(TASKS[item.task].verify, item.key))
-        for item in held_out_items(num_items, seed)
+        for item in held_out_items(num_items, seed, mixture)
     ]
 
 

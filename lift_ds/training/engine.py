@@ -27,17 +27,19 @@ from lift_ds.ranks.devices import (
     check_device,
     check_no_gpu,
     claim_device,
+    give_back_memory,
     settle_allocator,
     share_cores,
     share_cores_beside_gpu,
+    share_heap,
     why_no_bf16,
 )
 from lift_ds.ranks.launch import Launch, read_launch
 from lift_ds.ranks.meeting import Meeting, meet
 from lift_ds.ranks.shares import Collectives
 
-from .extensions import guard_builds
-from .optimizer import learning_rate, make_optimizer, share_masters
+from .extensions import guard_builds, without_inductor
+from .optimizer import learning_rate, make_optimizer, spare_copies
 from .results import StepResult
 from .step import DiffusionStep, DropoutKey
 from .timing import StepClock
@@ -86,6 +88,7 @@ def take_device(launch: Launch, meeting: Meeting) -> None:
     if not has_accelerator():
         check_no_gpu()
         share_cores(launch)
+        share_heap()
         return
     check_device(launch, accelerator.device_count())
     if accelerator.device_name() == "cuda":
@@ -147,20 +150,6 @@ class WithoutInitialValues(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@contextmanager
-def without_inductor() -> Iterator[None]:
-    """Has what DeepSpeed decorates with `torch.compile` meanwhile not import Inductor: parts of an optimizer, Muon.
-
-    It looks whether an optimizer is one that it knows, of which Muon's import alone takes most of the time (0.19.8).
-    """
-    settle = getattr(torch.compiler, "set_default_backend", lambda backend: None)  # an older torch may have none
-    settle("eager")
-    try:
-        yield
-    finally:
-        settle(None)  # torch's own
-
-
 def shard_for_inference(
     config: PretrainedConfig, source: WeightSource, ds_json: dict[str, Any], label: str
 ) -> MaskedDiffusionModel:
@@ -189,7 +178,8 @@ class Engine(Collectives):
         with without_inductor():
             self.ds, *_ = deepspeed.initialize(model=root, optimizer=optimizer, config=as_deepspeed_counts(ds_json))
         if self.stage == 3 and not is_offloaded:
-            share_masters(self.ds.optimizer)
+            spare_copies(self.ds.optimizer)
+        give_back_memory()  # the weights before DeepSpeed moved them, and its buffers for them
         super().__init__(torch.device(self.ds.device))
         self.root: DiffusionStep = self.ds.module
         self.model: MaskedDiffusionModel = self.root.model

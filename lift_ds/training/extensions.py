@@ -139,3 +139,17 @@ def environment_key() -> str:
         *sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}),
     ]  # fmt: skip
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:12]
+
+
+@contextmanager
+def without_inductor() -> Iterator[None]:
+    """Has what DeepSpeed decorates with `torch.compile` meanwhile not import Inductor: parts of an optimizer, Muon.
+
+    It looks whether an optimizer is one that it knows, of which Muon's import alone takes most of the time (0.19.8).
+    """
+    settle = getattr(torch.compiler, "set_default_backend", lambda backend: None)  # an older torch may have none
+    settle("eager")
+    try:
+        yield
+    finally:
+        settle(None)  # torch's own

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from deepspeed.ops.adam import DeepSpeedCPUAdam
-from torch import nn
+from torch import Tensor, nn
 
 from lift_ds.config.training import OptimConfig
 from lift_ds.models.weights import whole_shape
@@ -28,14 +29,27 @@ def make_optimizer(root: nn.Module, optim: OptimConfig, is_offloaded: bool) -> t
     return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, eps=optim.eps, fused=True)
 
 
-def share_masters(zero: Any) -> None:
-    """Has weights in float32 be their own masters, which ZeRO-3 has just copied from them.
+def spare_copies(zero: Any) -> None:
+    """Has ZeRO-3 do without two copies that it makes: float32 masters of float32 weights, and the flat gradients.
 
-    DeepSpeed means to do it, but `_create_fp32_partitions` compares a torch.device with a string (0.19.8).
+    DeepSpeed 0.19.8 means to share the masters, but `_create_fp32_partitions` compares a torch.device with a string.
+    Its update puts the gradients of a group one after the other (`flatten`), which they are already.
     """
+    zero.flatten = joined
     for master, weights in zip(zero.fp32_partitioned_groups_flat, zero.fp16_partitioned_groups_flat, strict=True):
         if (master.dtype, master.device) == (weights.dtype, weights.device):
             master.data = weights.data
+
+
+def joined(tensors: Sequence[Tensor]) -> Tensor:
+    """Flat tensors of one type one after the other: a view where they lie so in one storage, else a copy."""
+    first = tensors[0]
+    storage, end = first.untyped_storage().data_ptr(), first.storage_offset()
+    for tensor in tensors:
+        if (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.stride()) != (storage, end, (1,)):
+            return torch.cat([each.flatten() for each in tensors])
+        end += tensor.numel()
+    return first.as_strided((end - first.storage_offset(),), (1,))
 
 
 def learning_rate(step: int, optim: OptimConfig) -> float:

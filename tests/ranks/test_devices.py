@@ -1,6 +1,9 @@
 """Devices that are hidden, missing, shared or too old, each in one line; shown on the CPU with made-up surroundings."""
 
 import os
+import platform
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -130,6 +133,38 @@ def test_a_gpu_without_bf16(volta, monkeypatch):
 def test_a_processor_is_not_asked_for_bf16():
     assert devices.why_no_bf16(torch.device("cpu")) is None
     assert not engine.has_bf16()
+
+
+COUNT_HEAPS = """
+import ctypes, sys, threading
+from pathlib import Path
+from lift_ds.ranks.devices import share_heap
+
+libc = ctypes.CDLL(None)
+libc.fopen.restype = ctypes.c_void_p
+
+def num_heaps():
+    stream = ctypes.c_void_p(libc.fopen(sys.argv[1].encode(), b"w"))
+    libc.malloc_info(0, stream)
+    libc.fclose(stream)
+    return Path(sys.argv[1]).read_text().count("<heap nr=")
+
+before = num_heaps()
+share_heap()
+kept = []
+thread = threading.Thread(target=lambda: kept.append(bytearray(100_000)))  # too large for Python's own blocks
+thread.start()
+thread.join()
+print(num_heaps() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's heaps")
+@pytest.mark.parametrize(("given", "num_more"), [({}, 0), ({"MALLOC_ARENA_MAX": "64"}, 1)], ids=["shared", "as given"])
+def test_threads_share_a_heap_unless_somebody_has_said_how_many(tmp_path, given, num_more):
+    command = [sys.executable, "-c", COUNT_HEAPS, tmp_path / "heaps.xml"]
+    environment = {name: value for name, value in os.environ.items() if name not in devices.HEAPS} | given
+    assert subprocess.check_output(command, env=environment, text=True).split() == [str(num_more)]
 
 
 @pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])

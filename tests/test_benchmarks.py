@@ -17,6 +17,7 @@ COMMANDS = {
     "conversion": [sys.executable],
     "data": [sys.executable],
     "loading": [sys.executable],
+    "elementwise": [sys.executable],
     "large_model": [sys.executable],
     "loss_memory": [sys.executable],
     "micro_batches": [sys.executable],

@@ -6,19 +6,18 @@ P trained and T all elements, n ranks, w bytes of a weight, G elements of the la
                training   + gathered w min(T, reuse/2 + G) + activations + the head, a gather's copy, or a backward
     stage 1,2  weights w T     master 4 P/n   moments 8 P/n
                training   + gradients (w + 4) P/n (4 P/n where w = 4), two buckets w bucket with overlap_comm
-    update     + 4 P/n: the gradients of a parameter group, flat
+    update     stages 1, 2: + gradients + 4 P/n: those of a parameter group, flat
 
-Why, in DeepSpeed 0.19.8: `stage3._create_fp32_partitions` clones the master weights even where the weights are float32
-(it compares a torch.device with a string). `grad_partitions_flat_buffer` is float32. `__params_to_release` keeps what
-is used again within `stage3_max_reuse_distance` elements, counted there and back: of a small model all stays gathered
-from the forward to its backward. `AllGatherCoalescedHandle.wait` makes a parameter of parts while the flat result of
-the gather is still there. A leaf layer's gradients are reduced when the whole layer is done, and
-`reduce_scatter_coalesced` copies them in the order of the ranks. Stages 1 and 2 copy each gradient into a bucket, from
-there into `grads_in_partition`, and let go of both after the update; `step` flattens them. On a CPU, memory that is
-allocated but never written is none.
+Why, in DeepSpeed 0.19.8: `grad_partitions_flat_buffer` is float32; the engine spares stage 3 its other copies. What is
+used again within `stage3_max_reuse_distance` elements, counted there and back, stays (`__params_to_release`): of a small
+model all is gathered from the forward to its backward; a single rank gathers nothing. `AllGatherCoalescedHandle.wait`
+makes a parameter of parts while the flat result of the gather is still there. A leaf layer's gradients are reduced when
+the whole layer is done, and `reduce_scatter_coalesced` copies them in the order of the ranks. Stages 1 and 2 copy each
+gradient into a bucket, from there into `grads_in_partition`, and let go of both after the update; `step` flattens them.
+On a CPU, memory that is allocated but never written is none.
 
 Measured on two CPU ranks, see `benchmarks/planned_memory.py`. Assumed: what a GPU's context and communication hold. Not
-counted: what is lost between blocks.
+counted: what is lost between blocks, which on a CPU may be much.
 """
 
 from __future__ import annotations
@@ -133,10 +132,10 @@ def _standing(setup: Setup, sizes: Sizes) -> Memory:
     masters = 0.0 if shares_masters else 4 * share
     kept = {"weights": weight_bytes(setup, sizes), "master weights": masters, "moments": 8 * share}
     collected = collected_parts(setup, sizes)
-    gradients = {} if setup.stage == 3 else {"gradients": collected["gradients"]}
+    update = {} if setup.stage == 3 else {"gradients": collected["gradients"], "flat gradients": 4 * share}
     kept |= collected if setup.stage == 3 else {}
     kept["libraries"] = float(RUNTIME["cpu" if setup.is_cpu else "cuda"])
-    return Memory(kept, {"update": gradients | {"flat gradients": 4 * share}}, {})
+    return Memory(kept, {"update": update}, {})
 
 
 def estimate(setup: Setup) -> Memory:
@@ -203,8 +202,11 @@ def collected_parts(setup: Setup, sizes: Sizes) -> dict[str, float]:
 
 
 def gathered_parts(setup: Setup, sizes: Sizes) -> tuple[float, float]:
-    """Weights that are gathered at once, and the copy that the last gather makes meanwhile, in bytes."""
-    if setup.stage < 3:
+    """Weights that are gathered at once, and the copy that the last gather makes meanwhile, in bytes.
+
+    A single rank computes with its part, which is all, unless that is kept in the host's memory.
+    """
+    if setup.stage < 3 or (setup.world_size == 1 and not setup.is_offloaded("param")):
         return 0.0, 0.0
     group = max(sizes.layer, sizes.largest)
     reuse = int(setup.zero.get("stage3_max_reuse_distance", DEFAULT_REUSE))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from pathlib import Path
@@ -14,8 +15,10 @@ from .meeting import Meeting
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second is the first's older name
 THREADS = "OMP_NUM_THREADS"
+HEAPS = ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES")
 DEVICE_FILES, PCI_FILES = Path("/dev"), Path("/sys/bus/pci/devices")
 NVIDIA, DISPLAY = "0x10de", "0x03"  # PCI vendor, and how classes of display controllers begin
+ARENA_MAX = -8  # M_ARENA_MAX of glibc's malloc.h
 ON_PROCESSOR = "DS_ACCELERATOR=cpu computes on the processor"
 
 
@@ -112,6 +115,23 @@ def settle_allocator() -> None:
     """
     if not any(name in os.environ for name in ALLOCATOR):
         os.environ[ALLOCATOR[0]] = "expandable_segments:True"
+
+
+def give_back_memory() -> None:
+    """Has glibc give back what this process has freed; blocks to come have their pages cleared anew."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # which other C libraries do not have
+    if trim is not None:
+        trim(0)
+
+
+def share_heap() -> None:
+    """Has glibc serve all threads from one heap, unless the environment says how many.
+
+    Threads that move gradients on a processor would each keep what they once needed.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None and not any(name in os.environ for name in HEAPS):
+        mallopt(ARENA_MAX, 1)
 
 
 def share_cores(launch: Launch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,9 +26,11 @@ from lift_ds.ranks.devices import (
     check_device,
     check_no_gpu,
     claim_device,
+    give_back_memory,
     settle_allocator,
     share_cores,
     share_cores_beside_gpu,
+    share_heap,
     why_no_bf16,
 )
 from lift_ds.ranks.launch import Launch, read_launch
@@ -83,6 +85,7 @@ def take_device(launch: Launch, meeting: Meeting) -> None:
     if not has_accelerator():
         check_no_gpu()
         share_cores(launch)
+        share_heap()
         return
     check_device(launch, accelerator.device_count())
     if accelerator.device_name() == "cuda":
@@ -170,7 +173,8 @@ class Engine(Collectives):
         optimizer = make_optimizer(root, optim, is_offloaded)
         self.ds, *_ = deepspeed.initialize(model=root, optimizer=optimizer, config=ds_json)
         if self.stage == 3 and not is_offloaded:
-            share_masters(self.ds.optimizer)
+            spare_copies(self.ds.optimizer)
+        give_back_memory()  # the weights before DeepSpeed moved them, and its buffers for them
         super().__init__(torch.device(self.ds.device))
         self.root: DiffusionStep = self.ds.module
         self.model: MaskedDiffusionModel = self.root.model
@@ -245,14 +249,27 @@ def make_optimizer(root: nn.Module, optim: OptimConfig, is_offloaded: bool) -> t
     return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, eps=optim.eps, fused=True)
 
 
-def share_masters(zero: Any) -> None:
-    """Has weights in float32 be their own masters, which ZeRO-3 has just copied from them.
+def spare_copies(zero: Any) -> None:
+    """Has ZeRO-3 do without two copies that it makes: float32 masters of float32 weights, and the flat gradients.
 
-    DeepSpeed means to do it, but `_create_fp32_partitions` compares a torch.device with a string (0.19.8).
+    DeepSpeed 0.19.8 means to share the masters, but `_create_fp32_partitions` compares a torch.device with a string.
+    Its update puts the gradients of a group one after the other (`flatten`), which they are already.
     """
+    zero.flatten = joined
     for master, weights in zip(zero.fp32_partitioned_groups_flat, zero.fp16_partitioned_groups_flat, strict=True):
         if (master.dtype, master.device) == (weights.dtype, weights.device):
             master.data = weights.data
+
+
+def joined(tensors: Sequence[Tensor]) -> Tensor:
+    """Flat tensors of one type one after the other: a view where they lie so in one storage, else a copy."""
+    first = tensors[0]
+    storage, end = first.untyped_storage().data_ptr(), first.storage_offset()
+    for tensor in tensors:
+        if (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.stride()) != (storage, end, (1,)):
+            return torch.cat([each.flatten() for each in tensors])
+        end += tensor.numel()
+    return first.as_strided((end - first.storage_offset(),), (1,))
 
 
 def learning_rate(step: int, optim: OptimConfig) -> float:

@@ -53,8 +53,13 @@ def test_zero_3_cuts_everything_by_the_ranks():
     kept = plan().memory.kept
     expected = {"weights": num / 2, "master weights": num, "moments": 2 * num, "gradients": num, "buckets": 2000}
     assert {name: kept[name] for name in expected} == expected
-    update = plan().memory.moments()["update"]
-    assert update == sum(kept.values()) + num  # and the flat gradients
+    assert "update" not in plan().memory.moments()  # which copies nothing
+
+
+def test_weights_in_float32_are_their_own_masters():
+    num = Sizes.of(BASE, LoraConfig()).total
+    kept = plan(ZERO3 | {"bf16": {"enabled": False}}).memory.kept
+    assert (kept["weights"], kept["master weights"]) == (num, 0)
 
 
 def test_zero_2_keeps_the_weights_whole():

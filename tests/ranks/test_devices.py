@@ -1,12 +1,14 @@
 """Devices that are hidden, missing, shared or too old, each in one line; shown on the CPU with made-up surroundings."""
 
 import os
+import platform
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from lift_ds.config.training import OptimConfig
 from lift_ds.ranks import devices
 from lift_ds.ranks.launch import Launch
 from lift_ds.training import engine
@@ -133,6 +135,38 @@ def test_a_processor_is_not_asked_for_bf16():
     assert not engine.has_bf16()
 
 
+COUNT_HEAPS = """
+import ctypes, sys, threading
+from pathlib import Path
+from lift_ds.ranks.devices import share_heap
+
+libc = ctypes.CDLL(None)
+libc.fopen.restype = ctypes.c_void_p
+
+def num_heaps():
+    stream = ctypes.c_void_p(libc.fopen(sys.argv[1].encode(), b"w"))
+    libc.malloc_info(0, stream)
+    libc.fclose(stream)
+    return Path(sys.argv[1]).read_text().count("<heap nr=")
+
+before = num_heaps()
+share_heap()
+kept = []
+thread = threading.Thread(target=lambda: kept.append(bytearray(100_000)))  # too large for Python's own blocks
+thread.start()
+thread.join()
+print(num_heaps() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's heaps")
+@pytest.mark.parametrize(("given", "num_more"), [({}, 0), ({"MALLOC_ARENA_MAX": "64"}, 1)], ids=["shared", "as given"])
+def test_threads_share_a_heap_unless_somebody_has_said_how_many(tmp_path, given, num_more):
+    command = [sys.executable, "-c", COUNT_HEAPS, tmp_path / "heaps.xml"]
+    environment = {name: value for name, value in os.environ.items() if name not in devices.HEAPS} | given
+    assert subprocess.check_output(command, env=environment, text=True).split() == [str(num_more)]
+
+
 @pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
 def test_the_allocator_is_told_unless_somebody_has(monkeypatch, name):
     for each in devices.ALLOCATOR:
@@ -168,11 +202,3 @@ def test_an_offloaded_optimizer_gets_its_cores(monkeypatch, given, threads, line
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize(("device", "fused"), [("cpu", None), ("cuda", True)])
-def test_adam_is_fused_on_a_gpu_alone(monkeypatch, device, fused):
-    monkeypatch.setattr(engine, "current_device", lambda: torch.device(device))
-    optimizer = engine.make_optimizer(torch.nn.Linear(2, 2), OptimConfig(), is_offloaded=False)
-    assert type(optimizer) is torch.optim.AdamW
-    assert [group["fused"] for group in optimizer.param_groups] == [fused, fused]

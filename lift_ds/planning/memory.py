@@ -8,17 +8,16 @@ P trained and T all elements, n ranks, w bytes of a weight, G elements of the la
                training   + gradients (w + 4) P/n (4 P/n where w = 4), two buckets w bucket with overlap_comm
     update     stages 1, 2: + gradients + 4 P/n: those of a parameter group, flat
 
-Why, in DeepSpeed 0.19.8: `stage3._create_fp32_partitions` clones the master weights even where the weights are float32
-(it compares a torch.device with a string). `grad_partitions_flat_buffer` is float32. `__params_to_release` keeps what
-is used again within `stage3_max_reuse_distance` elements, counted there and back: of a small model all stays gathered
-from the forward to its backward. `AllGatherCoalescedHandle.wait` makes a parameter of parts while the flat result of
-the gather is still there. A leaf layer's gradients are reduced when the whole layer is done, and
-`reduce_scatter_coalesced` copies them in the order of the ranks. Stages 1 and 2 copy each gradient into a bucket, from
-there into `grads_in_partition`, and let go of both after the update; `step` flattens them. On a CPU, memory that is
-allocated but never written is none.
+Why, in DeepSpeed 0.19.8: `grad_partitions_flat_buffer` is float32; the engine spares stage 3 its other copies. What is
+used again within `stage3_max_reuse_distance` elements, counted there and back, stays (`__params_to_release`): of a small
+model all is gathered from the forward to its backward; a single rank gathers nothing. `AllGatherCoalescedHandle.wait`
+makes a parameter of parts while the flat result of the gather is still there. A leaf layer's gradients are reduced when
+the whole layer is done, and `reduce_scatter_coalesced` copies them in the order of the ranks. Stages 1 and 2 copy each
+gradient into a bucket, from there into `grads_in_partition`, and let go of both after the update; `step` flattens them.
+On a CPU, memory that is allocated but never written is none.
 
 Measured on two CPU ranks, see `benchmarks/planned_memory.py`. Assumed: what a GPU's context and communication hold. Not
-counted: what is lost between blocks.
+counted: what is lost between blocks, which on a CPU may be much.
 """
 
 from __future__ import annotations
@@ -211,7 +210,7 @@ def collected_parts(setup: Setup, sizes: Sizes) -> dict[str, float]:
 def gathered_parts(setup: Setup, sizes: Sizes) -> tuple[float, float]:
     """Weights that are gathered at once, and the copy that the last gather makes meanwhile, in bytes.
 
-    A single rank computes with its part, which is all of them, unless that is kept in the host's memory.
+    A single rank computes with its part, which is all, unless that is kept in the host's memory.
     """
     if setup.stage < 3 or (setup.world_size == 1 and not setup.is_offloaded("param")):
         return 0.0, 0.0

@@ -9,7 +9,7 @@ P trained and T all elements, n ranks, w bytes of a weight, G elements of the la
     update     stages 1, 2: + gradients + 4 P/n: those of a parameter group, flat
 
 Why, in DeepSpeed 0.19.8: `grad_partitions_flat_buffer` is float32; the engine spares stage 3 its other copies. What is
-used again within `stage3_max_reuse_distance` elements, counted there and back, stays (`__params_to_release`): of a small
+used again within `stage3_max_reuse_distance` elements, there and back, stays (`__params_to_release`): of a small
 model all is gathered from the forward to its backward; a single rank gathers nothing. `AllGatherCoalescedHandle.wait`
 makes a parameter of parts while the flat result of the gather is still there. A leaf layer's gradients are reduced when
 the whole layer is done, and `reduce_scatter_coalesced` copies them in the order of the ranks. Stages 1 and 2 copy each

@@ -36,7 +36,7 @@ from .sizes import Sizes
 GIB = 1 << 30
 MIB = 1 << 20
 DEFAULT_BUCKET, DEFAULT_REUSE, DEFAULT_FEW = 500_000_000, 1_000_000_000, 100_000  # DeepSpeed's
-RUNTIME = {"cpu": 85 * MIB, "cuda": 1536 * MIB}
+RUNTIME = {"cpu": 50 * MIB, "cuda": 1536 * MIB}
 """What libraries hold that start with the engine: measured on a CPU; assumed on a GPU (context, NCCL, cuBLAS)."""
 
 

@@ -8,21 +8,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import warnings
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import throughput
 import torch
 import torch.nn.functional as F  # noqa: N812
 from safetensors.torch import load_file
 from torch import Tensor
-from whole_steps import SEED, DeviceWeights, WholeSteps, draw_documents
+from whole_steps import SEED, DeviceWeights, draw_documents
 
 from lift_ds.data.batch import Document, MicroBatch, collate
 from lift_ds.method.loss import chunked_gold_logprob, chunked_weighted_nll
@@ -38,11 +34,6 @@ from lift_ds.training.step import DiffusionStep
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 VECTORS = REPOSITORY / "tests" / "data" / "llada_tiny"
-OBJECTIVES: tuple[tuple[str, dict[str, Any]], ...] = (
-    *((method, {}) for method in ("vanilla", "lift2", "lift3", "easy", "hard", "random", "gift")),
-    *(("lift3", {"scoring": scoring}) for scoring in ("approximate", "buffer", "hybrid")),
-    ("vanilla", {"complementary": True}),
-)
 REMAINDERS = (0, 1, 64, 127)
 """Lengths beyond a multiple of 128: what cuDNN's masked backward gets wrong is one of them."""
 HEAD_DIM = 64
@@ -76,7 +67,7 @@ def conformance(device: torch.device, is_quick: bool) -> dict[str, float]:
 def gradients(device: torch.device, is_quick: bool) -> dict[str, float]:
     """Gradients of a training step at several lengths, padded and packed, against plain attention in float32.
 
-    Under LIFT-3 in float32; under vanilla SFT in bf16, where the last bit of a score may choose another token.
+    In bf16 of vanilla SFT: under LIFT-3 the last bit of a score may choose another token.
     """
     worst: dict[str, float] = {}
     num_bad = 0
@@ -202,57 +193,6 @@ def resume(device: torch.device, is_quick: bool) -> dict[str, float]:
     return {"resume_loss_difference": float(np.abs(np.array(resumed) / np.array(whole) - 1).max())}
 
 
-def sync(device: torch.device, is_quick: bool) -> dict[str, float]:
-    """How often the host waits for the device from noise to the end of backward: in our passes, and in DeepSpeed's.
-
-    Ours may wait once, under GIFT. DeepSpeed's are counted in one micro-batch under ZeRO-2 and ZeRO-3, a line each.
-    """
-    figures = dict.fromkeys(("waits", "waits_gift"), 0.0)
-    documents = draw([97, 128, 250])
-    for method, options in OBJECTIVES:
-        for is_packed in (False, True):
-            root = step_root(device, torch.float32, objective_settings(method, **options), is_packed, lora_dropout=0.1)
-            batch, scale = noised_batch(documents, root.objective.settings), torch.full((len(documents),), 1e-2)
-            for _ in range(2):  # handles and workspaces are made in the first
-                with waiting(device) as places:
-                    root(batch, scale, (0, 0), device)[0].backward()
-            name = "waits_gift" if method == "gift" else "waits"
-            figures[name] = max(figures[name], float(len(places)))
-            figures |= {f"{method}: {place}": float(count) for place, count in Counter(places).items()}
-    throughput.start(device)
-    for stage in (2, 3):
-        settings, config = objective_settings(method="lift3"), small_config()
-        engine_json = REPOSITORY / "ds_configs" / f"zero{stage}.json"
-        steps = WholeSteps(
-            config, DeviceWeights(config), engine_json, settings, len(documents), has_bf16=device.type == "cuda"
-        )
-        batch = noised_batch(documents, settings)
-        for _ in range(3):  # ZeRO-3 records the order of its parameters in the first
-            with waiting(device) as places:
-                steps.engine.forward_backward(batch, torch.full((len(documents),), 1e-2), (0, 0))
-            steps.engine.update()
-        figures[f"waits_zero{stage}"] = float(len(places))
-        figures |= {f"zero{stage}: {place}": float(count) for place, count in Counter(places).items()}
-    return figures
-
-
-@contextmanager
-def waiting(device: torch.device) -> Iterator[list[str]]:
-    """Places, one for each time that the host waits for the GPU inside; torch does not tell where it is a CPU."""
-    places: list[str] = []
-    if device.type != "cuda":
-        yield places
-        return
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            yield places
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    places += [f"{Path(each.filename).name}:{each.lineno}" for each in caught if "synchroniz" in str(each.message)]
-
-
 def losses_of_run(work: Path, name: str, stage: int, where: str, overrides: list[str], *flags: str) -> list[float]:
     """Losses, step by step, of the default run in float32, on one rank.
 
@@ -356,7 +296,6 @@ PARTS = {
     "gradients": gradients,
     "far_scores": far_scores,
     "packed_is_alone": packed_is_alone,
-    "sync": sync,
     "bf16_head": bf16_head,
     "stages": stages,
     "resume": resume,

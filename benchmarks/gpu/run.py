@@ -87,11 +87,13 @@ def run_part(name: str, device_name: str, is_quick: bool, out: Path) -> None:
     import correctness
     import throughput
     import torch
+    import waits
 
     device = torch.device(device_name)
     notes: list[str] = []
-    if name in correctness.PARTS:
-        figures = correctness.PARTS[name](device, is_quick)
+    checks = correctness.PARTS | {"sync": waits.sync}
+    if name in checks:
+        figures = checks[name](device, is_quick)
     else:
         throughput.start(device)
         part, checkpointed = throughput.PARTS[name]

@@ -118,7 +118,7 @@ def resolve(values: dict[str, Any]) -> tuple[RunConfig, list[str]]:
 def forget(values: dict[str, Any], details: ErrorDetails) -> None:
     """Removes what one problem of pydantic's is about."""
     location = details["loc"]
-    if details["type"] != "value_error" or location not in ((), ("checkpoint",), ("model",), ("objective",)):
+    if details["type"] != "value_error" or len(location) > 1:
         remove(values, location)
     elif not location:  # the checks between sections are about these two
         values.pop("eval", None)
@@ -127,7 +127,7 @@ def forget(values: dict[str, Any], details: ErrorDetails) -> None:
         section = str(location[0])
         named = re.findall(rf"^{section}\.(\w+)", str(details["ctx"]["error"]), re.MULTILINE)
         keys = ["best_by", "export"] if section == "checkpoint" else named
-        if "method" in keys:
+        if "method" in keys or not keys:
             remove(values, location)
         for key in keys:
             values.get(section, {}).pop(key, None)

@@ -199,11 +199,11 @@ def _product(part: Tensor, weight: Tensor) -> Tensor:
         return part @ weight.T
     if part.is_cuda or part.is_meta:
         return torch.mm(part, weight.T, out_dtype=torch.float32)
-    logits = part.new_empty((part.shape[0], weight.shape[0]), dtype=torch.float32)
+    logits, wide = part.new_empty((part.shape[0], weight.shape[0]), dtype=torch.float32), part.float()
     step = max(1, WIDENED // weight.shape[1])
     for start in range(0, weight.shape[0], step):
         some = slice(start, start + step)
-        torch.mm(part.float(), weight[some].float().T, out=logits[:, some])
+        torch.mm(wide, weight[some].float().T, out=logits[:, some])
     return logits
 
 

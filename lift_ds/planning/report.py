@@ -64,6 +64,12 @@ class Plan:
         return estimate(self.setup)
 
     @property
+    def one_document(self) -> Setup:
+        """The same with the longest document, or pack, alone in a micro-batch."""
+        views = self.setup.num_documents // self.num_documents
+        return replace(self.setup, num_documents=views, length=self.longest.length)
+
+    @property
     def fits(self) -> bool:
         """Whether the memory of a GPU suffices."""
         return self.memory.peak <= self.usable
@@ -160,7 +166,7 @@ class Plan:
 
     def remedies(self) -> Iterator[str]:
         """What would make it fit, with the peak that each change leaves."""
-        for text, setup in alternatives(self.setup, self.usable):
+        for text, setup in alternatives(self.setup, self.one_document, self.usable):
             peak = estimate(setup).peak
             if peak < self.memory.peak:
                 verdict = "fits" if peak <= self.usable else "not enough alone"
@@ -177,10 +183,13 @@ def row(name: str, value: float, detail: str = "") -> str:
     return f"    {name:34} {value / GIB:20.2f}" + (f"  {detail}" if detail else "")
 
 
-def alternatives(setup: Setup, usable: float) -> Iterator[tuple[str, Setup]]:
-    """Changes that lower the peak, which should be `usable` bytes, cheapest first: each alone, then all together."""
+def alternatives(setup: Setup, alone: Setup, usable: float) -> Iterator[tuple[str, Setup]]:
+    """Changes that lower the peak, which should be `usable` bytes, cheapest first: each alone, then all together.
+
+    `alone` is the same with the longest document alone in a micro-batch.
+    """
     together = setup
-    changes = list(_changes(setup, usable))
+    changes = list(_changes(setup, alone, usable))
     for text, change in changes:
         yield text, change(setup)
         together = change(together)
@@ -188,14 +197,14 @@ def alternatives(setup: Setup, usable: float) -> Iterator[tuple[str, Setup]]:
         yield "all of these", together
 
 
-def _changes(setup: Setup, usable: float) -> Iterator[tuple[str, Callable[[Setup], Setup]]]:
+def _changes(setup: Setup, alone: Setup, usable: float) -> Iterator[tuple[str, Callable[[Setup], Setup]]]:
     if setup.num_checkpointed < setup.num_layers:
         count = fewest_layers(setup, usable)
         yield f"model.checkpoint_layers={count}", lambda made: replace(made, num_checkpointed=count)
-    if setup.num_documents > 1:
+    if setup.num_documents > alone.num_documents:
         by_tokens = rows_per_micro_batch(setup.ds_json) is None
-        change = f"data.micro_batch_tokens={setup.length}" if by_tokens else f"{MICRO_BATCH} to 1 in the JSON"
-        yield change, lambda made: replace(made, num_documents=1)
+        change = f"data.micro_batch_tokens={alone.length}" if by_tokens else f"{MICRO_BATCH} to 1 in the JSON"
+        yield change, lambda made: replace(made, num_documents=alone.num_documents, length=alone.length)
     if setup.stage < 3 and setup.world_size > 1:
         yield "--deepspeed to ds_configs/zero3.json", lambda made: made.with_zero(stage=3)
     if not setup.is_offloaded("optimizer"):

@@ -26,6 +26,20 @@ def longest_allowed(run: RunConfig, config: PretrainedConfig) -> Longest:
     return Longest(stated or min(max_length_of(config), UNSTATED_LENGTH))
 
 
+def largest_by_tokens(budget: int, longest: int, share: int) -> tuple[int, int]:
+    """Documents, or packs, of the largest micro-batch that is cut by tokens, and the tokens of each.
+
+    Shorter ones than the longest may fill the budget better: of 3,000 tokens 4,096 hold one, and two of 2,048.
+
+    Args:
+        budget: Most tokens of a micro-batch, but for one that is longer.
+        longest: Tokens of the longest one.
+        share: Documents of a step on a rank.
+    """
+    documents = min(share, -(-budget // longest))
+    return documents, longest if documents == 1 else min(longest, budget // documents)
+
+
 def plan_of(
     config: PretrainedConfig,
     run: RunConfig,
@@ -56,8 +70,11 @@ def plan_of(
     longest = longest or longest_allowed(run, config)
     share = -(-run.optim.global_batch // world_size)
     rows = rows_per_micro_batch(ds_json)
-    documents = rows or min(share, max(1, run.data.micro_batch_tokens // longest.length))
-    num_micro_batches = int(ds_json["gradient_accumulation_steps"]) if rows else -(-share // documents)
+    if rows is None:
+        documents, length = largest_by_tokens(run.data.micro_batch_tokens, longest.length, share)
+        num_micro_batches = -(-share * longest.length // (documents * length))
+    else:
+        documents, length, num_micro_batches = rows, longest.length, int(ds_json["gradient_accumulation_steps"])
     views = 2 if getattr(run.objective, "complementary", False) else 1
     setup = Setup(
         config,
@@ -66,7 +83,7 @@ def plan_of(
         world_size,
         run.model.num_checkpointed(int(config.num_hidden_layers)),
         views * documents,
-        longest.length,
+        length,
         make_objective(run.objective).scoring_pass != "none",
         is_cpu,
     )

@@ -43,7 +43,8 @@ class Line:
 def solved_lines(metrics_path: Path) -> list[Line]:
     """Each task with its levels, then `top` (the items of earlier versions), then all; none without both measurements.
 
-    Records of earlier versions, which know no levels, have a line for each task.
+    There is no `top` where it is all, or nothing. Records of earlier versions, which know no levels, have a line for
+    each task.
 
     Raises:
         ValueError: The items before and after training are not of the same tasks and levels.
@@ -63,9 +64,10 @@ def solved_lines(metrics_path: Path) -> list[Line]:
     for task in sorted(by_task, key=lambda task: [*TASKS, task].index(task)):
         lines.append(Line.total(task, by_task[task]))
         lines += [line for line in by_task[task] if line.is_level]
-    if "top" in after:
+    in_all = Line.total("all", [line for of_task in by_task.values() for line in of_task])
+    if 0 < after.get("top", {}).get("num_items", 0) < in_all.after.num_items:
         lines.append(Line("top", TaskScore(**before["top"]), TaskScore(**after["top"])))
-    return [*lines, Line.total("all", [line for of_task in by_task.values() for line in of_task])]
+    return [*lines, in_all]
 
 
 def _level_label(task: str, level: str) -> str:
@@ -79,9 +81,11 @@ def solved_table(lines: list[Line], is_plain: bool) -> Table:
     caption = Text.assemble(
         "bars:", *(part for name in MARKS if name for part in (" ", _mark(name, 1, is_plain), " ", name))
     )
+    if any(line.label == "top" for line in lines):
+        caption.append(f"; top: the last level of {', '.join(cell.task for cell in TOP_CELLS)}")
     table = Table(
         title="Held-out items, before -> after fine-tuning",
-        caption=caption.append(f"; top: the last level of {', '.join(cell.task for cell in TOP_CELLS)}"),
+        caption=caption,
         box=None if is_plain else box.SIMPLE_HEAD,
         padding=(0, 2, 0, 0),
         show_edge=False,

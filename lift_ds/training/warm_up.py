@@ -26,16 +26,10 @@ PLANNED_AS = {"scoring": "scoring pass", "forward": "training pass", "backward":
 """What a plan calls the parts of a step."""
 
 
-def largest_micro_batch(micro_batch: int, longest: int, max_length: int) -> list[int]:
-    """Tokens of each document of the largest micro-batch that may come.
-
-    Args:
-        micro_batch: Most documents, or packs, of one.
-        longest: Tokens of the longest one.
-        max_length: Most tokens of a document; a longer pack is of several.
-    """
-    whole, rest = divmod(longest, max_length) if longest > max_length else (1, 0)
-    return micro_batch * ([min(longest, max_length)] * whole + [rest] * (rest > 0))
+def document_lengths(num_packs: int, length: int, max_length: int) -> list[int]:
+    """Tokens of each document of some packs of a length; more than `max_length` are several documents'."""
+    whole, rest = divmod(length, max_length) if length > max_length else (1, 0)
+    return num_packs * ([min(length, max_length)] * whole + [rest] * (rest > 0))
 
 
 def worst_case(lengths: list[int], objective: Objective) -> MicroBatch:
@@ -64,7 +58,7 @@ def warm_up(engine: Engine, objective: Objective, plan: Plan, max_length: int) -
     Args:
         engine: What trains.
         objective: What is learned.
-        plan: How many documents or packs, how long the longest is, and what was planned for it.
+        plan: How many documents or packs, how long they are, and what was planned for them.
         max_length: Most tokens of a document.
 
     Returns:
@@ -73,8 +67,8 @@ def warm_up(engine: Engine, objective: Objective, plan: Plan, max_length: int) -
     Raises:
         torch.OutOfMemoryError: With what was run, what was planned for it, and what makes room.
     """
-    longest, micro_batch = plan.longest, plan.num_documents
-    batch = worst_case(largest_micro_batch(micro_batch, longest.length, max_length), objective)
+    micro_batch, length = plan.num_documents, plan.setup.length
+    batch = worst_case(document_lengths(micro_batch, length, max_length), objective)
     try:
         seconds = engine.warm_up(batch, adds_up=plan.num_micro_batches > 1)
     except torch.OutOfMemoryError as error:
@@ -84,8 +78,8 @@ def warm_up(engine: Engine, objective: Objective, plan: Plan, max_length: int) -
     planned, why_not = planned_gib(plan)
     record = {
         "micro_batch": micro_batch,
-        "length": longest.length,
-        "num_rows_read": longest.num_read,
+        "length": length,
+        "num_rows_read": plan.longest.num_read,
         "peak_memory_gib": allocated,
         "peak_reserved_gib": reserved or None,
         "planned_gib": planned,
@@ -93,7 +87,7 @@ def warm_up(engine: Engine, objective: Objective, plan: Plan, max_length: int) -
         "seconds": seconds,
     }
     return record, (
-        f"warm-up on {micro_batch} x {longest.length:,} tokens ({longest}): peak {allocated:.1f} GiB of "
+        f"warm-up on {micro_batch} x {length:,} tokens ({plan.longest}): peak {allocated:.1f} GiB of "
         f"{plan.gpu_gib:.1f} ({why_not or f'planned {planned:.1f}'}), {seconds:.1f} s"
     )
 
@@ -102,7 +96,7 @@ def what_ran_out(plan: Plan, part: str | None) -> str:
     """What is said where memory runs out in `part` of a step."""
     lines = [
         f"lift_ds: it was the warm-up, before any step, on the largest micro-batch that may come, {plan.num_documents} "
-        f"x {plan.longest.length:,} tokens ({plan.longest}); the device has {plan.gpu_gib:.1f} GiB."
+        f"x {plan.setup.length:,} tokens ({plan.longest}); the device has {plan.gpu_gib:.1f} GiB."
     ]
     _, why_not = planned_gib(plan)
     if why_not:

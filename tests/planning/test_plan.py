@@ -35,12 +35,24 @@ def plan(ds_json=ZERO3, config=BASE, gpu_gib=80.0, **run):
 
 
 def test_micro_batches_by_tokens():
-    """32 documents on 4 ranks, of 128 tokens at most: by 512 tokens 4 at a time, by 100 alone, by 10,000 a rank's 8."""
+    """32 documents on 4 ranks, of 128 tokens at most: by 512 tokens 4 at a time, by 100 alone, by 10,000 a rank's 8.
+
+    200 tokens hold one of 128, and more of them as two of 100: eight of 128 are six micro-batches of 200.
+    """
     by_tokens = ZERO3 | {"train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto"}
-    for tokens, documents, number in ((512, 4, 2), (100, 1, 8), (10_000, 8, 1)):
+    for tokens, *expected in ((512, 4, 128, 2), (100, 1, 128, 8), (200, 2, 100, 6), (10_000, 8, 128, 1)):
         found = plan(by_tokens, optim={"global_batch": 32}, data={"micro_batch_tokens": tokens})
-        assert (found.setup.num_documents, found.num_micro_batches) == (documents, number)
+        assert [found.setup.num_documents, found.setup.length, found.num_micro_batches] == expected
     assert any("data.micro_batch_tokens=128" in line for line in found.remedies())
+
+
+def test_a_smaller_micro_batch_holds_the_longest_document_in_all_its_views():
+    """With the complement each document is seen twice: 2 of them are 4, and one is 2."""
+    found = plan(objective={"method": "vanilla", "complementary": True})
+    assert (found.setup.num_documents, found.one_document.num_documents) == (4, 2)
+    by_tokens = ZERO3 | {"train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto"}
+    found = plan(by_tokens, optim={"global_batch": 32}, data={"micro_batch_tokens": 200})
+    assert (found.one_document.num_documents, found.one_document.length) == (1, 128)
 
 
 def test_sizes_are_those_of_all_parameters():

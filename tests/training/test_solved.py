@@ -51,6 +51,14 @@ def test_solve_rates_by_task_and_level(tmp_path, capsys):
     assert min(Image.open(tmp_path / "solved.png").size) > 300
 
 
+@pytest.mark.parametrize("names", [["sudoku/4"], ["addition/1"]])
+def test_top_has_no_line_where_it_is_all_or_nothing(tmp_path, names):
+    before, after = ({name: scores[name] for name in names} for scores in (BEFORE, AFTER))
+    sides = [scores.get("sudoku/4", score(0, 0)) for scores in (before, after)]
+    write_metrics(tmp_path, before, after, top=sides)
+    assert [line.label for line in solved_lines(tmp_path / METRICS_FILE) if not line.is_level][1:] == ["all"]
+
+
 def test_without_matplotlib_it_is_said_once(tmp_path, capsys, monkeypatch):
     write_metrics(tmp_path)
     monkeypatch.setattr(summary, "find_spec", lambda name: None)

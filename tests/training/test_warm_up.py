@@ -1,21 +1,21 @@
-"""The largest micro-batch that may come, by arithmetic; two-rank runs are in `tests/distributed/test_warm_up.py`."""
+"""The warm-up's micro-batch, by arithmetic; two-rank runs are in `tests/distributed/test_warm_up.py`."""
 
 import pytest
 
 from lift_ds.objectives import make_objective, objective_settings
-from lift_ds.training.warm_up import largest_micro_batch, worst_case
+from lift_ds.training.warm_up import document_lengths, worst_case
 
 
 @pytest.mark.parametrize(
-    ("longest", "max_length", "lengths"),
+    ("length", "max_length", "lengths"),
     [
         (812, 4096, [812, 812]),  # rows that are shorter than what is allowed
         (100, 100, [100, 100]),
         (250, 100, [100, 100, 50, 100, 100, 50]),  # packs of 250 tokens, of documents of up to 100
     ],
 )
-def test_the_largest_micro_batch(longest, max_length, lengths):
-    assert largest_micro_batch(2, longest, max_length) == lengths
+def test_packs_are_of_documents_that_may_come(length, max_length, lengths):
+    assert document_lengths(2, length, max_length) == lengths
 
 
 @pytest.mark.parametrize("method", ["vanilla", "lift3", "gift", "random"])

@@ -30,6 +30,7 @@ from lift_ds.models.settings import LoraConfig
 from lift_ds.objectives import objective_settings
 from lift_ds.planning.memory import MIB, Memory, Setup, estimate
 from lift_ds.ranks.launch import read_launch
+from lift_ds.ranks.running import leave
 from lift_ds.training.engine import start_distributed
 
 DS_CONFIGS = Path(__file__).resolve().parents[1] / "ds_configs"
@@ -136,6 +137,7 @@ def measure(case: Case, folder: Path) -> None:
         steps.step(draw_documents(lengths, 0.0, case.vocabulary, (launch.rank, number)), number)
     (folder / f"{launch.rank}.txt").write_text(str(status("VmHWM") - before))
     steps.engine.barrier()
+    leave(0)
 
 
 def measured(case: Case, environment: dict[str, str]) -> int:

@@ -89,6 +89,8 @@ def run_part(name: str, device_name: str, is_quick: bool, out: Path) -> None:
     import torch
     import waits
 
+    from lift_ds.ranks.running import leave
+
     device = torch.device(device_name)
     notes: list[str] = []
     checks = correctness.PARTS | {"sync": waits.sync}
@@ -99,6 +101,8 @@ def run_part(name: str, device_name: str, is_quick: bool, out: Path) -> None:
         part, checkpointed = throughput.PARTS[name]
         figures = part(device, is_quick, checkpointed, notes.append)
     write(out / "part.json", {"figures": figures, "notes": notes})
+    if torch.distributed.is_initialized():
+        leave(0)
 
 
 def start_part(name: str, device: str, is_quick: bool, out: Path, seconds: float) -> dict[str, Any]:

@@ -65,12 +65,21 @@ test-export: $(INSTALLED)  ## exports in a clean environment with transformers 4
 test-extensions: $(INSTALLED)  ## DeepSpeed's CPU Adam: a launch killed while it is compiled, a warm-up beside it
 	pytest -m slow tests/training/test_extensions.py tests/distributed/test_warm_up.py
 
-base: $(INSTALLED)  ## make the built-in base anew, in two stages: about an hour on two cores
-	python tools/make_base_tokenizer.py lift_ds/assets/base
+base: runs/instruct_base/bf16  ## make the built-in base anew, in two stages: about an hour on two cores; resumable
+
+BASE_FILES = lift_ds/assets/base
+BASE_SIZE =
+
+runs/pretrain_base/export: | $(INSTALLED)
+	python tools/make_base_tokenizer.py $(BASE_FILES) $(BASE_SIZE)
 	$(LAUNCH) launchers/train.py --deepspeed ds_configs/zero2_micro16.json \
-	  --config launchers/recipes/pretrain_base.yaml
+	  --config launchers/recipes/pretrain_base.yaml --model $(BASE_FILES) --resume auto
+
+runs/instruct_base/export: runs/pretrain_base/export
 	$(LAUNCH) launchers/train.py --deepspeed ds_configs/zero2_micro16.json \
-	  --config launchers/recipes/instruct_base.yaml
+	  --config launchers/recipes/instruct_base.yaml --resume auto
+
+runs/instruct_base/bf16: runs/instruct_base/export
 	python tools/zero_to_hf.py runs/instruct_base runs/instruct_base/bf16 --dtype bfloat16
 
 $(INSTALLED): setup.cfg constraints.txt

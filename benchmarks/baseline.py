@@ -302,16 +302,17 @@ def main() -> None:
         runs = Runs(Path(folder), mixes, arguments.deepspeed.resolve(), arguments.profile)
         runs.run_all([key for key in keys if key.mix == "check" and not arguments.profile])
         figures: dict[str, float | bool] = {"quick": arguments.quick, "loss_difference": runs.largest_difference(None)}
-        runs.run_all([key for key in keys if key.mix != "check" and is_wanted(str(key))])
-        figures["loss_difference_first_steps"] = runs.largest_difference(1)
-        figures |= runs.figures()
         if is_wanted("start_up"):
             num_pairs = 1 if arguments.quick else START_PAIRS
             figures |= start_up(Path(folder), next(iter(mixes.values())).model, num_pairs, runs.engine_json)
+        for name in mixes:
+            runs.run_all([key for key in keys if key.mix == name != "check" and is_wanted(str(key))])
+            figures["loss_difference_first_steps"] = runs.largest_difference(1)
+            figures |= runs.figures()
+            if arguments.json:
+                arguments.json.write_text(json.dumps(figures, indent=1))
     print(runs.table())
     print("\n".join(f"{name}: {value:.3g}" for name, value in figures.items() if "/" not in name))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
     python tools/make_base_tokenizer.py lift_ds/assets/base
 
-Byte-level BPE with single digits and single line breaks (a chat header ends in two; they must not merge differently
-depending on what follows), on the built-in tasks' text and common words; special tokens and chat template are LLaDA's.
-The output is the same on every machine. `launchers/recipes/pretrain_base.yaml` then trains the weights.
+Byte-level BPE with single digits, line breaks (a chat header ends in two; they must not merge differently depending on
+what follows) and brackets, and a token for each answer tag, on the built-in tasks' text and common words; special
+tokens and chat template are LLaDA's. The output is the same on every machine. `launchers/recipes/pretrain_base.yaml`
+then trains the weights; `--width` and `--layers` make a larger model of the same kind.
 """
 
 from __future__ import annotations
@@ -15,17 +16,19 @@ from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from lift_ds.cli.tool import flag, tool
 from lift_ds.data.tasks import MIXTURES, pretraining_text
 from lift_ds.models.llada import LLaDAConfig
 
-VOCABULARY = 2048
+VOCABULARY = 1024
+WIDTH, NUM_LAYERS, HEAD_WIDTH = 192, 6, 32
 NUM_TEXTS = 20_000
 WORD_REPEATS = 60
 NAMES = ("startoftext", "endoftext", "mdm_mask", "start_header_id", "end_header_id", "eot_id")
+ANSWER_TAGS = ["<answer>", "</answer>"]  # text like any other, one token each
 SPECIAL_TOKENS = [f"<|{name}|>" for name in NAMES]
 HEADER = "'<|start_header_id|>' + {role} + '<|end_header_id|>\\n\\n'"
 CHAT_TEMPLATE = (  # all text in expressions: a template drops a line break at its own end
@@ -41,12 +44,11 @@ def texts() -> Iterator[str]:
     for _ in range(WORD_REPEATS):
         yield " ".join(words)
     for index in range(NUM_TEXTS):
-        text = pretraining_text(0, "train", index)
-        for token in SPECIAL_TOKENS:
-            text = text.replace(token, "\n")
-        yield text
         item = MIXTURES["reasoning"].item(0, "train", index)
-        yield f"{item.question}\n\n{item.response}"
+        for text in (pretraining_text(0, "train", index), f"{item.question}\n\n{item.response}"):
+            for token in (*SPECIAL_TOKENS, *ANSWER_TAGS):
+                text = text.replace(token, "\n")
+            yield text
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -54,19 +56,20 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split("\n", "isolated"),
+            pre_tokenizers.Split(Regex(r"[\n(),=]"), "isolated"),
             pre_tokenizers.Digits(individual_digits=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=VOCABULARY - len(ANSWER_TAGS),
         special_tokens=SPECIAL_TOKENS,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts(), trainer)
+    tokenizer.add_tokens(ANSWER_TAGS)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<|startoftext|>",
@@ -78,17 +81,17 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_config(tokenizer: PreTrainedTokenizerFast) -> LLaDAConfig:
-    """The base model's architecture: 1.8 M parameters."""
+def make_config(tokenizer: PreTrainedTokenizerFast, width: int, num_layers: int) -> LLaDAConfig:
+    """The base model's architecture."""
     return LLaDAConfig(
-        d_model=128,
-        n_layers=6,
-        n_heads=4,
-        mlp_hidden_size=384,
+        d_model=width,
+        n_layers=num_layers,
+        n_heads=width // HEAD_WIDTH,
+        mlp_hidden_size=3 * width,
         vocab_size=VOCABULARY,
         max_sequence_length=2048,
         rope_theta=300.0,  # documents have about 100 tokens: most of the frequencies should turn within them
-        init_std=0.088,  # 1 / sqrt(d_model); with 0.02 attention starts flat, and copying is learned late
+        init_std=width**-0.5,  # with 0.02 attention starts flat, and copying is learned late
         mask_token_id=tokenizer.mask_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -99,6 +102,8 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> LLaDAConfig:
 @tool(
     __doc__,
     flag("output", type=Path, help="folder to write tokenizer.json, tokenizer_config.json and config.json to"),
+    flag("--width", type=int, default=WIDTH, help=f"of the model, a multiple of {HEAD_WIDTH}"),
+    flag("--layers", type=int, default=NUM_LAYERS, help="of the model"),
 )
 def main(arguments: argparse.Namespace) -> None:
     """Writes the folder."""
@@ -110,5 +115,5 @@ def main(arguments: argparse.Namespace) -> None:
     config = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
     config.pop("backend", None)
     path.write_text(json.dumps(config, indent=2) + "\n")
-    make_config(tokenizer).save_pretrained(output)
+    make_config(tokenizer, arguments.width, arguments.layers).save_pretrained(output)
     print(f"{len(tokenizer)} tokens written to {output}")

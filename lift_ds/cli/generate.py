@@ -12,19 +12,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.live import Live
-from rich.text import Text
 
 from lift_ds.data.settings import ColumnsConfig
 from lift_ds.data.text.objects import as_list, holds_something
 from lift_ds.data.text.turns import CHAT_KEYS, Message, RowRules, keys_of_messages, read_turn
 from lift_ds.evaluation.asking.answering import Answer, Answerer, load_answerer
+from lift_ds.evaluation.asking.unmasking import partly_masked
 from lift_ds.evaluation.score_file import json_objects
 from lift_ds.sampling.reverse import RowSeeds, check_length
 from lift_ds.sampling.settings import FixedSteps, SamplingSettings
@@ -33,7 +32,6 @@ from .answer_flags import FORMAT_FLAGS, process_of, sampling_flags, with_flags
 from .tool import check_counts, check_writable, flag, tool
 
 LENGTHS = FixedSteps(gen_length=128, block_length=32, steps=128)
-MASK_SIGN = "\u2591"
 Watch = Callable[[torch.Tensor], None] | None  # sees an answer while it is made
 NAMES = ("prompt", "question", "messages")
 Messages = list[Message]
@@ -175,19 +173,8 @@ def shown(session: Session, console: Console, is_single: bool) -> Iterator[Watch
         yield None
         return
     with Live(console=console, transient=True, refresh_per_second=12) as live:
-        yield lambda ids: live.update(partly_masked(ids[0].tolist(), session.answerer))
-
-
-def partly_masked(ids: list[int], answerer: Answerer) -> Text:
-    """An answer with a sign for every token that is still masked."""
-    mask_id = answerer.model.config.mask_token_id
-    text = Text()
-    for is_masked, run in groupby(ids, lambda token_id: token_id == mask_id):
-        if is_masked:
-            text.append(MASK_SIGN * len(list(run)), style="dim")
-        else:
-            text.append(answerer.encoder.answer_text(list(run)))
-    return text
+        encoder, mask_id = session.answerer.encoder, session.answerer.model.config.mask_token_id
+        yield lambda ids: live.update(partly_masked(ids[0].tolist(), encoder, mask_id))
 
 
 @tool(

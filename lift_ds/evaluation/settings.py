@@ -24,6 +24,9 @@ class EvalConfig(FixedSteps):
     solve_data: str = Field("builtin:reasoning", description="built-in data whose held-out items are answered")
     solve_every: int = Field(0, ge=0, description="steps between answers to eval.solve_subset while training; 0: none")
     solve_subset: int = Field(24, ge=1, description="items of solve_data answered so: the first of solve_items")
+    watch_every: int = Field(
+        0, ge=0, description="steps between looks at one of solve_subset while its answer is un-masked; 0: none"
+    )
     gen_length: GenLength = 64
     block_length: BlockLength = 64
     steps: Steps = 64

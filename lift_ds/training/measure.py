@@ -25,6 +25,7 @@ from lift_ds.storage.best import Measured
 from .engine import Engine
 from .inputs import Prepared
 from .progress import Progress
+from .watching import watch
 
 TOP_NAMES = [str(cell) for cell in TOP_CELLS]
 Record = Callable[[str, int, dict[str, Any]], None]  # writes a line of `metrics.jsonl`: its kind, step and values
@@ -70,7 +71,7 @@ class Measurements:
             ValueError: A question and its answer are longer than the model allows.
         """
         prepared, run = self.prepared, self.prepared.run
-        if run.eval.solve_every or run.checkpoint.best_by == "solve_rate":
+        if run.eval.solve_every or run.eval.watch_every or run.checkpoint.best_by == "solve_rate":
             encode_questions(prepared.data.encoder, self.subset, self.process, prepared.config, run.data.system)
 
     def heldout(self, step: int) -> None:
@@ -111,6 +112,14 @@ class Measurements:
         report = self.answer(self.subset, step, "during", f"step {step}")
         self.last["solve_rate"] = (step, report.total.solve_rate)
 
+    def watching(self, step: int) -> None:
+        """Shows how one of the subset is answered, another one each time."""
+        run = self.prepared.run
+        question = self.subset[step // run.eval.watch_every % len(self.subset)]
+        encoder, system = self.prepared.data.encoder, run.data.system
+        with self.engine.evaluating() as model:
+            self.progress.show_item(watch(model, encoder, question, self.process, self.engine, step, system))
+
     def answer(self, questions: list[Question], step: int, moment: str, label: str) -> SolveReport:
         """Answers questions on all ranks."""
         with self.engine.evaluating() as model:
@@ -143,6 +152,8 @@ class Measurements:
             self.heldout(step)
         if run.eval.solve_every and step % run.eval.solve_every == 0:
             self.solving_subset(step)
+        if run.eval.watch_every and step % run.eval.watch_every == 0:
+            self.watching(step)
 
     def measured(self, metric: str, step: int) -> Measured:
         """The value by which checkpoints are compared, measured now unless it was at this step."""

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections import deque
 from pathlib import Path
 from typing import Any, TextIO
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
+from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
 from .timing import PARTS
+from .watching import Watched
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 CURVE_WIDTH, BAR_WIDTH = 60, 74
@@ -31,6 +34,9 @@ class Progress:
     def show_step(self, step: int, record: dict[str, Any]) -> None:
         """Shows a finished step (counted from 1) by its metrics."""
 
+    def show_item(self, watched: Watched) -> None:
+        """Shows a held-out item and how it was answered."""
+
     def close(self) -> None:
         """Ends the display."""
 
@@ -46,6 +52,9 @@ class PlainProgress(Progress):
     def say(self, message: str) -> None:
         """Prints and logs one line."""
         self._print(message)
+        self._log(message)
+
+    def _log(self, message: str) -> None:
         if self.log is not None:
             self.log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
             self.log.flush()
@@ -66,6 +75,10 @@ class PlainProgress(Progress):
             f"{_shares_of_time(record)}  ETA {eta}"
         )
 
+    def show_item(self, watched: Watched) -> None:
+        """Prints and logs the item in one line."""
+        self.say(watched.line)
+
     def _eta(self, step: int) -> str:
         self.times.append((step, time.perf_counter()))
         (first_step, first), (last_step, last) = self.times[0], self.times[-1]
@@ -75,21 +88,34 @@ class PlainProgress(Progress):
 
 
 class LiveProgress(PlainProgress):
-    """A panel that is redrawn in place: loss curve, component shares, levels, speed."""
+    """A panel that is redrawn in place: loss curve, component shares, levels, speed, and an item being un-masked."""
 
     def __init__(self, console: Console, num_steps: int, title: str, log: TextIO | None = None) -> None:
         super().__init__(console, num_steps, log=log)
         self.title = title
         self.losses: list[float] = []
-        self.live = Live(console=console, refresh_per_second=4, transient=False)
+        self.numbers: RenderableType = Text("before the first step")
+        self.item: tuple[Watched, float] | None = None
+        self.live = Live(console=console, get_renderable=self._panel, refresh_per_second=4, transient=False)
         self.live.start()
 
     def show_step(self, step: int, record: dict[str, Any]) -> None:
-        """Redraws the panel."""
+        """Redraws the numbers."""
         self.losses.append(record["loss"])
-        self.live.update(self._panel(step, record))
+        self.numbers = self._numbers(step, record)
 
-    def _panel(self, step: int, record: dict[str, Any]) -> Panel:
+    def show_item(self, watched: Watched) -> None:
+        """Logs the item, and plays how it was answered while training goes on."""
+        self._log(watched.line)
+        self.item = (watched, time.perf_counter())
+
+    def _panel(self) -> Panel:
+        parts, item = [self.numbers], self.item
+        if item is not None:
+            parts += [Rule(style="bright_black"), item[0].shown(time.perf_counter() - item[1])]
+        return Panel(Group(*parts), title=self.title, width=80)
+
+    def _numbers(self, step: int, record: dict[str, Any]) -> Group:
         numbers = Table.grid(padding=(0, 3))
         numbers.add_row("[bold]step", f"{step} / {self.num_steps}", "[bold]loss", f"{record['loss']:.4f}")
         numbers.add_row("[bold]ETA", self._eta(step), "[bold]tokens/s", f"{record['tokens_per_second']:,.0f}")
@@ -103,10 +129,12 @@ class LiveProgress(PlainProgress):
         rows.add_row("[bold]levels", Text.assemble("t 0 ", (sparkline(levels, 0), "magenta"), " 1"))
         done = round(step / self.num_steps * BAR_WIDTH)
         bar = Text.assemble(("━" * done, "green"), ("━" * (BAR_WIDTH - done), "bright_black"))
-        return Panel(Group(bar, numbers, rows), title=self.title, width=80)
+        return Group(bar, numbers, rows)
 
     def close(self) -> None:
-        """Leaves the last panel on the screen."""
+        """Leaves the last panel on the screen, its item answered."""
+        if self.item is not None:
+            self.item = (self.item[0], -math.inf)
         self.live.stop()
 
 

@@ -7,6 +7,7 @@ from rich.console import Console
 from lift_ds.cli import generate
 from lift_ds.cli.generate import read_prompts
 from lift_ds.evaluation.asking.answering import Answerer
+from lift_ds.evaluation.asking.unmasking import MASK_SIGN, partly_masked
 
 SHORT = ["builtin:base", "--gen-length", "32", "--block-length", "32"]
 
@@ -74,11 +75,18 @@ def test_masks_are_shown():
     answerer = session.answerer
     ids = answerer.encoder.tokenizer("3+4=7", add_special_tokens=False).input_ids
     mask_id, end_id = answerer.model.config.mask_token_id, answerer.encoder.end_token_id
-    sign = generate.MASK_SIGN
-    assert str(generate.partly_masked([*ids, mask_id, mask_id, *ids], answerer)) == f"3+4=7{sign}{sign}3+4=7"
-    assert str(generate.partly_masked([mask_id, *ids, end_id, end_id], answerer)) == f"{sign}3+4=7"
+
+    def text(shown, before=None):
+        return str(partly_masked(shown, answerer.encoder, mask_id, before))
+
+    sign = MASK_SIGN
+    assert text([*ids, mask_id, mask_id, *ids]) == f"3+4=7{sign}{sign}3+4=7"
+    assert text([mask_id, *ids, end_id, end_id]) == f"{sign}3+4=7"
     other_id = min(answerer.encoder.special_ids - {end_id, mask_id})
-    assert str(generate.partly_masked([*ids, other_id, *ids], answerer)) == "3+4=7"
+    assert text([*ids, other_id, *ids]) == "3+4=7"
+    revealed = partly_masked([*ids, end_id, *ids], answerer.encoder, mask_id, [*ids[:2], *[mask_id] * 8])
+    assert str(revealed) == "3+4=7"  # what follows an end is left out, new or not
+    assert [str(revealed)[span.start : span.end] for span in revealed.spans] == ["4=7"]
     seen = []
     terminal = Console(file=io.StringIO(), force_terminal=True)
     with generate.shown(session, terminal, True) as watch:

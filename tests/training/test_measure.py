@@ -20,8 +20,8 @@ pytestmark = pytest.mark.distributed
 
 MEASURED = [
     *SMALL, "checkpoint.save_every=2", "checkpoint.keep=1", "checkpoint.best_by=heldout_loss", "eval.rows=5",
-    "eval.solve_items=0", "eval.solve_every=3", "eval.solve_subset=3", "eval.steps=4", "eval.gen_length=8",
-    "eval.block_length=4",
+    "eval.solve_items=0", "eval.solve_every=3", "eval.solve_subset=3", "eval.watch_every=2", "eval.steps=4",
+    "eval.gen_length=8", "eval.block_length=4",
 ]  # fmt: skip
 
 
@@ -67,6 +67,7 @@ def test_each_checkpoint_is_measured(measured):
     assert answers["forwards_per_item"] == 4
     assert answers["solve_rate"] == 0
     assert 0 <= answers["truncation_rate"] <= 1 and 0 <= answers["parse_failure_rate"] <= 1
+    assert [printed.count(f"\nstep {step}, ") for step in (2, 4)] == [1, 1]  # items that were watched
     assert "step 4: step-000004 is the best checkpoint, heldout_loss" in printed
     assert f"best           {output}/checkpoints/step-000004" in printed
     assert sorted(path.name for path in (output / "checkpoints").iterdir()) == ["best", "latest", "step-000004"]

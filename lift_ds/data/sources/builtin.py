@@ -11,7 +11,7 @@ from .source import Chunk, Row, Source, SourceIndex
 BUILTIN_CHUNK_ROWS = 512
 BUILTIN_PREFIX = "builtin:"
 SHUFFLED = "-shuffled"
-ROWS_VERSION = 2
+ROWS_VERSION = 3
 """Raised when a name, seed and split give other rows than before: a run that goes on finds that its data changed."""
 
 

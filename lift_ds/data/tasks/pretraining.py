@@ -1,9 +1,9 @@
 """Text and instructions for the small base model: the tasks' domains and answer format, but no solved item of a task.
 
-The base learns that equations hold, what columns of digits sum to, what operations on digits give, what partial grids
-and stories look like, how to copy from a question, and to write `<answer>...</answer>`. How a question of a task is
-solved is left to fine-tuning. Sums and operations whose key is a test item's do not occur; and as numbers of three
-digits are never added, no item of addition is solved.
+The base learns that equations hold, what columns of digits sum to, what operations on digits give, which digit a cell
+of a partial grid must have, which numbers a story tells of, how to copy from a question, and to write
+`<answer>...</answer>`. How a question of a task is solved is left to fine-tuning. Sums and operations whose key is a
+test item's do not occur; and as numbers of three digits are never added, no item of addition is solved.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from collections.abc import Callable
 from .addition import FEWEST_DIGITS, MOST_DIGITS, as_line, columns
 from .arithmetic import MANY, MORE, NAMES, PLACES, THINGS, Arithmetic, pick
 from .countdown import SMALLEST_OF_TWO, apply_sign, countdown_key
-from .item import split_of
+from .item import NUMBER, split_of
 from .listops import draw_operation, listops_key
-from .sudoku import BLANK, SYMBOLS, all_grids, as_rows, punch_holes
+from .sudoku import BLANK, SYMBOLS, all_grids, as_rows, candidates, punch_holes
 
 TURN = "<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>"
 Chat = tuple[str, str]
 CARRIES: tuple[tuple[int, ...], ...] = ((), (0,), (1,))
 FEWEST_BLANKS, MOST_BLANKS = 5, 9  # with one digit in five blanks no grid is solved
+MARK, MOST_MARKED, FEWEST_LEFT = "?", 3, 3  # cells of a grid that are asked for, at most; blanks that stay, at least
 
 
 def pretraining_text(seed: int, split: str, index: int) -> str:
@@ -72,6 +73,14 @@ def _echoes(chance: random.Random) -> str:
         for _ in range(chance.randint(4, 10))
     ]
     return "\n".join([", ".join(entries)] * chance.randint(2, 3))
+
+
+def signs(chance: random.Random) -> Chat:
+    """Which signs an equation lacks."""
+    expression, _, value = _two_steps(chance)
+    missing = "".join(character for character in expression if character in "+-")
+    gaps = expression.replace("+", " ? ").replace("-", " ? ")
+    return f"Which signs? {gaps} = {value}", f"<answer>{missing}</answer>"
 
 
 def _worked_sum(chance: random.Random) -> Chat:
@@ -178,6 +187,23 @@ def _refilled_grid(chance: random.Random) -> Chat:
     return f"Put {digit} for every 0 of this 4x4 grid:\n{grid}", f"<answer>{grid.replace(BLANK, digit)}</answer>"
 
 
+def marked_cells(chance: random.Random) -> Chat:
+    """Some blanks for which row, column and box leave one digit: they are filled, and others stay blank."""
+    while True:
+        grid = _partial_grid(chance).replace("\n", "")
+        only = {cell: left for cell in range(16) if grid[cell] == BLANK and len(left := candidates(grid, cell)) == 1}
+        num_marked = min(chance.randint(1, MOST_MARKED), len(only), grid.count(BLANK) - FEWEST_LEFT)
+        if num_marked > 0:
+            break
+    asked, filled = [*grid], [*grid]
+    for cell in chance.sample(sorted(only), num_marked):
+        asked[cell], filled[cell] = MARK, only[cell]
+    return (
+        f"Fill every {MARK} of this 4x4 grid:\n{as_rows(''.join(asked))}",
+        f"<answer>{as_rows(''.join(filled))}</answer>",
+    )
+
+
 def _story(chance: random.Random) -> str:
     """The question of a word problem."""
     task = Arithmetic()
@@ -194,6 +220,17 @@ def _copied_story(chance: random.Random) -> Chat:
     return f"Repeat: {question}", question
 
 
+def numbers_of_story(chance: random.Random) -> Chat:
+    """What a story tells, as an expression whose value is not worked out."""
+    task = Arithmetic()
+    while True:
+        item = task.propose(chance, chance.randint(1, len(task.levels)))
+        _, _, expression, value = item.key.split()
+        numbers = [int(number) for number in NUMBER.findall(expression)]
+        if not _is_held_out(int(value), *numbers):
+            return f"As numbers: {item.question}", f"<answer>{expression}</answer>"
+
+
 def _counted_things(chance: random.Random) -> Chat:
     """Who has how many: a look-up, no arithmetic."""
     names, (things,) = pick(NAMES, chance, 3), pick(THINGS, chance)
@@ -205,28 +242,34 @@ def _counted_things(chance: random.Random) -> Chat:
 
 
 INSTRUCTIONS: dict[Callable[[random.Random], Chat], int] = {
-    _worked_sum: 4,
-    _free_expression: 4,
+    _worked_sum: 3,
+    _free_expression: 3,
+    signs: 3,
     _copied_grid: 1,
-    _refilled_grid: 2,
-    _copied_story: 2,
-    _counted_things: 3,
-    _columns: 3,
+    _refilled_grid: 1,
+    marked_cells: 5,
+    _copied_story: 1,
+    numbers_of_story: 4,
+    _counted_things: 2,
+    _columns: 2,
     _inner_operation: 2,
     _replaced_operation: 2,
     _missing_symbol: 1,
     _change: 2,
 }
 DOCUMENTS: dict[Callable[[random.Random], str | Chat], int] = {
-    _equations: 5,
-    _echoes: 4,
+    _equations: 6,
+    _echoes: 3,
     _worked_sum: 3,
-    _free_expression: 3,
+    _free_expression: 2,
+    signs: 2,
     _grids: 1,
-    _copied_grid: 2,
-    _refilled_grid: 3,
+    _copied_grid: 1,
+    _refilled_grid: 1,
+    marked_cells: 4,
     _wordings: 1,
     _copied_story: 2,
+    numbers_of_story: 3,
     _counted_things: 2,
     _column_sums: 3,
     _columns: 2,

@@ -72,6 +72,18 @@ def punch_holes(solution: str, num_blanks: int, chance: random.Random) -> str:
     return "".join(digit if clues >> cell & 1 else BLANK for cell, digit in enumerate(solution))
 
 
+def candidates(grid: str, cell: int) -> str:
+    """The digits that no other cell of the same row, column or box has."""
+    seen = {grid[other] for other in range(16) if other != cell and _are_rivals(cell, other)}
+    return "".join(digit for digit in SYMBOLS if digit not in seen)
+
+
+def _are_rivals(cell: int, other: int) -> bool:
+    (row, column), (other_row, other_column) = divmod(cell, 4), divmod(other, 4)
+    same_box = (row // 2, column // 2) == (other_row // 2, other_column // 2)
+    return row == other_row or column == other_column or same_box
+
+
 @cache
 def _rival_differences(solution: str) -> tuple[int, ...]:
     """For each other grid, the cells where it differs from `solution`, as the bits of a 16-bit number."""

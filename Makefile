@@ -11,7 +11,7 @@ SMOLLM2 := "$(BIN)/pip" install --quiet --constraint constraints.txt --no-deps l
 export PATH := $(BIN):$(PATH)
 
 .PHONY: train test lint test-scoring test-harness test-benchmarks test-elastic test-multinode test-export test-compile same-losses \
-  test-strangers test-smollm2 test-extras test-versions test-extensions base clean
+  test-strangers test-smollm2 test-extras test-versions test-extensions test-base base clean
 
 train: $(INSTALLED)  ## fine-tune the built-in base with LIFT-3 on two ranks, evaluate, export
 	$(LAUNCH) launchers/train.py --deepspeed ds_configs/zero3.json $(ARGS)
@@ -65,22 +65,29 @@ test-export: $(INSTALLED)  ## exports in a clean environment with transformers 4
 test-extensions: $(INSTALLED)  ## DeepSpeed's CPU Adam: a launch killed while it is compiled, a warm-up beside it
 	pytest -m slow tests/training/test_extensions.py tests/distributed/test_warm_up.py
 
-base: runs/instruct_base/bf16  ## make the built-in base anew, in two stages: about an hour on two cores; resumable
+# A larger one, elsewhere: make base BASE=runs/large SIZE="--width 512 --layers 8"
+BASE := runs/base
+SIZE :=
+PRETRAINED := $(BASE)/pretrained
+INSTRUCTED := $(BASE)/instructed
+TRAIN_BASE := $(LAUNCH) launchers/train.py --deepspeed ds_configs/zero2_micro16.json --resume auto
 
-BASE_FILES = lift_ds/assets/base
-BASE_SIZE =
+test-base: $(INSTALLED)  ## both stages of `make base`, two steps each
+	pytest -m slow tests/training/test_base.py
 
-runs/pretrain_base/export: | $(INSTALLED)
-	python tools/make_base_tokenizer.py $(BASE_FILES) $(BASE_SIZE)
-	$(LAUNCH) launchers/train.py --deepspeed ds_configs/zero2_micro16.json \
-	  --config launchers/recipes/pretrain_base.yaml --model $(BASE_FILES) --resume auto
+base: $(INSTRUCTED)/bf16  ## make the built-in base anew, in two stages: an hour on two cores; again: goes on where it stopped
 
-runs/instruct_base/export: runs/pretrain_base/export
-	$(LAUNCH) launchers/train.py --deepspeed ds_configs/zero2_micro16.json \
-	  --config launchers/recipes/instruct_base.yaml --resume auto
+$(BASE)/new/config.json: | $(INSTALLED)
+	python tools/make_base_tokenizer.py $(BASE)/new $(SIZE)
 
-runs/instruct_base/bf16: runs/instruct_base/export
-	python tools/zero_to_hf.py runs/instruct_base runs/instruct_base/bf16 --dtype bfloat16
+$(PRETRAINED)/export: | $(BASE)/new/config.json
+	$(TRAIN_BASE) --config launchers/recipes/pretrain_base.yaml --model $(BASE)/new --output $(PRETRAINED) $(ARGS)
+
+$(INSTRUCTED)/export: | $(PRETRAINED)/export
+	$(TRAIN_BASE) --config launchers/recipes/instruct_base.yaml --model $(PRETRAINED)/export --output $(INSTRUCTED) $(ARGS)
+
+$(INSTRUCTED)/bf16: | $(INSTRUCTED)/export
+	python tools/zero_to_hf.py $(INSTRUCTED) $(INSTRUCTED)/bf16 --dtype bfloat16
 
 $(INSTALLED): setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)

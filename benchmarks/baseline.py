@@ -8,7 +8,8 @@ on two ranks. Each step's rows are sorted by Trainer's own function. *grouped* i
 over the whole run, as Trainer does over 50 steps of large data: less padding, but each step then holds rows of one
 length. *published* is LIFT's public recipe: every row padded to the maximum, and two full passes; it is measured on
 rows of its own, as in each mix its rows cost the same. *ours* is this package's step through its engine, ZeRO-3, in
-padded rows (*unpacked*) or one after the other (*packed*).
+padded rows (*unpacked*) or one after the other (*packed*), in the micro-batches that a run cuts and deals to its ranks:
+of at most 4,096 tokens, the default, where plain's have a number of rows.
 
 The same for all: weights, rows of each step (but for *grouped*), masks, float32, one thread a rank, AdamW and clipping
 at 1.0. Not the same: ours keeps LIFT's table of difficulties, and scores only documents that need it where the others

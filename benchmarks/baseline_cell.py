@@ -23,8 +23,8 @@ class Cell:
         rows: File of the rows with their noise, in the order of training; beside it, with `.documents`, the same for
             this package.
         method: `vanilla` or `lift3`.
-        micro_batch: Rows of one forward.
-        accumulation: Forwards of a step on each rank.
+        micro_batch: Rows of one forward of the plain trainer.
+        accumulation: Its forwards of a step on each rank.
         num_steps: Steps, the first of which warms up and is not timed.
         pad_to: Tokens to which the plain trainer pads; `None`: the longest row of a micro-batch.
         is_packed: Whether this package runs rows without padding.

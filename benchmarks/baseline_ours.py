@@ -6,26 +6,42 @@ import gc
 import json
 import sys
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
 from baseline_cell import Cell, Watch
 from whole_steps import Noised, WholeSteps
 
+from lift_ds.config.run import RunConfig
+from lift_ds.data.batch import Document
+from lift_ds.data.order.dealing import BatchRule
 from lift_ds.models.attention import attention_kernels
 from lift_ds.models.families import read_config
 from lift_ds.objectives import objective_settings
-from lift_ds.ranks.launch import read_launch
+from lift_ds.planning.flops import Arithmetic
+from lift_ds.ranks.launch import Launch, read_launch
 from lift_ds.ranks.running import leave
 from lift_ds.storage.safetensors_folder import SafetensorsFolder
 from lift_ds.training.engine import start_distributed
 
 
-def cut_micro_batches(cell: Cell, noised: list[Noised]) -> list[list[Noised]]:
-    """How a rank's rows of one step become its forwards: by their number, longest first where they are padded."""
-    if not cell.is_packed:
-        noised = sorted(noised, key=lambda pair: -len(pair[0].ids))
-    return [noised[start : start + cell.micro_batch] for start in range(0, len(noised), cell.micro_batch)]
+def deal(cell: Cell, documents: list[Document], launch: Launch) -> list[list[Document]]:
+    """This rank's micro-batches of one step, as a run cuts and deals them."""
+    rule = BatchRule(
+        max_tokens=RunConfig().data.micro_batch_tokens,
+        is_packed=cell.is_packed,
+        pair_cost=Arithmetic.of(read_config(Path(cell.model))).pair_cost,
+    )
+    places = rule.cut([rule.size([len(document.ids)]) for document in documents], launch.world_size)[launch.rank]
+    assert all(places), "a rank would have nothing to do"
+    return [[documents[place] for place in part] for part in places]
+
+
+def cut_micro_batches(parts: list[list[Document]], noised: list[Noised]) -> list[list[Noised]]:
+    """Documents with their noise, one after the other, as those micro-batches."""
+    rest = iter(noised)
+    return [list(islice(rest, len(part))) for part in parts]
 
 
 def run_cell(cell: Cell) -> None:
@@ -44,14 +60,14 @@ def run_cell(cell: Cell) -> None:
         launch.world_size,
         is_packed=cell.is_packed,
         has_bf16=False,
-        micro_batch=cell.micro_batch,
     )
     with attention_kernels(steps.engine.root.kernel):
         gc.freeze()  # as a run does
         for number in range(cell.num_steps):
             of_step = documents[number * rows_a_step : (number + 1) * rows_a_step]
-            own = sorted(of_step, key=lambda document: document.sample_id)[launch.rank :: launch.world_size]
-            losses.append(steps.step(own, number, cut=partial(cut_micro_batches, cell)))
+            parts = deal(cell, of_step, launch)
+            own = [document for part in parts for document in part]
+            losses.append(steps.step(own, number, cut=partial(cut_micro_batches, parts)))
             watch.step_done()
     watch.write(losses)
     steps.engine.barrier()

@@ -24,7 +24,7 @@ from lift_ds.data.tasks import MIXTURES, pretraining_text
 from lift_ds.models.llada import LLaDAConfig
 
 VOCABULARY = 1024
-WIDTH, NUM_LAYERS, HEAD_WIDTH = 192, 6, 32
+WIDTH, NUM_LAYERS, HEAD_WIDTH = 128, 6, 32
 NUM_TEXTS = 20_000
 WORD_REPEATS = 60
 NAMES = ("startoftext", "endoftext", "mdm_mask", "start_header_id", "end_header_id", "eot_id")

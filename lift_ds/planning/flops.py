@@ -78,6 +78,11 @@ class Arithmetic:
             trains_all=lora_rank == 0,
         )
 
+    @property
+    def pair_cost(self) -> float:
+        """What the layers compute for a pair of tokens that see each other, where they compute 1 for a token."""
+        return 2 * self.query_width * self.num_layers / self.matrices
+
     def forward(self, length: float, num_rows: float) -> float:
         """Operations of a forward over a document of `length` tokens, `num_rows` of which reach the head."""
         return self.layers(length) + self.head(num_rows)

@@ -156,12 +156,12 @@ def prepare(
 
 def batch_rule(prepared: Prepared, max_rows: int | None) -> BatchRule:
     """How steps are cut into micro-batches: by rows where `max_rows` is given, else by `data.micro_batch_tokens`."""
-    data, sizes = prepared.run.data, Arithmetic.of(prepared.config)
+    data = prepared.run.data
     return BatchRule(
         max_rows,
         data.micro_batch_tokens if max_rows is None else None,
         is_packed=data.packing != "none",
-        pair_cost=2 * sizes.query_width * sizes.num_layers / sizes.matrices,
+        pair_cost=Arithmetic.of(prepared.config).pair_cost,
     )
 
 

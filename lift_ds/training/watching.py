@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from lift_ds.data.tasks import Verdict
@@ -17,6 +18,7 @@ from lift_ds.ranks.shares import Ranks, agreement
 from lift_ds.sampling.settings import SamplingSettings
 
 STATES_PER_SECOND = 8.0
+COLUMN = 36  # characters of the question's line, and of the answer's
 STYLES = {Verdict.SOLVED: "bold green", Verdict.WRONG: "bold red", Verdict.UNPARSED: "bold yellow"}
 NO_BREAK = " \u2502 "
 
@@ -48,10 +50,15 @@ class Watched:
         """Question and answer, so many seconds after the first state was shown; the verdict follows the last one."""
         number = int(min(seconds * STATES_PER_SECOND, len(self.states) - 1))
         answer = partly_masked(self.states[number], self.encoder, self.mask_id, self.states[max(number - 1, 0)])
-        heading = Text.assemble((f"held-out item of {self.question.task} at step {self.step}", "bold"))
+        answer.append("\n" * (self.text.count("\n") - answer.plain.count("\n")))  # the height stays
+        heading = Text(f"held-out item of {self.question.task} at step {self.step}", "bold")
         if number == len(self.states) - 1:
             heading.append(f"   {self.verdict.value}", STYLES[self.verdict])
-        return Group(heading, Text(self.question.text, "cyan"), answer)
+        sides = Table.grid(padding=(0, 3))
+        sides.add_column(width=COLUMN, overflow="fold")
+        sides.add_column(width=COLUMN, overflow="fold")
+        sides.add_row(Text(self.question.text, "cyan"), answer)
+        return Group(heading, sides)
 
 
 def watch(

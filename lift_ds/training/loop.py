@@ -137,6 +137,7 @@ def _add_shown(totals: StepTotals, batch: MicroBatch, shown: Shown, engine: Engi
     )
     if not math.isfinite(totals.loss) and not totals.bad_sample_ids:
         totals.bad_sample_ids = batch.sample_ids
+    totals.add_weights(shown.weight_sums)
     by_document = (batch.t, batch.component, shown.nll_sum, shown.num_kept, shown.gradient_norms / engine.world_size)
     totals.add_documents(*(values[is_real] for values in by_document))
 

@@ -27,7 +27,7 @@ class StepTotals:
 
     SCALARS = (
         *"loss num_tokens num_skipped num_bad_rows num_in_common num_compared num_by_chance".split(),
-        *("num_input_tokens", "num_attention_pairs"),
+        *("num_input_tokens", "num_attention_pairs", "weight_sum", "weight_squares"),
         *(f"{part}_seconds" for part in PARTS),  # last, see `add_rank`
     )
     BINNED = ("documents", "nll", "kept", "gradient")
@@ -35,13 +35,19 @@ class StepTotals:
     def __init__(self) -> None:
         zeros = partial(torch.zeros, dtype=torch.float64)
         self.scalars, self.components = zeros(len(self.SCALARS)), zeros(len(COMPONENTS))
-        self.binned, self.maxima = zeros(len(self.BINNED), NUM_TENTHS), zeros(NUM_TENTHS + len(PARTS) + 3)
+        self.binned, self.maxima = zeros(len(self.BINNED), NUM_TENTHS), zeros(NUM_TENTHS + 1 + len(PARTS) + 3)
         self.bad_sample_ids: list[int] = []
 
     def add(self, **values: float) -> None:
         """Adds to some of `SCALARS`."""
         for name, value in values.items():
             self.scalars[self.SCALARS.index(name)] += value
+
+    def add_weights(self, weight_sums: Tensor) -> None:
+        """Adds the weights of learned tokens: their sum, that of their squares and the largest, (3,)."""
+        total, squares, largest = weight_sums.tolist()
+        self.add(weight_sum=total, weight_squares=squares)
+        self.maxima[NUM_TENTHS] = max(float(self.maxima[NUM_TENTHS]), largest)
 
     def add_documents(
         self, t: Tensor, component: Tensor, nll_sum: Tensor, num_kept: Tensor, gradient_norm: Tensor
@@ -58,7 +64,7 @@ class StepTotals:
         own = [seconds[part] for part in PARTS]
         self.scalars[-len(PARTS) :] = torch.tensor(own, dtype=torch.float64) / num_ranks
         num_tokens = float(self.scalars[self.SCALARS.index("num_tokens")])
-        self.maxima[NUM_TENTHS:] = torch.tensor([*own, *memory, num_ranks * num_tokens], dtype=torch.float64)
+        self.maxima[NUM_TENTHS + 1 :] = torch.tensor([*own, *memory, num_ranks * num_tokens], dtype=torch.float64)
 
     def summed(self) -> Tensor:
         """The part that adds up, as one vector."""
@@ -82,11 +88,14 @@ class StepTotals:
         are known, and `scoring_chance` the share that two random choices have in common. Seconds of the parts are means
         over the ranks; `slowest_seconds` has each part on the rank where it took longest. Memory is that of the rank
         with most. `tokens_imbalance` is the most tokens of a rank over the ranks' mean.
+
+        With w the weights of learned tokens in the loss, `effective_num_learned` is (sum w)^2 / sum w^2: how many of
+        equal weight would average as well. `largest_weight_share` is the largest w over their sum.
         """
         scalars = dict(zip(self.SCALARS, self.scalars.tolist(), strict=True))
-        compared = scalars["num_compared"]
+        compared, squares = scalars["num_compared"], scalars["weight_squares"]
         documents, nll, kept, gradient = self.binned
-        max_weight, slowest, rest = self.maxima.split([NUM_TENTHS, len(PARTS), 3])
+        max_inverse_t, largest_weight, slowest, rest = self.maxima.split([NUM_TENTHS, 1, len(PARTS), 3])
         allocated, reserved, most_tokens = rest.tolist()
         shares = self.components / self.components.sum().clamp(min=1)
         return {
@@ -96,6 +105,8 @@ class StepTotals:
             "num_input_tokens": int(scalars["num_input_tokens"]),
             "num_attention_pairs": int(scalars["num_attention_pairs"]),
             "num_learned": int(kept.sum()),
+            "effective_num_learned": scalars["weight_sum"] ** 2 / squares if squares else None,
+            "largest_weight_share": float(largest_weight) / scalars["weight_sum"] if squares else None,
             "num_documents": int(documents.sum()),
             "num_skipped": int(scalars["num_skipped"]),
             "num_bad_rows": int(scalars["num_bad_rows"]),
@@ -106,10 +117,10 @@ class StepTotals:
             "peak_reserved_gib": reserved or None,
             "scoring_agreement": scalars["num_in_common"] / compared if compared else None,
             "scoring_chance": scalars["num_by_chance"] / compared if compared else None,
-            "max_inverse_t": float(max_weight.max()) if time_scaling else 1.0,
+            "max_inverse_t": float(max_inverse_t.max()) if time_scaling else 1.0,
             "t_documents": documents.int().tolist(),
             "t_token_nll": _ratio(nll, kept),
-            "t_max_inverse_t": [value or None for value in max_weight.tolist()],
+            "t_max_inverse_t": [value or None for value in max_inverse_t.tolist()],
             "t_gradient_norm": _ratio(gradient, documents),
         }
 

@@ -126,6 +126,8 @@ class LiveProgress(PlainProgress):
         rows.add_row("[bold]learning", _shares_bar(record["component_share"]))
         rows.add_row("[bold]time", _shares_of_time(record))
         rows.add_row("[bold]devices", _use(record))
+        if record["effective_num_learned"] is not None:
+            rows.add_row("[bold]weights", _weights(record))
         rows.add_row("[bold]levels", Text.assemble("t 0 ", (sparkline(levels, 0), "magenta"), " 1"))
         done = round(step / self.num_steps * BAR_WIDTH)
         bar = Text.assemble(("━" * done, "green"), ("━" * (BAR_WIDTH - done), "bright_black"))
@@ -142,6 +144,14 @@ def _use(record: dict[str, Any]) -> str:
     """Which share of the devices' rate a step reached, where it is known, and the most memory so far."""
     mfu = "" if record["mfu"] is None else f"MFU {record['mfu']:.0%}  "
     return f"{mfu}peak {record['peak_memory_gib']:.1f} GiB"
+
+
+def _weights(record: dict[str, Any]) -> str:
+    """How many tokens of equal weight those that were learned are worth, and what the heaviest one weighs."""
+    return (
+        f"{record['num_learned']:,} tokens, worth {record['effective_num_learned']:,.0f}; "
+        f"the heaviest {record['largest_weight_share']:.1%}"
+    )
 
 
 def _shares_of_time(record: dict[str, Any]) -> str:

@@ -43,6 +43,7 @@ class StepResult:
         loss: float32 scalar, detached.
         nll_sum: float32 (B,), summed -log p of learned tokens.
         num_kept: int64 (B,), learned tokens.
+        weight_sums: float64 (3,), the sum of learned tokens' weights in the loss, of their squares, and the largest.
         agreement: float32 (3,), see `Choice`; 0 where nothing was compared.
         observed: What the difficulty table may learn, without bias by the choice.
         num_views: How often the training pass saw each document.
@@ -53,6 +54,7 @@ class StepResult:
     loss: Tensor
     nll_sum: Tensor
     num_kept: Tensor
+    weight_sums: Tensor
     agreement: Tensor
     observed: tuple[Observed, ...]
     num_views: int
@@ -74,6 +76,7 @@ class Shown:
     agreement: Tensor
     nll_sum: Tensor
     num_kept: Tensor
+    weight_sums: Tensor
     gradient_norms: Tensor
     num_views: int
     observed: list[tuple[Tensor, Tensor, Tensor]]  # ids, levels and -log p of the tokens that count
@@ -81,12 +84,15 @@ class Shown:
 
 def read(results: list[StepResult]) -> list[Shown]:
     """What a step's micro-batches showed, in one copy, for which the host waits until the device has come so far."""
-    columns = [[r.loss, r.agreement, r.nll_sum, r.num_kept, r.gradient_norms, *chain(*r.observed)] for r in results]
+    columns = [
+        [r.loss, r.agreement, r.nll_sum, r.num_kept, r.weight_sums, r.gradient_norms, *chain(*r.observed)]
+        for r in results
+    ]
     arrived = iter(moved(list(chain(*columns)), CPU))
     shown = []
     for result in results:
-        loss, agreement, nll_sum, num_kept, gradient_norms = islice(arrived, 5)
+        loss, agreement, nll_sum, num_kept, weight_sums, gradient_norms = islice(arrived, 6)
         observed = [Observed(*islice(arrived, 4)) for _ in result.observed]
         learned = [(each.token_ids[each.counts], each.levels[each.counts], each.nll[each.counts]) for each in observed]
-        shown.append(Shown(loss, agreement, nll_sum, num_kept, gradient_norms, result.num_views, learned))
+        shown.append(Shown(loss, agreement, nll_sum, num_kept, weight_sums, gradient_norms, result.num_views, learned))
     return shown

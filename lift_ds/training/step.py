@@ -48,6 +48,7 @@ class Trained:
         token_ids: int64 (R',), their true ids.
         document: int64 (R',), row of the micro-batch that each belongs to.
         is_filler: bool (R',), whether they only fill up a response.
+        weights: float32 (R',), what each one's -log p is multiplied by in the loss.
     """
 
     loss: Tensor
@@ -55,6 +56,7 @@ class Trained:
     token_ids: Tensor
     document: Tensor
     is_filler: Tensor
+    weights: Tensor
 
 
 class DiffusionStep(nn.Module):
@@ -112,7 +114,18 @@ class DiffusionStep(nn.Module):
         agreement = zeros.new_zeros(3) if choice.agreement is None else choice.agreement
         observed = self.observe(noised, scores, trained)
         loss, num_views = trained.loss.detach(), len(view.clean_ids) // len(batch.t)
-        return trained.loss, StepResult(loss, nll_sum, num_kept, agreement, observed, num_views, scoring_seconds, probe)
+        result = StepResult(
+            loss,
+            nll_sum,
+            num_kept,
+            weight_sums(trained.weights),
+            agreement,
+            observed,
+            num_views,
+            scoring_seconds,
+            probe,
+        )
+        return trained.loss, result
 
     def score(self, noised: Noised) -> Tensor | None:
         """The pass that the objective declares, without dropout or gradient.
@@ -182,7 +195,7 @@ class DiffusionStep(nn.Module):
                 learned = tuple(each.index_select(0, kept) for each in learned)
             hidden, token_ids, factors, documents, fillers = learned
             loss, token_nll = chunked_weighted_nll(hidden, matrix, token_ids, factors, self.objective.curve())
-            return loss, token_nll, token_ids, documents, fillers
+            return loss, token_nll, token_ids, documents, fillers, factors
 
         return Trained(*self.model.head(rows, learn))
 
@@ -220,6 +233,12 @@ class DiffusionStep(nn.Module):
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(document_seeds(*key, samples[:1], 1, 1)[0][0])
             yield
+
+
+def weight_sums(weights: Tensor) -> Tensor:
+    """Sum, sum of squares and largest of weights (R,), 0 or more: float64 (3,)."""
+    wide = torch.cat([weights, weights.new_zeros(1)]).double()  # there may be none
+    return torch.stack([wide.sum(), wide.square().sum(), wide.max()])
 
 
 class _DocumentGradientNorms(torch.autograd.Function):

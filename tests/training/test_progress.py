@@ -18,6 +18,7 @@ def make_totals():
     totals.add(num_tokens=100, num_skipped=2)
     totals.add(num_in_common=6, num_compared=8, num_by_chance=3)
     totals.add_rank(SECONDS, (12.34, 0.0), 1)
+    totals.add_weights(torch.tensor([12.0, 30.0, 4.0]))
     totals.add_documents(
         t=torch.tensor([0.05, 0.55, 0.95]),
         component=torch.tensor([2, 1, 0]),
@@ -41,11 +42,14 @@ def test_a_step_record():
     assert record["t_max_inverse_t"][9] == pytest.approx(1 / 0.95)
     assert (record["scoring_agreement"], record["scoring_chance"]) == (0.75, 0.375)
     assert record["scoring_seconds"] == 0.5
+    assert record["effective_num_learned"] == pytest.approx(144 / 30)
+    assert record["largest_weight_share"] == pytest.approx(4 / 12)
 
 
 def test_a_step_that_compares_nothing():
     record = StepTotals().record(time_scaling=True)
     assert (record["scoring_agreement"], record["scoring_chance"]) == (None, None)
+    assert (record["effective_num_learned"], record["largest_weight_share"]) == (None, None)
 
 
 def test_sums_over_ranks():
@@ -57,6 +61,8 @@ def test_sums_over_ranks():
     record = one.record(time_scaling=True)
     assert (record["loss"], record["num_documents"]) == (3.0, 6)
     assert (record["num_tokens"], record["tokens_imbalance"]) == (400, 1.5)  # 100 and 300, 200 in the mean
+    assert record["effective_num_learned"] == pytest.approx(24**2 / 60)
+    assert record["largest_weight_share"] == pytest.approx(4 / 24)
     assert record["max_inverse_t"] == pytest.approx(20)
 
 
@@ -138,6 +144,7 @@ def test_live_panel():
         "grad norm",
         "easy 33%",
         "backward 30%",
+        "12 tokens, worth 5; the heaviest 33.3%",
         "peak 12.3 GiB",
         "█",
     ):

@@ -12,7 +12,7 @@ from lift_ds.method.noise import superset_mask
 from lift_ds.models.head import masked_gold_logprob
 from lift_ds.objectives import make_objective, objective_settings
 from lift_ds.objectives.objective import candidates
-from lift_ds.training.step import DiffusionStep, _DocumentGradientNorms
+from lift_ds.training.step import DiffusionStep, _DocumentGradientNorms, weight_sums
 
 CASES = [f"case{number:03d}" for number in range(24)]
 
@@ -139,6 +139,16 @@ def test_one_forward_equals_the_pure_functions(llada):
         expected += sft_loss(llada, batch.clean_ids[one], kept, batch.t[one], 48).item()
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     assert root.objective.num_targets(batch).tolist() == stats.num_kept.tolist()
+    weights = [
+        1 / (level * 48) for level, count in zip([0.2, 0.5, 0.8], stats.num_kept, strict=True) for _ in range(count)
+    ]
+    sums = [sum(weights), sum(weight**2 for weight in weights), max(weights)]
+    assert stats.weight_sums.tolist() == pytest.approx(sums, rel=1e-5)
+
+
+def test_sums_of_weights():
+    assert weight_sums(torch.tensor([0.5, 2.0, 1.0])).tolist() == [3.5, 5.25, 2.0]
+    assert weight_sums(torch.zeros(0)).tolist() == [0.0, 0.0, 0.0]
 
 
 def test_a_batch_with_nothing_masked_runs_the_same_forwards(llada):

@@ -123,7 +123,7 @@ def test_tokens_of_the_training_pass():
     )  # fmt: skip
     result = SimpleNamespace(
         loss=torch.tensor(1.0), agreement=torch.zeros(3), nll_sum=torch.zeros(3), num_kept=torch.tensor([2, 4, 0]),
-        gradient_norms=torch.zeros(3), num_views=2,
+        weight_sums=torch.tensor([12.0, 30.0, 4.0]), gradient_norms=torch.zeros(3), num_views=2,
     )  # fmt: skip
     totals = StepTotals()
     _add_shown(totals, batch, result, SimpleNamespace(loss_factor=1, world_size=1))

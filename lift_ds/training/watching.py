@@ -17,7 +17,7 @@ from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.ranks.shares import Ranks, agreement
 from lift_ds.sampling.settings import SamplingSettings
 
-STATES_PER_SECOND = 8.0
+STATES_PER_SECOND = 4.0  # as often as the panel is drawn
 COLUMN = 36  # characters of the question's line, and of the answer's
 STYLES = {Verdict.SOLVED: "bold green", Verdict.WRONG: "bold red", Verdict.UNPARSED: "bold yellow"}
 NO_BREAK = " \u2502 "

@@ -51,7 +51,7 @@ def test_nothing_given_is_all_as_it_was(started):
     run = config_of(printed)["run"]
     assert run["checkpoint"]["resume"] == "auto"
     for section in ("optim", "eval", "lora", "difficulty"):
-        added = {"solve_data": "builtin:reasoning"} if section == "eval" else {}  # a key that the record does not know
+        added = {"solve_data": "builtin:reasoning", "watch_every": 0} if section == "eval" else {}  # newer keys
         assert run[section] == recorded[section] | added
     assert run["data"]["lanes"] == recorded["data"]["lanes"] == 2
     assert (run["optim"]["lr"], run["objective"]["method"], run["seed"]) == (0.2, "vanilla", 1)

@@ -11,8 +11,9 @@ from .source import Chunk, Row, Source, SourceIndex
 BUILTIN_CHUNK_ROWS = 512
 BUILTIN_PREFIX = "builtin:"
 SHUFFLED = "-shuffled"
-ROWS_VERSION = 3
-"""Raised when a name, seed and split give other rows than before: a run that goes on finds that its data changed."""
+ROWS_VERSION, TEXT_VERSION = 2, 3
+"""Of the tasks' rows and of the base's texts. Raised when a name, seed and split give other rows than before: a run
+that goes on finds that its data changed."""
 
 
 class Builtin(Source):
@@ -41,7 +42,8 @@ class Builtin(Source):
         starts = range(0, self.num_rows, BUILTIN_CHUNK_ROWS)
         label = f"{self.name}/{self.seed}/{self.split}"
         chunks = (Chunk(label, start, min(BUILTIN_CHUNK_ROWS, self.num_rows - start)) for start in starts)
-        return SourceIndex(tuple(chunks), f"{label}/{self.num_rows}/version {ROWS_VERSION}")
+        version = ROWS_VERSION if self.kind in MIXTURES else TEXT_VERSION
+        return SourceIndex(tuple(chunks), f"{label}/{self.num_rows}/version {version}")
 
     def read(self, chunk: Chunk) -> list[Row]:
         """Generates a range of rows."""

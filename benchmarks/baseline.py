@@ -307,8 +307,8 @@ def main() -> None:
         if is_wanted("start_up"):
             num_pairs = 1 if arguments.quick else START_PAIRS
             figures |= start_up(Path(folder), next(iter(mixes.values())).model, num_pairs, runs.engine_json)
-        for name in mixes:
-            runs.run_all([key for key in keys if key.mix == name != "check" and is_wanted(str(key))])
+        for name in list(mixes)[1:]:  # the first is the check
+            runs.run_all([key for key in keys if key.mix == name and is_wanted(str(key))])
             figures["loss_difference_first_steps"] = runs.largest_difference(1)
             figures |= runs.figures()
             if arguments.json:

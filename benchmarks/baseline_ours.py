@@ -26,13 +26,8 @@ from lift_ds.storage.safetensors_folder import SafetensorsFolder
 from lift_ds.training.engine import start_distributed
 
 
-def deal(cell: Cell, documents: list[Document], launch: Launch) -> list[list[Document]]:
+def deal(rule: BatchRule, documents: list[Document], launch: Launch) -> list[list[Document]]:
     """This rank's micro-batches of one step, as a run cuts and deals them."""
-    rule = BatchRule(
-        max_tokens=RunConfig().data.micro_batch_tokens,
-        is_packed=cell.is_packed,
-        pair_cost=Arithmetic.of(read_config(Path(cell.model))).pair_cost,
-    )
     places = rule.cut([rule.size([len(document.ids)]) for document in documents], launch.world_size)[launch.rank]
     assert all(places), "a rank would have nothing to do"
     return [[documents[place] for place in part] for part in places]
@@ -50,9 +45,13 @@ def run_cell(cell: Cell) -> None:
     start_distributed(launch)
     rows_a_step = cell.micro_batch * cell.accumulation * launch.world_size
     documents = torch.load(f"{cell.rows}.documents", weights_only=False)
-    watch, losses, folder = Watch(cell, launch.rank), [], Path(cell.model)
+    folder = Path(cell.model)
+    config = read_config(folder)
+    pair_cost, max_tokens = Arithmetic.of(config).pair_cost, RunConfig().data.micro_batch_tokens
+    rule = BatchRule(max_tokens=max_tokens, is_packed=cell.is_packed, pair_cost=pair_cost)
+    watch, losses = Watch(cell, launch.rank), []
     steps = WholeSteps(
-        read_config(folder),
+        config,
         SafetensorsFolder(folder),
         Path(cell.engine_json),
         objective_settings(method=cell.method, t_sampling="iid"),
@@ -65,7 +64,7 @@ def run_cell(cell: Cell) -> None:
         gc.freeze()  # as a run does
         for number in range(cell.num_steps):
             of_step = documents[number * rows_a_step : (number + 1) * rows_a_step]
-            parts = deal(cell, of_step, launch)
+            parts = deal(rule, of_step, launch)
             own = [document for part in parts for document in part]
             losses.append(steps.step(own, number, cut=partial(cut_micro_batches, parts)))
             watch.step_done()

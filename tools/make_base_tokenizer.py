@@ -1,6 +1,6 @@
 """Trains the tokenizer of the small base model and writes it, with the model's config, to a folder.
 
-    python tools/make_base_tokenizer.py lift_ds/assets/base
+    python tools/make_base_tokenizer.py runs/base/new
 
 Byte-level BPE with single digits, line breaks (a chat header ends in two; they must not merge differently depending on
 what follows) and brackets, and a token for each answer tag, on the built-in tasks' text and common words; special
@@ -19,7 +19,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from lift_ds.cli.tool import flag, tool
+from lift_ds.cli.tool import check_counts, flag, tool
 from lift_ds.data.tasks import MIXTURES, pretraining_text
 from lift_ds.models.llada import LLaDAConfig
 
@@ -107,7 +107,10 @@ def make_config(tokenizer: PreTrainedTokenizerFast, width: int, num_layers: int)
 )
 def main(arguments: argparse.Namespace) -> None:
     """Writes the folder."""
-    output = arguments.output
+    output, width = arguments.output, arguments.width
+    check_counts(arguments, "width", "layers")
+    if width % HEAD_WIDTH:
+        raise ValueError(f"--width {width}: a multiple of {HEAD_WIDTH}, the width of a head, is needed.")
     tokenizer = make_tokenizer()
     tokenizer.save_pretrained(output)
     # transformers 4 and 5 both know this class; 5 alone writes `TokenizersBackend`
@@ -115,5 +118,5 @@ def main(arguments: argparse.Namespace) -> None:
     config = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
     config.pop("backend", None)
     path.write_text(json.dumps(config, indent=2) + "\n")
-    make_config(tokenizer, arguments.width, arguments.layers).save_pretrained(output)
+    make_config(tokenizer, width, arguments.layers).save_pretrained(output)
     print(f"{len(tokenizer)} tokens written to {output}")

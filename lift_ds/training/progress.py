@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .timing import PARTS
-from .watching import Watched
+from .watching import STATES_PER_SECOND, Watched
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 CURVE_WIDTH, BAR_WIDTH = 60, 74
@@ -96,7 +96,9 @@ class LiveProgress(PlainProgress):
         self.losses: list[float] = []
         self.numbers: RenderableType = Text("before the first step")
         self.item: tuple[Watched, float] | None = None
-        self.live = Live(console=console, get_renderable=self._panel, refresh_per_second=4, transient=False)
+        self.live = Live(
+            console=console, get_renderable=self._panel, refresh_per_second=STATES_PER_SECOND, transient=False
+        )
         self.live.start()
 
     def show_step(self, step: int, record: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from lift_ds.sampling.settings import SamplingSettings
 STATES_PER_SECOND = 4.0  # as often as the panel is drawn
 COLUMN = 36  # characters of the question's line, and of the answer's
 STYLES = {Verdict.SOLVED: "bold green", Verdict.WRONG: "bold red", Verdict.UNPARSED: "bold yellow"}
-NO_BREAK = " \u2502 "
+LINE_BREAK = " \u2502 "
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Watched:
     @property
     def line(self) -> str:
         """All of it in one line."""
-        question, answer = (NO_BREAK.join(part.split("\n")) for part in (self.question.text, self.text))
+        question, answer = (LINE_BREAK.join(part.split("\n")) for part in (self.question.text, self.text))
         return f"step {self.step}, {self.question.task}: {question} -> {answer}   {self.verdict.value}"
 
     def shown(self, seconds: float) -> RenderableType:

@@ -3,11 +3,12 @@
 import json
 import os
 import subprocess
-from filecmp import cmp
+import sys
 
 import pytest
+from transformers import AutoTokenizer
 
-from tests.conftest import BASE, REPOSITORY
+from tests.conftest import REPOSITORY
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 STEPS = "optim.steps=2 optim.global_batch=4 data.builtin_rows=2000 eval.rows=4 checkpoint.save_every=1"
@@ -34,6 +35,17 @@ def test_both_stages(made):
         assert [json.loads(line)["step"] for line in lines if '"kind": "step"' in line] == [1, 2]
 
 
-def test_the_tokenizer_is_the_one_that_ships(made):
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        assert cmp(made / "new" / name, BASE / name, shallow=False), name
+def test_tokens_that_stand_alone(made):
+    """Digits, brackets, line breaks and answer tags are one token each, whatever is beside them."""
+    for folder in (made / "new", made / "instructed" / "bf16"):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        text = "sm(12,max(3,4))=6\n\n<answer>10</answer>"
+        pieces = ["sm", *"(12,", "max", *"(3,4))=6\n\n", "<answer>", *"10", "</answer>"]
+        assert [tokenizer.decode([token]) for token in tokenizer(text).input_ids] == pieces
+        assert "<answer>" not in tokenizer.all_special_tokens
+
+
+def test_a_width_that_heads_do_not_divide():
+    command = [sys.executable, "tools/make_base_tokenizer.py", "unused", "--width", "100"]
+    done = subprocess.run(command, cwd=REPOSITORY, text=True, capture_output=True)
+    assert done.returncode == 2 and "--width 100: a multiple of 32" in done.stderr

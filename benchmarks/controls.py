@@ -26,7 +26,7 @@ ARMS = {
     "LIFT-3": ["objective.method=lift3"],
     "LIFT-2": ["objective.method=lift2"],
     "LIFT-3, buffer": ["objective.method=lift3", "objective.scoring=buffer"],
-    "LIFT-3, hybrid": ["objective.method=lift3", "objective.scoring=hybrid"],
+    "LIFT-3, memory": ["objective.method=lift3", "objective.scoring=memory"],
     "LIFT-3, exact and compared": [
         "objective.method=lift3",
         "objective.scoring=buffer",

@@ -151,7 +151,7 @@ class WholeSteps:
         clock = StepClock(self.engine)
         totals, _, observed = compute_step(self.engine, self.run, self.objective, plan, number, self.buffers, clock)
         if self.buffers is not None:
-            self.buffers.observe(observed, number + 1)
+            self.buffers.take(observed, number + 1)
         wait()
         self.seconds.append(time.perf_counter() - began)
         record = totals.record(time_scaling=True)

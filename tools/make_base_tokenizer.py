@@ -5,7 +5,8 @@
 Byte-level BPE with single digits, line breaks (a chat header ends in two; they must not merge differently depending on
 what follows) and brackets, and a token for each answer tag, on the built-in tasks' text and common words; special
 tokens and chat template are LLaDA's. The output is the same on every machine. `launchers/recipes/pretrain_base.yaml`
-then trains the weights; `--width` and `--layers` make a larger model of the same kind.
+then trains the weights; `--width` and `--layers` make a larger model of the same kind. `--weights-from FOLDER` brings
+the weights of an earlier base along, so that the second stage alone makes a base of them.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from lift_ds.cli.tool import check_counts, flag, tool
 from lift_ds.data.tasks import MIXTURES, pretraining_text
-from lift_ds.models.llada import LLaDAConfig
+from lift_ds.models.llada import LLaDAConfig, LLaDAModelLM
+from lift_ds.models.vocabulary import load_tokenizer
+from lift_ds.models.weights import parameter_shapes
 
 VOCABULARY = 1024
 WIDTH, NUM_LAYERS, HEAD_WIDTH = 128, 6, 32
@@ -99,11 +104,38 @@ def make_config(tokenizer: PreTrainedTokenizerFast, width: int, num_layers: int)
     )
 
 
+def bring_weights(tokenizer: PreTrainedTokenizerFast, config: LLaDAConfig, earlier: Path) -> dict[str, torch.Tensor]:
+    """Weights of an earlier base, for another tokenizer: a token's rows are the mean of the rows of its text's tokens.
+
+    Raises:
+        ValueError: The earlier base has other shapes, or no tokenizer.
+    """
+    known = load_tokenizer(earlier)
+    if known is None:
+        raise ValueError(f"{earlier}: no tokenizer; --weights-from needs a base with its own.")
+    vocabulary = known.get_vocab()
+    pieces = []
+    for token in tokenizer.convert_ids_to_tokens([*range(len(tokenizer))]):
+        text = tokenizer.convert_tokens_to_string([token])
+        is_known = token in vocabulary
+        pieces.append([vocabulary[token]] if is_known else known(text, add_special_tokens=False)["input_ids"])
+    weights = load_file(earlier / "model.safetensors")
+    for name in (LLaDAModelLM.embedding_name, LLaDAModelLM.head_name):
+        key = f"{name}.weight"
+        weights[key] = torch.stack([weights[key][ids].float().mean(0) for ids in pieces])
+    shapes = {name: tensor.shape for name, tensor in weights.items()}
+    if shapes != (wanted := parameter_shapes(config)):
+        different = sorted(name for name in {*shapes, *wanted} if shapes.get(name) != wanted.get(name))
+        raise ValueError(f"{earlier}: other shapes than the new model's, for example {different[0]}.")
+    return {name: tensor.float() for name, tensor in weights.items()}
+
+
 @tool(
     __doc__,
     flag("output", type=Path, help="folder to write tokenizer.json, tokenizer_config.json and config.json to"),
     flag("--width", type=int, default=WIDTH, help=f"of the model, a multiple of {HEAD_WIDTH}"),
     flag("--layers", type=int, default=NUM_LAYERS, help="of the model"),
+    flag("--weights-from", type=Path, metavar="FOLDER", help="an earlier base of the same width and layers"),
 )
 def main(arguments: argparse.Namespace) -> None:
     """Writes the folder."""
@@ -118,5 +150,9 @@ def main(arguments: argparse.Namespace) -> None:
     config = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
     config.pop("backend", None)
     path.write_text(json.dumps(config, indent=2) + "\n")
-    make_config(tokenizer, width, arguments.layers).save_pretrained(output)
+    config = make_config(tokenizer, width, arguments.layers)
+    config.save_pretrained(output)
+    if arguments.weights_from:
+        weights = bring_weights(tokenizer, config, arguments.weights_from)
+        save_file(weights, output / "model.safetensors", {"format": "pt"})
     print(f"{len(tokenizer)} tokens written to {output}")

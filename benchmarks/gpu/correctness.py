@@ -276,7 +276,7 @@ def noised_batch(documents: list[Document], settings: ObjectiveSettings) -> Micr
     """Documents as one micro-batch on the CPU, with what a difficulty table says of them."""
     rule = make_noise_rule(settings, SEED, len(documents))
     batch = collate(documents, rule(documents, 0, [(row, 0) for row in range(len(documents))]), 1)
-    return replace(batch, difficulty=batch.tie_uniform, difficulty_count=batch.mask_uniform)
+    return replace(batch, difficulty=batch.tie_uniform)
 
 
 def all_gradients(root: torch.nn.Module) -> Iterator[Tensor]:

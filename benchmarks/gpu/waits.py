@@ -18,7 +18,7 @@ from lift_ds.objectives import objective_settings
 
 OBJECTIVES: tuple[tuple[str, dict[str, Any]], ...] = (
     *((method, {}) for method in ("vanilla", "lift2", "lift3", "easy", "hard", "random", "gift")),
-    *(("lift3", {"scoring": scoring}) for scoring in ("approximate", "buffer", "hybrid")),
+    *(("lift3", {"scoring": scoring}) for scoring in ("approximate", "buffer", "memory")),
     ("vanilla", {"complementary": True}),
 )
 

@@ -30,7 +30,7 @@ class OptimConfig(Section):
 class DifficultyConfig(Section):
     """The table of how hard each token is at each mask level."""
 
-    enabled: bool = Field(True, description="keep the table; buffer and hybrid scoring need it")
+    enabled: bool = Field(True, description="keep the table; buffer and memory scoring need it")
     decay: float = Field(0.999, gt=0, le=1, description="factor of a step; 1 never forgets")
     sync_every: int = Field(20, ge=1, description="steps between exchanges of the ranks")
 

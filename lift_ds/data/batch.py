@@ -31,11 +31,17 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Document(Tokens):
-    """A tokenised row: its number in the manifest, the pass over the data, and file and line for messages."""
+    """A tokenised row: its number in the manifest, the pass over the data, and file and line for messages.
+
+    Where a memory of difficulties is kept, it gives `difficulty`, float32 (length,), expected -log p of the tokens that
+    are chosen from, and says which documents are scored exactly nevertheless.
+    """
 
     sample_id: int
     epoch: int
     where: str
+    difficulty: np.ndarray | None = None
+    is_scored: bool = True
 
 
 @dataclass(frozen=True)
@@ -71,9 +77,9 @@ class MicroBatch(Movable):
         component: int64 (B,) of `method.components.Component`.
         lengths: Tokens of each document, B of them.
         sample_ids: The documents' numbers, B of them; -1 for a stand-in that only keeps the ranks together.
+        slots: Where each document stands in the step, B pairs: its slot, and its place in the slot's pack.
         is_refreshed: bool (B,), documents that are scored exactly, whatever `objective.scoring` says.
         difficulty: float32 (B, L), expected -log p of the superset's tokens from the buffers, where they are used.
-        difficulty_count: float32 (B, L), the decayed number of observations behind it.
     """
 
     clean_ids: Tensor
@@ -88,9 +94,9 @@ class MicroBatch(Movable):
     component: Tensor
     lengths: list[int]
     sample_ids: list[int]
+    slots: list[tuple[int, int]]
     is_refreshed: Tensor
     difficulty: Tensor | None = None
-    difficulty_count: Tensor | None = None
 
     @property
     def is_padded(self) -> bool:
@@ -103,20 +109,24 @@ class MicroBatch(Movable):
         return self.attention_mask if self.is_padded else None
 
 
-def collate(documents: list[Document], noises: list[Noise], pad_token_id: int) -> MicroBatch:
+def collate(
+    documents: list[Document], noises: list[Noise], pad_token_id: int, slots: list[tuple[int, int]] | None = None
+) -> MicroBatch:
     """Pads documents on the right to the longest one; no token attends to padding."""
     shape = (len(documents), max(len(document.ids) for document in documents))
     clean_ids = np.full(shape, pad_token_id, dtype=np.int64)
     lengths = [len(document.ids) for document in documents]
     attention_mask = np.arange(shape[1]) < np.array(lengths)[:, None]
     masks = np.zeros((2, *shape), dtype=bool)
-    uniforms = np.ones((2, *shape), dtype=np.float32)
+    uniforms, difficulty = np.ones((2, *shape), dtype=np.float32), np.zeros(shape, dtype=np.float32)
     for row, (document, noise) in enumerate(zip(documents, noises, strict=True)):
         length = len(document.ids)
         clean_ids[row, :length] = document.ids
         masks[0, row, :length] = document.response_mask
         masks[1, row, :length] = document.filler_mask
         uniforms[:, row, :length] = noise.uniforms
+        if document.difficulty is not None:
+            difficulty[row, :length] = document.difficulty
     return MicroBatch(
         clean_ids=torch.from_numpy(clean_ids),
         attention_mask=torch.from_numpy(attention_mask),
@@ -130,12 +140,24 @@ def collate(documents: list[Document], noises: list[Noise], pad_token_id: int) -
         component=torch.tensor([noise.component for noise in noises]),
         lengths=lengths,
         sample_ids=[document.sample_id for document in documents],
-        is_refreshed=torch.tensor([noise.is_refreshed for noise in noises]),
+        slots=slots or [(row, 0) for row in range(len(documents))],
+        is_refreshed=torch.tensor(
+            [noise.is_refreshed and document.is_scored for document, noise in zip(documents, noises, strict=True)]
+        ),
+        difficulty=torch.from_numpy(difficulty) if documents[0].difficulty is not None else None,
     )
 
 
-def stand_in(pad_token_id: int) -> tuple[Document, Noise]:
+def stand_in(pad_token_id: int, has_difficulty: bool = False) -> tuple[Document, Noise]:
     """One token and nothing to learn: a rank that is short of documents runs it at zero weight, to stay in step."""
     nothing, uniforms = np.zeros(1, dtype=bool), np.ones((2, 1), dtype=np.float32)
-    document = Document(np.array([pad_token_id]), nothing, nothing, sample_id=-1, epoch=0, where="stand-in")
+    document = Document(
+        np.array([pad_token_id]),
+        nothing,
+        nothing,
+        sample_id=-1,
+        epoch=0,
+        where="stand-in",
+        difficulty=np.zeros(1, dtype=np.float32) if has_difficulty else None,
+    )
     return document, Noise(t=1.0, rho=0.0, component=0, uniforms=uniforms)

@@ -138,12 +138,12 @@ class DifficultyTable:
         """Frequency class (int64) of tokens, by their place in this range: 0 unseen, then powers of two."""
         return self.counts[rows].sum(-1).add(1).log2().ceil().long().clamp(0, NUM_FREQUENCIES - 1)
 
-    def look_up(self, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Difficulties (K,) float32, in nats, of pairs (K,) int64 that this rank owns, and the counts behind them."""
+    def look_up(self, keys: Tensor) -> Tensor:
+        """Difficulties (K,) float32, in nats, of pairs (K,) int64 that this rank owns."""
         rows, bins = keys // NUM_BINS - self.first, keys % NUM_BINS
         prior = self.prior()[self.frequency(rows), bins]
         counts = self.counts[rows, bins]
-        return (self.sums[rows, bins] + PRIOR_COUNT * prior) / (counts + PRIOR_COUNT), counts
+        return (self.sums[rows, bins] + PRIOR_COUNT * prior) / (counts + PRIOR_COUNT)
 
     def prior(self) -> Tensor:
         """Difficulty of an unseen pair by frequency class and bin: float32 (NUM_FREQUENCIES, NUM_BINS)."""

@@ -3,7 +3,7 @@
     exact         a scoring pass without gradient on the superset, then a training pass on the kept tokens
     approximate   one pass, on the superset: it scores, and the kept tokens are learned right there
     buffer        no pass but for a fixed share of documents: the difficulty table's expected -log p at level t + rho
-    hybrid        as buffer, and exact scores are shrunk towards the table by how much it has seen
+    memory        no pass but for a budget of documents: what is remembered of the row's tokens (`method.memory`)
 
 Source: LIFT (arXiv 2605.22939) and its public code. Differs: the component is each document's own; see
 `method.selection`.
@@ -28,7 +28,6 @@ from .settings import ComplementarySettings, ScoredSettings
 from .vanilla import Vanilla
 
 TIE_NATS = 1e-4  # repeats of a token have the same expected score: the keyed uniform decides
-TRUSTED_COUNT = 8.0
 
 
 class SupersetSettings(ComplementarySettings):
@@ -40,19 +39,29 @@ class SupersetSettings(ComplementarySettings):
 class LiftSettings(SupersetSettings, ScoredSettings):
     """Where scores come from."""
 
-    scoring: Literal["exact", "approximate", "buffer", "hybrid"] = Field(
-        "exact", description="LIFT's scores: a pass of their own, the training pass, the buffers, or both together"
+    scoring: Literal["exact", "approximate", "buffer", "memory"] = Field(
+        "exact",
+        description="LIFT's scores: a pass of their own, the training pass, the table by token and level, or what is "
+        "remembered of each token of a row",
     )
     refresh_share: float = Field(
-        0.125, ge=0, le=1, description="share of documents that buffer and hybrid scoring still score exactly"
+        0.125, ge=0, le=1, description="share of documents that buffer scoring still scores exactly"
     )
-    warm_start_steps: int = Field(50, ge=0, description="first steps in which they score every document exactly")
+    warm_start_steps: int = Field(50, ge=0, description="first steps in which it scores every document exactly")
+    scoring_budget: float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="share of all documents that memory scoring scores exactly: those that it is least sure of; 1 is "
+        "scoring=exact",
+    )
 
     def problems(self) -> list[str]:
         """As before, and options that this way of scoring does not read."""
         problems = super().problems()
-        problems += self.unread("scoring", ("buffer", "hybrid"), "refresh_share", "warm_start_steps")
-        problems += self.unread("scoring", ("exact", "buffer", "hybrid"), "scoring_precision")
+        problems += self.unread("scoring", ("buffer",), "refresh_share", "warm_start_steps")
+        problems += self.unread("scoring", ("memory",), "scoring_budget")
+        problems += self.unread("scoring", ("exact", "buffer", "memory"), "scoring_precision")
         if self.complementary and self.scoring == "approximate":
             problems.append("objective.complementary: scoring=approximate has no mask before its forward; use exact")
         return problems
@@ -88,19 +97,25 @@ class Lift(SupersetObjective):
 
     def __init__(self, settings: LiftSettings) -> None:
         super().__init__(settings)
-        self.reads_difficulty = settings.scoring in ("buffer", "hybrid")
-        self.chooses_in_training = settings.scoring == "approximate"
-        is_ever_refreshed = settings.refresh_share or settings.warm_start_steps
-        if not self.chooses_in_training and (is_ever_refreshed or not self.reads_difficulty):
+        scoring = settings.scoring
+        self.reads_difficulty = scoring in ("buffer", "memory")
+        self.remembers_rows = scoring == "memory"
+        self.chooses_in_training = scoring == "approximate"
+        ever_scored = {
+            "exact": True,
+            "buffer": settings.refresh_share or settings.warm_start_steps,
+            "memory": settings.scoring_budget,
+        }
+        if ever_scored.get(scoring):
             self.scoring_pass = "gold_logprob"
 
     def is_refreshed(self, u: Tensor, step: int) -> Tensor:
         """A fixed share of the documents, and all of the first steps."""
-        always = not self.reads_difficulty or step < self.settings.warm_start_steps
+        always = self.settings.scoring != "buffer" or step < self.settings.warm_start_steps
         return (u < self.settings.refresh_share) | always
 
     def noise(self, batch: MicroBatch) -> Candidates:
-        """The superset; scores are wanted where the component asks for them, and the table does not answer."""
+        """The superset; scores are wanted where the component asks for them, and no expected ones do."""
         needed = batch.component != Component.RANDOM
         scored = needed & batch.is_refreshed if self.reads_difficulty else needed
         return replace(candidates(batch), scored=scored.nonzero()[:, 0])
@@ -118,17 +133,14 @@ class Lift(SupersetObjective):
     def expected_scores(
         self, batch: MicroBatch, candidates: Candidates, exact: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Log p(gold) (B, L) by the table, by the pass where it ran, and how far their choices agree where both are."""
-        assert batch.difficulty is not None and batch.difficulty_count is not None
+        """Log p(gold) (B, L) by table or memory, by the pass where it ran; and how far both agree on what to choose."""
+        assert batch.difficulty is not None
         expected = -batch.difficulty + TIE_NATS * batch.tie_uniform
         if exact is None:
             return expected, None
         documents = candidates.scored
-        by_exact, by_table = (self.kept(batch, candidates, scores)[documents] for scores in (exact, expected))
-        agreement = count_agreement(by_exact, by_table, candidates.superset[documents])
-        if self.settings.scoring == "hybrid":
-            seen = batch.difficulty_count / (batch.difficulty_count + TRUSTED_COUNT)
-            exact = (exact + seen * expected) / (1 + seen)
+        by_exact, unscored = (self.kept(batch, candidates, scores)[documents] for scores in (exact, expected))
+        agreement = count_agreement(by_exact, unscored, candidates.superset[documents])
         return expected.index_copy(0, documents, exact[documents]), agreement
 
 

@@ -91,6 +91,7 @@ class Objective(ABC):
         scoring_pass: The pass without gradient before the choice.
         chooses_in_training: Whether the training pass sees all candidates, and its own log p(gold) chooses of them.
         reads_difficulty: Whether micro-batches must carry the difficulties of their supersets.
+        remembers_rows: Whether these are by row and place, from the difficulty memory; else by token and level.
         scores_in_bf16: Whether the scoring pass multiplies in bf16.
     """
 
@@ -100,6 +101,7 @@ class Objective(ABC):
     scoring_pass: ScoringPass = "none"
     chooses_in_training = False
     reads_difficulty = False
+    remembers_rows = False
 
     def __init__(self, settings: ObjectiveSettings) -> None:
         self.settings = settings

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +17,35 @@ from torch.distributed import Work
 from .control import gloo_group, waiting_in_control
 
 POLL_SECONDS = 0.002
+
+
+class Links(Protocol):
+    """What connects the threads that make steps; all ranks call the same in one order, until `stopping` is set."""
+
+    def total(self, values: Tensor, stopping: threading.Event) -> Tensor:
+        """The sum over the ranks."""
+
+    def send(self, parts: list[bytes], sizes: list[int], stopping: threading.Event) -> list[bytes]:
+        """Sends part r to rank r; returns what each rank sent here, whose sizes are known."""
+
+    def exchange(self, parts: list[Tensor], stopping: threading.Event) -> list[Tensor]:
+        """Sends part r, one-dimensional, to rank r; returns what each rank sent here."""
+
+
+class NoLinks:
+    """Of a rank without others."""
+
+    def total(self, values: Tensor, stopping: threading.Event) -> Tensor:
+        """The values."""
+        return values
+
+    def send(self, parts: list[bytes], sizes: list[int], stopping: threading.Event) -> list[bytes]:
+        """What it sent itself."""
+        return parts
+
+    def exchange(self, parts: list[Tensor], stopping: threading.Event) -> list[Tensor]:
+        """What it sent itself."""
+        return parts
 
 
 class BackgroundGroup:
@@ -45,6 +75,22 @@ class BackgroundGroup:
         )
         return [part.numpy().tobytes() for part in self._await(work, received, stopping).split(sizes)]
 
+    def exchange(self, parts: list[Tensor], stopping: threading.Event) -> list[Tensor]:
+        """Sends part r, one-dimensional, to rank r; returns what each rank sent here, whatever its size.
+
+        Raises:
+            RuntimeError: As `total`.
+        """
+        sizes = torch.tensor([len(part) for part in parts])
+        expected = torch.empty_like(sizes)
+        work = torch.distributed.all_to_all_single(expected, sizes, group=self.group, async_op=True)
+        self._await(work, expected, stopping)
+        received = parts[0].new_empty(int(expected.sum()))
+        work = torch.distributed.all_to_all_single(
+            received, torch.cat(parts), expected.tolist(), sizes.tolist(), group=self.group, async_op=True
+        )
+        return list(self._await(work, received, stopping).split(expected.tolist()))
+
     def _await(self, work: Work, result: Tensor, stopping: threading.Event) -> Tensor:
         while not work.is_completed():
             if stopping.is_set():
@@ -53,3 +99,25 @@ class BackgroundGroup:
         with waiting_in_control():
             work.wait()
         return result
+
+
+class ThreadRanks:
+    """The ranks as one thread of each sees them, for what the training thread does through `Collectives`.
+
+    Args:
+        links: What connects the threads.
+        stopping: Set when the run ends: nobody is waited for any more.
+    """
+
+    def __init__(self, links: Links, rank: int, world_size: int, stopping: threading.Event) -> None:
+        self.links, self.rank, self.world_size, self.stopping = links, rank, world_size, stopping
+        self.bytes_moved = 0
+
+    def all_reduce(self, values: Tensor) -> Tensor:
+        """The sum over the ranks."""
+        return self.links.total(values, self.stopping)
+
+    def exchange(self, parts: list[Tensor]) -> list[Tensor]:
+        """Sends part r, one-dimensional, to rank r; returns what each rank sent here."""
+        self.bytes_moved += sum(part.nbytes for rank, part in enumerate(parts) if rank != self.rank)
+        return self.links.exchange(parts, self.stopping)

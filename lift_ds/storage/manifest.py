@@ -24,7 +24,7 @@ from .staging import TEMPORARY_PREFIX
 MANIFEST = "manifest.json"
 LATEST, BEST = "latest", "best"
 LANES_FILE = "lanes.json"
-HF_FOLDER, DIFFICULTY_FOLDER = "hf", "difficulty"
+HF_FOLDER, DIFFICULTY_FOLDER, MEMORY_FOLDER = "hf", "difficulty", "difficulty_memory"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The difficulty table of a run, over all ranks: observations go to their owners, difficulties come from them.
 
 Every rank calls the same functions in the same order, also where it has nothing to send. What moves in a sync: 24 bytes
-for each (token, bin) pair that a rank observed since the last one. In a look-up: 8 bytes there and 8 back for each
+for each (token, bin) pair that a rank observed since the last one. In a look-up: 8 bytes there and 4 back for each
 pair of a step's supersets. Both are counted in `bytes_moved`.
 """
 
@@ -20,14 +20,17 @@ from lift_ds.data.batch import MicroBatch
 from lift_ds.method.components import Component
 from lift_ds.method.difficulty import NUM_BINS, DifficultyTable, Observations, level_bin
 from lift_ds.objectives.objective import candidates, superset_level
+from lift_ds.ranks.background import ThreadRanks
 from lift_ds.ranks.shares import Collectives
 from lift_ds.storage.manifest import DIFFICULTY_FOLDER
+
+from .results import Observed
 
 
 class DifficultyBuffers:
     """A sharded `DifficultyTable`, at first empty, and its traffic; `sync_every` is in steps."""
 
-    def __init__(self, vocab_size: int, ranks: Collectives, decay: float, sync_every: int) -> None:
+    def __init__(self, vocab_size: int, ranks: Collectives | ThreadRanks, decay: float, sync_every: int) -> None:
         self._table = DifficultyTable(vocab_size, ranks.rank, ranks.world_size, decay)
         self._thread = ThreadPoolExecutor(1, "difficulty")
         self._noting: Future[None] | None = None
@@ -41,6 +44,14 @@ class DifficultyBuffers:
             self._noting.result()
             self._noting = None
         return self._table
+
+    def release(self) -> None:
+        """Nothing is held back: see `DifficultyMemory`."""
+
+    def take(self, shown: list[tuple[MicroBatch, Observed]], step: int) -> None:
+        """Observes what passes showed of tokens that no difficulty has chosen."""
+        parts = [each.of(~(each.is_filler | each.is_chosen)) for _, each in shown]
+        self.observe([(each.token_ids, each.levels, each.nll) for each in parts], step)
 
     def observe(self, observed: Iterable[tuple[Tensor, Tensor, Tensor]], step: int) -> None:
         """Notes what this rank's passes showed in optimizer step `step` (from 1), and syncs where it is time.
@@ -66,14 +77,12 @@ class DifficultyBuffers:
         self.bytes_moved += sum(part.nbytes for rank, part in enumerate(parts) if rank != self.ranks.rank)
         return self.ranks.exchange(parts)
 
-    def look_up(self, tokens: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-        """Float32 (R,) expected -log p in nats of tokens (R,) at levels (R,), and the decayed counts behind it."""
+    def look_up(self, tokens: Tensor, levels: Tensor) -> Tensor:
+        """Float32 (R,) expected -log p in nats of tokens (R,) at levels (R,)."""
         keys, inverse = (tokens * NUM_BINS + level_bin(levels)).unique(return_inverse=True)
         edges = torch.searchsorted(keys, self.table.bounds).tolist()
         asked = self._exchange(list(keys.tensor_split(edges)))
-        answers = self._exchange([torch.stack(self.table.look_up(part), 1).flatten() for part in asked])
-        difficulties = torch.cat(answers).view(-1, 2)[inverse]
-        return difficulties[:, 0], difficulties[:, 1]
+        return torch.cat(self._exchange([self.table.look_up(part) for part in asked]))[inverse]
 
     def fill(self, batches: list[MicroBatch]) -> list[MicroBatch]:
         """The micro-batches of a step with the difficulties of their supersets, from one look-up."""
@@ -81,13 +90,11 @@ class DifficultyBuffers:
         pairs = list(zip(batches, wanted, strict=True))
         tokens = torch.cat([batch.clean_ids[rows] for batch, rows in pairs])
         levels = torch.cat([superset_level(batch)[rows] for batch, rows in pairs])
-        sizes = [int(rows.sum()) for rows in wanted]
-        answers = zip(*(each.split(sizes) for each in self.look_up(tokens, levels)), strict=True)
-        filled = []
-        for (batch, rows), answer in zip(pairs, answers, strict=True):
-            difficulty, count = (torch.zeros_like(batch.mask_uniform).masked_scatter(rows, each) for each in answer)
-            filled.append(replace(batch, difficulty=difficulty, difficulty_count=count))
-        return filled
+        answers = self.look_up(tokens, levels).split([int(rows.sum()) for rows in wanted])
+        return [
+            replace(batch, difficulty=torch.zeros_like(batch.mask_uniform).masked_scatter(rows, answer))
+            for (batch, rows), answer in zip(pairs, answers, strict=True)
+        ]
 
     def save(self, checkpoint: Path) -> None:
         """Writes this rank's part; nothing is synced for it."""

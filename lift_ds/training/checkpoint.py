@@ -5,6 +5,7 @@
         latest                  "zero", so that DeepSpeed's own tools read the folder
         hf/                     config, tokenizer and chat format of the model, for export
         difficulty/             the difficulty table, a file a rank
+        difficulty_memory/      what is remembered of rows, a file a rank, by block
         lanes.json              data position
         base.json               of a run with adapters: the files of the frozen weights, which the shards leave out
         run.json                resolved run config and DeepSpeed JSON, see `lift_ds.storage.run_record`
@@ -48,8 +49,8 @@ from lift_ds.storage.zero_checkpoint import open_zero_checkpoint
 from lift_ds.storage.zero_files import ZERO_TAG
 from lift_ds.text_files import load_json, read_text
 
-from .buffers import DifficultyBuffers
 from .engine import Engine
+from .memory import Difficulties
 from .restore import restore_engine
 
 
@@ -63,7 +64,7 @@ def save_checkpoint(
     chat_format: ChatFormat,
     fingerprint: str,
     keep: int,
-    buffers: DifficultyBuffers | None,
+    buffers: Difficulties | None,
     base: BaseRecord | None,
 ) -> Path:
     """Writes the state of all ranks; returns the checkpoint's folder.
@@ -78,7 +79,7 @@ def save_checkpoint(
         chat_format: How the run's chats became tokens.
         fingerprint: `model_fingerprint` of the model.
         keep: How many of the newest checkpoints stay.
-        buffers: The difficulty table, where one is kept.
+        buffers: What is known of tokens' difficulty, where it is kept.
         base: The frozen weights' files, which are then left out.
 
     Raises:

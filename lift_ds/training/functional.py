@@ -131,6 +131,7 @@ def lift_loss(
         component=objective.component(t, policy) if component is None else component_tensor(component, clean_ids),
         lengths=[length] * num_documents if attention_mask is None else attention_mask.bool().sum(-1).tolist(),
         sample_ids=list(range(num_documents)),
+        slots=[(row, 0) for row in range(num_documents)],
         is_refreshed=torch.ones_like(t, dtype=torch.bool),
     )
     total = response_mask.sum().clamp(min=1) if num_targets is None else torch.as_tensor(num_targets)

@@ -26,12 +26,13 @@ from lift_ds.models.families import max_length_of, start_token_of
 from lift_ds.models.vocabulary import check_tokenizer, load_tokenizer
 from lift_ds.models.weights import NewWeights, WeightSource
 from lift_ds.planning.flops import Arithmetic
-from lift_ds.ranks.background import BackgroundGroup
+from lift_ds.ranks.background import BackgroundGroup, Links
 from lift_ds.ranks.once import ALONE, Once
 from lift_ds.ranks.shares import Ranks
 from lift_ds.storage.safetensors_folder import SafetensorsFolder
 
 from .draws import make_noise_rule
+from .memory import DifficultyMemory
 from .readers import fitting_lanes, open_reader_once, pack_capacity
 from .run_files import ModelFolder, RunSources, list_sources, open_model
 
@@ -165,9 +166,15 @@ def batch_rule(prepared: Prepared, max_rows: int | None) -> BatchRule:
     )
 
 
-def make_loader(prepared: Prepared, max_rows: int | None, ranks: Ranks, first_step: int) -> StepLoader:
-    """This rank's training steps from `first_step` on; the lanes must stand there already. All ranks call it."""
+def make_loader(
+    prepared: Prepared, max_rows: int | None, ranks: Ranks, first_step: int, memory: DifficultyMemory | None = None
+) -> StepLoader:
+    """This rank's training steps from `first_step` on; the lanes must stand there already. All ranks call it.
+
+    Where rows are remembered, `memory` is looked up in the loader's thread.
+    """
     run = prepared.run
+    links: Links | None = BackgroundGroup() if memory is None and ranks.world_size > 1 else None
     return StepLoader(
         prepared.data.stream,
         make_noise_rule(run.objective, run.seed, run.optim.global_batch),
@@ -178,8 +185,10 @@ def make_loader(prepared: Prepared, max_rows: int | None, ranks: Ranks, first_st
         pad_token_id=prepared.config.pad_token_id,
         first_step=first_step,
         num_workers=run.data.workers,
-        links=BackgroundGroup() if ranks.world_size > 1 else None,
+        links=links if memory is None else memory.ranks.links,
         num_steps=run.optim.steps,
+        difficulties=memory,
+        stopping=None if memory is None else memory.ranks.stopping,
     )
 
 

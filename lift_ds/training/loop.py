@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lift_ds.config.run import RunConfig
 from lift_ds.data.batch import MicroBatch
 from lift_ds.data.order.loader import StepBatch, StepLoader
 from lift_ds.objectives import Objective
 
-from .buffers import DifficultyBuffers
 from .engine import Engine
+from .memory import Difficulties
 from .metrics import StepTotals
 from .normalizer import document_scale, step_counts
-from .results import Shown, StepResult, read
+from .results import Observed, Shown, StepResult, read
 from .timing import StepClock, peak_memory
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -89,16 +88,16 @@ def compute_step(
     objective: Objective,
     plan: StepPlan,
     step: int,
-    buffers: DifficultyBuffers | None,
+    buffers: Difficulties | None,
     clock: StepClock,
-) -> tuple[StepTotals, float, list[tuple[Tensor, Tensor, Tensor]]]:
+) -> tuple[StepTotals, float, list[tuple[MicroBatch, Observed]]]:
     """One optimizer step: forwards and backwards, and the update.
 
     DeepSpeed leaves the update out, on every rank, where the gradient norm is not finite.
 
     Returns:
-        Totals over all ranks, but for this rank's `bad_sample_ids`; the gradient norm; and what this rank's passes
-        showed of difficulty.
+        Totals over all ranks, but for this rank's `bad_sample_ids`; the gradient norm; and what each of this rank's
+        passes showed of difficulty, with its micro-batch.
     """
     assert plan.batch is not None
     fetched, micro_batches = plan.batch, plan.batch.micro_batches
@@ -120,7 +119,8 @@ def compute_step(
     for batch, each in zip(micro_batches, shown, strict=True):
         _add_shown(totals, batch, each, engine)
     totals.replace(engine.all_reduce(totals.summed()), engine.all_reduce(totals.maxima, "max"))
-    return totals, grad_norm, [part for each in shown for part in each.observed]
+    pairs = zip(micro_batches, shown, strict=True)
+    return totals, grad_norm, [(batch, observed) for batch, each in pairs for observed in each.observed]
 
 
 def _add_shown(totals: StepTotals, batch: MicroBatch, shown: Shown, engine: Engine) -> None:
@@ -149,7 +149,7 @@ def train_steps(
     loader: StepLoader,
     first_step: int,
     stop: StopRequest,
-    buffers: DifficultyBuffers | None,
+    buffers: Difficulties | None,
     after_step: Callable[[int, dict[str, Any]], None],
 ) -> tuple[int, Exception | None]:
     """Trains from `first_step`, where `loader` stands, to `optim.steps`, or until somebody asks to stop.
@@ -171,11 +171,13 @@ def train_steps(
         if plan.must_stop:
             loader.state = position  # the step was fetched, but is not taken
             return step, plan.problem
+        if buffers is not None:
+            buffers.release()
         rate = engine.set_learning_rate(step)
         totals, grad_norm, observed = compute_step(engine, run, objective, plan, step, buffers, clock)
         is_bad = not (math.isfinite(totals.loss) and math.isfinite(grad_norm))
         if buffers is not None:
-            buffers.observe([] if is_bad else observed, step + 1)
+            buffers.take([] if is_bad else observed, step + 1)
         record = totals.record(run.objective.time_scaling)
         if is_bad:
             num_bad += 1

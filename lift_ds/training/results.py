@@ -19,20 +19,28 @@ CPU = torch.device("cpu")
 
 
 class Observed(NamedTuple):
-    """What the difficulty table may learn of R tokens.
+    """What a pass shows of R tokens.
 
     Args:
         token_ids: int64 (R,), their true ids.
         levels: float32 (R,), the mask level of their input.
         nll: float32 (R,), -log p(gold).
-        counts: bool (R,), whether the table may learn of each; the others are only there because the host does not
-            know how many they are.
+        at: int64 (R,), their places in the micro-batch's (B, L), in row-major order.
+        is_filler: bool (R,), whether they only fill up a response: nothing is learned of these.
+        is_chosen: bool (R,), whether the choice of the token hangs on its difficulty: the table, which takes the mean
+            over tokens, may not learn of these.
     """
 
     token_ids: Tensor
     levels: Tensor
     nll: Tensor
-    counts: Tensor
+    at: Tensor
+    is_filler: Tensor
+    is_chosen: Tensor
+
+    def of(self, wanted: Tensor) -> Observed:
+        """Those for which `wanted`, bool (R,), is true."""
+        return Observed(*(each[wanted] for each in self))
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class StepResult:
         num_kept: int64 (B,), learned tokens.
         weight_sums: float64 (3,), the sum of learned tokens' weights in the loss, of their squares, and the largest.
         agreement: float32 (3,), see `Choice`; 0 where nothing was compared.
-        observed: What the difficulty table may learn, without bias by the choice.
+        observed: What each pass shows of tokens' difficulty.
         num_views: How often the training pass saw each document.
         scoring_seconds: Tells what the pass without gradient took.
         gradient_probe: float32 (B,), a leaf whose gradient is `gradient_norms`.
@@ -79,7 +87,7 @@ class Shown:
     weight_sums: Tensor
     gradient_norms: Tensor
     num_views: int
-    observed: list[tuple[Tensor, Tensor, Tensor]]  # ids, levels and -log p of the tokens that count
+    observed: list[Observed]
 
 
 def read(results: list[StepResult]) -> list[Shown]:
@@ -92,7 +100,6 @@ def read(results: list[StepResult]) -> list[Shown]:
     shown = []
     for result in results:
         loss, agreement, nll_sum, num_kept, weight_sums, gradient_norms = islice(arrived, 6)
-        observed = [Observed(*islice(arrived, 4)) for _ in result.observed]
-        learned = [(each.token_ids[each.counts], each.levels[each.counts], each.nll[each.counts]) for each in observed]
-        shown.append(Shown(loss, agreement, nll_sum, num_kept, weight_sums, gradient_norms, result.num_views, learned))
+        observed = [Observed(*islice(arrived, len(Observed._fields))) for _ in result.observed]
+        shown.append(Shown(loss, agreement, nll_sum, num_kept, weight_sums, gradient_norms, result.num_views, observed))
     return shown

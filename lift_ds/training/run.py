@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import threading
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,13 +19,16 @@ from lift_ds.models.layers import DecoderLayer
 from lift_ds.models.lora import add_adapters
 from lift_ds.models.weights import WeightSource, whole_shape
 from lift_ds.objectives import Objective, make_objective
+from lift_ds.objectives.lift import LiftSettings
 from lift_ds.planning.report import Plan
+from lift_ds.ranks.background import BackgroundGroup, Links, NoLinks, ThreadRanks
 from lift_ds.storage.run_record import write_run
 
 from .buffers import DifficultyBuffers
 from .engine import Engine, build_model, current_device
 from .inputs import Prepared
 from .loop import StopRequest
+from .memory import Difficulties, DifficultyMemory
 from .metrics import METRICS_FILE, MetricsFile
 from .progress import make_progress
 from .resumed import Resumed
@@ -65,13 +70,19 @@ def compile_layers(model: PreTrainedModel, backend: str = "inductor") -> None:
                 setattr(module, part, torch.compile(getattr(module, part), dynamic=True, backend=backend))
 
 
-def make_buffers(prepared: Prepared, engine: Engine) -> DifficultyBuffers | None:
-    """The difficulty table that the config asks for."""
-    difficulty = prepared.run.difficulty
-    if not difficulty.enabled:
+def make_buffers(prepared: Prepared, engine: Engine) -> Difficulties | None:
+    """What the config asks to keep of tokens' difficulty."""
+    run = prepared.run
+    if not run.difficulty.enabled:
         return None
     vocab_size = whole_shape(engine.model.get_input_embeddings().weight)[0]
-    return DifficultyBuffers(vocab_size, engine, difficulty.decay, difficulty.sync_every)
+    table = run.difficulty
+    make_table = partial(DifficultyBuffers, vocab_size, decay=table.decay, sync_every=table.sync_every)
+    if not (isinstance(run.objective, LiftSettings) and run.objective.scoring == "memory"):
+        return make_table(engine)
+    links: Links = BackgroundGroup() if engine.world_size > 1 else NoLinks()
+    ranks = ThreadRanks(links, engine.rank, engine.world_size, threading.Event())
+    return DifficultyMemory(make_table(ranks), ranks, run.objective.scoring_budget, run.optim.steps)
 
 
 def execute(

@@ -46,6 +46,7 @@ class Trained:
         loss: The differentiable scalar.
         token_nll: float32 (R',), -log p.
         token_ids: int64 (R',), their true ids.
+        at: int64 (R',), their places in the micro-batch's (B, L), in row-major order.
         document: int64 (R',), row of the micro-batch that each belongs to.
         is_filler: bool (R',), whether they only fill up a response.
         weights: float32 (R',), what each one's -log p is multiplied by in the loss.
@@ -54,6 +55,7 @@ class Trained:
     loss: Tensor
     token_nll: Tensor
     token_ids: Tensor
+    at: Tensor
     document: Tensor
     is_filler: Tensor
     weights: Tensor
@@ -181,36 +183,43 @@ class DiffusionStep(nn.Module):
         with self.seeded_dropout(batch, lengths, dropout_key):
             noised_ids = view.clean_ids.masked_fill(view.targets, self.mask_token_id)
             rows = self.encode(batch, noised_ids, at, view.attention_mask, lengths)
-        document = view.document[at // view.targets.shape[1]]
+        length = view.targets.shape[1]
+        document = view.document[at // length]
+        in_batch = document * length + at % length
         rows = _DocumentGradientNorms.apply(rows, document, probe)
         gold_ids, is_filler = taken(view.clean_ids, at), taken(batch.filler_mask[view.document], at)
         weights = taken(view.weights, at) * noised.document_scale[document]
 
         def learn(hidden: Tensor, matrix: Tensor) -> tuple[Tensor, ...]:
-            learned: tuple[Tensor, ...] = (hidden, gold_ids, weights, document, is_filler)
+            learned: tuple[Tensor, ...] = (hidden, gold_ids, weights, in_batch, document, is_filler)
             if chooses:
                 scores = placed(chunked_gold_logprob(hidden.detach(), matrix, gold_ids), at, view.targets)
                 chosen = taken(self.objective.choose(batch, noised.candidates, scores).targets, at)
                 kept = positions(chosen, noised.num_kept())
                 learned = tuple(each.index_select(0, kept) for each in learned)
-            hidden, token_ids, factors, documents, fillers = learned
+            hidden, token_ids, factors, places, documents, fillers = learned
             loss, token_nll = chunked_weighted_nll(hidden, matrix, token_ids, factors, self.objective.curve())
-            return loss, token_nll, token_ids, documents, fillers, factors
+            return loss, token_nll, token_ids, places, documents, fillers, factors
 
         return Trained(*self.model.head(rows, learn))
 
     def observe(self, noised: Noised, scores: Tensor | None, trained: Trained) -> tuple[Observed, ...]:
-        """What the scoring pass shows of all it scored, and the training pass of tokens that no score selected."""
+        """What the scoring pass shows of all it scored, and the training pass of what it learned."""
         if not self.keeps_observations:
             return ()
         batch, candidates, observed = noised.batch, noised.candidates, []
         if scores is not None and self.objective.scoring_pass == "gold_logprob":
-            at = positions(candidates.masked[candidates.scored], noised.num_scored)
-            shown = (batch.clean_ids, superset_level(batch), -scores, candidates.superset)
-            observed.append(Observed(*(taken(each[candidates.scored], at) for each in shown)))
+            index, length = candidates.scored, batch.clean_ids.shape[1]
+            at = positions(candidates.masked[index], noised.num_scored)
+            at = index[at // length] * length + at % length
+            token_ids, levels, nll = (taken(each, at) for each in (batch.clean_ids, superset_level(batch), -scores))
+            is_filler = taken(candidates.fillers, at)
+            observed.append(Observed(token_ids, levels, nll, at, is_filler, torch.zeros_like(is_filler)))
         if self.objective.observes_targets:
-            counts = (batch.component[trained.document] == Component.RANDOM) & ~trained.is_filler
-            observed.append(Observed(trained.token_ids, batch.t[trained.document], trained.token_nll, counts))
+            levels = batch.t[trained.document]
+            is_chosen = batch.component[trained.document] != Component.RANDOM
+            token_ids, nll, at = trained.token_ids, trained.token_nll, trained.at
+            observed.append(Observed(token_ids, levels, nll, at, trained.is_filler, is_chosen))
         return tuple(observed)
 
     @contextmanager

@@ -19,7 +19,6 @@ from lift_ds.storage.best import offer, read_best
 from lift_ds.storage.frozen_base import BaseRecord, hash_base
 from lift_ds.storage.manifest import BEST, checkpoint_name, model_fingerprint, remove_old
 
-from .buffers import DifficultyBuffers
 from .checkpoint import agree_on_main, check_space, load_checkpoint, save_checkpoint
 from .efficiency import Efficiency
 from .engine import Engine, has_accelerator
@@ -27,6 +26,7 @@ from .final_export import FinalExport
 from .inputs import Prepared, chat_format_of, make_loader
 from .loop import StopRequest, train_steps
 from .measure import Measurements
+from .memory import Difficulties, DifficultyMemory
 from .metrics import MetricsFile
 from .profiling import StepProfile
 from .progress import Progress
@@ -48,7 +48,7 @@ class Trainer:
     progress: Progress
     metrics: MetricsFile
     stop: StopRequest
-    buffers: DifficultyBuffers | None
+    buffers: Difficulties | None
     resumed: Resumed | None
     plan: Plan
 
@@ -175,7 +175,8 @@ class Trainer:
             self.measurements.heldout(0)
             self.measurements.solving(0, "before")
         engine, run, saved_at = self.engine, self.run, first_step
-        loader = make_loader(self.prepared, self.max_rows, engine, first_step)
+        memory = self.buffers if isinstance(self.buffers, DifficultyMemory) else None
+        loader = make_loader(self.prepared, self.max_rows, engine, first_step, memory)
         profiled = StepProfile(self.steps_to_profile, Path(run.output), self.progress.say)
         efficiency = Efficiency.of(run, self.prepared.config, engine)
 

@@ -47,8 +47,7 @@ def worst_case(lengths: list[int], objective: Objective) -> MicroBatch:
         noises.append(Noise(t=1.0, rho=0.0, component=int(Component.EASY), uniforms=uniforms))  # an easy one is scored
     batch = collate(documents, noises, pad_token_id=0)
     if objective.reads_difficulty:
-        unknown = torch.zeros_like(batch.mask_uniform)
-        batch = replace(batch, difficulty=unknown, difficulty_count=unknown)
+        batch = replace(batch, difficulty=torch.zeros_like(batch.mask_uniform))
     return batch
 
 

@@ -114,8 +114,8 @@ def test_resharding_loses_nothing():
     for ours, reference in zip(whole(tables), whole(alone), strict=True):
         torch.testing.assert_close(ours, reference, rtol=1e-6, atol=1e-6)
     keys = torch.arange(VOCABULARY * NUM_BINS)
-    found = torch.cat([table.look_up(keys[table.first * NUM_BINS :][: table.sums.numel()])[0] for table in tables])
-    torch.testing.assert_close(found, alone[0].look_up(keys)[0], rtol=1e-5, atol=1e-5)
+    found = torch.cat([table.look_up(keys[table.first * NUM_BINS :][: table.sums.numel()]) for table in tables])
+    torch.testing.assert_close(found, alone[0].look_up(keys), rtol=1e-5, atol=1e-5)
 
 
 def test_another_vocabulary_is_refused():
@@ -133,7 +133,7 @@ def test_look_up_converges_to_what_is_observed():
         table.observe([Observations.of(token, level, torch.tensor([1.5]))], step)
         table.observe([Observations.of(*draw(1, step, 5))], step)
     sync([table], 399)
-    assert table.look_up(token * NUM_BINS + level_bin(level))[0].item() == pytest.approx(1.5, abs=0.05)
+    assert table.look_up(token * NUM_BINS + level_bin(level)).item() == pytest.approx(1.5, abs=0.05)
 
 
 def test_an_unseen_pair_has_the_difficulty_of_pairs_like_it():
@@ -146,7 +146,7 @@ def test_an_unseen_pair_has_the_difficulty_of_pairs_like_it():
     # token 4 is as common as the others, but never seen at level 0.5
     table.observe([Observations.of(torch.full((64,), 4), torch.full((64,), 0.9), torch.full((64,), 0.3))], 1)
     sync([table], 1)
-    at_half = table.look_up(torch.arange(VOCABULARY) * NUM_BINS + level_bin(torch.tensor(0.5)))[0]
+    at_half = table.look_up(torch.arange(VOCABULARY) * NUM_BINS + level_bin(torch.tensor(0.5)))
     assert at_half[4].item() == pytest.approx(0.2, abs=0.1)
     assert at_half[10].item() > 3
     assert 0.2 < at_half[30].item() < 3  # nothing is known: the bin's mean

@@ -228,13 +228,9 @@ def test_scores_of_unwanted_documents_are_0(llada, batch):
     assert not first[1:].any() and (everyone[superset] < 0).all()
 
 
-def buffered(batch, difficulty, is_refreshed, count=0.0):
-    shape = batch.mask_uniform.shape
+def buffered(batch, difficulty, is_refreshed):
     return replace(
-        batch,
-        difficulty=difficulty.expand(shape),
-        difficulty_count=torch.full(shape, count),
-        is_refreshed=torch.tensor(is_refreshed),
+        batch, difficulty=difficulty.expand(batch.mask_uniform.shape), is_refreshed=torch.tensor(is_refreshed)
     )
 
 
@@ -268,22 +264,6 @@ def test_agreement_of_buffer_and_exact_choices(llada, batch):
     assert agreement(-scores) == [k, k, pytest.approx(k * k / size)]
     opposite = agreement(scores)
     assert opposite[0] == max(0, 2 * k - size) and opposite[1] == k
-
-
-def test_hybrid_scores_lie_between_exact_and_expected(llada, batch):
-    """A well-known pair draws the exact score half-way to the table's, an unknown one not at all."""
-    superset = candidates(batch).superset
-    difficulty = torch.full((20,), 2.0)
-    found = {}
-    for count in (0.0, 1e9):
-        root = make_root(llada, "lift3", scoring="hybrid")
-        filled = buffered(batch, difficulty, [True] * 3, count)
-        masks = root.objective.noise(filled)
-        scores, _ = root.objective.expected_scores(filled, masks, scores_by(root, filled, masks))
-        found[count] = scores[0][superset[0]]
-    exact = scores_of(root, batch, [True] * 3)[0][superset[0]]
-    torch.testing.assert_close(found[0.0], exact)
-    torch.testing.assert_close(found[1e9], (exact - 2.0) / 2, rtol=1e-4, atol=1e-4)
 
 
 def test_scoring_in_bf16_ranks_nearly_the_same(llada, batch):
@@ -347,7 +327,7 @@ def test_no_response_at_all(llada):
         ({"method": "vanilla", "scoring": "approximate"}, "vanilla has no such option"),
         ({"method": "lift3", "scoring": "approximate", "complementary": True}, "no mask before its forward"),
         ({"method": "gift", "normalizer": "masked_tokens"}, "no mask before its forward"),
-        ({"method": "lift3", "refresh_share": 0.5}, "only read with objective.scoring=buffer or hybrid"),
+        ({"method": "lift3", "refresh_share": 0.5}, "only read with objective.scoring=buffer"),
         ({"method": "vanilla", "cart_p": 0.2}, "only read with objective.token_weight=cart"),
         (
             {"method": "lift3", "scoring": "approximate", "scoring_precision": "bf16"},

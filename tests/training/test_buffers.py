@@ -38,13 +38,12 @@ def train_on(model, buffers, refresh_share):
         loss, stats = root(filled, torch.ones(1))
         loss.backward()
         (shown,) = read([stats])
-        buffers.observe(shown.observed, step)
+        buffers.take([(filled, each) for each in shown.observed], step)
     return num_kept
 
 
 def difficulty(buffers):
-    found, _ = buffers.look_up(torch.tensor([TOKEN]), torch.tensor([T + RHO]))
-    return found.item()
+    return buffers.look_up(torch.tensor([TOKEN]), torch.tensor([T + RHO])).item()
 
 
 def thought_hard(model, times):

@@ -24,7 +24,7 @@ from tests.objectives.test_objectives import Uncounted
 META = torch.device("meta")
 CASES = [
     *((method, {}) for method in OBJECTIVES),
-    *(("lift3", {"scoring": scoring}) for scoring in ("approximate", "buffer", "hybrid")),
+    *(("lift3", {"scoring": scoring}) for scoring in ("approximate", "buffer", "memory")),
     ("lift3", {"scoring": "buffer", "refresh_share": 0.0, "warm_start_steps": 0}),
     ("vanilla", {"complementary": True}),
     ("lift3", {"complementary": True}),
@@ -76,7 +76,7 @@ def asked(monkeypatch):
 def run_on_meta(model, objective, is_packed=False, method="lift3", lengths=(12, 9, 4)):
     """One micro-batch, forward and backward; copies to the device, and those that the host waits for."""
     batch = make_batch(lengths, method)
-    table = {"difficulty": torch.rand(batch.t.shape[0], 12), "difficulty_count": torch.rand(batch.t.shape[0], 12)}
+    table = {"difficulty": torch.rand(batch.t.shape[0], 12)}
     root = DiffusionStep(model.to(META), objective, keeps_observations=True, is_packed=is_packed).train()
     with Copies() as copies:
         loss, result = root(replace(batch, **table), torch.ones(len(lengths)), (3, 1), META)

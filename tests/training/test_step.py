@@ -116,6 +116,7 @@ def make_batch(t, rho, component, response_mask, filler_mask=None, seed=0):
         component=torch.tensor(component),
         lengths=[shape[1]] * shape[0],
         sample_ids=list(range(shape[0])),
+        slots=[(row, 0) for row in range(shape[0])],
         is_refreshed=torch.ones(shape[0], dtype=torch.bool),
     )
 

@@ -8,40 +8,17 @@ from __future__ import annotations
 
 import pickle
 import threading
-from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from lift_ds.data.batch import Document
+from lift_ds.ranks.background import Links
 
 from .dealing import BatchRule, PackSize
 from .lanes import SlotPlan
 
 SlotPack = tuple[int, list[Document]]  # a slot of the step, and its documents
-
-
-class Links(Protocol):
-    """What connects the threads that make steps; all ranks call the same in one order, until `stopping` is set."""
-
-    def total(self, values: Tensor, stopping: threading.Event) -> Tensor:
-        """The sum over the ranks."""
-
-    def send(self, parts: list[bytes], sizes: list[int], stopping: threading.Event) -> list[bytes]:
-        """Sends part r to rank r; returns what each rank sent here, whose sizes are known."""
-
-
-class NoLinks:
-    """Of a rank without others."""
-
-    def total(self, values: Tensor, stopping: threading.Event) -> Tensor:
-        """The values."""
-        return values
-
-    def send(self, parts: list[bytes], sizes: list[int], stopping: threading.Event) -> list[bytes]:
-        """What it sent itself."""
-        return parts
 
 
 class PackExchange:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lift_ds.data.batch import Document, MicroBatch, Noise, collate, stand_in
+from lift_ds.ranks.background import Links, NoLinks
 
 from .dealing import BatchRule
-from .exchange import Links, NoLinks, PackExchange, SlotPack
+from .exchange import PackExchange, SlotPack
 from .lanes import SlotPlan
 from .stream import PackStream
 from .workers import LanePackWorkers
@@ -28,6 +29,13 @@ class NoiseRule(Protocol):
 
     def __call__(self, documents: Sequence[Document], step: int, positions: Sequence[SlotPosition]) -> list[Noise]:
         """Of a step's documents, each at its position."""
+
+
+class Difficulties(Protocol):
+    """What is known of a step's documents before they are dealt."""
+
+    def prepare(self, step: int, packs: list[SlotPack], noises: list[list[Noise]]) -> list[SlotPack]:
+        """The packs that this rank reads, with what is known of them; all ranks' threads call it together."""
 
 
 SlotPosition = tuple[int, int]  # slot of the step, and index in its pack
@@ -72,6 +80,8 @@ class StepLoader:
         num_workers: Processes that read, tokenise and pack; 0 leaves it to the background thread.
         links: What connects the ranks' background threads.
         num_steps: Steps of the whole run; endless where not given.
+        difficulties: What is known of rows, where it is kept.
+        stopping: Set when the run ends.
     """
 
     def __init__(
@@ -87,6 +97,8 @@ class StepLoader:
         num_workers: int = 0,
         links: Links | None = None,
         num_steps: int | None = None,
+        difficulties: Difficulties | None = None,
+        stopping: threading.Event | None = None,
     ) -> None:
         """Starts the background thread, and the workers, at the first `next`."""
         self.stream, self.noise_rule = stream, noise_rule
@@ -99,11 +111,11 @@ class StepLoader:
         self.exchange = PackExchange(links or NoLinks(), self.slot_plan, batch_rule)
         self.pad_token_id = pad_token_id
         self.step, self.num_steps = first_step, num_steps
-        self.num_workers = num_workers
+        self.num_workers, self.difficulties = num_workers, difficulties
         self.state = stream.state()
         self._workers: LanePackWorkers | None = None
         self._ready: queue.Queue[StepBatch | Exception] = queue.Queue(STEPS_AHEAD)
-        self._stopping = threading.Event()
+        self._stopping = stopping or threading.Event()
         self._thread: threading.Thread | None = None
 
     def __iter__(self) -> StepLoader:
@@ -153,7 +165,11 @@ class StepLoader:
             read = self._read(step, before["lanes"])
         except Exception as error:  # raised when the other ranks know: they wait for this one's packs
             problem = error
-        parts = self.exchange.deal(step, read.packs, self._stopping)
+        packs = read.packs
+        if self.difficulties is not None:
+            noises = [self.noise_rule(pack, step, _positions([(slot, pack)])) for slot, pack in packs]
+            packs = self.difficulties.prepare(step, packs, noises)
+        parts = self.exchange.deal(step, packs, self._stopping)
         if problem is not None:
             raise problem
         micro_batches = [self._collate(step, part) for part in parts]
@@ -178,8 +194,12 @@ class StepLoader:
     def _collate(self, step: int, packs: list[SlotPack]) -> MicroBatch:
         """One micro-batch; a stand-in where there are no packs for it."""
         documents = [document for _, pack in packs for document in pack]
-        positions = [(slot, index) for slot, pack in packs for index in range(len(pack))]
+        positions = _positions(packs)
         if not documents:
-            document, noise = stand_in(self.pad_token_id)
+            document, noise = stand_in(self.pad_token_id, self.difficulties is not None)
             return collate([document], [noise], self.pad_token_id)
-        return collate(documents, self.noise_rule(documents, step, positions), self.pad_token_id)
+        return collate(documents, self.noise_rule(documents, step, positions), self.pad_token_id, positions)
+
+
+def _positions(packs: list[SlotPack]) -> list[SlotPosition]:
+    return [(slot, index) for slot, pack in packs for index in range(len(pack))]

@@ -11,7 +11,7 @@ from .source import Chunk, Row, Source, SourceIndex
 BUILTIN_CHUNK_ROWS = 512
 BUILTIN_PREFIX = "builtin:"
 SHUFFLED = "-shuffled"
-ROWS_VERSION, TEXT_VERSION = 2, 3
+ROWS_VERSION, TEXT_VERSION = 2, 4
 """Of the tasks' rows and of the base's texts. Raised when a name, seed and split give other rows than before: a run
 that goes on finds that its data changed."""
 

@@ -76,15 +76,31 @@ def _echoes(chance: random.Random) -> str:
 
 
 def signs(chance: random.Random) -> Chat:
-    """Which signs an equation lacks."""
-    expression, _, value = _two_steps(chance)
-    missing = "".join(character for character in expression if character in "+-")
+    """Which signs an equation lacks, worked out: its numbers stand in their order."""
+    expression, steps, value = _two_steps(chance)
     gaps = expression.replace("+", " ? ").replace("-", " ? ")
-    return f"Which signs? {gaps} = {value}", f"<answer>{missing}</answer>"
+    return f"Which signs? {gaps} = {value}", f"{steps}\n<answer>{expression}</answer>"
 
 
 def _worked_sum(chance: random.Random) -> Chat:
-    expression, steps, value = _two_steps(chance)
+    """Of two or three numbers, or of a product and a number."""
+    kind = chance.randrange(3)
+    if kind == 0:
+        expression, steps, value = _two_steps(chance)
+    else:
+        while True:
+            first, second, third = chance.randint(2, 40), chance.randint(2, 20), chance.randint(2, 15)
+            if kind == 1:
+                sign = chance.choice("+-")
+                expression, value = f"{first}{sign}{second}", apply_sign(first, sign, second)
+                steps = f"{expression}={value}"
+            else:
+                first, second, sign = chance.randint(2, 5), chance.randint(2, 9), chance.choice("+-")
+                product = first * second
+                expression, value = f"{first}*{second}{sign}{third}", apply_sign(product, sign, third)
+                steps = f"{first}*{second}={product}\n{product}{sign}{third}={value}"
+            if 1 <= value <= 99:
+                break
     return f"Work out {expression}.", f"{steps}\n<answer>{value}</answer>"
 
 
@@ -133,10 +149,32 @@ def _columns(chance: random.Random) -> Chat:
     return f"Columns of {first} and {second}.", f"<answer>{pairs}</answer>"
 
 
+def small_addition(chance: random.Random) -> Chat:
+    """Of numbers of two digits, in columns, as addition has them of three and four."""
+    while True:
+        first, second = chance.randint(10, 99), chance.randint(10, 99)
+        if not _is_held_out(first + second, first, second):
+            break
+    lines = "\n".join(map(as_line, columns(first, second)))
+    return f"Sum of {first} and {second} in columns.", f"{lines}\n<answer>{first + second}</answer>"
+
+
 def _operations(chance: random.Random) -> str:
     """What operations on digits give; none is a test item of ListOps."""
     drawn = [draw_operation(chance) for _ in range(chance.randint(8, 14))]
     return "\n".join(f"{each}={each.value}" for each in drawn if split_of(listops_key(each)) == "train")
+
+
+def worked_operations(chance: random.Random) -> Chat:
+    """Two operations on digits, none of them a test item of ListOps."""
+    drawn: list[str] = []
+    values = []
+    while len(drawn) < 2:
+        operation = draw_operation(chance)
+        if split_of(listops_key(operation)) == "train":
+            drawn.append(str(operation))
+            values.append(f"{operation}={operation.value}")
+    return f"What are {' and '.join(drawn)}?", "\n".join(values)
 
 
 def _inner_operation(chance: random.Random) -> Chat:
@@ -242,20 +280,22 @@ def _counted_things(chance: random.Random) -> Chat:
 
 
 INSTRUCTIONS: dict[Callable[[random.Random], Chat], int] = {
-    _worked_sum: 3,
-    _free_expression: 3,
-    signs: 3,
+    _worked_sum: 4,
+    _free_expression: 2,
+    signs: 5,
     _copied_grid: 1,
     _refilled_grid: 1,
     marked_cells: 5,
     _copied_story: 1,
     numbers_of_story: 4,
-    _counted_things: 2,
-    _columns: 2,
-    _inner_operation: 2,
+    _counted_things: 1,
+    _columns: 1,
+    small_addition: 4,
+    worked_operations: 3,
+    _inner_operation: 1,
     _replaced_operation: 2,
     _missing_symbol: 1,
-    _change: 2,
+    _change: 1,
 }
 DOCUMENTS: dict[Callable[[random.Random], str | Chat], int] = {
     _equations: 6,
@@ -272,7 +312,8 @@ DOCUMENTS: dict[Callable[[random.Random], str | Chat], int] = {
     numbers_of_story: 3,
     _counted_things: 2,
     _column_sums: 3,
-    _columns: 2,
+    _columns: 1,
+    small_addition: 2,
     _operations: 3,
     _inner_operation: 1,
     _replaced_operation: 1,

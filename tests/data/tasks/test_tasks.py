@@ -288,9 +288,9 @@ def test_signs_and_numbers_are_those_of_the_question():
     chance = random.Random(4)
     for _ in range(200):
         question, answer = signs(chance)
-        first, second, third, value = map(int, re.findall(r"\d+", question))
-        one, two = answer.removeprefix("<answer>").removesuffix("</answer>")
-        assert apply_sign(apply_sign(first, one, second), two, third) == value
+        *numbers, value = map(int, re.findall(r"\d+", question))
+        expression = answer.partition("<answer>")[2].removesuffix("</answer>")
+        assert [*map(int, re.findall(r"\d+", expression))] == numbers and eval(expression) == value
         question, answer = numbers_of_story(chance)
         expression = answer.removeprefix("<answer>").removesuffix("</answer>")
         assert all(re.search(rf"\b{number}\b", question) for number in re.findall(r"\d+", expression))

@@ -1,0 +1,400 @@
+"""The difficulty memory of a run, over all ranks: what it knows before a step, and which documents it has scored.
+
+It runs in the loader's thread, beside training. When step s is made, step s - 2 is over: what its passes showed goes to
+the rows' owners, in (step, slot) order; then the step's documents are looked up, and those are chosen that the memory
+is least sure of. So what step s learns depends on neither ranks, micro-batches nor time.
+
+    taken      what a step showed, held until the next one begins: a checkpoint between them has it as pending
+    pending    known, not yet with its owners; by step
+    applied    in the owners' blocks
+
+Traffic of a step between ranks: 8 bytes a token that was shown and 28 a document; 2 bytes a token and 16 a document
+looked up; and that of the table, see `buffers`.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from lift_ds.data.batch import Document, MicroBatch, Noise
+from lift_ds.data.order.exchange import SlotPack
+from lift_ds.method.components import Component
+from lift_ds.method.difficulty import level_bin
+from lift_ds.method.doubt import doubt
+from lift_ds.method.memory import BLOCK_ROWS, Records, RowMemory
+from lift_ds.method.selection import num_kept
+from lift_ds.ranks.background import ThreadRanks
+from lift_ds.storage.manifest import MEMORY_FOLDER
+
+from .buffers import DifficultyBuffers
+from .results import Observed
+
+STEPS_BEHIND = 2
+SHOWN = np.dtype([("row", "i8"), *((name, "i4") for name in ("slot", "index", "turn", "size", "count", "bin"))])
+ASKED = np.dtype([("row", "i8"), ("size", "i8")])
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the passes of one step showed on this rank.
+
+    Args:
+        documents: `SHOWN` (D,): row, slot, index in its pack, which pass, response tokens, how many shown, level bin.
+        places: int32 (R,), places of the tokens shown, document after document.
+        token_ids: int64 (R,), levels: float32 (R,), nll: float32 (R,).
+        for_table: bool (R,), whether the table may learn of them.
+    """
+
+    documents: np.ndarray
+    places: np.ndarray
+    token_ids: np.ndarray
+    levels: np.ndarray
+    nll: np.ndarray
+    for_table: np.ndarray
+
+    @staticmethod
+    def of(passes: Sequence[tuple[MicroBatch, Observed]]) -> Shown:
+        """Of micro-batches and what each of their passes showed, in order."""
+        parts, last, turn = [_nothing()], None, 0
+        for batch, observed in passes:
+            turn = turn + 1 if batch is last else 0
+            last = batch
+            parts.append(_of_pass(batch, observed, turn))
+        return Shown(*(np.concatenate(column) for column in zip(*(part.columns() for part in parts), strict=True)))
+
+    def columns(self) -> tuple[np.ndarray, ...]:
+        """All fields."""
+        return self.documents, self.places, self.token_ids, self.levels, self.nll, self.for_table
+
+
+def _nothing() -> Shown:
+    floats = np.zeros(0, np.float32)
+    return Shown(np.zeros(0, SHOWN), np.zeros(0, np.int32), np.zeros(0, np.int64), floats, floats, np.zeros(0, bool))
+
+
+def _of_pass(batch: MicroBatch, observed: Observed, turn: int) -> Shown:
+    kept = observed.of(~observed.is_filler)
+    learnable = batch.response_mask & ~batch.filler_mask
+    place, sizes = learnable.cumsum(-1) - 1, learnable.sum(-1)
+    document = kept.at // batch.clean_ids.shape[1]
+    is_real = torch.tensor(batch.sample_ids)[document] >= 0
+    kept, document = kept.of(is_real), document[is_real]
+    rows, counts = document.unique_consecutive(return_counts=True)  # ascending: positions are in row-major order
+    first = counts.cumsum(0) - counts
+    documents = np.zeros(len(rows), SHOWN)
+    documents["row"] = np.array(batch.sample_ids)[rows.numpy()]
+    documents["slot"], documents["index"] = np.array(batch.slots)[rows.numpy()].reshape(-1, 2).T
+    documents["turn"], documents["size"], documents["count"] = turn, sizes[rows].numpy(), counts.numpy()
+    documents["bin"] = level_bin(kept.levels[first]).numpy()
+    places = place.flatten()[kept.at].numpy().astype(np.int32)
+    columns = (kept.token_ids, kept.levels, kept.nll, ~kept.is_chosen)
+    return Shown(documents, places, *(column.numpy() for column in columns))
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A document of which tokens are chosen by how hard they are.
+
+    Args:
+        superset: int64 (R,), positions in the document of what is chosen from.
+        places: int64 (R,), their places in the row.
+        size: Response tokens of the row.
+    """
+
+    document: Document
+    noise: Noise
+    superset: np.ndarray
+    places: np.ndarray
+    size: int
+
+    @property
+    def is_hard(self) -> bool:
+        """Whether the hard ones are learned."""
+        return self.noise.component == Component.HARD
+
+    @property
+    def num_kept(self) -> int:
+        """How many are chosen."""
+        t, rho, v = (torch.tensor([each]) for each in (self.noise.t, self.noise.rho, self.noise.count_uniform))
+        return int(num_kept(torch.tensor([len(self.superset)]), t, rho, v=v))
+
+
+def _want(document: Document, noise: Noise) -> _Wanted | None:
+    if noise.component == Component.RANDOM:
+        return None
+    learnable = document.response_mask & ~document.filler_mask
+    below = np.float32(noise.t) + np.float32(noise.rho)
+    superset = (learnable & (noise.uniforms[0] < below)).nonzero()[0]
+    return _Wanted(document, noise, superset, (learnable.cumsum() - 1)[superset], int(learnable.sum()))
+
+
+def _joined(arrays: list[np.ndarray], kind: type) -> np.ndarray:
+    return np.concatenate([np.zeros(0, kind), *arrays])
+
+
+class DifficultyMemory:
+    """Table and rows of one rank.
+
+    Args:
+        table: The difficulty table, whose exchanges run in the same thread.
+        ranks: What connects the ranks' threads.
+        budget: Share of all documents that is scored exactly.
+        num_steps: Steps of the whole run.
+    """
+
+    def __init__(self, table: DifficultyBuffers, ranks: ThreadRanks, budget: float, num_steps: int) -> None:
+        self.table, self.ranks, self.budget, self.num_steps = table, ranks, budget, num_steps
+        self.rows = RowMemory(ranks.rank, ranks.world_size)
+        self.pending: dict[int, Shown] = {}
+        self.held: tuple[int, Shown] | None = None
+        self.known = self.applied = -1
+        self.left_over: dict[int, float] = {}  # of the budget, a fraction of a document, by step
+        self.failure: BaseException | None = None
+        self.changed = threading.Condition()
+
+    # the training thread
+
+    def take(self, passes: Sequence[tuple[MicroBatch, Observed]], step: int) -> None:
+        """Holds what the passes of optimizer step `step` (from 1) showed on this rank."""
+        self.held = (step - 1, Shown.of(passes))
+
+    def release(self) -> None:
+        """Lets the loader's thread have what is held: the next step begins."""
+        if self.held is None:
+            return
+        with self.changed:
+            self.known, self.pending[self.known] = self.held[0], self.held[1]
+            self.held = None
+            self.changed.notify_all()
+
+    def fill(self, batches: list[MicroBatch]) -> list[MicroBatch]:
+        """They come filled."""
+        return batches
+
+    # the loader's thread
+
+    def prepare(self, step: int, packs: list[SlotPack], noises: list[list[Noise]]) -> list[SlotPack]:
+        """The packs of step `step` (from 0) that this rank reads, with what is expected of their tokens.
+
+        A collective of the ranks' threads; it waits until step `step` - 2 is over.
+
+        Raises:
+            RuntimeError: The run ends, here or on another rank.
+        """
+        try:
+            self._await(step - STEPS_BEHIND)
+            for number in sorted(self.pending):
+                if number <= step - STEPS_BEHIND:
+                    self._apply(number)
+            with self.changed:
+                self.applied = step - STEPS_BEHIND
+                self.changed.notify_all()
+            return self._look_up(step, packs, noises)
+        except BaseException as error:
+            with self.changed:
+                self.failure = error
+                self.changed.notify_all()
+            raise
+
+    def _await(self, step: int) -> None:
+        with self.changed:
+            while self.known < step:
+                if self.ranks.stopping.is_set():
+                    raise RuntimeError("stopped while the step before was waited for.")
+                self.changed.wait(0.1)
+
+    def _apply(self, step: int) -> None:
+        shown = self.pending[step]
+        columns = [torch.from_numpy(column) for column in (shown.token_ids, shown.levels, shown.nll)]
+        for_table = torch.from_numpy(shown.for_table)
+        self.table.observe([(columns[0][for_table], columns[1][for_table], columns[2][for_table])], step + 1)
+        expected = self.table.look_up(columns[0], columns[1])
+        residuals = shown.nll - expected.numpy()
+        owners = np.array([self.rows.owner(row) for row in shown.documents["row"].tolist()], dtype=np.int64)
+        of_tokens = owners.repeat(shown.documents["count"])
+        parts = []
+        for rank in range(self.ranks.world_size):
+            tokens = of_tokens == rank
+            parts.append([shown.documents[owners == rank], shown.places[tokens], residuals[tokens]])
+        received = [self._parted(part, (SHOWN, np.int32, np.float32)) for part in self._send(parts)]
+        documents, places, values = (np.concatenate(column) for column in zip(*received, strict=True))
+        ends = np.cumsum(documents["count"])
+        for number in np.lexsort([documents[name] for name in ("turn", "index", "slot")]).tolist():
+            _, _, _, _, size, count, bin_ = documents[number].item()
+            part = slice(ends[number] - count, ends[number])
+            self.rows.write(int(documents["row"][number]), size, places[part], values[part], bin_)
+        del self.pending[step]
+
+    def _look_up(self, step: int, packs: list[SlotPack], noises: list[list[Noise]]) -> list[SlotPack]:
+        wanted = {
+            (slot, index): found
+            for (slot, pack), of_pack in zip(packs, noises, strict=True)
+            for index, (document, noise) in enumerate(zip(pack, of_pack, strict=True))
+            if (found := _want(document, noise)) is not None
+        }
+        asked = list(wanted.values())
+        records = self._records(asked)
+        sizes = [len(each.superset) for each in asked]
+        tokens = _joined([each.document.ids[each.superset] for each in asked], np.int64)
+        levels = np.array([min(each.noise.t + each.noise.rho, 1.0) for each in asked], np.float32).repeat(sizes)
+        by_table = self.table.look_up(torch.from_numpy(tokens), torch.from_numpy(levels))
+        expected = [
+            table.numpy() + record.trusted for table, record in zip(by_table.split(sizes), records, strict=True)
+        ]
+        doubts = {
+            place: doubt(nll, record.counts, each.num_kept, each.is_hard)
+            for (place, each), nll, record in zip(wanted.items(), expected, records, strict=True)
+        }
+        scored = self._choose(step, doubts, sum(len(pack) for _, pack in packs))
+        difficulties = dict(zip(wanted, expected, strict=True))
+        filled = []
+        for slot, pack in packs:
+            documents = []
+            for index, document in enumerate(pack):
+                difficulty = np.zeros(len(document.ids), np.float32)
+                if (slot, index) in wanted:
+                    difficulty[wanted[slot, index].superset] = difficulties[slot, index]
+                documents.append(replace(document, difficulty=difficulty, is_scored=(slot, index) in scored))
+            filled.append((slot, documents))
+        return filled
+
+    def _records(self, wanted: list[_Wanted]) -> list[Records]:
+        """What the owners remember of the documents' supersets."""
+        owners = [self.rows.owner(each.document.sample_id) for each in wanted]
+        asked = []
+        for rank in range(self.ranks.world_size):
+            mine = [each for each, owner in zip(wanted, owners, strict=True) if owner == rank]
+            asked.append([np.array([(each.document.sample_id, each.size) for each in mine], ASKED)])
+        answers = []
+        for part in self._send(asked):
+            (rows,) = self._parted(part, (ASKED,))
+            found = [self.rows.read(row, size) for row, size in rows.tolist()]
+            answers.append([np.concatenate([np.zeros(0, np.uint16), *found])])
+        received = [self._parted(part, (np.uint16,))[0] for part in self._send(answers)]
+        offsets, records = [0] * self.ranks.world_size, []
+        for each, owner in zip(wanted, owners, strict=True):
+            start = offsets[owner]
+            offsets[owner] += each.size
+            records.append(Records.unpacked(received[owner][start : start + each.size][each.places]))
+        return records
+
+    def _choose(self, step: int, doubts: dict[tuple[int, int], float], num_documents: int) -> set[tuple[int, int]]:
+        """Which documents of the whole step are scored: those of most doubt, as many as the budget has."""
+        rows = [(num_documents, -1, 0.0), *((*place, value) for place, value in doubts.items())]
+        mine = torch.tensor(rows, dtype=torch.float64).flatten()
+        table = torch.cat(self.ranks.exchange([mine] * self.ranks.world_size)).view(-1, 3).numpy()
+        is_total = table[:, 1] < 0
+        budget = self.left_over.get(step - 1, 0.0) + self.budget * float(table[is_total, 0].sum())
+        quota, candidates = math.floor(budget), table[~is_total]
+        self.left_over = {number: self.left_over[number] for number in self.left_over if number >= self.applied}
+        self.left_over[step] = budget - quota
+        order = np.lexsort([candidates[:, 1], candidates[:, 0], -candidates[:, 2]])[:quota]
+        return {(int(slot), int(index)) for slot, index, _ in candidates[order].tolist()}
+
+    def _send(self, parts: list[list[np.ndarray]]) -> list[Tensor]:
+        """Arrays to each rank, and what each sent here, as bytes behind the arrays' lengths."""
+        sent = []
+        for arrays in parts:
+            lengths = np.array([len(array) for array in arrays], np.int64)
+            content = b"".join(array.tobytes() for array in (lengths, *arrays))
+            sent.append(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+        return self.ranks.exchange(sent)
+
+    @staticmethod
+    def _parted(content: Tensor, types: tuple[np.dtype | type, ...]) -> list[np.ndarray]:
+        data, start = content.numpy().tobytes(), 8 * len(types)
+        arrays = []
+        for length, kind in zip(np.frombuffer(data, np.int64, len(types)).tolist(), types, strict=True):
+            arrays.append(np.frombuffer(data, kind, length, start))
+            start += length * np.dtype(kind).itemsize
+        return arrays
+
+    # checkpoints
+
+    def save(self, checkpoint: Path) -> None:
+        """Writes this rank's blocks, what is pending, and its part of the table.
+
+        Raises:
+            RuntimeError: The loader's thread has failed.
+        """
+        last = -1 if self.held is None else self.held[0]
+        settled = min(last + 1, self.num_steps - 1) - STEPS_BEHIND  # what the loader has applied, or soon will
+        with self.changed:
+            while self.applied < settled:
+                if self.failure is not None:
+                    raise RuntimeError(f"the difficulty memory was not brought up to date: {self.failure}")
+                self.changed.wait(0.1)
+        tensors = {}
+        for number, sizes, records in self.rows.state():
+            tensors[f"block.{number}.sizes"], tensors[f"block.{number}.records"] = sizes, records
+        pending = self.pending | ({} if self.held is None else dict([self.held]))
+        for step, shown in pending.items():
+            for place, column in enumerate(shown.columns()):
+                tensors[f"pending.{step}.{place}"] = np.frombuffer(column.tobytes(), np.uint8)
+        numbers = np.array([self.applied, *sorted(pending)], np.int64)
+        left_over = np.array([self.left_over.get(last, 0.0)], np.float64)
+        folder = checkpoint / MEMORY_FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"rank-{self.ranks.rank:05d}-of-{self.ranks.world_size:05d}.safetensors"
+        save_file(tensors | {"numbers": numbers, "left_over": left_over}, folder / name)
+        self.table.save(checkpoint)
+
+    def load(self, checkpoint: Path) -> None:
+        """Reads what this rank owns of the parts of all ranks that saved, however many they were.
+
+        Raises:
+            ValueError: They are missing, or not whole.
+        """
+        for place, path in enumerate(memory_files(checkpoint)):
+            with safe_open(path, framework="np") as opened:
+                applied, *steps = opened.get_tensor("numbers").tolist()
+                for number in block_numbers(opened.keys()):
+                    if self.rows.owner(number * BLOCK_ROWS) == self.ranks.rank:
+                        sizes, records = (opened.get_tensor(f"block.{number}.{name}") for name in ("sizes", "records"))
+                        self.rows.load_block(number, sizes, records)
+                for step in steps:
+                    known = self.pending.setdefault(step, _nothing())
+                    if place % self.ranks.world_size == self.ranks.rank:
+                        columns = [
+                            np.frombuffer(opened.get_tensor(f"pending.{step}.{column}").tobytes(), empty.dtype)
+                            for column, empty in enumerate(known.columns())
+                        ]
+                        joined = zip(known.columns(), columns, strict=True)
+                        self.pending[step] = Shown(*(np.concatenate(pair) for pair in joined))
+                self.applied, self.known = applied, max([applied, *steps])
+                self.left_over = {self.known: float(opened.get_tensor("left_over")[0])}
+        self.table.load(checkpoint)
+
+
+Difficulties = DifficultyBuffers | DifficultyMemory
+"""What a run knows of tokens: by token and level, or by row and place as well."""
+
+
+def memory_files(checkpoint: Path) -> list[Path]:
+    """The parts of a checkpoint's memory, by rank.
+
+    Raises:
+        ValueError: It has none, or not all.
+    """
+    files = sorted((checkpoint / MEMORY_FOLDER).glob("rank-*-of-*.safetensors"))
+    if not files:
+        raise ValueError(f"{checkpoint}: no difficulty memory; it was written with another objective.scoring.")
+    wanted = int(files[0].stem.rpartition("-")[2])
+    if len(files) != wanted:
+        raise ValueError(f"{files[0].parent}: {len(files)} files of {wanted}; a rank's part is missing.")
+    return files
+
+
+def block_numbers(names: Iterable[str]) -> list[int]:
+    """Of the names in a part."""
+    return sorted(int(name.split(".")[1]) for name in names if name.endswith(".sizes"))

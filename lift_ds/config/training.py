@@ -32,7 +32,9 @@ class DifficultyConfig(Section):
 
     enabled: bool = Field(True, description="keep the table; buffer and memory scoring need it")
     decay: float = Field(0.999, gt=0, le=1, description="factor of a step; 1 never forgets")
-    sync_every: int = Field(20, ge=1, description="steps between exchanges of the ranks")
+    sync_every: int = Field(
+        20, ge=1, description="steps between exchanges of the ranks; memory scoring has one in each"
+    )
 
 
 class CheckpointConfig(Section):

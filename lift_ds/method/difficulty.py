@@ -10,7 +10,8 @@ b is a bin of the mask level, v a token id. Decay goes by the optimizer step of 
 so the table does not depend on how a step is cut into micro-batches and ranks, or on how often ranks exchange.
 
 The vocabulary is cut into equal ranges, one a rank, which owns that part of the table. A rank notes what it observes
-and hands it to the owners at a sync; `training.buffers` moves the parts.
+and hands it to the owners at a sync; `training.buffers` moves the parts. With a sync after every step the table is the
+same to the last bit on any number of ranks.
 Memory of a rank: 8 bytes x bins x V / ranks.
 
 Source: none. The public code has no such table.
@@ -27,11 +28,17 @@ from torch import Tensor
 NUM_BINS = 16
 NUM_FREQUENCIES = 24
 PRIOR_COUNT = 2.0
+GRID = 2.0**20
 
 
 def level_bin(level: Tensor) -> Tensor:
     """Bin (int64) of mask levels in (0, 1]; bin b holds (b / NUM_BINS, (b + 1) / NUM_BINS]."""
     return (level * NUM_BINS).ceil().long().sub(1).clamp(0, NUM_BINS - 1)
+
+
+def on_grid(values: Tensor) -> Tensor:
+    """Rounded to multiples of 2^-20, float64: sums of these are exact, in whatever order and parts they are added."""
+    return values.double().mul(GRID).round().div(GRID)
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ class Observations:
     def of(tokens: Tensor, levels: Tensor, nll: Tensor) -> Observations:
         """Of one step: int64 (R,) true ids, the mask levels (R,) of their input, and their -log p (R,)."""
         keys = tokens.cpu() * NUM_BINS + level_bin(levels).cpu()
-        return Observations(keys, nll.cpu().double(), torch.ones(len(keys), dtype=torch.float64)).merged()
+        return Observations(keys, on_grid(nll.cpu()), torch.ones(len(keys), dtype=torch.float64)).merged()
 
     def merged(self) -> Observations:
         """Each pair once."""
@@ -120,14 +127,14 @@ class DifficultyTable:
         self.sums *= factor
         self.counts *= factor
         self.step = step
-        for part in received:
-            index = part.keys - self.first * NUM_BINS
-            self.sums.view(-1).index_add_(0, index, part.sums.float())
-            self.counts.view(-1).index_add_(0, index, part.counts.float())
+        news = Observations.empty().joined(received)  # one sum a pair, whoever observed how much of it
+        index = news.keys - self.first * NUM_BINS
+        self.sums.view(-1).index_add_(0, index, news.sums.float())
+        self.counts.view(-1).index_add_(0, index, news.counts.float())
         groups = torch.zeros_like(self.groups)
         frequency = self.frequency(torch.arange(len(self.sums)))
-        groups[0].index_add_(0, frequency, self.sums.double())
-        groups[1].index_add_(0, frequency, self.counts.double())
+        groups[0].index_add_(0, frequency, on_grid(self.sums))
+        groups[1].index_add_(0, frequency, on_grid(self.counts))
         return groups
 
     def set_groups(self, groups: Tensor) -> None:

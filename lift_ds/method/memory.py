@@ -3,7 +3,13 @@
     residual <- residual + max(1 / n, RATE) (-log p(gold) - table(token, level) - residual)       n-th observation
     expected(level) = table(token, level) + residual n / (n + PRIOR_COUNT)
 
-A row that was never seen has the table's word alone. A token's record takes two bytes:
+A row that was never seen has the table's word alone. Which documents are scored exactly, where only some can be: those
+of most doubt,
+
+    k (1 - k / |S|) (1 + 1 / (1 + n))        k of |S| are chosen, n observations of a token on average
+
+that is, where most is at stake between a good choice and one at random, and least is known. A token's record has two
+bytes:
 
     8 bits   residual, as sign(r) (|r| / LARGEST)^(1/2) 127, rounded: finer near 0
     4 bits   observations, at most 15
@@ -161,6 +167,13 @@ class RowMemory:
     def num_tokens(self) -> int:
         """Tokens of the rows that were seen."""
         return sum(each.num_used for each in self.blocks.values())
+
+
+def doubt(size: int, num_kept: int, counts: np.ndarray) -> float:
+    """See the head: of a superset of `size` tokens, int64 (R,) observations of each."""
+    if not 0 < num_kept < size:
+        return 0.0
+    return float(num_kept * (1 - num_kept / size) * (1 + 1 / (1 + counts.mean())))
 
 
 def _check_size(row: int, known: int, size: int) -> None:

@@ -103,13 +103,14 @@ class DifficultyBuffers:
         state = {name: tensor.contiguous() for name, tensor in self.table.state().items()}
         save_file(state, folder / f"rank-{self.ranks.rank:05d}-of-{self.ranks.world_size:05d}.safetensors")
 
-    def load(self, checkpoint: Path) -> None:
-        """Reads the parts of all ranks that saved, however many they were.
+    def load(self, checkpoint: Path, step: int) -> bool:
+        """Reads the parts of all ranks that saved, however many they were; `step` and what is returned as in `memory`.
 
         Raises:
             ValueError: They are missing, or of another vocabulary.
         """
         self.table.load_states(read_states(checkpoint))
+        return True
 
 
 def read_states(checkpoint: Path) -> list[dict[str, Tensor]]:

@@ -18,6 +18,7 @@ import math
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,7 @@ from lift_ds.data.batch import Document, MicroBatch, Noise
 from lift_ds.data.order.exchange import SlotPack
 from lift_ds.method.components import Component
 from lift_ds.method.difficulty import level_bin
-from lift_ds.method.doubt import doubt
-from lift_ds.method.memory import BLOCK_ROWS, Records, RowMemory
+from lift_ds.method.memory import BLOCK_ROWS, Records, RowMemory, doubt
 from lift_ds.method.selection import num_kept
 from lift_ds.ranks.background import ThreadRanks
 from lift_ds.storage.manifest import MEMORY_FOLDER
@@ -118,11 +118,6 @@ class _Wanted:
     size: int
 
     @property
-    def is_hard(self) -> bool:
-        """Whether the hard ones are learned."""
-        return self.noise.component == Component.HARD
-
-    @property
     def num_kept(self) -> int:
         """How many are chosen."""
         t, rho, v = (torch.tensor([each]) for each in (self.noise.t, self.noise.rho, self.noise.count_uniform))
@@ -153,12 +148,13 @@ class DifficultyMemory:
     """
 
     def __init__(self, table: DifficultyBuffers, ranks: ThreadRanks, budget: float, num_steps: int) -> None:
-        self.table, self.ranks, self.budget, self.num_steps = table, ranks, budget, num_steps
+        self.table, self.ranks, self.num_steps = table, ranks, num_steps
+        self.budget = Fraction(str(budget))  # 0.3 of 60 documents are 18
         self.rows = RowMemory(ranks.rank, ranks.world_size)
         self.pending: dict[int, Shown] = {}
         self.held: tuple[int, Shown] | None = None
         self.known = self.applied = -1
-        self.left_over: dict[int, float] = {}  # of the budget, a fraction of a document, by step
+        self.num_documents: dict[int, int] = {}  # of all steps until one, by its number
         self.failure: BaseException | None = None
         self.changed = threading.Condition()
 
@@ -252,8 +248,8 @@ class DifficultyMemory:
             table.numpy() + record.trusted for table, record in zip(by_table.split(sizes), records, strict=True)
         ]
         doubts = {
-            place: doubt(nll, record.counts, each.num_kept, each.is_hard)
-            for (place, each), nll, record in zip(wanted.items(), expected, records, strict=True)
+            place: doubt(size, each.num_kept, record.counts)
+            for (place, each), size, record in zip(wanted.items(), sizes, records, strict=True)
         }
         scored = self._choose(step, doubts, sum(len(pack) for _, pack in packs))
         difficulties = dict(zip(wanted, expected, strict=True))
@@ -294,10 +290,11 @@ class DifficultyMemory:
         mine = torch.tensor(rows, dtype=torch.float64).flatten()
         table = torch.cat(self.ranks.exchange([mine] * self.ranks.world_size)).view(-1, 3).numpy()
         is_total = table[:, 1] < 0
-        budget = self.left_over.get(step - 1, 0.0) + self.budget * float(table[is_total, 0].sum())
-        quota, candidates = math.floor(budget), table[~is_total]
-        self.left_over = {number: self.left_over[number] for number in self.left_over if number >= self.applied}
-        self.left_over[step] = budget - quota
+        before = self.num_documents.get(step - 1, 0)
+        after = before + int(table[is_total, 0].sum())
+        quota, candidates = math.floor(self.budget * after) - math.floor(self.budget * before), table[~is_total]
+        self.num_documents = {number: self.num_documents[number] for number in self.num_documents if number >= step - 2}
+        self.num_documents[step] = after
         order = np.lexsort([candidates[:, 1], candidates[:, 0], -candidates[:, 2]])[:quota]
         return {(int(slot), int(index)) for slot, index, _ in candidates[order].tolist()}
 
@@ -342,20 +339,26 @@ class DifficultyMemory:
             for place, column in enumerate(shown.columns()):
                 tensors[f"pending.{step}.{place}"] = np.frombuffer(column.tobytes(), np.uint8)
         numbers = np.array([self.applied, *sorted(pending)], np.int64)
-        left_over = np.array([self.left_over.get(last, 0.0)], np.float64)
+        num_documents = np.array([self.num_documents.get(last, 0)], np.int64)
         folder = checkpoint / MEMORY_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         name = f"rank-{self.ranks.rank:05d}-of-{self.ranks.world_size:05d}.safetensors"
-        save_file(tensors | {"numbers": numbers, "left_over": left_over}, folder / name)
+        save_file(tensors | {"numbers": numbers, "num_documents": num_documents}, folder / name)
         self.table.save(checkpoint)
 
-    def load(self, checkpoint: Path) -> None:
-        """Reads what this rank owns of the parts of all ranks that saved, however many they were.
+    def load(self, checkpoint: Path, step: int) -> bool:
+        """Reads what this rank owns of the parts of all ranks that saved after step `step`, however many they were.
+
+        Returns:
+            Whether there were any: a checkpoint of a run that scored otherwise has none, and nothing is remembered.
 
         Raises:
-            ValueError: They are missing, or not whole.
+            ValueError: They are not whole.
         """
-        for place, path in enumerate(memory_files(checkpoint)):
+        self.table.load(checkpoint, step)
+        self.applied = self.known = step - 1
+        files = memory_files(checkpoint)
+        for place, path in enumerate(files):
             with safe_open(path, framework="np") as opened:
                 applied, *steps = opened.get_tensor("numbers").tolist()
                 for number in block_numbers(opened.keys()):
@@ -372,8 +375,8 @@ class DifficultyMemory:
                         joined = zip(known.columns(), columns, strict=True)
                         self.pending[step] = Shown(*(np.concatenate(pair) for pair in joined))
                 self.applied, self.known = applied, max([applied, *steps])
-                self.left_over = {self.known: float(opened.get_tensor("left_over")[0])}
-        self.table.load(checkpoint)
+                self.num_documents = {self.known: int(opened.get_tensor("num_documents")[0])}
+        return bool(files)
 
 
 Difficulties = DifficultyBuffers | DifficultyMemory
@@ -381,16 +384,13 @@ Difficulties = DifficultyBuffers | DifficultyMemory
 
 
 def memory_files(checkpoint: Path) -> list[Path]:
-    """The parts of a checkpoint's memory, by rank.
+    """The parts of a checkpoint's memory, by rank; none where it was written with another `objective.scoring`.
 
     Raises:
-        ValueError: It has none, or not all.
+        ValueError: It has not all.
     """
     files = sorted((checkpoint / MEMORY_FOLDER).glob("rank-*-of-*.safetensors"))
-    if not files:
-        raise ValueError(f"{checkpoint}: no difficulty memory; it was written with another objective.scoring.")
-    wanted = int(files[0].stem.rpartition("-")[2])
-    if len(files) != wanted:
+    if files and len(files) != (wanted := int(files[0].stem.rpartition("-")[2])):
         raise ValueError(f"{files[0].parent}: {len(files)} files of {wanted}; a rank's part is missing.")
     return files
 

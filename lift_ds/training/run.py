@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import threading
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -76,13 +75,13 @@ def make_buffers(prepared: Prepared, engine: Engine) -> Difficulties | None:
     if not run.difficulty.enabled:
         return None
     vocab_size = whole_shape(engine.model.get_input_embeddings().weight)[0]
-    table = run.difficulty
-    make_table = partial(DifficultyBuffers, vocab_size, decay=table.decay, sync_every=table.sync_every)
+    decay = run.difficulty.decay
     if not (isinstance(run.objective, LiftSettings) and run.objective.scoring == "memory"):
-        return make_table(engine)
+        return DifficultyBuffers(vocab_size, engine, decay, run.difficulty.sync_every)
     links: Links = BackgroundGroup() if engine.world_size > 1 else NoLinks()
     ranks = ThreadRanks(links, engine.rank, engine.world_size, threading.Event())
-    return DifficultyMemory(make_table(ranks), ranks, run.objective.scoring_budget, run.optim.steps)
+    table = DifficultyBuffers(vocab_size, ranks, decay, sync_every=1)
+    return DifficultyMemory(table, ranks, run.objective.scoring_budget, run.optim.steps)
 
 
 def execute(

@@ -96,8 +96,8 @@ class Trainer:
             require_same_settings(self.resumed, checkpoint)
         step, lanes = load_checkpoint(self.engine, checkpoint, self.fingerprint, self.base)
         self.prepared.data.stream.load_state(lanes)
-        if self.buffers is not None:
-            self.buffers.load(checkpoint)
+        if self.buffers is not None and not self.buffers.load(checkpoint, step):
+            self.progress.say(f"{checkpoint} remembers no rows: it was written with another objective.scoring")
         self.progress.say(f"resumed from {checkpoint} at step {step}")
         self.metrics.write("resume", step, {"checkpoint": str(checkpoint)})
         if step < self.run.optim.steps:  # the run may have ended before it was measured

@@ -34,7 +34,7 @@ NUM_STEPS = 5
 
 METHODS = ("vanilla", "lift2", "lift3", "easy", "hard", "random", "gift")
 SCORED = ("lift2", "lift3", "easy", "hard")
-SCORINGS = ("exact", "approximate", "buffer", "hybrid")
+SCORINGS = ("exact", "approximate", "buffer", "memory")
 PACKINGS = ("none", "best_fit")
 LORA_RANKS = (0, 4)
 TABLE = ["objective.warm_start_steps=2", "objective.refresh_share=0.5"]
@@ -58,7 +58,7 @@ FURTHER = {
     "workers": ["data.workers=2"],
 }
 LEFT_OUT = {
-    "vanilla, random, gift x approximate, buffer, hybrid": "they score nothing, or by entropy: refused by the config",
+    "vanilla, random, gift x approximate, buffer, memory": "they score nothing, or by entropy: refused by the config",
     "compiled layers": "torch.compile promises no equal bits; `make test-compile` compares within a tolerance",
 }
 
@@ -72,7 +72,7 @@ def settings() -> Iterator[tuple[str, list[str]]]:
                     overrides = [f"objective.method={method}", f"data.packing={packing}", f"lora.rank={rank}"]
                     if method in SCORED:
                         overrides.append(f"objective.scoring={scoring}")
-                    overrides += TABLE if scoring in ("buffer", "hybrid") else []
+                    overrides += TABLE if scoring == "buffer" else []
                     yield f"{method}, {scoring}, {packing}, lora {rank}", overrides
     for name, overrides in FURTHER.items():
         method = [] if any(each.startswith("objective.method") for each in overrides) else ["objective.method=lift3"]

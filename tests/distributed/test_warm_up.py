@@ -19,7 +19,7 @@ NOTHING_STAYS = dict.fromkeys(
     ("stage3_param_persistence_threshold", "stage3_max_reuse_distance", "stage3_max_live_parameters"), 0
 )
 ADAPTERS = ["lora.rank=4", "lora.dropout=0.1", "model.gradient_checkpointing=true"]
-TABLE = ["objective.scoring=hybrid", "objective.warm_start_steps=1", "objective.refresh_share=0.5"]
+TABLE = ["objective.scoring=buffer", "objective.warm_start_steps=1", "objective.refresh_share=0.5"]
 
 
 def setting(stage, json_changes=None, *overrides, zero=None):
@@ -37,7 +37,7 @@ SETTINGS = {  # two micro-batches a step, but where another number is named
     "3": setting(3, None, "objective.method=gift"),
     "3 one, let go of": setting(3, ONE_MICRO_BATCH, zero=NOTHING_STAYS),
     "3 bf16, packed": setting(3, BF16, "data.packing=best_fit"),
-    "3 adapters": setting(3, None, *ADAPTERS, *TABLE),
+    "3 adapters": setting(3, None, *ADAPTERS, "objective.scoring=memory"),
 }
 OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
 OFFLOADED = {

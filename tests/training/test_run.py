@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
+from itertools import product
 
 import pytest
 import torch
@@ -107,35 +108,47 @@ def test_killed_and_resumed_is_bit_equal(straight, tiny_dir, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("scoring", "packing"),
-    [("buffer", []), ("hybrid", ["data.packing=best_fit", "data.pack_length=512", "data.workers=1"])],
-    ids=["buffer", "hybrid, packed"],
+    ("scoring", "further"),
+    [
+        ("buffer", ["objective.warm_start_steps=2", "objective.refresh_share=0.5", "difficulty.sync_every=2"]),
+        ("memory", ["data.packing=best_fit", "data.pack_length=512", "data.workers=1"]),
+    ],
+    ids=["buffer", "memory, packed"],
 )
-def test_buffers_and_packs_resume_bit_equal(tiny_dir, tmp_path, scoring, packing):
+def test_buffers_and_packs_resume_bit_equal(tiny_dir, tmp_path, scoring, further):
     """Between two syncs, with observations pending and documents waiting in open packs, past the warm start.
 
     Nor does the warm-up, which the resumed run alone has, change anything.
     """
-    options = [f"objective.scoring={scoring}", "objective.warm_start_steps=2", "objective.refresh_share=0.5"]
-    options += ["difficulty.sync_every=2", "eval.rows=0", "eval.solve_items=0", "--model", str(tiny_dir)]
-    options += packing
+    options = [f"objective.scoring={scoring}", "eval.rows=0", "eval.solve_items=0", "--model", str(tiny_dir), *further]
+    is_packed, folders = scoring == "memory", ["difficulty"] + ["difficulty_memory"] * (scoring == "memory")
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     launch_train(*SMALL, *options, "--output", straight)
     saved = straight / "checkpoints" / "step-000003"
-    assert len(list((saved / "difficulty").iterdir())) == 2
-    assert any(name.startswith("difficulty/") for name in json.loads((saved / "manifest.json").read_text())["files"])
+    listed = json.loads((saved / "manifest.json").read_text())["files"]
+    for folder in folders:
+        assert len(list((saved / folder).iterdir())) == sum(name.startswith(f"{folder}/") for name in listed) == 2
     warm = launch_train(*SMALL, *options, "--output", resumed, f"checkpoint.resume={saved}", "model.warm_up=true")
-    assert f"warm-up on 4 x {'512 tokens (longest allowed' if packing else '97 tokens (longest row'}" in warm.stdout
+    assert f"warm-up on 4 x {'512 tokens (longest allowed' if is_packed else '97 tokens (longest row'}" in warm.stdout
     expected = {step: values for step, values in losses_of(straight).items() if step > 3}
     assert losses_of(resumed) == expected
-    assert all((record["num_documents"] > 8) is bool(packing) for record in read_steps(straight))
+    assert all((record["num_documents"] > 8) is is_packed for record in read_steps(straight))
     num_observed = 0
-    for rank in (0, 1):
-        name = f"checkpoints/step-000006/difficulty/rank-0000{rank}-of-00002.safetensors"
+    for rank, folder in product((0, 1), folders):
+        name = f"checkpoints/step-000006/{folder}/rank-0000{rank}-of-00002.safetensors"
         ours, theirs = load_file(resumed / name), load_file(straight / name)
-        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-        num_observed += float(theirs["counts"].sum())
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in theirs)
+        num_observed += float(theirs["counts"].sum()) if folder == "difficulty" else 0
     assert num_observed > 0
+
+
+def test_a_budget_of_all_documents_is_exact(tiny_dir, straight, tmp_path):
+    """To the last bit."""
+    reference, _ = straight
+    output = tmp_path / "run"
+    budget = ["objective.scoring=memory", "objective.scoring_budget=1"]
+    launch_train(*SMALL, *budget, "--model", tiny_dir, "--output", output, "eval.rows=0", "eval.solve_items=0")
+    assert losses_of(output) == losses_of(reference)
 
 
 def kill_ranks(output):

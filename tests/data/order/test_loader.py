@@ -69,6 +69,8 @@ def make_loader(
     capacity=None,
     num_workers=0,
     links=None,
+    objective=None,
+    difficulties=None,
 ):
     manifest = Manifest(open_sources([path], 0, "train", 10))
     lanes = Lanes(manifest, set(range(5)), num_lanes=8, window_chunks=2, seed=3)
@@ -78,9 +80,21 @@ def make_loader(
     stream = PackStream(lanes, reader, capacity)
     if state is not None:
         stream.load_state(state)
-    rule = make_noise_rule(objective_settings(), 3, GLOBAL_BATCH)
+    rule = make_noise_rule(objective or objective_settings(), 3, GLOBAL_BATCH)
     batch_rule = BatchRule(micro_batch, is_packed=capacity is not None)
-    return StepLoader(stream, rule, GLOBAL_BATCH, batch_rule, rank, world, 1, first_step, num_workers, links)
+    return StepLoader(
+        stream,
+        rule,
+        GLOBAL_BATCH,
+        batch_rule,
+        rank,
+        world,
+        1,
+        first_step,
+        num_workers,
+        links,
+        difficulties=difficulties,
+    )
 
 
 class RankThreads:
@@ -102,7 +116,13 @@ class RankThreads:
             assert [len(part) for part in received] == sizes
             return received
 
-        return SimpleNamespace(total=lambda values, stopping: sum(self.gather(rank, values)), send=send)
+        def exchange(parts, stopping):
+            return [parts[rank] for parts in self.gather(rank, parts)]
+
+        def total(values, stopping):
+            return sum(self.gather(rank, values))
+
+        return SimpleNamespace(total=total, send=send, exchange=exchange)
 
 
 def documents_of(steps):

@@ -73,6 +73,7 @@ class WholeSteps:
         num_checkpointed: Layers that are computed again in backward.
         is_packed: Whether the documents of a micro-batch go through the model without padding.
         has_bf16: Whether "auto" means bf16.
+        optim: Learning rate and all; a constant one where not given.
     """
 
     def __init__(
@@ -87,9 +88,10 @@ class WholeSteps:
         num_checkpointed: int = 0,
         is_packed: bool = False,
         has_bf16: bool = True,
+        optim: OptimConfig | None = None,
     ) -> None:
         self.vocab_size = int(config.embedding_size)
-        optim = OptimConfig(lr=1e-4, global_batch=documents)
+        optim = optim or OptimConfig(lr=1e-4, global_batch=documents)
         self.run = RunConfig(optim=optim, lora=lora or LoraConfig())
         loaded = read_ds_json(engine_json)[0] | {"train_micro_batch_size_per_gpu": "auto"}
         ds_json, problems = resolve_ds_json(loaded, engine_json, self.run, world_size, config, has_bf16)

@@ -20,6 +20,7 @@ COMMANDS = {
     "elementwise": [sys.executable],
     "large_model": [sys.executable],
     "loss_memory": [sys.executable],
+    "memory": [sys.executable],
     "micro_batches": [sys.executable],
     "sampling": [sys.executable],
     "planned_memory": [sys.executable],

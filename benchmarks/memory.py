@@ -29,7 +29,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +129,7 @@ def record(arguments: argparse.Namespace) -> list[Recorded]:
     )
     prepared = prepare(run)
     lanes = prepared.data.stream.lanes
-    rows = {}
+    rows: dict[int, Document] = {}
     while len(rows) < min(arguments.rows, prepared.data.num_rows):
         ref = lanes.next(len(rows) % lanes.num_lanes)
         document = prepared.data.reader.document(ref)
@@ -202,8 +201,9 @@ def shown_by(batch: MicroBatch, step: Recorded, kept: Tensor) -> list[tuple[Micr
         (kept, t, losses, is_chosen),
     ):
         at = mask.flatten().nonzero()[:, 0]
-        taken = [each.flatten()[at] for each in (batch.clean_ids, levels, nll)]
-        passes.append((batch, Observed(*taken, at, torch.zeros_like(at, dtype=torch.bool), chosen.flatten()[at])))
+        ids, level, loss = (each.flatten()[at] for each in (batch.clean_ids, levels, nll))
+        is_filler = torch.zeros_like(at, dtype=torch.bool)
+        passes.append((batch, Observed(ids, level, loss, at, is_filler, chosen.flatten()[at])))
     return passes
 
 
@@ -292,15 +292,13 @@ class _ThreadLink:
         return [of_rank[self.rank] for of_rank in self.all.gather(self.rank, parts)]
 
 
-def traffic(
-    steps: list[Recorded], num_rows: int, num_passes: int, vocab_size: int, world_size: int
-) -> dict[str, float]:
-    """Bytes that ranks hold and send with a budget of a quarter."""
+def traffic(steps: list[Recorded], sizes: tuple[int, int, int], world_size: int) -> dict[str, float]:
+    """Bytes that ranks hold and send with a budget of a quarter; `sizes` as `replay` has them."""
     links = ThreadLinks(world_size)
 
     def of_rank(rank: int) -> DifficultyMemory:
         ranks = ThreadRanks(links.of(rank), rank, world_size, threading.Event())
-        return replay(steps, 0.25, num_rows, num_passes, vocab_size, ranks)[1]
+        return replay(steps, 0.25, *sizes, ranks)[1]
 
     with ThreadPoolExecutor(world_size) as pool:
         memories = list(pool.map(of_rank, range(world_size)))
@@ -324,7 +322,7 @@ def measure_kappa(arguments: argparse.Namespace) -> dict[str, float]:
     passes = sorted({1, 2, 3, 5, 8, arguments.passes} & set(range(1, arguments.passes + 1)))
     print("\n| kappa after passes | " + " | ".join(map(str, passes)) + " | easy | hard | unscored |")
     print("| --- |" + " --- |" * (len(passes) + 3))
-    last, figures = arguments.passes - 1, {}
+    last, figures = arguments.passes - 1, dict[str, float]()
     for name, agreement in arms.items():
         by_component = [agreement.kappa(last, (component,)) for component in CHOSEN]
         unscored = agreement.kappa(last, only_unscored=True)
@@ -336,7 +334,7 @@ def measure_kappa(arguments: argparse.Namespace) -> dict[str, float]:
     figures["kappa_table_acting"] = figures["kappa_table"]
     figures["kappa_table"] = figures.pop("kappa_table_unscored")  # of its own choices, without what is scored
     for world_size in RANKS:
-        figures |= traffic(steps, *sizes, world_size)
+        figures |= traffic(steps, sizes, world_size)
     figures["memory_bytes_per_token"] = figures["memory_bytes_per_token_1"]
     figures["memory_traffic_bytes_per_token"] = figures["memory_traffic_bytes_per_token_2"]
     print("\n| ranks | bytes a token held | bytes a token sent | largest rank, KiB |\n| --- | --- | --- | --- |")
@@ -359,17 +357,15 @@ def measure_cost(arguments: argparse.Namespace) -> dict[str, float]:
     seconds: dict[str, list[float]] = {name: [] for name in COST_ARMS}
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(arguments.rounds):
-            for name, overrides in chain(COST_ARMS.items()):
+            for name, overrides in COST_ARMS.items():
                 output = Path(folder) / f"{name}-{turn}"
                 command = ["deepspeed", "--num_gpus", "2", "launchers/train.py", "--deepspeed", "ds_configs/zero3.json"]
                 command += ["--config", "lift_ds/assets/reasoning.yaml", *overrides, f"output={output}"]
                 command += [f"optim.steps={arguments.steps}", "eval.rows=0", "eval.every=0", "eval.solve_items=0"]
                 command += ["eval.watch_every=0", "checkpoint.save_every=0", "data.builtin_rows=2000"]
-                done = subprocess.run(
-                    command, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-                )
+                done = subprocess.run(command, cwd=REPOSITORY, text=True, capture_output=True)
                 if done.returncode:
-                    sys.exit(done.stdout[-4000:])
+                    sys.exit(done.stdout[-4000:] + done.stderr[-4000:])
                 lines = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
                 taken = [each["seconds"] for each in lines if each["kind"] == "step"]
                 seconds[name].append(statistics.median(taken[len(taken) // 4 :]))

@@ -113,8 +113,9 @@ class ThreadRanks:
         self.links, self.rank, self.world_size, self.stopping = links, rank, world_size, stopping
         self.bytes_moved = 0
 
-    def all_reduce(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor, op: str = "sum") -> Tensor:
         """The sum over the ranks."""
+        assert op == "sum"
         return self.links.total(values, self.stopping)
 
     def exchange(self, parts: list[Tensor]) -> list[Tensor]:

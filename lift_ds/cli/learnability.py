@@ -1,7 +1,8 @@
 """Draws how surely common and rare tokens are predicted at each mask level.
 
 Writes learnability.html (self-contained), .png and .csv: mean p(gold) and confidence of masked tokens by how often they
-occur and how much is masked. A run folder is compared with the model it began from.
+occur and how much is masked. A run folder is compared with the model it began from. With --memory it writes instead
+which training rows stay hard, hardest_rows.html and .csv: wrong answers and noise come first.
 """
 
 from __future__ import annotations
@@ -104,6 +105,42 @@ def measure_buffers(arguments: argparse.Namespace) -> Measured:
     return measured, tokenizer, arguments.output or folder / "learnability"
 
 
+def report_memory(arguments: argparse.Namespace) -> None:
+    """Writes a run's hardest rows; a ConfigError where it is no run, or other arguments say what to measure."""
+    folder = Path(arguments.model)
+    if arguments.data or arguments.compare or arguments.rows or arguments.buffers:
+        raise ConfigError(["--memory reads a run: remove --data, --compare, --rows and --buffers"])
+    if not (folder / RUN_FILE).is_file():
+        raise ConfigError([f"{folder}: --memory needs a run folder; {RUN_FILE} is not there"])
+    recorded = read_run(folder)["run"]
+    flags = {f"data.{name}": value for name, value in recorded["data"].items()}
+    flags |= {"model.path": recorded["model"]["path"], "seed": recorded["seed"], "eval.rows": 0, "eval.path": None}
+    flags.pop("data.path" if flags.get("data.sources") else "data.sources", None)
+    run, problems = load_run_config(None, arguments.overrides, flags, {})
+    if problems:
+        raise ConfigError(problems)
+    from lift_ds.evaluation.hardest import NUM_SHOWN, forgotten, rank_rows, write_hardest
+    from lift_ds.models.vocabulary import load_tokenizer
+    from lift_ds.storage.manifest import step_of
+    from lift_ds.training.inputs import prepare
+    from lift_ds.training.memory import read_rows
+
+    checkpoints = sorted((folder / "checkpoints").glob("step-*"), key=step_of)
+    if not checkpoints:
+        raise ConfigError([f"{folder}: no checkpoint"])
+    rows = rank_rows(read_rows(checkpoints[-1]))
+    earlier = {row.sample_id: row.hardness for row in rank_rows(read_rows(checkpoints[0]))} if checkpoints[1:] else {}
+    prepared = prepare(run)
+    wanted = {row.sample_id for row in (*rows[:NUM_SHOWN], *forgotten(rows, earlier)[:NUM_SHOWN])}
+    documents = {each.sample_id: each for each in prepared.data.reader.by_sample_id(sorted(wanted))}
+    places = {row.sample_id: prepared.data.reader.where(row.sample_id) for row in rows}
+    tokenizer = load_tokenizer(prepared.folder)
+    assert tokenizer is not None  # prepare() has refused a folder without one
+    output = arguments.output or folder / "learnability"
+    write_hardest(output, f"Hardest rows of {folder}", rows, earlier, documents, places, tokenizer)
+    print(f"{output}/hardest_rows.html, .csv: {len(rows)} rows")
+
+
 def measure_models(arguments: argparse.Namespace) -> Measured:
     """The models, on the held-out documents of the config; errors are those of `resolve` and of what it names."""
     run, models, output = resolve(arguments)
@@ -143,6 +180,7 @@ def measure_models(arguments: argparse.Namespace) -> Measured:
         action="store_true",
         help="draw a run's difficulty tables, of its oldest and its newest checkpoint, instead of measuring a model",
     ),
+    flag("--memory", action="store_true", help="list the rows that stayed hard in a run with objective.scoring=memory"),
     flag("--batch-size", type=int, default=32, help="rows of one forward"),
     flag("--output", type=Path, help="folder; RUN/learnability or ./learnability where not given"),
     flag("overrides", nargs="*", metavar="key=value", help="such as data.columns.prompt=question"),
@@ -150,6 +188,9 @@ def measure_models(arguments: argparse.Namespace) -> Measured:
 )
 def main(arguments: argparse.Namespace) -> None:
     """Writes the report that the flags ask for."""
+    if arguments.memory:
+        report_memory(arguments)
+        return
     try:
         from lift_ds.evaluation.learnability_page import write_report
     except ImportError as error:

@@ -175,6 +175,11 @@ class RowReader:
             if key.rpartition(".")[2] not in written and key not in self.rules.ignore
         ]
 
+    def where(self, sample_id: int) -> str:
+        """File and line of a row."""
+        ref = locate(self.manifest, 0, sample_id)
+        return self.chunk(ref.chunk_index)[ref.row].where
+
     def by_sample_id(self, sample_ids: Iterable[int]) -> Iterator[Document]:
         """Documents of given rows, as of epoch 0; rows that are skipped are left out."""
         documents = self.read(locate(self.manifest, 0, sample_id) for sample_id in sample_ids)

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -361,10 +362,7 @@ class DifficultyMemory:
         for place, path in enumerate(files):
             with safe_open(path, framework="np") as opened:
                 applied, *steps = opened.get_tensor("numbers").tolist()
-                for number in block_numbers(opened.keys()):
-                    if self.rows.owner(number * BLOCK_ROWS) == self.ranks.rank:
-                        sizes, records = (opened.get_tensor(f"block.{number}.{name}") for name in ("sizes", "records"))
-                        self.rows.load_block(number, sizes, records)
+                _load_blocks(opened, self.rows)
                 for step in steps:
                     known = self.pending.setdefault(step, _nothing())
                     if place % self.ranks.world_size == self.ranks.rank:
@@ -381,6 +379,29 @@ class DifficultyMemory:
 
 Difficulties = DifficultyBuffers | DifficultyMemory
 """What a run knows of tokens: by token and level, or by row and place as well."""
+
+
+def read_rows(checkpoint: Path) -> RowMemory:
+    """All rows of a checkpoint's memory on one rank, without what is pending.
+
+    Raises:
+        ValueError: It has none, or not all.
+    """
+    files = memory_files(checkpoint)
+    if not files:
+        raise ValueError(f"{checkpoint}: no difficulty memory; only objective.scoring=memory keeps one.")
+    rows = RowMemory()
+    for path in files:
+        with safe_open(path, framework="np") as opened:
+            _load_blocks(opened, rows)
+    return rows
+
+
+def _load_blocks(opened: Any, rows: RowMemory) -> None:
+    """Of an open file, the blocks that are this rank's."""
+    for number in block_numbers(opened.keys()):
+        if rows.owner(number * BLOCK_ROWS) == rows.rank:
+            rows.load_block(number, *(opened.get_tensor(f"block.{number}.{name}") for name in ("sizes", "records")))
 
 
 def memory_files(checkpoint: Path) -> list[Path]:

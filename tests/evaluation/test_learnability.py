@@ -89,6 +89,8 @@ def test_the_report_of_two_models(tmp_path, capsys):
         (["builtin:base", "--data", "nowhere.jsonl"], "no such file"),
         (["builtin:base", "--data", "builtin:sudoku", "data.nonsense=1"], "unknown key"),
         (["builtin:base", "--buffers"], "--buffers needs a run folder"),
+        (["builtin:base", "--memory"], "--memory needs a run folder"),
+        (["builtin:base", "--memory", "--buffers"], "remove --data, --compare, --rows and --buffers"),
     ],
 )
 def test_bad_input(arguments, message, capsys):

@@ -27,7 +27,9 @@ from lift_ds.data.survey.rows import FirstRows, check_first_rows
 from lift_ds.models.attention import choose_attention
 from lift_ds.models.kernels import choose_kernels
 from lift_ds.models.layer_sizes import LayerSizes
+from lift_ds.objectives import make_objective
 from lift_ds.planning.report import Longest, Plan
+from lift_ds.planning.row_memory import free_host_bytes, row_memory_line
 from lift_ds.planning.run import plan_of
 from lift_ds.ranks.launch import Launch, check_semaphores
 from lift_ds.ranks.meeting import meet
@@ -161,12 +163,27 @@ def open_run(checked: Checked, run: RunConfig, launch: Launch, once: Once) -> tu
     look = partial(check_first_rows, prepared.data.reader, run.data.check_rows, run.data.max_skipped)
     first_rows = once.per_run("checking the first rows", look)
     plan = plan_here(prepared, ds_json, launch, first_rows)
+    memory_line = once.per_node("comparing rows with memory", partial(describe_memory, prepared, first_rows, launch))
     if engine.has_accelerator():
         once.per_run("comparing weights with memory", plan.require_room)
     if launch.is_main:
-        first_lines = describe(run, ds_json, launch, prepared.data, first_rows, computing)
+        first_lines = describe(run, ds_json, launch, prepared.data, first_rows, computing, memory_line)
         print("\n".join([*checked.settings.notes, *describe_other_format(prepared), first_lines]), flush=True)
     return prepared, ds_json, plan
+
+
+def describe_memory(prepared: Prepared, first_rows: FirstRows, launch: Launch) -> str:
+    """What remembering the rows takes on this host, with a line break; empty where they are not remembered.
+
+    Raises:
+        ValueError: More than it has.
+    """
+    run = prepared.run
+    if not make_objective(run.objective).remembers_rows or not first_rows.num_good:
+        return ""
+    tokens_a_row = first_rows.num_response_tokens / first_rows.num_good
+    share, num_drawn = launch.local_world_size / launch.world_size, run.optim.steps * run.optim.global_batch
+    return row_memory_line(prepared.data.num_rows, tokens_a_row, share, num_drawn, free_host_bytes())
 
 
 def plan_here(prepared: Prepared, ds_json: dict[str, Any], launch: Launch, first_rows: FirstRows) -> Plan:
@@ -194,7 +211,13 @@ def plan_here(prepared: Prepared, ds_json: dict[str, Any], launch: Launch, first
 
 
 def describe(
-    run: RunConfig, ds_json: dict[str, Any], launch: Launch, data: RunData, first_rows: FirstRows, computing: str
+    run: RunConfig,
+    ds_json: dict[str, Any],
+    launch: Launch,
+    data: RunData,
+    first_rows: FirstRows,
+    computing: str,
+    memory_line: str,
 ) -> str:
     """The first lines of a run: where it runs and on what."""
     ranks = "1 rank" if launch.world_size == 1 else f"{launch.world_size} ranks"
@@ -214,7 +237,7 @@ def describe(
         f"{ranks}{hint}, ZeRO-{stage}, {precision}, {computing}, global batch {run.optim.global_batch} {cut}\n"
         f"model {run.model.path}, data {', '.join(group.name for group in groups)}: {data.num_rows} rows, "
         f"{first_rows}; columns {', '.join(str(columns.named()) for columns in data.reader.columns)}, "
-        f"lanes: {data.stream.lanes.num_lanes}\n{unused}"
+        f"lanes: {data.stream.lanes.num_lanes}\n{unused}{memory_line}"
         f"{run.objective.method}, {run.optim.steps} steps -> {run.output}"
     )
 

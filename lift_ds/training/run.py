@@ -18,7 +18,7 @@ from lift_ds.models.layers import DecoderLayer
 from lift_ds.models.lora import add_adapters
 from lift_ds.models.weights import WeightSource, whole_shape
 from lift_ds.objectives import Objective, make_objective
-from lift_ds.objectives.lift import LiftSettings
+from lift_ds.objectives.lift import Lift
 from lift_ds.planning.report import Plan
 from lift_ds.ranks.background import BackgroundGroup, Links, NoLinks, ThreadRanks
 from lift_ds.storage.run_record import write_run
@@ -69,19 +69,19 @@ def compile_layers(model: PreTrainedModel, backend: str = "inductor") -> None:
                 setattr(module, part, torch.compile(getattr(module, part), dynamic=True, backend=backend))
 
 
-def make_buffers(prepared: Prepared, engine: Engine) -> Difficulties | None:
+def make_buffers(prepared: Prepared, engine: Engine, objective: Objective) -> Difficulties | None:
     """What the config asks to keep of tokens' difficulty."""
     run = prepared.run
     if not run.difficulty.enabled:
         return None
     vocab_size = whole_shape(engine.model.get_input_embeddings().weight)[0]
     decay = run.difficulty.decay
-    if not (isinstance(run.objective, LiftSettings) and run.objective.scoring == "memory"):
+    if not (isinstance(objective, Lift) and objective.remembers_rows):
         return DifficultyBuffers(vocab_size, engine, decay, run.difficulty.sync_every)
     links: Links = BackgroundGroup() if engine.world_size > 1 else NoLinks()
     ranks = ThreadRanks(links, engine.rank, engine.world_size, threading.Event())
     table = DifficultyBuffers(vocab_size, ranks, decay, sync_every=1)
-    return DifficultyMemory(table, ranks, run.objective.scoring_budget, run.optim.steps)
+    return DifficultyMemory(table, ranks, objective.settings.scoring_budget, run.optim.steps)
 
 
 def execute(
@@ -106,7 +106,7 @@ def execute(
             manifest.save_indexes()
     metrics = MetricsFile(output / METRICS_FILE if is_main else None)
     progress = make_progress(is_main, run.optim.steps, f"lift_ds  {run.objective.method}  {output}", output / "log.txt")
-    stop, buffers = StopRequest(), make_buffers(prepared, engine)
+    stop, buffers = StopRequest(), make_buffers(prepared, engine, objective)
     trainer = Trainer(prepared, ds_json, objective, engine, progress, metrics, stop, buffers, resumed, plan)
     if is_main:
         write_run(output, trainer.resolved)

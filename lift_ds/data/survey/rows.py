@@ -113,6 +113,7 @@ class FirstRows:
         num_long: Rows that are skipped because they are too long.
         longest: Tokens of the longest row that can be used.
         unused: What each source holds that no token comes from.
+        num_response_tokens: Of all rows that can be used, fillers left out.
     """
 
     num_good: int
@@ -120,6 +121,7 @@ class FirstRows:
     num_long: int
     longest: int
     unused: dict[str, Counter[str]]
+    num_response_tokens: int = 0
 
     @property
     def num_checked(self) -> int:
@@ -152,7 +154,7 @@ def check_first_rows(reader: RowReader, count: int, max_skipped: float = 1.0) ->
     groups = reader.manifest.groups
     totals: Counter[Skipped | None] = Counter()
     unused: dict[str, Counter[str]] = {}
-    longest = 0
+    longest = num_tokens = 0
     for group, columns in zip(groups, reader.columns, strict=True):
         first = reader.manifest.first_ids[group.first_chunk]
         num_read = min(group.num_rows, -(-count // len(groups)))
@@ -167,11 +169,13 @@ def check_first_rows(reader: RowReader, count: int, max_skipped: float = 1.0) ->
         if len(problems) > max_skipped * len(refs):
             raise ValueError(_too_many(group, problems, len(refs), max_skipped))
         totals.update(kept if isinstance(kept, Skipped) else None for _, kept in outcomes)
-        longest = max([longest, *(len(kept.ids) for _, kept in outcomes if not isinstance(kept, Skipped))])
+        documents = [kept for _, kept in outcomes if not isinstance(kept, Skipped)]
+        longest = max([longest, *(len(document.ids) for document in documents)])
+        num_tokens += sum(int((document.response_mask & ~document.filler_mask).sum()) for document in documents)
         unused[group.name] = Counter(
             key for ref in refs for key in reader.unused(reader.chunk(ref.chunk_index)[ref.row], columns)
         )
-    return FirstRows(totals[None], totals[Skipped.BAD], totals[Skipped.LONG], longest, unused)
+    return FirstRows(totals[None], totals[Skipped.BAD], totals[Skipped.LONG], longest, unused, num_tokens)
 
 
 def _too_many(group: Group, problems: list[str], num_rows: int, max_skipped: float) -> str:

@@ -61,7 +61,7 @@ class DeviceWeights:
 
 
 class WholeSteps:
-    """An engine on new weights that takes steps, and the seconds that each took.
+    """An engine on new weights that takes steps; the seconds that each took, and the last one's record.
 
     Args:
         config: The model's config.
@@ -156,9 +156,9 @@ class WholeSteps:
             self.buffers.take(observed, number + 1)
         wait()
         self.seconds.append(time.perf_counter() - began)
-        record = totals.record(time_scaling=True)
-        self.scoring_seconds.append(record["scoring_seconds"])
-        return float(record["loss"])
+        self.record = totals.record(time_scaling=True)
+        self.scoring_seconds.append(self.record["scoring_seconds"])
+        return float(self.record["loss"])
 
 
 def _collate(noised: list[Noised]) -> MicroBatch:

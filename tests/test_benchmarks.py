@@ -25,6 +25,7 @@ COMMANDS = {
     "sampling": [sys.executable],
     "planned_memory": [sys.executable],
     "step_cost": TORCHRUN,
+    "step_weights": [sys.executable],
 }
 
 

@@ -1,6 +1,7 @@
 """What the difficulty memory knows, and what it costs.
 
     python benchmarks/memory.py --json memory.json
+    python benchmarks/memory.py --part planted --json planted.json
     python benchmarks/memory.py --part cost --json cost.json
     python benchmarks/memory.py --model FOLDER --data rows.jsonl --rows 300 --passes 6 --batch 16
 
@@ -12,6 +13,9 @@ the same steps with a budget of scored documents, and chooses among the same tok
 over easy and hard documents. What is scored counts as chosen exactly; `unscored` is over the others. What the memory
 would have learned from a training pass that it chose itself is what the recorded pass shows of the token, or, where
 that pass did not learn it, the scoring pass. `table` is `scoring=buffer` with an eighth of the documents refreshed.
+
+`planted`: some rows get the answer of another row of their level; a run with the memory learns them all, and the report of
+the hardest rows is asked for as many as were planted.
 
 `cost`: seconds of a step of `make train`'s recipe on two ranks over those of vanilla SFT on the same rows, medians of
 runs in turn.
@@ -41,6 +45,8 @@ from lift_ds.config.run import RunConfig
 from lift_ds.config.training import OptimConfig
 from lift_ds.data.batch import Document, MicroBatch, Noise, collate
 from lift_ds.data.order.exchange import SlotPack
+from lift_ds.data.tasks import MIXTURES
+from lift_ds.evaluation.hardest import rank_rows
 from lift_ds.method.components import Component
 from lift_ds.models.attention import attention_kernels
 from lift_ds.objectives import make_objective, objective_settings
@@ -48,11 +54,12 @@ from lift_ds.objectives.objective import Objective, superset_level
 from lift_ds.ranks.background import Links, NoLinks, ThreadRanks
 from lift_ds.ranks.launch import read_launch
 from lift_ds.ranks.running import leave
+from lift_ds.storage.manifest import step_of
 from lift_ds.storage.safetensors_folder import SafetensorsFolder
 from lift_ds.training.buffers import DifficultyBuffers
 from lift_ds.training.engine import start_distributed
 from lift_ds.training.inputs import prepare
-from lift_ds.training.memory import DifficultyMemory
+from lift_ds.training.memory import DifficultyMemory, read_rows
 from lift_ds.training.results import Observed
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -344,6 +351,58 @@ def measure_kappa(arguments: argparse.Namespace) -> dict[str, float]:
     return figures
 
 
+def launch_run(output: Path, overrides: list[str]) -> None:
+    """A run of `make train`'s recipe on two ranks, without measurements."""
+    command = ["deepspeed", "--num_gpus", "2", "launchers/train.py", "--deepspeed", "ds_configs/zero3.json"]
+    command += ["--config", "lift_ds/assets/reasoning.yaml", f"output={output}", *overrides]
+    command += ["eval.rows=0", "eval.every=0", "eval.solve_items=0", "eval.watch_every=0"]
+    done = subprocess.run(command, cwd=REPOSITORY, text=True, capture_output=True)
+    if done.returncode:
+        sys.exit(done.stdout[-4000:] + done.stderr[-4000:])
+
+
+def plant(path: Path, num_rows: int, num_planted: int) -> set[int]:
+    """Writes rows of the built-in tasks, some with the answer of another row of their level; returns which."""
+    mixture, chance = MIXTURES["reasoning"], np.random.default_rng(5)
+    items = [mixture.item(0, "train", row) for row in range(num_rows)]
+    answers, planted = [item.response for item in items], set[int]()
+    for row in chance.permutation(num_rows).tolist():
+        item = items[row]
+        others = [other for other in items if (other.task, other.level) == (item.task, item.level)]
+        other = others[chance.integers(len(others))]
+        if len(planted) < num_planted and other.response.split("<answer>")[1] != item.response.split("<answer>")[1]:
+            answers[row] = other.response
+            planted.add(row)
+    lines = (json.dumps({"prompt": i.question, "response": a}) + "\n" for i, a in zip(items, answers, strict=True))
+    path.write_text("".join(lines))
+    return planted
+
+
+def measure_planted(arguments: argparse.Namespace) -> dict[str, float]:
+    """Trains on rows of which some are wrong, and asks the memory for the hardest after each of some passes."""
+    num_planted = max(1, arguments.rows // 40)
+    with tempfile.TemporaryDirectory() as folder:
+        rows, output = Path(folder) / "rows.jsonl", Path(folder) / "run"
+        planted = plant(rows, arguments.rows, num_planted)
+        a_pass = arguments.rows // arguments.batch
+        launch_run(
+            output,
+            [
+                *(f"data.path={rows}", f"optim.steps={a_pass * arguments.passes}", "objective.scoring=memory"),
+                *(f"optim.global_batch={arguments.batch}", f"checkpoint.save_every={a_pass}", "checkpoint.keep=99"),
+            ],
+        )
+        figures: dict[str, float] = {}
+        print(f"\n| passes | planted among the {num_planted} hardest |\n| --- | --- |")
+        for checkpoint in sorted((output / "checkpoints").glob("step-*"), key=step_of):
+            hardest = [row.sample_id for row in rank_rows(read_rows(checkpoint))[:num_planted]]
+            precision = len(planted & set(hardest)) / num_planted
+            number = step_of(checkpoint) // a_pass
+            figures[f"planted_precision_{number}"] = precision
+            print(f"| {number} | {precision:.2f} |")
+    return figures | {"planted_rows": num_planted}
+
+
 COST_ARMS = {
     "vanilla": ["objective.method=vanilla"],
     "memory": ["objective.scoring=memory", "objective.scoring_budget=0"],
@@ -359,13 +418,8 @@ def measure_cost(arguments: argparse.Namespace) -> dict[str, float]:
         for turn in range(arguments.rounds):
             for name, overrides in COST_ARMS.items():
                 output = Path(folder) / f"{name}-{turn}"
-                command = ["deepspeed", "--num_gpus", "2", "launchers/train.py", "--deepspeed", "ds_configs/zero3.json"]
-                command += ["--config", "lift_ds/assets/reasoning.yaml", *overrides, f"output={output}"]
-                command += [f"optim.steps={arguments.steps}", "eval.rows=0", "eval.every=0", "eval.solve_items=0"]
-                command += ["eval.watch_every=0", "checkpoint.save_every=0", "data.builtin_rows=2000"]
-                done = subprocess.run(command, cwd=REPOSITORY, text=True, capture_output=True)
-                if done.returncode:
-                    sys.exit(done.stdout[-4000:] + done.stderr[-4000:])
+                steps = [f"optim.steps={arguments.steps}", "checkpoint.save_every=0", "data.builtin_rows=2000"]
+                launch_run(output, [*overrides, *steps])
                 lines = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
                 taken = [each["seconds"] for each in lines if each["kind"] == "step"]
                 seconds[name].append(statistics.median(taken[len(taken) // 4 :]))
@@ -379,7 +433,11 @@ def measure_cost(arguments: argparse.Namespace) -> dict[str, float]:
     return figures
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {"kappa": measure_kappa, "cost": measure_cost}
+PARTS: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
+    "kappa": measure_kappa,
+    "planted": measure_planted,
+    "cost": measure_cost,
+}
 
 
 def main() -> None:

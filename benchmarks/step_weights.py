@@ -1,4 +1,4 @@
-"""How unequally the tokens of a step weigh: how many of equal weight would average as well, and the heaviest one's share.
+"""How unequally a step's tokens weigh: how many of equal weight would average as well, and the heaviest one's share.
 
     python benchmarks/step_weights.py --json step_weights.json
 

@@ -14,8 +14,8 @@ over easy and hard documents. What is scored counts as chosen exactly; `unscored
 would have learned from a training pass that it chose itself is what the recorded pass shows of the token, or, where
 that pass did not learn it, the scoring pass. `table` is `scoring=buffer` with an eighth of the documents refreshed.
 
-`planted`: some rows get the answer of another row of their level; a run with the memory learns them all, and the report of
-the hardest rows is asked for as many as were planted.
+`planted`: some rows get the answer of another row of their level; a run with the memory learns them all, and the report
+of the hardest rows is asked for as many as were planted.
 
 `cost`: seconds of a step of `make train`'s recipe on two ranks over those of vanilla SFT on the same rows, medians of
 runs in turn.

@@ -328,6 +328,10 @@ def test_no_response_at_all(llada):
         ({"method": "lift3", "scoring": "approximate", "complementary": True}, "no mask before its forward"),
         ({"method": "gift", "normalizer": "masked_tokens"}, "no mask before its forward"),
         ({"method": "lift3", "refresh_share": 0.5}, "only read with objective.scoring=buffer"),
+        ({"method": "lift3", "scoring": "buffer", "scoring_budget": 0.5}, "only read with objective.scoring=memory"),
+        ({"method": "lift3", "scoring": "memory", "refresh_share": 0.5}, "only read with objective.scoring=buffer"),
+        ({"method": "lift3", "scoring": "memory", "scoring_budget": 1.5}, "scoring_budget"),
+        ({"method": "lift3", "scoring": "hybrid"}, "'exact', 'approximate', 'buffer' or 'memory'"),
         ({"method": "vanilla", "cart_p": 0.2}, "only read with objective.token_weight=cart"),
         (
             {"method": "lift3", "scoring": "approximate", "scoring_precision": "bf16"},

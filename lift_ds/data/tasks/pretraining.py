@@ -141,6 +141,13 @@ def _column_sums(chance: random.Random) -> str:
     return "\n".join(map(as_line, drawn))
 
 
+def _worked_columns(chance: random.Random) -> Chat:
+    """Sums of three columns, which make no number."""
+    drawn = [(chance.randrange(10), chance.randrange(10), *chance.choice(CARRIES)) for _ in range(3)]
+    asked = [as_line(column).partition("=")[0] for column in drawn]
+    return f"What are {asked[0]} and {asked[1]} and {asked[2]}?", "\n".join(map(as_line, drawn))
+
+
 def _columns(chance: random.Random) -> Chat:
     """Which digits stand in the same place of two numbers: nothing is added."""
     num_digits = chance.randint(FEWEST_DIGITS, MOST_DIGITS)
@@ -280,22 +287,23 @@ def _counted_things(chance: random.Random) -> Chat:
 
 
 INSTRUCTIONS: dict[Callable[[random.Random], Chat], int] = {
-    _worked_sum: 4,
-    _free_expression: 2,
+    _worked_sum: 8,
+    _free_expression: 3,
     signs: 5,
     _copied_grid: 1,
     _refilled_grid: 1,
-    marked_cells: 5,
-    _copied_story: 1,
+    marked_cells: 3,
+    _copied_story: 2,
     numbers_of_story: 4,
-    _counted_things: 1,
-    _columns: 1,
-    small_addition: 4,
-    worked_operations: 3,
-    _inner_operation: 1,
+    _counted_things: 4,
+    _columns: 2,
+    small_addition: 2,
+    _worked_columns: 4,
+    worked_operations: 5,
+    _inner_operation: 2,
     _replaced_operation: 2,
     _missing_symbol: 1,
-    _change: 1,
+    _change: 2,
 }
 DOCUMENTS: dict[Callable[[random.Random], str | Chat], int] = {
     _equations: 6,

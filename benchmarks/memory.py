@@ -59,7 +59,8 @@ from lift_ds.storage.safetensors_folder import SafetensorsFolder
 from lift_ds.training.buffers import DifficultyBuffers
 from lift_ds.training.engine import start_distributed
 from lift_ds.training.inputs import prepare
-from lift_ds.training.memory import DifficultyMemory, read_rows
+from lift_ds.training.memory import DifficultyMemory
+from lift_ds.training.memory_files import read_rows
 from lift_ds.training.results import Observed
 
 REPOSITORY = Path(__file__).resolve().parents[1]

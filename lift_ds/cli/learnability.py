@@ -123,7 +123,7 @@ def report_memory(arguments: argparse.Namespace) -> None:
     from lift_ds.models.vocabulary import load_tokenizer
     from lift_ds.storage.manifest import step_of
     from lift_ds.training.inputs import prepare
-    from lift_ds.training.memory import read_rows
+    from lift_ds.training.memory_files import read_rows
 
     checkpoints = sorted((folder / "checkpoints").glob("step-*"), key=step_of)
     if not checkpoints:

@@ -8,19 +8,18 @@ is least sure of. So what step s learns depends on neither ranks, micro-batches 
     pending    known, not yet with its owners; by step
     applied    in the owners' blocks
 
-Traffic of a step between ranks: 8 bytes a token that was shown and 28 a document; 2 bytes a token and 16 a document
-looked up; and that of the table, see `buffers`.
+Traffic of a step between ranks: 8 bytes a token that was shown and 32 a document; 2 bytes a response token and 40 a
+document looked up; and that of the table, see `buffers`.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,110 +27,20 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from lift_ds.data.batch import Document, MicroBatch, Noise
+from lift_ds.data.batch import MicroBatch, Noise
 from lift_ds.data.order.exchange import SlotPack
-from lift_ds.method.components import Component
-from lift_ds.method.difficulty import level_bin
-from lift_ds.method.memory import BLOCK_ROWS, Records, RowMemory, doubt
-from lift_ds.method.selection import num_kept
+from lift_ds.method.memory import Records, RowMemory, doubt
 from lift_ds.ranks.background import ThreadRanks
 from lift_ds.storage.manifest import MEMORY_FOLDER
 
 from .buffers import DifficultyBuffers
+from .memory_files import load_blocks, memory_files
 from .results import Observed
+from .shown import SHOWN, Shown, nothing_shown
+from .wanted import Wanted, want
 
 STEPS_BEHIND = 2
-SHOWN = np.dtype([("row", "i8"), *((name, "i4") for name in ("slot", "index", "turn", "size", "count", "bin"))])
 ASKED = np.dtype([("row", "i8"), ("size", "i8")])
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What the passes of one step showed on this rank.
-
-    Args:
-        documents: `SHOWN` (D,): row, slot, index in its pack, which pass, response tokens, how many shown, level bin.
-        places: int32 (R,), places of the tokens shown, document after document.
-        token_ids: int64 (R,), levels: float32 (R,), nll: float32 (R,).
-        for_table: bool (R,), whether the table may learn of them.
-    """
-
-    documents: np.ndarray
-    places: np.ndarray
-    token_ids: np.ndarray
-    levels: np.ndarray
-    nll: np.ndarray
-    for_table: np.ndarray
-
-    @staticmethod
-    def of(passes: Sequence[tuple[MicroBatch, Observed]]) -> Shown:
-        """Of micro-batches and what each of their passes showed, in order."""
-        parts, last, turn = [_nothing()], None, 0
-        for batch, observed in passes:
-            turn = turn + 1 if batch is last else 0
-            last = batch
-            parts.append(_of_pass(batch, observed, turn))
-        return Shown(*(np.concatenate(column) for column in zip(*(part.columns() for part in parts), strict=True)))
-
-    def columns(self) -> tuple[np.ndarray, ...]:
-        """All fields."""
-        return self.documents, self.places, self.token_ids, self.levels, self.nll, self.for_table
-
-
-def _nothing() -> Shown:
-    floats = np.zeros(0, np.float32)
-    return Shown(np.zeros(0, SHOWN), np.zeros(0, np.int32), np.zeros(0, np.int64), floats, floats, np.zeros(0, bool))
-
-
-def _of_pass(batch: MicroBatch, observed: Observed, turn: int) -> Shown:
-    kept = observed.of(~observed.is_filler)
-    learnable = batch.response_mask & ~batch.filler_mask
-    place, sizes = learnable.cumsum(-1) - 1, learnable.sum(-1)
-    document = kept.at // batch.clean_ids.shape[1]
-    is_real = torch.tensor(batch.sample_ids)[document] >= 0
-    kept, document = kept.of(is_real), document[is_real]
-    rows, counts = document.unique_consecutive(return_counts=True)  # ascending: positions are in row-major order
-    first = counts.cumsum(0) - counts
-    documents = np.zeros(len(rows), SHOWN)
-    documents["row"] = np.array(batch.sample_ids)[rows.numpy()]
-    documents["slot"], documents["index"] = np.array(batch.slots)[rows.numpy()].reshape(-1, 2).T
-    documents["turn"], documents["size"], documents["count"] = turn, sizes[rows].numpy(), counts.numpy()
-    documents["bin"] = level_bin(kept.levels[first]).numpy()
-    places = place.flatten()[kept.at].numpy().astype(np.int32)
-    columns = (kept.token_ids, kept.levels, kept.nll, ~kept.is_chosen)
-    return Shown(documents, places, *(column.numpy() for column in columns))
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """A document of which tokens are chosen by how hard they are.
-
-    Args:
-        superset: int64 (R,), positions in the document of what is chosen from.
-        places: int64 (R,), their places in the row.
-        size: Response tokens of the row.
-    """
-
-    document: Document
-    noise: Noise
-    superset: np.ndarray
-    places: np.ndarray
-    size: int
-
-    @property
-    def num_kept(self) -> int:
-        """How many are chosen."""
-        t, rho, v = (torch.tensor([each]) for each in (self.noise.t, self.noise.rho, self.noise.count_uniform))
-        return int(num_kept(torch.tensor([len(self.superset)]), t, rho, v=v))
-
-
-def _want(document: Document, noise: Noise) -> _Wanted | None:
-    if noise.component == Component.RANDOM:
-        return None
-    learnable = document.response_mask & ~document.filler_mask
-    below = np.float32(noise.t) + np.float32(noise.rho)
-    superset = (learnable & (noise.uniforms[0] < below)).nonzero()[0]
-    return _Wanted(document, noise, superset, (learnable.cumsum() - 1)[superset], int(learnable.sum()))
 
 
 def _joined(arrays: list[np.ndarray], kind: type) -> np.ndarray:
@@ -237,7 +146,7 @@ class DifficultyMemory:
             (slot, index): found
             for (slot, pack), of_pack in zip(packs, noises, strict=True)
             for index, (document, noise) in enumerate(zip(pack, of_pack, strict=True))
-            if (found := _want(document, noise)) is not None
+            if (found := want(document, noise)) is not None
         }
         asked = list(wanted.values())
         records = self._records(asked)
@@ -265,7 +174,7 @@ class DifficultyMemory:
             filled.append((slot, documents))
         return filled
 
-    def _records(self, wanted: list[_Wanted]) -> list[Records]:
+    def _records(self, wanted: list[Wanted]) -> list[Records]:
         """What the owners remember of the documents' supersets."""
         owners = [self.rows.owner(each.document.sample_id) for each in wanted]
         asked = []
@@ -362,9 +271,9 @@ class DifficultyMemory:
         for place, path in enumerate(files):
             with safe_open(path, framework="np") as opened:
                 applied, *steps = opened.get_tensor("numbers").tolist()
-                _load_blocks(opened, self.rows)
+                load_blocks(opened, self.rows)
                 for step in steps:
-                    known = self.pending.setdefault(step, _nothing())
+                    known = self.pending.setdefault(step, nothing_shown())
                     if place % self.ranks.world_size == self.ranks.rank:
                         columns = [
                             np.frombuffer(opened.get_tensor(f"pending.{step}.{column}").tobytes(), empty.dtype)
@@ -379,43 +288,3 @@ class DifficultyMemory:
 
 Difficulties = DifficultyBuffers | DifficultyMemory
 """What a run knows of tokens: by token and level, or by row and place as well."""
-
-
-def read_rows(checkpoint: Path) -> RowMemory:
-    """All rows of a checkpoint's memory on one rank, without what is pending.
-
-    Raises:
-        ValueError: It has none, or not all.
-    """
-    files = memory_files(checkpoint)
-    if not files:
-        raise ValueError(f"{checkpoint}: no difficulty memory; only objective.scoring=memory keeps one.")
-    rows = RowMemory()
-    for path in files:
-        with safe_open(path, framework="np") as opened:
-            _load_blocks(opened, rows)
-    return rows
-
-
-def _load_blocks(opened: Any, rows: RowMemory) -> None:
-    """Of an open file, the blocks that are this rank's."""
-    for number in block_numbers(opened.keys()):
-        if rows.owner(number * BLOCK_ROWS) == rows.rank:
-            rows.load_block(number, *(opened.get_tensor(f"block.{number}.{name}") for name in ("sizes", "records")))
-
-
-def memory_files(checkpoint: Path) -> list[Path]:
-    """The parts of a checkpoint's memory, by rank; none where it was written with another `objective.scoring`.
-
-    Raises:
-        ValueError: It has not all.
-    """
-    files = sorted((checkpoint / MEMORY_FOLDER).glob("rank-*-of-*.safetensors"))
-    if files and len(files) != (wanted := int(files[0].stem.rpartition("-")[2])):
-        raise ValueError(f"{files[0].parent}: {len(files)} files of {wanted}; a rank's part is missing.")
-    return files
-
-
-def block_numbers(names: Iterable[str]) -> list[int]:
-    """Of the names in a part."""
-    return sorted(int(name.split(".")[1]) for name in names if name.endswith(".sizes"))

@@ -19,6 +19,7 @@ from lift_ds.objectives.objective import superset_level
 from lift_ds.ranks.background import NoLinks, ThreadRanks
 from lift_ds.rng import Stream, keyed_uniform
 from lift_ds.training import memory as module
+from lift_ds.training import memory_files
 from lift_ds.training.buffers import DifficultyBuffers
 from lift_ds.training.memory import DifficultyMemory
 from lift_ds.training.results import Observed
@@ -32,7 +33,7 @@ STEPS, BLOCK, VOCABULARY = 16, 8, 2048  # 90 rows, 12 a step: two epochs
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     monkeypatch.setattr(rules, "BLOCK_ROWS", BLOCK)
-    monkeypatch.setattr(module, "BLOCK_ROWS", BLOCK)
+    monkeypatch.setattr(memory_files, "BLOCK_ROWS", BLOCK)
 
 
 def settings(budget=0.25):

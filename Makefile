@@ -66,8 +66,10 @@ test-extensions: $(INSTALLED)  ## DeepSpeed's CPU Adam: a launch killed while it
 	pytest -m slow tests/training/test_extensions.py tests/distributed/test_warm_up.py
 
 # A larger one, elsewhere: make base BASE=runs/large SIZE="--width 512 --layers 8"
+# From the weights of an earlier one, whatever its tokenizer: make base FROM=lift_ds/assets/base
 BASE := runs/base
 SIZE :=
+FROM :=
 PRETRAINED := $(BASE)/pretrained
 INSTRUCTED := $(BASE)/instructed
 TRAIN_BASE := $(LAUNCH) launchers/train.py --deepspeed ds_configs/zero2_micro16.json --resume auto
@@ -75,13 +77,14 @@ TRAIN_BASE := $(LAUNCH) launchers/train.py --deepspeed ds_configs/zero2_micro16.
 test-base: $(INSTALLED)  ## both stages of `make base`, two steps each
 	pytest -m slow tests/training/test_base.py
 
-base: $(INSTRUCTED)/bf16  ## make the built-in base anew, in two stages: 40 minutes on two cores; again: goes on where it stopped
+base: $(INSTRUCTED)/bf16  ## make the built-in base anew, in two stages: two hours on two cores; again: goes on where it stopped
 
 $(BASE)/new/config.json: | $(INSTALLED)
-	python tools/make_base_tokenizer.py $(BASE)/new $(SIZE)
+	python tools/make_base_tokenizer.py $(BASE)/new $(SIZE) $(if $(FROM),--weights-from $(FROM))
 
 $(PRETRAINED)/export: | $(BASE)/new/config.json
-	$(TRAIN_BASE) --config launchers/recipes/pretrain_base.yaml --model $(BASE)/new --output $(PRETRAINED) $(ARGS)
+	$(TRAIN_BASE) --config launchers/recipes/pretrain_base.yaml --model $(BASE)/new --output $(PRETRAINED) \
+	  $(if $(FROM),model.from_scratch=false) $(ARGS)
 
 $(INSTRUCTED)/export: | $(PRETRAINED)/export
 	$(TRAIN_BASE) --config launchers/recipes/instruct_base.yaml --model $(PRETRAINED)/export --output $(INSTRUCTED) $(ARGS)

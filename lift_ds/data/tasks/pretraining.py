@@ -11,16 +11,27 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from .addition import FEWEST_DIGITS, MOST_DIGITS, as_line, columns
 from .arithmetic import MANY, MORE, NAMES, PLACES, THINGS, Arithmetic, pick
-from .countdown import SMALLEST_OF_TWO, apply_sign, countdown_key
 from .item import NUMBER, split_of
-from .listops import draw_operation, listops_key
+from .pretraining_numbers import (
+    Chat,
+    column_sums,
+    columns,
+    equations,
+    free_expression,
+    inner_operation,
+    is_held_out,
+    operations,
+    replaced_operation,
+    signs,
+    small_addition,
+    worked_columns,
+    worked_operations,
+    worked_sum,
+)
 from .sudoku import BLANK, SYMBOLS, all_grids, as_rows, candidates, punch_holes
 
 TURN = "<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>"
-Chat = tuple[str, str]
-CARRIES: tuple[tuple[int, ...], ...] = ((), (0,), (1,))
 FEWEST_BLANKS, MOST_BLANKS = 5, 9  # with one digit in five blanks no grid is solved
 MARK, MOST_MARKED, FEWEST_LEFT = "?", 3, 3  # cells of a grid that are asked for, at most; blanks that stay, at least
 
@@ -44,28 +55,6 @@ def instruction(seed: int, split: str, index: int) -> Chat:
     return chance.choices(list(INSTRUCTIONS), weights=list(INSTRUCTIONS.values()))[0](chance)
 
 
-def _equations(chance: random.Random) -> str:
-    return "\n".join(_equation(chance) for _ in range(chance.randint(6, 12)))
-
-
-def _equation(chance: random.Random) -> str:
-    """A true one of two or three numbers; results between 0 and 99."""
-    while True:
-        largest = chance.choice((9, 20, 20, 40, 60))
-        first, second, third = (chance.randint(0, largest) for _ in range(3))
-        sign_a, sign_b = chance.choice("++--*"), chance.choice("+-")
-        if sign_a == "*":
-            first, second = chance.randint(1, 10), chance.randint(1, 10)
-        middle = apply_sign(first, sign_a, second)
-        if not 0 <= middle <= 99:
-            continue
-        if chance.random() < 0.5 and not _is_held_out(middle, first, second):
-            return f"{first}{sign_a}{second}={middle}"
-        last = apply_sign(middle, sign_b, third)
-        if 0 <= last <= 99 and not _is_held_out(last, first, second, third):
-            return f"{first}{sign_a}{second}{sign_b}{third}={last}"
-
-
 def _echoes(chance: random.Random) -> str:
     """A list of words and numbers, written two or three times: what copying is learned from first."""
     entries = [
@@ -73,127 +62,6 @@ def _echoes(chance: random.Random) -> str:
         for _ in range(chance.randint(4, 10))
     ]
     return "\n".join([", ".join(entries)] * chance.randint(2, 3))
-
-
-def signs(chance: random.Random) -> Chat:
-    """Which signs an equation lacks, worked out: its numbers stand in their order."""
-    expression, steps, value = _two_steps(chance)
-    gaps = expression.replace("+", " ? ").replace("-", " ? ")
-    return f"Which signs? {gaps} = {value}", f"{steps}\n<answer>{expression}</answer>"
-
-
-def _worked_sum(chance: random.Random) -> Chat:
-    """Of two or three numbers, or of a product and a number."""
-    kind = chance.randrange(3)
-    if kind == 0:
-        expression, steps, value = _two_steps(chance)
-    else:
-        while True:
-            first, second, third = chance.randint(2, 40), chance.randint(2, 20), chance.randint(2, 15)
-            if kind == 1:
-                sign = chance.choice("+-")
-                expression, value = f"{first}{sign}{second}", apply_sign(first, sign, second)
-                steps = f"{expression}={value}"
-            else:
-                first, second, sign = chance.randint(2, 5), chance.randint(2, 9), chance.choice("+-")
-                product = first * second
-                expression, value = f"{first}*{second}{sign}{third}", apply_sign(product, sign, third)
-                steps = f"{first}*{second}={product}\n{product}{sign}{third}={value}"
-            if 1 <= value <= 99:
-                break
-    return f"Work out {expression}.", f"{steps}\n<answer>{value}</answer>"
-
-
-def _free_expression(chance: random.Random) -> Chat:
-    """Of three given numbers and no target."""
-    expression, steps, _ = _two_steps(chance)
-    numbers = expression.replace("-", "+").split("+")
-    chance.shuffle(numbers)
-    question = chance.choice(
-        ("Write an expression with {}, {} and {}.", "Combine {}, {} and {} with + - as you like.")
-    ).format(*numbers)
-    return question, f"{steps}\n<answer>{expression}</answer>"
-
-
-def _two_steps(chance: random.Random) -> tuple[str, str, int]:
-    """A sum of three numbers, its two steps and its value."""
-    while True:
-        first, second, third = (chance.randint(1, 20) for _ in range(3))
-        sign_a, sign_b = chance.choice("+-"), chance.choice("+-")
-        middle = apply_sign(first, sign_a, second)
-        value = apply_sign(middle, sign_b, third)
-        if 0 <= middle <= 99 and 0 <= value <= 99 and not _is_held_out(value, first, second, third):
-            expression = f"{first}{sign_a}{second}{sign_b}{third}"
-            return expression, f"{first}{sign_a}{second}={middle}\n{middle}{sign_b}{third}={value}", value
-
-
-def _is_held_out(target: int, *numbers: int) -> bool:
-    """Whether they are a test item of Countdown, whose solution must not occur here; two small numbers never are."""
-    is_item = len(numbers) > 2 or min(numbers) >= SMALLEST_OF_TWO
-    return is_item and split_of(countdown_key([*numbers], target)) == "test"
-
-
-def _column_sums(chance: random.Random) -> str:
-    """Sums of two digits and a carry, as addition writes them."""
-    drawn = (
-        (chance.randrange(10), chance.randrange(10), *chance.choice(CARRIES)) for _ in range(chance.randint(6, 12))
-    )
-    return "\n".join(map(as_line, drawn))
-
-
-def _worked_columns(chance: random.Random) -> Chat:
-    """Sums of three columns, which make no number."""
-    drawn = [(chance.randrange(10), chance.randrange(10), *chance.choice(CARRIES)) for _ in range(3)]
-    asked = [as_line(column).partition("=")[0] for column in drawn]
-    return f"What are {asked[0]} and {asked[1]} and {asked[2]}?", "\n".join(map(as_line, drawn))
-
-
-def _columns(chance: random.Random) -> Chat:
-    """Which digits stand in the same place of two numbers: nothing is added."""
-    num_digits = chance.randint(FEWEST_DIGITS, MOST_DIGITS)
-    first, second = (chance.randrange(10 ** (num_digits - 1), 10**num_digits) for _ in range(2))
-    pairs = "\n".join(f"{a}+{b}" for a, b, *_ in columns(first, second))
-    return f"Columns of {first} and {second}.", f"<answer>{pairs}</answer>"
-
-
-def small_addition(chance: random.Random) -> Chat:
-    """Of numbers of two digits, in columns, as addition has them of three and four."""
-    while True:
-        first, second = chance.randint(10, 99), chance.randint(10, 99)
-        if not _is_held_out(first + second, first, second):
-            break
-    lines = "\n".join(map(as_line, columns(first, second)))
-    return f"Sum of {first} and {second} in columns.", f"{lines}\n<answer>{first + second}</answer>"
-
-
-def _operations(chance: random.Random) -> str:
-    """What operations on digits give; none is a test item of ListOps."""
-    drawn = [draw_operation(chance) for _ in range(chance.randint(8, 14))]
-    return "\n".join(f"{each}={each.value}" for each in drawn if split_of(listops_key(each)) == "train")
-
-
-def worked_operations(chance: random.Random) -> Chat:
-    """Two operations on digits, none of them a test item of ListOps."""
-    drawn: list[str] = []
-    values = []
-    while len(drawn) < 2:
-        operation = draw_operation(chance)
-        if split_of(listops_key(operation)) == "train":
-            drawn.append(str(operation))
-            values.append(f"{operation}={operation.value}")
-    return f"What are {' and '.join(drawn)}?", "\n".join(values)
-
-
-def _inner_operation(chance: random.Random) -> Chat:
-    inner = draw_operation(chance)
-    return f"Innermost part of {draw_operation(chance, inner)}.", f"<answer>{inner}</answer>"
-
-
-def _replaced_operation(chance: random.Random) -> Chat:
-    """Any digit stands for the nested operation, not its value: nothing is solved."""
-    inner, digit = draw_operation(chance), chance.randrange(10)
-    outer = draw_operation(chance, inner)
-    return f"Put {digit} for {inner} in {outer}.", f"<answer>{str(outer).replace(str(inner), str(digit))}</answer>"
 
 
 def _missing_symbol(chance: random.Random) -> Chat:
@@ -272,7 +140,7 @@ def numbers_of_story(chance: random.Random) -> Chat:
         item = task.propose(chance, chance.randint(1, len(task.levels)))
         _, _, expression, value = item.key.split()
         numbers = [int(number) for number in NUMBER.findall(expression)]
-        if not _is_held_out(int(value), *numbers):
+        if not is_held_out(int(value), *numbers):
             return f"As numbers: {item.question}", f"<answer>{expression}</answer>"
 
 
@@ -287,8 +155,8 @@ def _counted_things(chance: random.Random) -> Chat:
 
 
 INSTRUCTIONS: dict[Callable[[random.Random], Chat], int] = {
-    _worked_sum: 8,
-    _free_expression: 3,
+    worked_sum: 8,
+    free_expression: 3,
     signs: 5,
     _copied_grid: 1,
     _refilled_grid: 1,
@@ -296,20 +164,20 @@ INSTRUCTIONS: dict[Callable[[random.Random], Chat], int] = {
     _copied_story: 2,
     numbers_of_story: 4,
     _counted_things: 4,
-    _columns: 2,
+    columns: 2,
     small_addition: 2,
-    _worked_columns: 4,
+    worked_columns: 4,
     worked_operations: 5,
-    _inner_operation: 2,
-    _replaced_operation: 2,
+    inner_operation: 2,
+    replaced_operation: 2,
     _missing_symbol: 1,
     _change: 2,
 }
 DOCUMENTS: dict[Callable[[random.Random], str | Chat], int] = {
-    _equations: 6,
+    equations: 6,
     _echoes: 3,
-    _worked_sum: 3,
-    _free_expression: 2,
+    worked_sum: 3,
+    free_expression: 2,
     signs: 2,
     _grids: 1,
     _copied_grid: 1,
@@ -319,12 +187,12 @@ DOCUMENTS: dict[Callable[[random.Random], str | Chat], int] = {
     _copied_story: 2,
     numbers_of_story: 3,
     _counted_things: 2,
-    _column_sums: 3,
-    _columns: 1,
+    column_sums: 3,
+    columns: 1,
     small_addition: 2,
-    _operations: 3,
-    _inner_operation: 1,
-    _replaced_operation: 1,
+    operations: 3,
+    inner_operation: 1,
+    replaced_operation: 1,
     _missing_symbol: 1,
     _change: 1,
 }

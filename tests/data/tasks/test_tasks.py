@@ -14,7 +14,8 @@ from lift_ds.data.tasks.addition import Addition, addition_key, carry_chain
 from lift_ds.data.tasks.countdown import Countdown, apply_sign, countdown_key, evaluate_expression
 from lift_ds.data.tasks.listops import ListOps, Operation, listops_key
 from lift_ds.data.tasks.mixture import LEVELS
-from lift_ds.data.tasks.pretraining import marked_cells, numbers_of_story, signs
+from lift_ds.data.tasks.pretraining import marked_cells, numbers_of_story
+from lift_ds.data.tasks.pretraining_numbers import signs
 from lift_ds.data.tasks.sudoku import all_grids
 from tests.conftest import BASE
 

@@ -296,7 +296,7 @@ def test_errors_come_before_training_and_all_at_once(tmp_path):
     bad.write_text(json.dumps({"zero_optimization": {"stage": 3}, "train_batch_size": 7}))
     conflict = run_script(*command[:3], check=False)
     assert conflict.returncode == 2
-    assert "train_batch_size=7 but optim.global_batch gives 96" in conflict.stdout
+    assert "train_batch_size=7 but optim.global_batch gives 64" in conflict.stdout
     everything = ["launchers/train.py", "--deepspeed", "ds_configs/zero3.json", "--model", "no/model"]
     everything += ["--data", "a.jsonl", "--data", "b.txt", "data.columns.prompt=q"]
     missing = run_script(*everything, check=False)

@@ -121,6 +121,7 @@ def run_setting(
     from lift_ds.training.engine import Engine
     from lift_ds.training.inputs import make_loader, open_weights, prepare
     from lift_ds.training.loop import StopRequest, train_steps
+    from lift_ds.training.memory import DifficultyMemory
     from lift_ds.training.run import build_root, make_buffers
 
     run, problems = load_run_config(None, overrides)
@@ -132,8 +133,9 @@ def run_setting(
     assert not problems, problems
     objective = make_objective(run.objective)
     engine = Engine(build_root(prepared, open_weights(prepared), ds_json, objective), ds_json, run.optim)
-    loader = make_loader(prepared, ds_json["train_micro_batch_size_per_gpu"], engine, 0)
-    buffers = make_buffers(prepared, engine)
+    buffers = make_buffers(prepared, engine, objective)
+    memory = buffers if isinstance(buffers, DifficultyMemory) else None
+    loader = make_loader(prepared, ds_json["train_micro_batch_size_per_gpu"], engine, 0, memory)
     steps: list[dict[str, Any]] = []
 
     def after_step(step: int, record: dict[str, Any]) -> None:

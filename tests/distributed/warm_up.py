@@ -58,7 +58,7 @@ def run_twice(stage: int, json_changes: dict, overrides: list[str], launch: Any)
             "optimizer": hash_state(list(engine.ds.optimizer.optimizer.state.values())),
             "position": loader.state,
             "generator": hash_state(torch.get_rng_state()),
-            "table": hash_state(buffers.table.state()),
+            "table": hash_state(getattr(buffers.table, "table", buffers.table).state()),
             "invalidations": len(invalidations),
         }
 

@@ -95,7 +95,7 @@ def test_difficulty_buffers_go_on(tmp_path):
     """What was observed until step 2, and at step 3 after the last sync, is in the table of step 6, decayed by 0.9."""
     folder = copy_run("buffers", tmp_path)
     stored, old = read_states(folder / "checkpoints" / "step-000003"), DifficultyBuffers(2048, Alone(), 0.9, 2)
-    old.load(folder / "checkpoints" / "step-000003")
+    old.load(folder / "checkpoints" / "step-000003", 3)
     for key, found in (("sums", old.table.sums), ("counts", old.table.counts)):
         assert torch.equal(found, torch.cat([each[key] for each in stored]))
         assert found.sum() > 0
@@ -108,7 +108,7 @@ def test_difficulty_buffers_go_on(tmp_path):
     assert all(math.isfinite(value) for values in steps.values() for value in values)
     assert heldout < 7.63  # 7.6395 before the first step
     new = DifficultyBuffers(2048, Alone(), 0.9, 2)
-    new.load(folder / "checkpoints" / "step-000006")
+    new.load(folder / "checkpoints" / "step-000006", 6)
     assert new.table.step == 6
     kept = old.table.counts * 0.9**4
     kept.view(-1).index_add_(0, pending.keys, pending.counts.float() * 0.9**3)

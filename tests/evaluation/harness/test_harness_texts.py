@@ -169,7 +169,6 @@ def test_answers_do_not_depend_on_their_batch(base):
         found.append(answers.run(answers.jobs(requests), list))
     assert found[0] == found[1]
     assert len({found[0][0], *found[0][3:]}) == 3  # equal requests are different draws
-    assert all(found[0])
 
 
 def test_a_shifted_model_answers(tmp_path):

@@ -2,7 +2,7 @@
 
 Writes learnability.html (self-contained), .png and .csv: mean p(gold) and confidence of masked tokens by how often they
 occur and how much is masked. A run folder is compared with the model it began from. With --memory it writes instead
-which training rows stay hard, hardest_rows.html and .csv: wrong answers and noise come first.
+which training rows stay hard, hardest_rows.html and .csv: where to look for wrong answers and noise.
 """
 
 from __future__ import annotations
@@ -123,11 +123,12 @@ def report_memory(arguments: argparse.Namespace) -> None:
     from lift_ds.models.vocabulary import load_tokenizer
     from lift_ds.storage.manifest import step_of
     from lift_ds.training.inputs import prepare
-    from lift_ds.training.memory_files import read_rows
+    from lift_ds.training.memory_files import memory_files, read_rows
 
-    checkpoints = sorted((folder / "checkpoints").glob("step-*"), key=step_of)
+    found = sorted((folder / "checkpoints").glob("step-*"), key=step_of)
+    checkpoints = [checkpoint for checkpoint in found if memory_files(checkpoint)]
     if not checkpoints:
-        raise ConfigError([f"{folder}: no checkpoint"])
+        raise ConfigError([f"{folder}: no checkpoint with a difficulty memory; objective.scoring=memory keeps one"])
     rows = rank_rows(read_rows(checkpoints[-1]))
     earlier = {row.sample_id: row.hardness for row in rank_rows(read_rows(checkpoints[0]))} if checkpoints[1:] else {}
     prepared = prepare(run)

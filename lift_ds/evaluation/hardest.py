@@ -2,8 +2,8 @@
 
 A token's residual is how many nats harder it was than such tokens are at such levels, see `method.memory`. A row's
 hardness is the mean of its response tokens' residuals, each shrunk by how few observations it rests on, and that of the
-row by how few tokens. Wrong answers, noise and rare kinds of rows come first; duplicates stand together, as easy ones.
-A row is forgotten where it was easier in an earlier checkpoint.
+row by how few tokens: where to look for wrong answers, noise and rare kinds of rows. A row is forgotten where it was
+easier in an earlier checkpoint.
 """
 
 from __future__ import annotations

@@ -30,10 +30,11 @@ def row_memory_line(num_rows: int, tokens_a_row: float, share: float, num_drawn:
     Raises:
         ValueError: The host has too little memory.
     """
-    needed = row_memory_bytes(min(num_rows, num_drawn), tokens_a_row, share)
+    num_seen = min(num_rows, num_drawn)
+    needed = row_memory_bytes(num_seen, tokens_a_row, share)
     if needed > free_bytes:
         raise ValueError(
-            f"objective.scoring=memory: {num_rows:,} rows of about {tokens_a_row:.0f} response tokens take "
+            f"objective.scoring=memory: {num_seen:,} rows of about {tokens_a_row:.0f} response tokens take "
             f"{needed / MIB:,.0f} MiB on this host, which has {free_bytes / MIB:,.0f} MiB left. Take more hosts, fewer "
             "rows, or objective.scoring=buffer, which remembers tokens and not rows."
         )

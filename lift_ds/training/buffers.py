@@ -50,8 +50,8 @@ class DifficultyBuffers:
 
     def take(self, shown: list[tuple[MicroBatch, Observed]], step: int) -> None:
         """Observes what passes showed of tokens that no difficulty has chosen."""
-        parts = [each.of(~(each.is_filler | each.is_chosen)) for _, each in shown]
-        self.observe([(each.token_ids, each.levels, each.nll) for each in parts], step)
+        wanted = [(each, ~(each.is_filler | each.is_chosen)) for _, each in shown]
+        self.observe([(each.token_ids[mask], each.levels[mask], each.nll[mask]) for each, mask in wanted], step)
 
     def observe(self, observed: Iterable[tuple[Tensor, Tensor, Tensor]], step: int) -> None:
         """Notes what this rank's passes showed in optimizer step `step` (from 1), and syncs where it is time.

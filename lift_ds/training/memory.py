@@ -65,7 +65,7 @@ class DifficultyMemory:
         self.held: tuple[int, Shown] | None = None
         self.known = self.applied = -1
         self.num_documents: dict[int, int] = {}  # of all steps until one, by its number
-        self.failure: BaseException | None = None
+        self.failure: Exception | None = None
         self.changed = threading.Condition()
 
     # the training thread
@@ -106,7 +106,7 @@ class DifficultyMemory:
                 self.applied = step - STEPS_BEHIND
                 self.changed.notify_all()
             return self._look_up(step, packs, noises)
-        except BaseException as error:
+        except Exception as error:  # for a save that waits for this thread
             with self.changed:
                 self.failure = error
                 self.changed.notify_all()

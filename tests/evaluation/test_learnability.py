@@ -75,6 +75,7 @@ def test_the_report_of_two_models(tmp_path, capsys):
     assert "learnability.html" in capsys.readouterr().out
     rows = list(csv.DictReader((tmp_path / "learnability.csv").open()))
     assert {row["model"] for row in rows} == {"builtin:base"}
+    assert all((row["num_tokens"] == "0") == math.isnan(float(row["mean_p_gold"])) for row in rows)
     rows = [row for row in rows if row["num_tokens"] != "0"]
     assert len(rows) > 20
     assert all(0 <= float(row["mean_p_gold"]) <= float(row["mean_confidence"]) + 1e-6 <= 1.001 for row in rows)

@@ -160,13 +160,13 @@ def planned_line(capsys, *settings):
 def test_the_longest_row_that_is_read_is_planned_for(tmp_path, capsys):
     """Where all rows were read; else, or where rows are packed, the longest that is allowed."""
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(f'{{"prompt": "why", "response": "{"so " * n}"}}\n' for n in (1, 1, 30)))
+    rows.write_text("".join(f'{{"prompt": "why", "response": "{"has " * n}"}}\n' for n in (1, 1, 30)))
     read = planned_line(capsys, f"data.path={rows}", "eval.rows=0", "optim.global_batch=2")
     length = int(re.search(r"micro-batch 2 x (\d+) tokens at most", read)[1])
-    assert 30 < length < 128 and read.endswith(f"; longest row {length} of 3 read")
+    assert 30 < length < 64 and read.endswith(f"; longest row {length} of 3 read")
     for unknown in ("data.check_rows=2", "data.packing=best_fit"):
-        line = planned_line(capsys, f"data.path={rows}", "eval.rows=0", "data.max_length=128", unknown)
-        assert line.endswith(" x 128 tokens at most, 1 a step; longest allowed 128")
+        line = planned_line(capsys, f"data.path={rows}", "eval.rows=0", "data.max_length=64", unknown)
+        assert line.endswith(" x 64 tokens at most, 1 a step; longest allowed 64")
 
 
 def test_activations_are_what_checkpointing_is_for():

@@ -31,7 +31,7 @@ class NoiseRule(Protocol):
         """Of a step's documents, each at its position."""
 
 
-class Difficulties(Protocol):
+class PreparesPacks(Protocol):
     """What is known of a step's documents before they are dealt."""
 
     def prepare(self, step: int, packs: list[SlotPack], noises: list[list[Noise]]) -> list[SlotPack]:
@@ -97,7 +97,7 @@ class StepLoader:
         num_workers: int = 0,
         links: Links | None = None,
         num_steps: int | None = None,
-        difficulties: Difficulties | None = None,
+        difficulties: PreparesPacks | None = None,
         stopping: threading.Event | None = None,
     ) -> None:
         """Starts the background thread, and the workers, at the first `next`."""

@@ -161,7 +161,7 @@ def test_answers_are_cut(base):
 
 def test_answers_do_not_depend_on_their_batch(base):
     """Prompts of other lengths, other processes, and repeats with draws of their own; sampled."""
-    requests = [("Work out 3+4.", {"max_gen_toks": 8}), ("Make 9 from 1, 3 and 5.", {"max_gen_toks": 8})]
+    requests = [("Work out 3+4.", {"max_gen_toks": 8}), ("Combine 1, 3 and 5 to make 9.", {"max_gen_toks": 8})]
     requests += [(texts_of(base).render(MESSAGES, invite=True), {"max_gen_toks": 16})] + requests[:1] * 2
     found = []
     for size in (1, 4):
@@ -169,6 +169,7 @@ def test_answers_do_not_depend_on_their_batch(base):
         found.append(answers.run(answers.jobs(requests), list))
     assert found[0] == found[1]
     assert len({found[0][0], *found[0][3:]}) == 3  # equal requests are different draws
+    assert all(found[0])
 
 
 def test_a_shifted_model_answers(tmp_path):

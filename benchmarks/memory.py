@@ -3,6 +3,7 @@
     python benchmarks/memory.py --json memory.json
     python benchmarks/memory.py --part planted --json planted.json
     python benchmarks/memory.py --part cost --json cost.json
+    python benchmarks/memory.py --part learning --results benchmarks/results/controls --json learning.json
     python benchmarks/memory.py --model FOLDER --data rows.jsonl --rows 300 --passes 6 --batch 16
 
 `kappa`: a run of LIFT-3 with exact scores on some rows, several times over, is recorded; then the memory goes through
@@ -19,6 +20,9 @@ of the hardest rows is asked for as many as were planted.
 
 `cost`: seconds of a step of `make train`'s recipe on two ranks over those of vanilla SFT on the same rows, medians of
 runs in turn.
+
+`learning`: what `make train`'s recipe solves after equal steps with exact scores, the memory at a quarter, the table,
+and vanilla SFT, as `controls.py` measures it; runs that have a file in `--results` are not run again.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import controls
 import numpy as np
 import torch
 from memory_replay import CHOSEN, REFRESHED, Agreement, Recorded, ThreadLinks, record, replay, replay_table
@@ -186,10 +191,21 @@ def measure_cost(arguments: argparse.Namespace) -> dict[str, float]:
     return figures
 
 
+LEARNING_ARMS = ["LIFT-3", "LIFT-3, memory", "LIFT-3, buffer", "vanilla SFT"]
+
+
+def measure_learning(arguments: argparse.Namespace) -> dict[str, float]:
+    """Fine-tunes with every way of scoring and counts what is solved."""
+    overrides = ["eval.solve_items=600", *(controls.QUICK if arguments.quick else ())]
+    seeds = arguments.seeds[: 1 if arguments.quick else None]
+    return controls.measure(LEARNING_ARMS, seeds, overrides, arguments.results)
+
+
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
     "kappa": measure_kappa,
     "planted": measure_planted,
     "cost": measure_cost,
+    "learning": measure_learning,
 }
 
 
@@ -206,6 +222,8 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=None, help="kappa: most tokens of a row")
     parser.add_argument("--steps", type=int, default=40, help="cost: steps of a run")
     parser.add_argument("--rounds", type=int, default=3, help="cost: runs of each")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 1, 2], help="learning: one run of each for each")
+    parser.add_argument("--results", type=Path, help="learning: folder with a file for each finished run")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--quick", action="store_true", help="smoke test: nothing to be quoted")
     arguments = parser.parse_args()

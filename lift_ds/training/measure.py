@@ -130,6 +130,7 @@ class Measurements:
             "moment": moment,
             "scores": {name: asdict(score) for name, score in report.scores.items()},  # by `<task>/<level>`
             "top": asdict(TaskScore.total([report.scores[name] for name in TOP_NAMES if name in report.scores])),
+            "solved": "".join("01"[is_solved] for is_solved in report.solved),  # by question
             "solve_rate": total.solve_rate,
             "parse_failure_rate": total.parse_failure_rate,
             "truncation_rate": total.truncation_rate,

@@ -70,9 +70,17 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class SolveReport:
-    """Scores by what questions are counted under, generated tokens per second over all ranks, and seconds."""
+    """What answers to questions came to.
+
+    Args:
+        scores: By what questions are counted under.
+        solved: Which questions are, in their order.
+        tokens_per_second: Generated tokens, over all ranks.
+        seconds: How long it took.
+    """
 
     scores: dict[str, TaskScore]
+    solved: list[bool]
     tokens_per_second: float
     seconds: float
 
@@ -120,22 +128,25 @@ def solve_questions(
     """
     began = time.perf_counter()
     answerer = Answerer(model, encoder, agreement(ranks), ranks.device)
-    tasks = list(dict.fromkeys(question.task for question in questions))
     prompts = encode_questions(encoder, questions, process, model.config, system)
-    mine = equal_share(list(zip(questions, prompts, strict=True)), ranks)
-    counts = torch.zeros(len(tasks), len(fields(TaskScore)), dtype=torch.float64)
+    mine = equal_share(list(enumerate(prompts)), ranks)
+    counts = torch.zeros(len(questions), len(fields(TaskScore)), dtype=torch.float64)
     for start in range(0, len(mine), BATCH_SIZE):
         share = mine[start : start + BATCH_SIZE]
         answers = answerer.answer([prompt for (_, prompt), _ in share], process)
-        for ((question, _), is_counted), answer in zip(share, answers, strict=True):
-            verdict = question.check(answer.text)
+        for ((number, _), is_counted), answer in zip(share, answers, strict=True):
+            verdict = questions[number].check(answer.text)
             is_solved, is_unparsed = verdict is Verdict.SOLVED, verdict is Verdict.UNPARSED
             score = TaskScore(1, is_solved, is_unparsed, not answer.is_ended, answer.num_forwards)
-            counts[tasks.index(question.task)] += is_counted * torch.tensor(astuple(score), dtype=torch.float64)
-    counts = ranks.all_reduce(counts).long()
+            counts[number] += is_counted * torch.tensor(astuple(score), dtype=torch.float64)
+    results = [TaskScore(*row) for row in ranks.all_reduce(counts).long().tolist()]
     seconds = time.perf_counter() - began
-    scores = {task: TaskScore(*row) for task, row in zip(tasks, counts.tolist(), strict=True)}
-    return SolveReport(scores, len(questions) * process.gen_length / seconds, seconds)
+    by_task: dict[str, list[TaskScore]] = {}
+    for question, result in zip(questions, results, strict=True):
+        by_task.setdefault(question.task, []).append(result)
+    scores = {task: TaskScore.total(each) for task, each in by_task.items()}
+    solved = [bool(result.num_solved) for result in results]
+    return SolveReport(scores, solved, len(questions) * process.gen_length / seconds, seconds)
 
 
 def encode_questions(

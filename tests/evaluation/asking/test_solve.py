@@ -83,6 +83,7 @@ def test_scores_are_counted_by_task(encoder, tiny_dir):
     assert (report.total.num_items, report.total.num_solved, report.total.num_unparsed) == (9, 6, 1)
     assert report.total.solve_rate == 6 / 9 and report.total.parse_failure_rate == 1 / 9
     assert report.total.forwards_per_item == 48
+    assert report.solved == [item.task != "arithmetic" for item in items]
 
 
 def test_ranks_change_nothing(encoder, tiny_dir):
@@ -93,8 +94,10 @@ def test_ranks_change_nothing(encoder, tiny_dir):
     shares = [Share(rank, 2) for rank in range(2)]
     for share in shares:
         solve_questions(model, encoder, as_questions(items), ONE_BLOCK, share)
-    together = TaskScore(*torch.stack([share.sums for share in shares]).sum((0, 1)).int().tolist())
+    by_question = torch.stack([share.sums for share in shares]).sum(0).int()
+    together = TaskScore(*by_question.sum(0).tolist())
     assert together == expected.total
+    assert by_question[:, 1].bool().tolist() == expected.solved
     assert (together.num_items, together.num_solved) == (5, 4)
 
 

@@ -11,7 +11,7 @@ SMOLLM2 := "$(BIN)/pip" install --quiet --constraint constraints.txt --no-deps l
 export PATH := $(BIN):$(PATH)
 
 .PHONY: train test lint test-scoring test-harness test-benchmarks test-elastic test-multinode test-export test-compile same-losses \
-  test-strangers test-smollm2 test-extras test-versions test-extensions test-base base clean
+  test-strangers test-presets test-smollm2 test-extras test-versions test-extensions test-base base clean
 
 train: $(INSTALLED)  ## fine-tune the built-in base with LIFT-3 on two ranks, evaluate, export
 	$(LAUNCH) launchers/train.py --deepspeed ds_configs/zero3.json $(ARGS)
@@ -49,6 +49,9 @@ test-versions:  ## the oldest torch and transformers that setup.cfg allows, in a
 
 test-multinode: $(INSTALLED)  ## three steps over two hosts (network namespaces; root, iproute2, openssh-server, pdsh)
 	bash tests/multinode/two_hosts.sh
+
+test-presets: $(INSTALLED)  ## three steps under every JSON of ds_configs/, those that cut twice on two machines of two ranks
+	pytest -m "slow or not slow" tests/training/test_presets.py tests/planning/test_preset_table.py
 
 test-strangers: $(INSTALLED)  ## checkpoints of Hugging Face's Trainer and Accelerate, of every kind; ZeRO-1
 	pytest -m slow tests/export/test_strangers.py tests/training/test_zero_1.py

@@ -55,6 +55,7 @@ class Preloaded:
         timeout: float = 300,
         file_size: int | None = None,
         check: bool = True,
+        num_nodes: int = 1,
     ) -> subprocess.CompletedProcess[str]:
         """Runs a script, or a module after `-m`, in the repository.
 
@@ -64,13 +65,14 @@ class Preloaded:
             timeout: Seconds after which all of them are killed.
             file_size: Most bytes that they may write to a file.
             check: Whether a failure is one of the test.
+            num_nodes: Machines that the ranks believe to be on, equally many on each.
 
         Returns:
             The exit status, of the rank that failed first where some did, and what was printed, errors among it.
         """
         with tempfile.NamedTemporaryFile("r", suffix=".log", errors="replace") as output:
             request = {"command": command, "output": output.name, "file_size": file_size}
-            code = self.ask(request | {"environments": environments(num_ranks)}, timeout)
+            code = self.ask(request | {"environments": environments(num_ranks, num_nodes)}, timeout)
             printed = output.read()
         assert code is not None, f"{command} took longer than {timeout} seconds:\n{printed[-6000:]}"
         assert not check or code == 0, f"{command} exited with {code}:\n{printed[-6000:]}"
@@ -93,16 +95,17 @@ class Preloaded:
         return None
 
 
-def environments(num_ranks: int | None) -> list[dict[str, str]]:
-    """What a launcher on one machine sets for each rank; nothing for a process without one."""
+def environments(num_ranks: int | None, num_nodes: int = 1) -> list[dict[str, str]]:
+    """What a launcher sets for each rank; nothing for a process without one."""
     if num_ranks is None:
         return [{}]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     everyones = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    everyones |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(num_ranks))
-    return [everyones | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_ranks)]
+    of_node = num_ranks // num_nodes
+    everyones |= {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(of_node)}
+    return [everyones | {"RANK": str(rank), "LOCAL_RANK": str(rank % of_node)} for rank in range(num_ranks)]
 
 
 def serve() -> None:

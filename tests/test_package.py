@@ -272,7 +272,7 @@ def slurm_command(folder, **variables):
 def test_slurm_takes_the_preset_that_its_recipe_names(tmp_path):
     recipe = "launchers/recipes/llada_8b_lift3_lora.yaml"
     started = slurm_command(tmp_path).stdout
-    assert f"--deepspeed ds_configs/zero2.json --config {recipe} checkpoint.resume=auto optim.steps=7" in started
+    assert f"--deepspeed ds_configs/lora_zero2.json --config {recipe} checkpoint.resume=auto optim.steps=7" in started
     assert f"--deepspeed x.json --config {recipe} " in slurm_command(tmp_path, DS_JSON="x.json").stdout
     other = "launchers/recipes/pretrain_base.yaml"
     assert (

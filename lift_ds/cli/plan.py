@@ -47,7 +47,7 @@ def main(arguments: argparse.Namespace) -> bool:
     loaded, more = read_ds_json(arguments.ds)
     if not more:
         world_size = arguments.nodes * arguments.gpus
-        ds_json, more = resolve_ds_json(loaded, arguments.ds, run, world_size, config, True)
+        ds_json, more = resolve_ds_json(loaded, arguments.ds, run, world_size, config, True, arguments.gpus)
     if problems or more:
         raise ConfigError(problems + more)
     rates = Rates(peak_tflops=arguments.tflops, mfu=arguments.mfu)

@@ -98,7 +98,7 @@ def check(arguments: argparse.Namespace, launch: Launch, once: Once) -> Checked:
     """Reads both configurations, and finds what they name; a ConfigError has all that is wrong or not there."""
     settings = read_settings(arguments)
     run, problems = settings.run, settings.problems
-    ds_json = settings.settle_json(arguments.deepspeed, launch.world_size)
+    ds_json = settings.settle_json(arguments.deepspeed, launch.world_size, launch.local_world_size)
     model = attempt(partial(open_model, run.model.path, with_weights=False, once=once), problems)
     sources = attempt(partial(once.per_node, "listing the data", partial(list_sources, run)), problems)
     settings.judge(None if model is None else model.folder)

@@ -86,7 +86,7 @@ class Settings:
     changes: list[Change] = field(default_factory=list)
     is_numbered: bool = False
 
-    def settle_json(self, path: Path, world_size: int) -> dict[str, Any]:
+    def settle_json(self, path: Path, world_size: int, node_size: int) -> dict[str, Any]:
         """DeepSpeed's JSON, but for what model and device decide; adds to problems, notes and changes."""
         loaded, json_problems = read_ds_json(path)
         self.problems += json_problems
@@ -95,7 +95,7 @@ class Settings:
         recorded = None if self.resumed is None else self.resumed.record.get("deepspeed", {})
         inherited, lines = (loaded, []) if recorded is None else inherit_json(loaded, recorded)
         self.notes += [f"{line}; {path} has none" for line in lines]
-        settled, more = settle_ds_json(inherited, path, self.run, world_size)
+        settled, more = settle_ds_json(inherited, path, self.run, world_size, node_size)
         self.problems += more
         if self.resumed is not None and recorded is not None:
             self.given |= {f"deepspeed.{key}": f" (in {path})" for key in flat(loaded)}

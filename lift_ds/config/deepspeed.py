@@ -39,7 +39,7 @@ NO_NVME = {
     "offload_optimizer": "checkpoints would keep it as swap files, which are neither resumed nor exported from",
 }
 DEFAULT_PERSISTENCE = 100_000  # DeepSpeed's, in elements
-SCATTER = "reduce_scatter"
+SCATTER, HPZ = "reduce_scatter", "zero_hpz_partition_size"
 PERSISTENCE, PREFETCH, REDUCE = (
     "stage3_param_persistence_threshold",
     "stage3_prefetch_bucket_size",
@@ -77,19 +77,26 @@ def read_ds_json(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def resolve_ds_json(
-    loaded: dict[str, Any], path: Path, config: RunConfig, world_size: int, model: PretrainedConfig, has_bf16: bool
+    loaded: dict[str, Any],
+    path: Path,
+    config: RunConfig,
+    world_size: int,
+    model: PretrainedConfig,
+    has_bf16: bool,
+    node_size: int | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """Fills "auto" and checks the numbers that both files hold: `settle_ds_json`, then `fill_ds_json`."""
-    settled, problems = settle_ds_json(loaded, path, config, world_size)
+    settled, problems = settle_ds_json(loaded, path, config, world_size, node_size)
     return fill_ds_json(settled, LayerSizes.of(model, config.lora.rank, config.lora.targets), has_bf16), problems
 
 
 def settle_ds_json(
-    loaded: dict[str, Any], path: Path, config: RunConfig, world_size: int
+    loaded: dict[str, Any], path: Path, config: RunConfig, world_size: int, node_size: int | None = None
 ) -> tuple[dict[str, Any], list[str]]:
     """Fills what the run config and the ranks decide, and checks the numbers that both files hold.
 
-    One rank has nothing to scatter; reducing whole buckets saves ZeRO-3 a copy of every gradient.
+    One rank has nothing to scatter; reducing whole buckets saves ZeRO-3 a copy of every gradient. `node_size` are the
+    ranks of a machine, all where it is not given.
 
     Returns:
         The JSON for `fill_ds_json`, without optimizer and scheduler (built from the run config), and problems.
@@ -102,6 +109,7 @@ def settle_ds_json(
         problems.append(f"{path}: scheduler: the schedule is part of what is learned; remove it and set optim.schedule")
     if settled["zero_optimization"].get(SCATTER) == "auto":
         settled["zero_optimization"][SCATTER] = world_size > 1
+    problems += settle_second_cut(settled["zero_optimization"], path, world_size, node_size or world_size)
     for section, reason in NO_NVME.items():
         if settled["zero_optimization"].get(section, {}).get("device") == "nvme":
             key = f"zero_optimization.{section}.device"
@@ -149,6 +157,23 @@ def settle(section: dict[str, Any], key: str, value: Any, place: str, ours: str)
     if given in ("auto", value):
         return []
     return [f'{place}{key}={given} but {ours} gives {value}; write "auto" in the JSON, or change one']
+
+
+def settle_second_cut(zero: dict[str, Any], path: Path, world_size: int, node_size: int) -> list[str]:
+    """The second cut of the weights (hpZ): by "auto" over the ranks of a machine, where there are several machines."""
+    if HPZ not in zero:
+        return []
+    size, place = zero[HPZ], f"{path}: zero_optimization.{HPZ}"
+    if size == "auto":
+        size = zero[HPZ] = node_size if node_size < world_size else 1
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        return [f'{place}={size!r}: the ranks of a machine, or "auto"']
+    if size > 1 and zero["stage"] != 3:
+        return [f"{place}={size}: only stage 3 cuts weights; remove it"]
+    if world_size % size:
+        zero[HPZ] = 1
+        return [f"{place}={size} does not divide {world_size} ranks; it needs machines of equally many ranks"]
+    return []
 
 
 def settle_batch(resolved: dict[str, Any], path: Path, optim: OptimConfig, world_size: int) -> list[str]:

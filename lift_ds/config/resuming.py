@@ -68,6 +68,7 @@ FIXED = {
     ),
 }
 LOSSY_ZERO = ("zero_optimization.zero_quantized_", "zero_optimization.zeropp_")
+DEEPSPEED_DEFAULTS = {"gradient_clipping": 1.0, "bf16.check_grad_overflow": True}  # of 0.19.8, where a JSON has none
 DERIVED = ("train_batch_size", "gradient_accumulation_steps")  # of the batch, the micro-batch and the ranks
 
 
@@ -168,8 +169,8 @@ def inherit_json(loaded: dict[str, Any], recorded: Mapping[str, Any]) -> tuple[d
 
 
 def find_json_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """The same of DeepSpeed's JSON; "auto", which is filled in later, differs from nothing."""
-    sides = [flat(side) for side in (before, now)]
+    """The same of DeepSpeed's JSON; "auto", which is filled in later, differs from nothing, a default from not set."""
+    sides = [DEEPSPEED_DEFAULTS | flat(side) for side in (before, now)]
     skipped = [*DERIVED, *(key for side in sides for key, value in side.items() if value == "auto")]
     return [
         Change(f"{JSON_PREFIX}{change.key}", change.before, change.now)

@@ -2,6 +2,8 @@
 
     ZeRO-3, a micro-batch   weights for the scoring pass, the forward and, where they were let go, the backward:
                             w T (n - 1)/n each; gradients w P (n - 1)/n
+    with hpZ over h ranks   the first of these gathers in a step from all ranks, the others within the machine, with h
+                            for n
     ZeRO-1 and 2            gradients all-reduced, 2 w P (n - 1)/n a micro-batch (stage 1: a step);
                             weights w P (n - 1)/n a step
 
@@ -42,17 +44,47 @@ def checkpoint_bytes(num_weights: int, num_trained: int) -> int:
     return WEIGHT_BYTES * num_weights + OPTIMIZER_BYTES * num_trained + SPARE_BYTES
 
 
-def wire_bytes(setup: Setup, num_micro_batches: int) -> float:
-    """What one rank receives in a step, in bytes; see the module."""
-    sizes, width, ranks = setup.sizes(), setup.dtype.itemsize, setup.world_size
-    share = width * (ranks - 1) / ranks
+@dataclass(frozen=True)
+class Received:
+    """What one rank receives in a step, in bytes; see the module.
+
+    Args:
+        from_all: In exchanges between all ranks.
+        within: In those of the ranks of a machine.
+    """
+
+    from_all: float
+    within: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.from_all + self.within
+
+    def seconds(self, num_nodes: int, rates: Rates) -> float:
+        """How long it takes, one exchange after the other."""
+        gbytes = rates.node_gbytes if num_nodes == 1 else rates.network_gbytes
+        return self.from_all / (gbytes * 1e9) + self.within / (rates.node_gbytes * 1e9)
+
+
+def received_in_step(setup: Setup, num_micro_batches: int) -> Received:
+    """What one rank receives in a step."""
+    sizes, width = setup.sizes(), setup.dtype.itemsize
+
+    def share(ranks: int) -> float:
+        return width * (ranks - 1) / ranks
+
+    of_all = share(setup.world_size)
     if setup.stage < 3:
         reduced = 2.0 * num_micro_batches if setup.stage == 2 else 2.0
-        return share * sizes.trained * (reduced + 1.0)
+        return Received(of_all * sizes.trained * (reduced + 1.0))
     reuse = int(setup.zero.get("stage3_max_reuse_distance", DEFAULT_REUSE))
     let_go = max(0.0, 1.0 - reuse / 2 / sizes.total)
-    gathers = 1.0 + let_go + (1.0 if setup.scores and let_go else 0.0)
-    return num_micro_batches * share * (gathers * (sizes.total - sizes.small) + sizes.trained)
+    gathers = num_micro_batches * (1.0 + let_go + (1.0 if setup.scores and let_go else 0.0))
+    weights, gradients = float(sizes.total - sizes.small), num_micro_batches * float(sizes.trained)
+    if setup.second_cut == 1:
+        return Received(of_all * (gathers * weights + gradients))
+    return Received(of_all * (weights + gradients), share(setup.second_cut) * (gathers - 1.0) * weights)
 
 
 def step_seconds(setup: Setup, num_micro_batches: int, num_nodes: int, rates: Rates) -> tuple[float, float]:
@@ -68,5 +100,4 @@ def step_seconds(setup: Setup, num_micro_batches: int, num_nodes: int, rates: Ra
     operations += arithmetic.forward(setup.length, rows) * float(setup.scores)
     documents = num_micro_batches * setup.num_documents
     seconds = documents * operations / (rates.peak_tflops * 1e12 * rates.mfu)
-    gbytes = rates.node_gbytes if num_nodes == 1 else rates.network_gbytes
-    return seconds, wire_bytes(setup, num_micro_batches) / (gbytes * 1e9)
+    return seconds, received_in_step(setup, num_micro_batches).seconds(num_nodes, rates)

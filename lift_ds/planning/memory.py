@@ -4,6 +4,7 @@ P trained and T all elements, n ranks, w bytes of a weight, G elements of the la
 
     stage 3    weights w T/n   master 4 P/n (w = 2)   moments 8 P/n   gradients 4 P/n   bucket w min(bucket, P)
                training   + gathered w min(T, reuse/2 + G) + activations + the head, a gather's copy, or a backward
+               hpZ        + w T/h, the second cut over h ranks of a machine
     stage 1,2  weights w T     master 4 P/n   moments 8 P/n
                training   + gradients (w + 4) P/n (4 P/n where w = 4), two buckets w bucket with overlap_comm
     update     stages 1, 2: + gradients + 4 P/n: those of a parameter group, flat
@@ -28,6 +29,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
+from lift_ds.config.deepspeed import HPZ
 from lift_ds.models.settings import LoraConfig
 
 from .live_memory import measure_passes
@@ -92,6 +94,11 @@ class Setup:
         few = int(self.zero.get("stage3_param_persistence_threshold", DEFAULT_FEW))
         return Sizes.of(self.config, self.lora, few if self.stage == 3 else 0)
 
+    @property
+    def second_cut(self) -> int:
+        """Ranks of a machine that hold all weights once more (hpZ); 1 where they do not."""
+        return int(self.zero.get(HPZ, 1)) if self.stage == 3 else 1
+
     def is_offloaded(self, what: str) -> bool:
         """Whether `optimizer` or `param` is kept in the host's memory."""
         return self.zero.get(f"offload_{what}", {}).get("device", "none") != "none"
@@ -136,6 +143,8 @@ def _standing(setup: Setup, sizes: Sizes) -> Memory:
     shares_masters = setup.stage == 3 and setup.dtype == torch.float32 and not setup.is_offloaded("optimizer")
     masters = 0.0 if shares_masters else 4 * share
     kept = {"weights": weight_bytes(setup, sizes), "master weights": masters, "moments": 8 * share}
+    if setup.second_cut > 1:
+        kept["second cut"] = float(setup.dtype.itemsize * sizes.total / setup.second_cut)
     collected = collected_parts(setup, sizes)
     update = {} if setup.stage == 3 else {"gradients": collected["gradients"], "flat gradients": 4 * share}
     kept |= collected if setup.stage == 3 else {}

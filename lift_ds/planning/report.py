@@ -10,7 +10,7 @@ from functools import cached_property
 from lift_ds.config.deepspeed import MICRO_BATCH, rows_per_micro_batch
 from lift_ds.models.settings import LoraConfig
 
-from .costs import Rates, checkpoint_bytes, step_seconds, wire_bytes
+from .costs import Rates, checkpoint_bytes, received_in_step, step_seconds
 from .memory import GIB, Memory, Setup, estimate, standing
 
 USABLE = 0.95  # of a GPU's memory: the rest is lost between blocks
@@ -118,7 +118,7 @@ class Plan:
             "fits": self.fits,
             "host_GiB_a_node": self.host_gib(),
             "checkpoint_GiB": self.checkpoint() / GIB,
-            "wire_GiB_a_step": wire_bytes(self.setup, self.num_micro_batches) / GIB,
+            "wire_GiB_a_step": received_in_step(self.setup, self.num_micro_batches).total / GIB,
             "compute_seconds": seconds,
             "wire_seconds": wire,
         }
@@ -153,9 +153,10 @@ class Plan:
         held = sum(memory.host.values()) / GIB
         yield f"  host memory of a node {self.host_gib():.1f} GiB ({held:.1f} a rank offloaded)"
         yield f"  disk for a checkpoint {self.checkpoint() / GIB:.1f} GiB"
-        moved = wire_bytes(setup, self.num_micro_batches) / GIB
+        moved = received_in_step(setup, self.num_micro_batches)
         gbytes = rates.node_gbytes if self.num_nodes == 1 else rates.network_gbytes
-        yield f"  a {device} receives {moved:.1f} GiB a step, {wire:.2f} s at {gbytes:g} GB/s"
+        within = f" ({moved.within / GIB:.1f} within the node, at {rates.node_gbytes:g})" if moved.within else ""
+        yield f"  a {device} receives {moved.total / GIB:.1f} GiB a step, {wire:.2f} s at {gbytes:g} GB/s{within}"
         if not setup.is_cpu:
             yield (
                 f"  a step takes {max(seconds, wire):.2f} to {seconds + wire:.2f} s: {seconds:.2f} s of arithmetic at "

@@ -66,7 +66,9 @@ def load_cut(path: str, json_path: Path, launch: Launch) -> tuple[Answerer, Rank
     if not problems:
         run = RunConfig(optim=OptimConfig(global_batch=launch.world_size))
         has_bf16 = engine.has_bf16()
-        resolved, problems = resolve_ds_json(loaded, json_path, run, launch.world_size, config, has_bf16)
+        resolved, problems = resolve_ds_json(
+            loaded, json_path, run, launch.world_size, config, has_bf16, launch.local_world_size
+        )
         stage = resolved["zero_optimization"]["stage"]
         if stage != 3:
             problems.append(f"{json_path}: zero_optimization.stage={stage} cuts no weights; use 3, or no --deepspeed")

@@ -227,8 +227,8 @@ def test_recipes_are_valid(recipe):
 SMALL_MODEL = LLaDAConfig(d_model=128, n_layers=2, n_heads=4, mlp_hidden_size=96, vocab_size=100)
 
 
-def resolve(loaded, config=None, world_size=2, has_bf16=False, model=SMALL_MODEL):
-    return resolve_ds_json(loaded, Path("zero.json"), config or RunConfig(), world_size, model, has_bf16)
+def resolve(loaded, config=None, world_size=2, has_bf16=False, model=SMALL_MODEL, node_size=None):
+    return resolve_ds_json(loaded, Path("zero.json"), config or RunConfig(), world_size, model, has_bf16, node_size)
 
 
 @pytest.mark.parametrize("path", DS_CONFIGS, ids=lambda path: path.stem)
@@ -240,6 +240,27 @@ def test_shipped_json_resolves(path):
     left = {key for key, value in flat(resolved).items() if value == "auto"}
     assert left <= {"train_micro_batch_size_per_gpu", "gradient_accumulation_steps"}
     assert "auto" not in json.dumps(as_deepspeed_counts(resolved))
+
+
+def test_weights_are_cut_again_over_a_machine():
+    """By "auto" where there are several machines; DeepSpeed would ignore the key below stage 3."""
+
+    def second_cut(size, stage=3, **ranks):
+        zero, problems = resolve({"zero_optimization": {"stage": stage, "zero_hpz_partition_size": size}}, **ranks)
+        return zero["zero_optimization"]["zero_hpz_partition_size"], [each for each in problems if "hpz" in each]
+
+    assert second_cut("auto", world_size=8, node_size=4) == (4, [])
+    assert second_cut("auto", world_size=4, node_size=4) == second_cut("auto", world_size=4) == (1, [])
+    assert second_cut(2, world_size=4) == (2, [])
+    for size, stage, ranks, message in (
+        (2, 2, {}, "=2: only stage 3 cuts weights; remove it"),
+        ("auto", 3, {"world_size": 6, "node_size": 4}, "=4 does not divide 6 ranks; it needs machines of equally many"),
+        (0, 3, {}, '=0: the ranks of a machine, or "auto"'),
+        (True, 3, {}, '=True: the ranks of a machine, or "auto"'),
+        ("4", 3, {}, "='4': the ranks of a machine, or \"auto\""),
+    ):
+        (problem,) = second_cut(size, stage, **ranks)[1]
+        assert f"zero.json: zero_optimization.zero_hpz_partition_size{message}" in problem
 
 
 def test_auto_is_filled():

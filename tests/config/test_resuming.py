@@ -146,6 +146,18 @@ def test_a_mixture_takes_the_place_of_a_path_and_back():
             [],
             ["deepspeed.bf16.enabled: false -> true"],
         ),
+        (
+            {"gradient_clipping": 0.5, "bf16": {"enabled": False, "check_grad_overflow": True}},
+            {"gradient_clipping": 0.5, "bf16": {"enabled": False, "check_grad_overflow": True}},
+            [],
+            [],  # DeepSpeed's default, written out
+        ),
+        (
+            {"gradient_clipping": 0.5, "bf16": {"enabled": False, "check_grad_overflow": False}},
+            {"gradient_clipping": 0.5, "bf16": {"enabled": False, "check_grad_overflow": False}},
+            [],
+            ["deepspeed.bf16.check_grad_overflow: true -> false"],
+        ),
     ],
 )
 def test_deepspeeds_json(loaded, inherited, lines, changes):

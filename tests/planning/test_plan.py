@@ -12,7 +12,7 @@ from lift_ds.config.run import RunConfig
 from lift_ds.models.settings import LoraConfig
 from lift_ds.models.weights import parameter_shapes
 from lift_ds.planning import report
-from lift_ds.planning.costs import checkpoint_bytes, step_seconds, wire_bytes
+from lift_ds.planning.costs import Rates, Received, checkpoint_bytes, received_in_step, step_seconds
 from lift_ds.planning.flops import Arithmetic
 from lift_ds.planning.memory import estimate
 from lift_ds.planning.report import Longest
@@ -107,9 +107,24 @@ def test_offloading_moves_the_optimizer_to_the_host():
 def test_what_is_moved_and_written():
     """All stays gathered: weights once, gradients once, 2 P bytes each, 3/4 of them from others, in 3 micro-batches."""
     num = Sizes.of(BASE, LoraConfig()).total
-    assert wire_bytes(plan().setup, 3) == 3 * 2 * 2 * num * 3 / 4
+    assert received_in_step(plan().setup, 3) == Received(3 * 2 * 2 * num * 3 / 4)
     assert plan().checkpoint() == checkpoint_bytes(num, num) == 16 * num + 64 * 2**20
     assert plan(lora={"rank": 8}).checkpoint() == 16 * 6 * 3 * 2 * 8 * 128 + 64 * 2**20
+
+
+def test_a_second_cut_keeps_what_crosses_nodes_to_one_gather():
+    """Of three gathers a micro-batch (scoring, forward, backward) and two micro-batches, five stay within 2 ranks."""
+    zero = ZERO3["zero_optimization"] | {"stage3_max_reuse_distance": 0}
+    once = plan(ZERO3 | {"zero_optimization": zero}).setup
+    twice = once.with_zero(zero_hpz_partition_size=2)
+    sizes = once.sizes()
+    cut, gradients = 2 * (sizes.total - sizes.small), 2 * 2 * sizes.trained
+    assert received_in_step(once, 2) == Received((6 * cut + gradients) * 3 / 4)
+    assert received_in_step(twice, 2) == Received((cut + gradients) * 3 / 4, 5 * cut / 2)
+    assert Received(40e9, 200e9).seconds(2, Rates(node_gbytes=200, network_gbytes=40)) == 2.0
+    assert Received(40e9, 200e9).seconds(1, Rates(node_gbytes=200, network_gbytes=40)) == 1.2
+    kept = estimate(twice).kept
+    assert kept["second cut"] == 2 * sizes.total / 2 and "second cut" not in estimate(once).kept
 
 
 def test_a_larger_model_lets_go_of_what_it_gathered():

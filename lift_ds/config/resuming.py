@@ -45,6 +45,7 @@ NAMES = ("model.path", "data.path", "data.sources", "data.chat_template")
 MEANT = (
     *("optim.global_batch", "optim.lr", "optim.schedule", "optim.warmup_ratio", "optim.min_lr_ratio"),
     *("optim.weight_decay", "optim.beta1", "optim.beta2", "optim.eps", "optim.max_bad_steps"),
+    "optim.skip_above",
     *("objective.", "difficulty.decay", "difficulty.sync_every", "lora.alpha", "lora.dropout"),
     *("data.on_long", "data.on_bad_row"),
 )

@@ -25,6 +25,12 @@ class OptimConfig(Section):
     max_bad_steps: int = Field(
         3, ge=0, description="steps with a NaN or infinite loss or gradient that are left out before the run ends"
     )
+    skip_above: float | None = Field(
+        None,
+        gt=1,
+        description="leave out a step whose gradient norm is above this many times the median of the last 64; none: "
+        "no step",
+    )
 
 
 class DifficultyConfig(Section):

@@ -9,6 +9,7 @@
         lanes.json              data position
         base.json               of a run with adapters: the files of the frozen weights, which the shards leave out
         run.json                resolved run config and DeepSpeed JSON, see `lift_ds.storage.run_record`
+        gradient_norms.json     of the last steps, where optim.skip_above compares with them
         manifest.json           format, step, world size, model fingerprint, size and SHA-256 of every other file
     checkpoints/latest          name of the newest whole checkpoint
     checkpoints/best            name of the best one, and by what; see `lift_ds.storage.best`
@@ -52,6 +53,7 @@ from lift_ds.text_files import load_json, read_text
 from .engine import Engine
 from .memory import Difficulties
 from .restore import restore_engine
+from .spikes import Spikes
 
 
 def save_checkpoint(
@@ -65,6 +67,7 @@ def save_checkpoint(
     fingerprint: str,
     keep: int,
     buffers: Difficulties | None,
+    spikes: Spikes,
     base: BaseRecord | None,
 ) -> Path:
     """Writes the state of all ranks; returns the checkpoint's folder.
@@ -80,6 +83,7 @@ def save_checkpoint(
         fingerprint: `model_fingerprint` of the model.
         keep: How many of the newest checkpoints stay.
         buffers: What is known of tokens' difficulty, where it is kept.
+        spikes: The gradient norms of the last steps.
         base: The frozen weights' files, which are then left out.
 
     Raises:
@@ -112,6 +116,7 @@ def save_checkpoint(
         for path in (hf_folder / "config.json", *companions(hf_folder)):
             shutil.copyfile(path, copied / path.name)
         write_format(copied, chat_format)
+        spikes.save(temporary)
         if base is not None:
             base.write(temporary)
         files = {name: record for part in everyones for name, record in part.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -41,6 +42,7 @@ from lift_ds.ranks.shares import Collectives
 from .extensions import guard_builds, without_inductor
 from .optimizer import learning_rate, make_optimizer, spare_copies
 from .results import StepResult
+from .spikes import guard_update
 from .step import DiffusionStep, DropoutKey
 from .timing import StepClock
 
@@ -179,6 +181,8 @@ class Engine(Collectives):
             self.ds, *_ = deepspeed.initialize(model=root, optimizer=optimizer, config=as_deepspeed_counts(ds_json))
         if self.stage == 3 and not is_offloaded:
             spare_copies(self.ds.optimizer)
+        self.norm_limit = math.inf  # above which an update is left out
+        guard_update(self.ds.optimizer, optimizer, lambda: self.norm_limit)
         give_back_memory()  # the weights before DeepSpeed moved them, and its buffers for them
         super().__init__(torch.device(self.ds.device))
         self.root: DiffusionStep = self.ds.module

@@ -21,6 +21,7 @@ from .memory import Difficulties
 from .metrics import StepTotals
 from .normalizer import document_scale, step_counts
 from .results import Observed, Shown, StepResult, read
+from .spikes import Spikes
 from .timing import StepClock, peak_memory
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -150,11 +151,13 @@ def train_steps(
     first_step: int,
     stop: StopRequest,
     buffers: Difficulties | None,
+    spikes: Spikes,
     after_step: Callable[[int, dict[str, Any]], None],
 ) -> tuple[int, Exception | None]:
     """Trains from `first_step`, where `loader` stands, to `optim.steps`, or until somebody asks to stop.
 
-    After each step every rank calls `after_step` with the number of steps taken and the step's metrics.
+    After each step every rank calls `after_step` with the number of steps taken and the step's metrics, which have a
+    `norm_limit` where `spikes` had it left out.
 
     Returns:
         Steps taken in all, fewer than `optim.steps` where a rank was asked to stop or could not read its data; and what
@@ -174,11 +177,15 @@ def train_steps(
         if buffers is not None:
             buffers.release()
         rate = engine.set_learning_rate(step)
+        engine.norm_limit = spikes.limit
         totals, grad_norm, observed = compute_step(engine, run, objective, plan, step, buffers, clock)
         is_bad = not (math.isfinite(totals.loss) and math.isfinite(grad_norm))
         if buffers is not None:
             buffers.take([] if is_bad else observed, step + 1)
+        spikes.note(grad_norm)
         record = totals.record(run.objective.time_scaling)
+        if grad_norm > engine.norm_limit and not is_bad:
+            record["norm_limit"] = engine.norm_limit
         if is_bad:
             num_bad += 1
             samples = sorted({sample for of_rank in engine.gather_objects(totals.bad_sample_ids) for sample in of_rank})

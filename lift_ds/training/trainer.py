@@ -31,6 +31,7 @@ from .metrics import MetricsFile
 from .profiling import StepProfile
 from .progress import Progress
 from .resumed import Resumed, find_together, require_same_settings
+from .spikes import Spikes
 from .warm_up import warm_up
 
 
@@ -55,6 +56,7 @@ class Trainer:
     def __post_init__(self) -> None:
         engine, self.run = self.engine, self.prepared.run
         self.checkpoints = Path(self.run.output) / "checkpoints"
+        self.spikes = Spikes(self.run.optim.skip_above)
         self.resolved = {"run": self.run.model_dump(), "deepspeed": self.ds_json, "world_size": engine.world_size}
         # of all weights, adapters included
         self.fingerprint = model_fingerprint({name: whole_shape(each) for name, each in engine.root.named_parameters()})
@@ -98,6 +100,8 @@ class Trainer:
         self.prepared.data.stream.load_state(lanes)
         if self.buffers is not None and not self.buffers.load(checkpoint, step):
             self.progress.say(f"{checkpoint} remembers no rows: it was written with another objective.scoring")
+        if not self.spikes.load(checkpoint):
+            self.progress.say(f"{checkpoint} has no gradient norms: optim.skip_above begins to compare anew")
         self.progress.say(f"resumed from {checkpoint} at step {step}")
         self.metrics.write("resume", step, {"checkpoint": str(checkpoint)})
         if step < self.run.optim.steps:  # the run may have ended before it was measured
@@ -117,6 +121,7 @@ class Trainer:
             self.fingerprint,
             self.run.checkpoint.keep,
             self.buffers,
+            self.spikes,
             self.base,
         )
         self.progress.say(f"step {step}: checkpoint {path}")
@@ -183,6 +188,9 @@ class Trainer:
         def after_step(step: int, record: dict[str, Any]) -> None:
             nonlocal saved_at
             profiled.after(step)
+            if "norm_limit" in record:
+                limit = f"{record['norm_limit']:.3g}, {run.optim.skip_above:g} x the median of the last steps"
+                self.progress.say(f"step {step}: left out, gradient norm {record['grad_norm']:.3g} is above {limit}")
             if step % run.log_every == 0 or step == run.optim.steps:
                 self.show(step, record | efficiency.measured(record))
             self.measurements.between_steps(step)
@@ -196,7 +204,7 @@ class Trainer:
         with closing(loader), closing(profiled):
             profiled.before(first_step + 1)
             step, problem = train_steps(
-                engine, run, self.objective, loader, first_step, self.stop, self.buffers, after_step
+                engine, run, self.objective, loader, first_step, self.stop, self.buffers, self.spikes, after_step
             )
         if step > saved_at:
             self.save(step, loader.state)

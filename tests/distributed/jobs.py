@@ -34,6 +34,7 @@ from lift_ds.training.buffers import DifficultyBuffers
 from lift_ds.training.engine import Engine, build_model, start_distributed
 from lift_ds.training.loop import StopRequest, train_steps
 from lift_ds.training.normalizer import document_scale, step_counts
+from lift_ds.training.spikes import Spikes
 from lift_ds.training.step import DiffusionStep
 
 VECTORS = Path(__file__).resolve().parents[1] / "data" / "llada_tiny"
@@ -303,10 +304,41 @@ def bad_steps(rank: int) -> dict:
 
     run = RunConfig(optim=OptimConfig(steps=5, global_batch=2, max_bad_steps=1), objective=LIFT3.settings)
     try:
-        train_steps(engine, run, LIFT3, Loader(), 0, StopRequest(), None, after_step)
+        train_steps(engine, run, LIFT3, Loader(), 0, StopRequest(), None, Spikes(None), after_step)
     except RuntimeError as error:
         state["error"] = str(error)
     return state | {"errors": engine.gather_objects(state["error"])}
+
+
+def spikes(rank: int, stage: str) -> dict:
+    """Rank 1's logits are a thousand times as large in step 2 of 4, as norms of earlier steps tell."""
+    engine = make_engine({"bf16": {"enabled": False}, "zero_optimization": {"stage": int(stage)}}, 2, 1)
+    documents, noises = make_documents(7, [0.5, 0.8], set())
+    step_batch = StepBatch([collate([documents[rank]], [noises[rank]], 99)], 9, 0, 0, {})
+    matrix = dict(engine.root.named_parameters())["model.model.transformer.ff_out.weight"]
+    records, weights = [], []
+
+    class Loader:
+        state: ClassVar[dict] = {}
+
+        def __next__(self) -> StepBatch:
+            return step_batch
+
+    def grow(module: torch.nn.Module, inputs: tuple, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden * 1000 if rank == 1 and len(records) == 1 else hidden
+
+    engine.root.model.model.transformer["ln_f"].register_forward_hook(grow)
+
+    def after_step(step: int, record: dict) -> None:
+        with zero.GatheredParameters([matrix], enabled=stage == "3"):
+            weights.append(float(matrix.detach().double().sum()))
+        records.append((record["grad_norm"], record.get("norm_limit")))
+
+    seen = Spikes(10.0)
+    seen.norms.extend([1.0] * 9 + [2.0] * 9)
+    run = RunConfig(optim=OptimConfig(steps=4, global_batch=2), objective=LIFT3.settings)
+    train_steps(engine, run, LIFT3, Loader(), 0, StopRequest(), None, seen, after_step)
+    return {"records": engine.gather_objects(records), "weights": weights, "norms": list(seen.norms)}
 
 
 def precisions(rank: int) -> dict:

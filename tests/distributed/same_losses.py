@@ -123,6 +123,7 @@ def run_setting(
     from lift_ds.training.loop import StopRequest, train_steps
     from lift_ds.training.memory import DifficultyMemory
     from lift_ds.training.run import build_root, make_buffers
+    from lift_ds.training.spikes import Spikes
 
     run, problems = load_run_config(None, overrides)
     assert not problems, problems
@@ -143,7 +144,7 @@ def run_setting(
 
     before(engine, run)
     try:
-        train_steps(engine, run, objective, loader, 0, StopRequest(), buffers, after_step)
+        train_steps(engine, run, objective, loader, 0, StopRequest(), buffers, Spikes(None), after_step)
     finally:
         loader.close()
     found = {"steps": steps, "weights": hash_weights(engine.root)} | after(engine, loader, buffers)

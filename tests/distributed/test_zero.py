@@ -178,6 +178,20 @@ def test_buffers_of_two_ranks_equal_one(tmp_path):
     assert result["bytes"] > 0
 
 
+@pytest.mark.parametrize("stage", ["2", "3"])
+def test_a_spike_on_one_rank_is_left_out_on_all(tmp_path, stage):
+    result = launch_job("spikes", tmp_path / "out.json", stage)
+    mine, theirs = result["records"]
+    assert mine == theirs
+    (first, *_), (spike, limit), *rest = mine
+    assert limit == 10 * 2.0 < spike  # nine ones, nine twos, and the first step's, which is larger
+    assert first > 2
+    assert [limit for _, limit in (mine[0], *rest)] == [None, None, None]
+    assert result["norms"][-4:] == [norm for norm, _ in mine]
+    before, spiked, third, fourth = result["weights"]
+    assert before == spiked != third != fourth
+
+
 def test_a_bad_step_on_one_rank_is_left_out_on_all(tmp_path):
     result = launch_job("bad_steps", tmp_path / "out.json")
     assert result["bad"] == [0, 1, 1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from lift_ds.data.tasks import MIXTURES
 from lift_ds.sampling.settings import BlockLength, FixedSteps, GenLength, Steps
@@ -16,6 +16,11 @@ class EvalConfig(FixedSteps):
     prefix: ClassVar[str] = "eval."
 
     every: int = Field(100, ge=0, description="steps between held-out losses; 0 measures before and after only")
+    patience: int = Field(
+        0,
+        ge=0,
+        description="end the run once so many held-out losses, one every eval.every steps, have not improved; 0: never",
+    )
     path: str | list[str] | None = Field(
         None, description="held-out rows; default: eval.rows rows kept out of data.path"
     )
@@ -30,6 +35,13 @@ class EvalConfig(FixedSteps):
     gen_length: GenLength = 64
     block_length: BlockLength = 64
     steps: Steps = 64
+
+    @model_validator(mode="after")
+    def _can_wait(self) -> EvalConfig:
+        if self.patience and not (self.every and self.rows):
+            missing = "eval.every" if not self.every else "eval.rows"
+            raise ValueError(f"eval.patience={self.patience}: needs held-out losses, and {missing}=0 turns them off")
+        return self
 
     @field_validator("solve_data")
     @classmethod

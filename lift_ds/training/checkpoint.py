@@ -10,6 +10,7 @@
         base.json               of a run with adapters: the files of the frozen weights, which the shards leave out
         run.json                resolved run config and DeepSpeed JSON, see `lift_ds.storage.run_record`
         gradient_norms.json     of the last steps, where optim.skip_above compares with them
+        patience.json           the lowest held-out loss, where eval.patience compares with it
         manifest.json           format, step, world size, model fingerprint, size and SHA-256 of every other file
     checkpoints/latest          name of the newest whole checkpoint
     checkpoints/best            name of the best one, and by what; see `lift_ds.storage.best`
@@ -22,10 +23,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lift_ds.data.text.chat_format import ChatFormat, write_format
 from lift_ds.export.folder import companions
@@ -53,7 +54,13 @@ from lift_ds.text_files import load_json, read_text
 from .engine import Engine
 from .memory import Difficulties
 from .restore import restore_engine
-from .spikes import Spikes
+
+
+class Comparison(Protocol):
+    """What steps are compared with, and a checkpoint keeps in a small file of its own."""
+
+    def save(self, folder: Path) -> None:
+        """Writes that file, where it is needed."""
 
 
 def save_checkpoint(
@@ -67,7 +74,7 @@ def save_checkpoint(
     fingerprint: str,
     keep: int,
     buffers: Difficulties | None,
-    spikes: Spikes,
+    comparisons: Sequence[Comparison],
     base: BaseRecord | None,
 ) -> Path:
     """Writes the state of all ranks; returns the checkpoint's folder.
@@ -83,7 +90,7 @@ def save_checkpoint(
         fingerprint: `model_fingerprint` of the model.
         keep: How many of the newest checkpoints stay.
         buffers: What is known of tokens' difficulty, where it is kept.
-        spikes: The gradient norms of the last steps.
+        comparisons: What else the next steps are compared with.
         base: The frozen weights' files, which are then left out.
 
     Raises:
@@ -116,7 +123,8 @@ def save_checkpoint(
         for path in (hf_folder / "config.json", *companions(hf_folder)):
             shutil.copyfile(path, copied / path.name)
         write_format(copied, chat_format)
-        spikes.save(temporary)
+        for each in comparisons:
+            each.save(temporary)
         if base is not None:
             base.write(temporary)
         files = {name: record for part in everyones for name, record in part.items()}

@@ -152,12 +152,12 @@ def train_steps(
     stop: StopRequest,
     buffers: Difficulties | None,
     spikes: Spikes,
-    after_step: Callable[[int, dict[str, Any]], None],
+    after_step: Callable[[int, dict[str, Any]], bool | None],
 ) -> tuple[int, Exception | None]:
     """Trains from `first_step`, where `loader` stands, to `optim.steps`, or until somebody asks to stop.
 
     After each step every rank calls `after_step` with the number of steps taken and the step's metrics, which have a
-    `norm_limit` where `spikes` had it left out.
+    `norm_limit` where `spikes` had it left out; what returns true, on all of them, ends the training.
 
     Returns:
         Steps taken in all, fewer than `optim.steps` where a rank was asked to stop or could not read its data; and what
@@ -201,5 +201,6 @@ def train_steps(
             record[f"{part}_seconds"] += rest[part]
             record["slowest_seconds"][part] += rest[part]
         record |= {"num_bad_steps": num_bad, "grad_norm": grad_norm, "lr": rate, "seconds": rest["seconds"]}
-        after_step(step + 1, record | {"tokens_per_second": record["num_tokens"] / rest["seconds"]})
+        if after_step(step + 1, record | {"tokens_per_second": record["num_tokens"] / rest["seconds"]}):
+            return step + 1, None
     return run.optim.steps, None

@@ -24,6 +24,7 @@ from lift_ds.storage.best import Measured
 
 from .engine import Engine
 from .inputs import Prepared
+from .patience import Patience
 from .progress import Progress
 from .watching import watch
 
@@ -43,6 +44,7 @@ class Measurements:
     max_rows: int | None
     progress: Progress
     record: Record
+    patience: Patience
     last: dict[str, tuple[int, float]] = field(default_factory=dict, init=False)
 
     @property
@@ -75,16 +77,19 @@ class Measurements:
             encode_questions(prepared.data.encoder, self.subset, self.process, prepared.config, run.data.system)
 
     def heldout(self, step: int) -> None:
-        """Held-out cross-entropy, if there are held-out rows.
+        """Held-out cross-entropy, if there are held-out rows and this step's was not measured.
 
         Class c of `by_frequency` holds tokens that occur 2^c to 2^(c+1) - 1 times in the held-out responses.
         """
         data = self.prepared.data
-        if not data.held_out:
+        if not data.held_out or self.last.get("heldout_loss", (None,))[0] == step:
             return
         with self.engine.evaluating() as model:
             loss = heldout_loss(model, data.held_out, self.engine, self.batch_size, self.prepared.run.seed)
         self.last["heldout_loss"] = (step, loss.mean)
+        every = self.prepared.run.eval.every
+        if every and step % every == 0:
+            self.patience.note(step, loss.mean)
         record = {
             "mean": loss.mean,
             "levels": list(LEVELS),

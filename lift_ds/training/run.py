@@ -114,7 +114,7 @@ def execute(
         gc.freeze()  # modules and model stay: without this, every full collection walks through them for 0.1 s
         with stop.listening():
             step = trainer.fit()
-        if step == run.optim.steps:
+        if trainer.is_done(step):
             trainer.finish(step)
         else:
             progress.say(f"stopped after step {step}; continue with --resume auto --output {output}")

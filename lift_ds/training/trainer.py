@@ -28,6 +28,7 @@ from .loop import StopRequest, train_steps
 from .measure import Measurements
 from .memory import Difficulties, DifficultyMemory
 from .metrics import MetricsFile
+from .patience import Patience
 from .profiling import StepProfile
 from .progress import Progress
 from .resumed import Resumed, find_together, require_same_settings
@@ -61,7 +62,10 @@ class Trainer:
         # of all weights, adapters included
         self.fingerprint = model_fingerprint({name: whole_shape(each) for name, each in engine.root.named_parameters()})
         self.max_rows = rows_per_micro_batch(self.ds_json)
-        self.measurements = Measurements(self.prepared, engine, self.max_rows, self.progress, self.metrics.write)
+        self.patience = Patience(self.run.eval.patience)
+        self.measurements = Measurements(
+            self.prepared, engine, self.max_rows, self.progress, self.metrics.write, self.patience
+        )
 
     @cached_property
     def base(self) -> BaseRecord | None:
@@ -100,8 +104,9 @@ class Trainer:
         self.prepared.data.stream.load_state(lanes)
         if self.buffers is not None and not self.buffers.load(checkpoint, step):
             self.progress.say(f"{checkpoint} remembers no rows: it was written with another objective.scoring")
-        if not self.spikes.load(checkpoint):
-            self.progress.say(f"{checkpoint} has no gradient norms: optim.skip_above begins to compare anew")
+        for key, kept in (("optim.skip_above", self.spikes), ("eval.patience", self.patience)):
+            if not kept.load(checkpoint):
+                self.progress.say(f"{checkpoint} was written without {key}, which begins to compare now")
         self.progress.say(f"resumed from {checkpoint} at step {step}")
         self.metrics.write("resume", step, {"checkpoint": str(checkpoint)})
         if step < self.run.optim.steps:  # the run may have ended before it was measured
@@ -121,7 +126,7 @@ class Trainer:
             self.fingerprint,
             self.run.checkpoint.keep,
             self.buffers,
-            self.spikes,
+            (self.spikes, self.patience),
             self.base,
         )
         self.progress.say(f"step {step}: checkpoint {path}")
@@ -185,7 +190,7 @@ class Trainer:
         profiled = StepProfile(self.steps_to_profile, Path(run.output), self.progress.say)
         efficiency = Efficiency.of(run, self.prepared.config, engine)
 
-        def after_step(step: int, record: dict[str, Any]) -> None:
+        def after_step(step: int, record: dict[str, Any]) -> bool:
             nonlocal saved_at
             profiled.after(step)
             if "norm_limit" in record:
@@ -200,17 +205,29 @@ class Trainer:
                 if step < run.optim.steps:
                     self.consider(checkpoint, step)
             profiled.before(step + 1)
+            return self.patience.is_over
 
         with closing(loader), closing(profiled):
             profiled.before(first_step + 1)
-            step, problem = train_steps(
-                engine, run, self.objective, loader, first_step, self.stop, self.buffers, self.spikes, after_step
-            )
+            step, problem = first_step, None
+            if not self.patience.is_over:
+                step, problem = train_steps(
+                    engine, run, self.objective, loader, first_step, self.stop, self.buffers, self.spikes, after_step
+                )
         if step > saved_at:
             self.save(step, loader.state)
         if problem is not None:
             raise problem
         return step
+
+    def is_done(self, step: int) -> bool:
+        """Whether a run that has taken these steps is at its end, and says so where that is early."""
+        if self.patience.is_over and step < self.run.optim.steps:
+            self.progress.say(
+                f"step {step}: none of the last {self.patience.num_since} held-out losses was below "
+                f"{self.patience.best:.4f}: eval.patience={self.patience.most} ends the run"
+            )
+        return self.patience.is_over or step == self.run.optim.steps
 
     def finish(self, step: int) -> None:
         """Measures the trained model, exports it, reloads the export and prints the summary."""

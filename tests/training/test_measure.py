@@ -12,6 +12,7 @@ from lift_ds.config.loading import load_run_config
 from lift_ds.training.inputs import prepare
 from lift_ds.training.measure import Measurements
 from lift_ds.training.metrics import read_metrics
+from lift_ds.training.patience import Patience
 from lift_ds.training.progress import Progress
 from tests.conftest import REPOSITORY, SMALL, launch_train
 from tests.distributed.jobs import THRESHOLDS
@@ -103,6 +104,6 @@ def test_a_question_that_is_too_long_is_found_before_the_first_step(tiny_dir, tm
     asked = ["eval.gen_length=2048", "eval.block_length=2048", "eval.solve_every=9", "data.builtin_rows=20"]
     settings, problems = load_run_config(None, asked, {"model.path": str(tiny_dir), "output": str(tmp_path)})
     assert not problems
-    measurements = Measurements(prepare(settings), engine=None, max_rows=1, progress=Progress(), record=None)
+    measurements = Measurements(prepare(settings), None, 1, Progress(), record=None, patience=Patience(0))
     with pytest.raises(ValueError, match="longer than the 2048 tokens that the model was made for"):
         measurements.check()

@@ -1,4 +1,4 @@
-"""Steps with a gradient far larger than those before: what is compared with, and that a resume compares with the same."""
+"""Steps with a gradient far larger than those before: what they are compared with, also after a resume."""
 
 import json
 import math

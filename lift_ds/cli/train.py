@@ -36,11 +36,12 @@ from lift_ds.ranks.meeting import meet
 from lift_ds.ranks.once import Once
 from lift_ds.ranks.running import run_on_ranks
 from lift_ds.ranks.shares import Collectives
+from lift_ds.storage.manifest import read_manifest
 from lift_ds.storage.run_record import refuse_newer_run
 from lift_ds.training.inputs import Prepared, RunData, describe_other_format, open_weights, prepare
 from lift_ds.training.metrics import METRICS_FILE
 from lift_ds.training.readers import lanes_line
-from lift_ds.training.resumed import check_position
+from lift_ds.training.resumed import check_position, find_together
 from lift_ds.training.run_files import ModelFolder, RunSources, claimed, list_sources, open_model
 
 from .tool import LOCAL_RANK, StrictParser, flag, quieten, tool_parser
@@ -109,6 +110,11 @@ def check(arguments: argparse.Namespace, launch: Launch, once: Once) -> Checked:
     attempt(partial(refuse_newer_run, output), problems)  # before this run's own record replaces that one
     if model is not None:
         attempt(partial(run.model.num_checkpointed, int(model.config.num_hidden_layers)), problems)
+        if model.checkpoint is not None and run.lora.rank:
+            problems.append(
+                f"lora.rank={run.lora.rank} on model.path={run.model.path}: adapters name their base by its files; "
+                f"write them first, `python tools/zero_to_hf.py {model.checkpoint} FOLDER`, and name that folder"
+            )
     if problems or model is None or sources is None:
         raise ConfigError(list(dict.fromkeys(problems)))
     return Checked(settings, ds_json, model, sources)
@@ -137,6 +143,7 @@ def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
     once = Once(launch, ranks)
     with claimed(run.output, settings.is_numbered, ranks) as output:
         if not run.model.from_scratch:
+            require_whole(checked, ranks)
             checked = replace(checked, model=checked.model.fetch_weights(once))
         clock = run.data.clock or ranks.on_main(lambda: datetime.now().isoformat(timespec="seconds"))
         data = run.data.model_copy(update={"clock": clock})  # one time for all ranks, and all of the run
@@ -145,6 +152,20 @@ def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
         source = open_weights(prepared)
         meet(launch).gather("reading data and model")  # a rank that has failed meanwhile calls no collective
         execute(prepared, source, ds_json, launch.is_main, settings.resumed, plan)
+
+
+def require_whole(checked: Checked, ranks: Collectives) -> None:
+    """Checks every byte of the checkpoint that a new run takes its weights from; all ranks call it.
+
+    Raises:
+        ValueError: It is damaged; on every rank.
+    """
+    checkpoint, resumed = checked.model.checkpoint, checked.settings.resumed
+    if checkpoint is not None and (resumed is None or not resumed.has_steps):
+        find_together(checkpoint.parent, str(checkpoint), ranks, "model.path")
+        step = read_manifest(checkpoint).step
+        line = f"weights of {checkpoint}, step {step}; the optimizer is new, and the data begin anew"
+        checked.settings.notes.append(line)
 
 
 def open_run(checked: Checked, run: RunConfig, launch: Launch, once: Once) -> tuple[Prepared, dict[str, Any], Plan]:

@@ -13,7 +13,10 @@ from lift_ds.section import Section
 class ModelConfig(Section):
     """Which model, and how it is set up."""
 
-    path: str = Field("builtin:base", description="folder in the public layout, hub name, or builtin:base")
+    path: str = Field(
+        "builtin:base",
+        description="folder in the public layout, hub name, a run's checkpoint (its weights), or builtin:base",
+    )
     from_scratch: bool = Field(False, description="new random weights; only config and tokenizer are read from path")
     gradient_checkpointing: bool = Field(False, description="recompute each block in backward instead of storing it")
     checkpoint_layers: int | None = Field(

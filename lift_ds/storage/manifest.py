@@ -232,13 +232,16 @@ def require_whole(checkpoint: Path) -> None:
         raise ValueError(f"{checkpoint} is not whole: {'; '.join(faults)}.")
 
 
-def find_checkpoint(folder: Path, resume: str, find: Find = find_faults) -> tuple[Path | None, list[str]]:
+def find_checkpoint(
+    folder: Path, resume: str, find: Find = find_faults, key: str = "checkpoint.resume"
+) -> tuple[Path | None, list[str]]:
     """The checkpoint to start from, and why newer ones were passed over.
 
     Args:
         folder: `checkpoints` of the run.
         resume: `none`, `auto` (newest whole one, if any), a checkpoint's folder, or a pointer to one.
         find: Checks the files of one; by default every byte.
+        key: Which setting names it, for messages.
 
     Raises:
         NewerFormatError: A later version wrote the named or the newest checkpoint.
@@ -250,14 +253,14 @@ def find_checkpoint(folder: Path, resume: str, find: Find = find_faults) -> tupl
         named = pointed(Path(resume))
         faults = find(named, read_manifest(named))
         if faults:
-            raise ValueError(f"checkpoint.resume={resume}: not whole: {'; '.join(faults)}.")
+            raise ValueError(f"{key}={resume}: not whole: {'; '.join(faults)}.")
         return named, []
     try:
         return newest_whole(folder, find)
     except NewerFormatError:
         raise
     except ValueError as error:
-        raise ValueError(f"checkpoint.resume=auto: {error} Remove the broken ones to start anew.") from error
+        raise ValueError(f"{key}=auto: {error} Remove the broken ones to start anew.") from error
 
 
 def newest_whole(folder: Path, find: Find = find_faults) -> tuple[Path | None, list[str]]:

@@ -29,6 +29,7 @@ from lift_ds.planning.flops import Arithmetic
 from lift_ds.ranks.background import BackgroundGroup, Links
 from lift_ds.ranks.once import ALONE, Once
 from lift_ds.ranks.shares import Ranks
+from lift_ds.storage.checkpoint_weights import CheckpointWeights
 from lift_ds.storage.safetensors_folder import SafetensorsFolder
 
 from .draws import make_noise_rule
@@ -131,12 +132,16 @@ def open_data(
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything but the weights that is opened and checked before an engine exists; `folder` is the model's."""
+    """Everything but the weights that is opened and checked before an engine exists; `folder` is the model's.
+
+    `checkpoint` is what the weights are read from where they are another run's.
+    """
 
     run: RunConfig
     folder: Path
     config: PretrainedConfig
     data: RunData
+    checkpoint: Path | None = None
 
 
 def prepare(
@@ -152,7 +157,8 @@ def prepare(
     if tokenizer is None:
         raise ValueError(f"{model.folder}: no tokenizer; training needs one to read text.")
     check_tokenizer(model.config, tokenizer, model.folder)
-    return Prepared(run, model.folder, model.config, open_data(run, tokenizer, model.config, sources, once))
+    data = open_data(run, tokenizer, model.config, sources, once)
+    return Prepared(run, model.folder, model.config, data, model.checkpoint)
 
 
 def batch_rule(prepared: Prepared, max_rows: int | None) -> BatchRule:
@@ -200,6 +206,8 @@ def open_weights(prepared: Prepared) -> WeightSource:
     """
     if prepared.run.model.from_scratch:
         return NewWeights(prepared.config, prepared.run.seed)
+    if prepared.checkpoint is not None:
+        return CheckpointWeights(prepared.checkpoint)
     return SafetensorsFolder(prepared.folder)
 
 

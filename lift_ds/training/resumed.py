@@ -70,7 +70,9 @@ class UnreadError(Exception):
     """The files of a checkpoint are still to be read, by all ranks together."""
 
 
-def find_together(folder: Path, resume: str, ranks: Ranks) -> tuple[Path | None, list[str]]:
+def find_together(
+    folder: Path, resume: str, ranks: Ranks, key: str = "checkpoint.resume"
+) -> tuple[Path | None, list[str]]:
     """`find_checkpoint`, which rank 0 does, while every rank reads its share of the bytes; all of them call it.
 
     Raises:
@@ -85,7 +87,7 @@ def find_together(folder: Path, resume: str, ranks: Ranks) -> tuple[Path | None,
 
     def look() -> tuple[bool, Any]:
         try:
-            return True, find_checkpoint(folder, resume, look_up)
+            return True, find_checkpoint(folder, resume, look_up, key)
         except UnreadError as unread:
             return False, unread.args
 

@@ -18,10 +18,12 @@ from lift_ds.config.run import RunConfig
 from lift_ds.data.settings import SourceConfig
 from lift_ds.data.sources import BUILTIN_PREFIX, Retry, SourceGroup, open_groups
 from lift_ds.models.families import read_config
-from lift_ds.models.weights import BUILTIN_BASE, check_fit, resolve_folder
+from lift_ds.models.weights import BUILTIN_BASE, check_fit, check_names, parameter_shapes, resolve_folder
 from lift_ds.ranks.once import ALONE, Once
 from lift_ds.ranks.shares import Ranks
+from lift_ds.storage.checkpoint_weights import CheckpointWeights, checkpoint_at
 from lift_ds.storage.file_lock import HeldError, held
+from lift_ds.storage.manifest import HF_FOLDER
 
 LOCK, TOKEN = ".run.lock", ".run.token"
 SHARED_SECONDS = 40.0  # NFS may answer from what it knew of a folder for 30 s
@@ -115,11 +117,15 @@ def _remove_if_empty(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """Where the model of `model.path` is on this machine, and what its config says."""
+    """Where the model of `model.path` is on this machine, and what its config says.
+
+    `checkpoint` is set where the weights are those of another run's: `folder` is then its config and tokenizer.
+    """
 
     path: str
     folder: Path
     config: PretrainedConfig
+    checkpoint: Path | None = None
 
     def fetch_weights(self, once: Once = ALONE) -> ModelFolder:
         """The same with the weights, which only a hub name may lack; their names can tell the family, too.
@@ -127,6 +133,11 @@ class ModelFolder:
         Raises:
             ValueError: They do not fit the config, cannot be read, or contradict each other.
         """
+        if self.checkpoint is not None:
+            check_names(
+                parameter_shapes(self.config), CheckpointWeights(self.checkpoint).shapes(), str(self.checkpoint)
+            )
+            return self
         folder = once.per_node("fetching the weights", partial(resolve_folder, self.path))
         is_here = self.path == BUILTIN_BASE or Path(self.path).is_dir()
         model = self if is_here else ModelFolder(self.path, folder, read_config(folder))
@@ -135,11 +146,14 @@ class ModelFolder:
 
 
 def open_model(path: str, with_weights: bool = True, once: Once = ALONE) -> ModelFolder:
-    """Resolves `model.path`, a folder, hub name or `builtin:base`, and reads its config; each machine fetches once.
+    """Resolves `model.path`: a folder, a checkpoint, a hub name, which each machine fetches once, or `builtin:base`.
 
     Raises:
-        ValueError: There is no such model, or its config is of no known family.
+        ValueError: There is no such model, its config is of no known family, or a checkpoint is not whole.
     """
+    checkpoint = once.per_node("looking for a checkpoint", partial(checkpoint_at, path))
+    if checkpoint is not None:
+        return ModelFolder(path, checkpoint / HF_FOLDER, read_config(checkpoint / HF_FOLDER), checkpoint)
     folder = once.per_node("finding the model", partial(resolve_folder, path, with_weights))
     return ModelFolder(path, folder, read_config(folder))
 

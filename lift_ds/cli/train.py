@@ -11,6 +11,7 @@ runs from --deepspeed.
 from __future__ import annotations
 
 import argparse
+import socket
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -140,6 +141,7 @@ def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
     engine.start_distributed(launch)  # before anything slow: a rank may be missing, or the port taken
     ranks = Collectives(engine.current_device())
     settings.require_same(ranks)
+    require_nodes(run.runtime.nodes, ranks)
     once = Once(launch, ranks)
     with claimed(run.output, settings.is_numbered, ranks) as output:
         if not run.model.from_scratch:
@@ -151,7 +153,21 @@ def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
         prepared, ds_json, plan = open_run(checked, run, launch, once)
         source = open_weights(prepared)
         meet(launch).gather("reading data and model")  # a rank that has failed meanwhile calls no collective
-        execute(prepared, source, ds_json, launch.is_main, settings.resumed, plan)
+        execute(prepared, source, ds_json, launch, settings.resumed, plan)
+
+
+def require_nodes(wanted: int | None, ranks: Collectives) -> None:
+    """Checks that as many machines take part as the config says; all ranks call it.
+
+    Raises:
+        ValueError: They are fewer or more; on every rank.
+    """
+    hosts = sorted(set(ranks.gather_objects(socket.gethostname())))
+    if wanted is not None and len(hosts) != wanted:
+        raise ValueError(
+            f"runtime.nodes={wanted}, but the ranks are on {len(hosts)}: {', '.join(hosts[:8])}. Name the machines to "
+            "the launcher (deepspeed --hostfile, sbatch --nodes), or set runtime.nodes"
+        )
 
 
 def require_whole(checked: Checked, ranks: Collectives) -> None:

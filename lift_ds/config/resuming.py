@@ -36,7 +36,7 @@ POSITION = "the position in the data rests on it"
 SHAPES = "the checkpoint's weights and optimizer state have its shapes"
 # Of every key of the run config; one that ends in a dot stands for a whole section.
 FREE = (
-    *("optim.steps", "output", "log_every", "eval.", "checkpoint.", "data.workers", "data.check_rows"),
+    *("optim.steps", "output", "log_every", "eval.", "runtime.", "checkpoint.", "data.workers", "data.check_rows"),
     *("data.max_skipped", "model.gradient_checkpointing", "model.checkpoint_layers", "model.attention"),
     *("model.kernels", "model.compile", "model.warm_up", "model.peak_tflops", "model.profile_steps"),
     "data.micro_batch_tokens",

@@ -17,7 +17,7 @@ from lift_ds.objectives import make_objective, objective_settings, read_settings
 from lift_ds.objectives.settings import ObjectiveSettings
 from lift_ds.section import Section
 
-from .training import CheckpointConfig, DifficultyConfig, OptimConfig
+from .training import CheckpointConfig, DifficultyConfig, OptimConfig, RuntimeConfig
 
 
 class RunConfig(Section):
@@ -31,6 +31,7 @@ class RunConfig(Section):
     optim: OptimConfig = Field(OptimConfig(), description="")
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="")
     eval: EvalConfig = Field(EvalConfig(), description="")
+    runtime: RuntimeConfig = Field(RuntimeConfig(), description="")
     seed: int = Field(42, ge=0, description="seed of noise, order and new weights")
     output: str = Field("auto", description="run folder; auto: the next free number below runs/")
     log_every: int = Field(1, ge=1, description="steps between lines in metrics.jsonl and the display")

@@ -43,6 +43,18 @@ class DifficultyConfig(Section):
     )
 
 
+class RuntimeConfig(Section):
+    """What a run expects of its machines."""
+
+    nodes: int | None = Field(None, ge=1, description="machines that must take part; none: any number")
+    timeout: float | None = Field(
+        None,
+        ge=0,
+        description="minutes that a part of a step may take before every rank says where it is and the run ends; none: "
+        "9/10 of DEEPSPEED_TIMEOUT; 0: never",
+    )
+
+
 class CheckpointConfig(Section):
     """When the state is written, and what a run starts from."""
 

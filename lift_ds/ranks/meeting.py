@@ -83,6 +83,13 @@ class Meeting:
             f"unset {' '.join(NEEDED)}"
         )
 
+    def another_client(self) -> PrefixStore | None:
+        """The same store for another thread, which may wait for it; `None` for a rank without others."""
+        if self.launch.world_size == 1:
+            return None
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        return PrefixStore("lift_ds/watch", TCPStore(address, port, is_master=False, wait_for_workers=False))
+
     def await_listener(self, address: str, port: int) -> str:
         """Waits until somebody listens; returns why nobody could be reached in time, else nothing."""
         said = since = time.monotonic()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .control import control_group, waiting_in_control
+from .watchdog import Activity
 
 Item = TypeVar("Item")
 
@@ -24,19 +25,22 @@ class Collectives:
 
     Attributes:
         communication_seconds: What the host has waited for in `all_reduce` and `exchange`.
+        activity: What this rank does.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.control = control_group()
         self.communication_seconds = 0.0
+        self.activity = Activity()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Counts the seconds of its block."""
-        began = time.perf_counter()
+        began, before = time.perf_counter(), self.activity.at("waiting for the other ranks")
         yield
         self.communication_seconds += time.perf_counter() - began
+        self.activity.at(before)
 
     @property
     def rank(self) -> int:

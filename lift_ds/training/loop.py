@@ -168,10 +168,12 @@ def train_steps(
     """
     num_bad = 0
     for step in range(first_step, run.optim.steps):
+        engine.activity.begin(step + 1)
         clock = StepClock(engine)
         position = loader.state
         plan = plan_step(engine, objective, loader, stop, clock)
         if plan.must_stop:
+            engine.activity.rest()
             loader.state = position  # the step was fetched, but is not taken
             return step, plan.problem
         if buffers is not None:
@@ -201,6 +203,7 @@ def train_steps(
             record[f"{part}_seconds"] += rest[part]
             record["slowest_seconds"][part] += rest[part]
         record |= {"num_bad_steps": num_bad, "grad_norm": grad_norm, "lr": rate, "seconds": rest["seconds"]}
+        engine.activity.rest()
         if after_step(step + 1, record | {"tokens_per_second": record["num_tokens"] / rest["seconds"]}):
             return step + 1, None
     return run.optim.steps, None

@@ -21,6 +21,9 @@ from lift_ds.objectives import Objective, make_objective
 from lift_ds.objectives.lift import Lift
 from lift_ds.planning.report import Plan
 from lift_ds.ranks.background import BackgroundGroup, Links, NoLinks, ThreadRanks
+from lift_ds.ranks.launch import TIME_LIMIT, Launch, number_in
+from lift_ds.ranks.meeting import meet
+from lift_ds.ranks.watchdog import Watchdog
 from lift_ds.storage.run_record import write_run
 
 from .buffers import DifficultyBuffers
@@ -88,7 +91,7 @@ def execute(
     prepared: Prepared,
     source: WeightSource,
     ds_json: dict[str, Any],
-    is_main: bool,
+    launch: Launch,
     resumed: Resumed | None,
     plan: Plan,
 ) -> None:
@@ -96,7 +99,7 @@ def execute(
 
     `plan` says what the run will need.
     """
-    run = prepared.run
+    run, is_main = prepared.run, launch.is_main
     objective = make_objective(run.objective)
     engine = Engine(build_root(prepared, source, ds_json, objective), ds_json, run.optim)
     output = Path(run.output)
@@ -110,7 +113,9 @@ def execute(
     trainer = Trainer(prepared, ds_json, objective, engine, progress, metrics, stop, buffers, resumed, plan)
     if is_main:
         write_run(output, trainer.resolved)
-    with closing(metrics), closing(progress), attention_kernels(engine.root.kernel):
+    limit = 54 * number_in(TIME_LIMIT, 1, 10) if run.runtime.timeout is None else 60 * run.runtime.timeout
+    watchdog = Watchdog(engine.activity, launch.rank, launch.world_size, limit, meet(launch).another_client())
+    with closing(metrics), closing(progress), closing(watchdog), attention_kernels(engine.root.kernel):
         gc.freeze()  # modules and model stay: without this, every full collection walks through them for 0.1 s
         with stop.listening():
             step = trainer.fit()

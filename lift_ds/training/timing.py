@@ -42,8 +42,10 @@ class StepClock:
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Times its block as one of `PARTS`; a profile has it by this name."""
+        before = self.ranks.activity.at(name)
         with timed(self.ranks.device, name) as seconds:
             yield
+        self.ranks.activity.at(before)
         self.add(name, seconds)
 
     def add(self, name: str, seconds: Callable[[], float]) -> None:

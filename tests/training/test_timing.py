@@ -13,12 +13,17 @@ from lift_ds.models import layer_sizes
 from lift_ds.models.settings import LoraConfig, ModelConfig
 from lift_ds.planning import flops
 from lift_ds.planning.flops import Arithmetic
+from lift_ds.ranks.watchdog import Activity
 from lift_ds.training.efficiency import Efficiency
 from lift_ds.training.loop import _add_shown
 from lift_ds.training.metrics import StepTotals
 from lift_ds.training.modes import MAKES_ROOM, timed
 from lift_ds.training.timing import PARTS, StepClock, peak_memory
 from tests.conftest import Share
+
+
+def made_ranks(device, seconds):
+    return SimpleNamespace(device=torch.device(device), communication_seconds=seconds, activity=Activity())
 
 
 @pytest.fixture
@@ -51,7 +56,7 @@ def take_step(clock, ranks):
 
 
 def test_parts_of_a_step(clock):
-    ranks = SimpleNamespace(device=torch.device("cpu"), communication_seconds=7.0)  # of the steps before
+    ranks = made_ranks("cpu", 7.0)  # seconds of the steps before
     step = take_step(clock, ranks)
     seconds = step.read()
     assert seconds == {
@@ -85,7 +90,7 @@ def test_events_are_read_when_the_device_is_done_and_nothing_waits_before(clock,
     monkeypatch.setattr(torch.cuda, "Event", Event)
     stream = SimpleNamespace(synchronize=lambda: waits.append("step"))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
-    step = take_step(clock, SimpleNamespace(device=torch.device("cuda", 0), communication_seconds=0.0))
+    step = take_step(clock, made_ranks("cuda", 0.0))
     assert waits == []
     seconds = step.read()
     assert waits == ["step"]

@@ -7,6 +7,8 @@ import os
 import socket
 from dataclasses import dataclass
 
+from .schedulers import place_in_mpirun, place_in_srun
+
 EXPORTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")  # of torchrun, of deepspeed
@@ -40,20 +42,19 @@ class Launch:
 
 
 def read_launch() -> Launch:
-    """Reads the variables that `deepspeed` and `torchrun` set; maps MPI's; alone without either.
+    """Reads the variables that `deepspeed` and `torchrun` set; maps srun's and MPI's; alone without any.
 
     Raises:
-        RuntimeError: Some of them are set and some are not, or they say what cannot be; started by srun as several
-            tasks that know nothing of each other; MPI cannot be loaded, or knows of no other process.
+        RuntimeError: Some of them are set and some are not, or they say what cannot be; MPI knows of no other process,
+            or cannot be loaded and nothing says where processes on several machines meet.
     """
     given = [name for name in NEEDED if os.environ.get(name)]
     mpi_sizes = [name for name in MPI_RANKS if os.environ.get(name)]
     if mpi_sizes and not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} & set(given):
         export_mpi(mpi_sizes)
     elif not given:
-        if number_in(SLURM_TASKS, 1, 1) > 1:
-            raise RuntimeError("several srun tasks without torchrun: launchers/train.slurm starts one torchrun a node.")
-        export_rank(0, 1, 0, 1, "127.0.0.1", free_port())
+        num_tasks = number_in(SLURM_TASKS, 1, 1)
+        export_rank(*(place_in_srun(num_tasks) if num_tasks > 1 else (0, 1, 0, 1, "127.0.0.1", free_port())))
     elif len(given) < len(NEEDED):
         missing = ", ".join(name for name in NEEDED if name not in given)
         here = ", ".join(f"{name}={os.environ[name]}" for name in given)
@@ -111,7 +112,7 @@ def export_mpi(sizes: list[str]) -> None:
         sizes: Names of variables that say how many processes mpirun has started.
 
     Raises:
-        RuntimeError: The MPI library is missing, or is another one than mpirun's; variables of mpirun are missing.
+        RuntimeError: The MPI library is another one than mpirun's; variables of mpirun are missing.
     """
     num_started = [number_in(name, 1) for name in sizes]
     for name in sizes:
@@ -124,9 +125,9 @@ def export_mpi(sizes: list[str]) -> None:
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
-        raise RuntimeError(
-            f"started by mpirun, but mpi4py cannot load MPI: {error}. Install libmpi (OpenMPI)."
-        ) from error
+        name = sizes[0]
+        export_rank(*place_in_mpirun(name, MPI_RANKS[name], str(error)))
+        return
     world = MPI.COMM_WORLD
     if world.Get_size() == 1 < max(num_started):
         library = MPI.Get_library_version().split(",")[0].strip()
@@ -142,7 +143,7 @@ def export_mpi(sizes: list[str]) -> None:
     export_rank(world.Get_rank(), world.Get_size(), local.Get_rank(), local.Get_size(), address, port)
 
 
-def export_rank(rank: int, world_size: int, local_rank: int, local_size: int, address: str, port: int) -> None:
+def export_rank(rank: int, world_size: int, local_rank: int, local_size: int, address: str, port: int | str) -> None:
     """Sets the variables that torch.distributed reads."""
     values = (rank, world_size, local_rank, local_size, address, port)
     os.environ.update({name: str(value) for name, value in zip(EXPORTED, values, strict=True)})

@@ -1,12 +1,20 @@
 """What the environment says of this process, and what it must not say."""
 
 import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from lift_ds.ranks.launch import NEEDED, Launch, read_launch
+from lift_ds.ranks.schedulers import first_node, place_in_srun, tasks_of_nodes
+from tests.conftest import SMALL, clean_environment, free_port, latest, run
 
 WHOLE = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+SRUN = {  # the last of five tasks, in srun's documented variables
+    "SLURM_STEP_NUM_TASKS": "5", "SLURM_PROCID": "4", "SLURM_LOCALID": "1", "SLURM_NODEID": "1",
+    "SLURM_JOB_ID": "812345", "SLURM_STEP_ID": "1", "SLURM_STEP_NODELIST": "gpu[07-08]", "SLURM_STEP_TASKS_PER_NODE": "3,2",
+}  # fmt: skip
 STARTS = "start with `deepspeed --num_gpus 2 SCRIPT ...` or `torchrun --nproc_per_node 2 SCRIPT ...`"
 
 
@@ -37,6 +45,66 @@ def test_nothing_is_one_process(given):
     given({"MASTER_ADDR": "", "SLURM_STEP_NUM_TASKS": "1"})
     assert read_launch() == Launch(0, 1, 0, 1)
     assert read_launch() == Launch(0, 1, 0, 1)  # its own variables are a whole set
+
+
+def test_srun_alone(given):
+    """Without torchrun and without a library of MPI; the port follows from job and step."""
+    given(SRUN)
+    assert read_launch() == Launch(rank=4, world_size=5, local_rank=1, local_world_size=2)
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("gpu07", str(20000 + (812345 + 97) % 10000))
+    assert read_launch() == Launch(4, 5, 1, 2)  # what it has set is a whole set
+
+
+def test_a_place_to_meet_that_is_given(given):
+    given(SRUN | {"MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "29511"})
+    with pytest.raises(RuntimeError, match="MASTER_ADDR=10.0.0.7, MASTER_PORT=29511 in the environment, but not RANK"):
+        read_launch()
+    assert place_in_srun(5)[4:] == ("10.0.0.7", "29511")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("node1", "node1"), ("a1,b2", "a1"), ("gpu[07-09,12],login", "gpu07"), ("r[1,3]-ib0", "r1-ib0"), ("", "")],
+)
+def test_the_first_machine_of_a_list(nodes, first):
+    assert first_node(nodes) == first
+
+
+def test_tasks_of_machines():
+    assert tasks_of_nodes("2(x3),1") == [2, 2, 2, 1] and tasks_of_nodes("8") == [8]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+        | {"OMPI_COMM_WORLD_LOCAL_SIZE": "2"},
+        {"PMI_SIZE": "4", "PMI_RANK": "3", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"},
+    ],
+    ids=["OpenMPI", "MPICH"],
+)
+def test_mpirun_without_its_library(given, monkeypatch, values):
+    """On one machine the ranks meet by themselves; on several, where they are told to."""
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    given(values)
+    with pytest.raises(RuntimeError, match="mpi4py cannot load MPI.* set MASTER_ADDR and MASTER_PORT to where the"):
+        read_launch()
+    given({name: "4" for name in values if name in ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")})
+    assert read_launch() == Launch(rank=3, world_size=4, local_rank=1, local_world_size=4)
+    assert os.environ["MASTER_ADDR"] == "127.0.0.1"
+    assert os.environ["MASTER_PORT"] == str(20000 + os.getppid() % 10000)
+
+
+@pytest.mark.distributed
+def test_two_tasks_of_srun_train(tiny_dir, tmp_path):
+    """Started as srun starts them: with its variables, and nothing else."""
+    command = [sys.executable, "launchers/train.py", *latest(*SMALL, "--model", tiny_dir, "--output", tmp_path / "run")]
+    of_both = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_TASKS_PER_NODE": "2"}
+    of_both |= {"SLURM_NODEID": "0", "SLURM_JOB_ID": str(free_port()), "SLURM_STEP_ID": "0"}
+    with ThreadPoolExecutor(2) as pool:
+        tasks = [clean_environment(**of_both, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank)) for rank in range(2)]
+        done = list(pool.map(lambda environment: run(command, env=environment), tasks))
+    assert "2 ranks, ZeRO-3" in done[0].stdout and "2 ranks" not in done[1].stdout
 
 
 @pytest.mark.parametrize("name", NEEDED)
@@ -73,7 +141,16 @@ def test_half_set(given, name):
         (WHOLE | {"MASTER_PORT": "70000"}, "MASTER_PORT=70000: a whole number from 1 to 65535"),
         (WHOLE | {"MASTER_PORT": "http"}, "MASTER_PORT=http: a whole number from 1 to 65535"),
         (WHOLE | {"DEEPSPEED_TIMEOUT": "10 min"}, "DEEPSPEED_TIMEOUT=10 min: a whole number from 1 is needed"),
-        ({"SLURM_STEP_NUM_TASKS": "2"}, "several srun tasks without torchrun: launchers/train.slurm"),
+        (
+            {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"},
+            "several srun tasks (SLURM_STEP_NUM_TASKS=2), but not SLURM_LOCALID, SLURM_NODEID, SLURM_STEP_NODELIST, "
+            "SLURM_STEP_TASKS_PER_NODE in the environment: start with srun",
+        ),
+        (SRUN | {"SLURM_STEP_NUM_TASKS": "4"}, "SLURM_STEP_NUM_TASKS=4, but SLURM_PROCID=4, SLURM_LOCALID=1, "),
+        (SRUN | {"MASTER_PORT": "http", "MASTER_ADDR": ""}, "MASTER_PORT=http in the environment, but not RANK"),
+        (SRUN | {"SLURM_NODEID": "7"}, "SLURM_STEP_NUM_TASKS=5, but SLURM_PROCID=4, "),
+        (SRUN | {"SLURM_LOCALID": "3"}, "SLURM_STEP_NUM_TASKS=5, but SLURM_PROCID=4, "),
+        (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "many"}, "SLURM_STEP_NUM_TASKS=5, but SLURM_PROCID=4, "),
         ({"SLURM_STEP_NUM_TASKS": "two"}, "SLURM_STEP_NUM_TASKS=two: a whole number from 1"),
         (
             {"OMPI_COMM_WORLD_SIZE": "2"},

@@ -50,11 +50,13 @@ def read_launch() -> Launch:
     """
     given = [name for name in NEEDED if os.environ.get(name)]
     mpi_sizes = [name for name in MPI_RANKS if os.environ.get(name)]
-    if mpi_sizes and not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} & set(given):
+    knows_rank = bool({"RANK", "WORLD_SIZE", "LOCAL_RANK"} & set(given))
+    if mpi_sizes and not knows_rank:
         export_mpi(mpi_sizes)
+    elif not knows_rank and number_in(SLURM_TASKS, 1, 1) > 1:
+        export_rank(*place_in_srun(number_in(SLURM_TASKS, 1)))
     elif not given:
-        num_tasks = number_in(SLURM_TASKS, 1, 1)
-        export_rank(*(place_in_srun(num_tasks) if num_tasks > 1 else (0, 1, 0, 1, "127.0.0.1", free_port())))
+        export_rank(0, 1, 0, 1, "127.0.0.1", free_port())
     elif len(given) < len(NEEDED):
         missing = ", ".join(name for name in NEEDED if name not in given)
         here = ", ".join(f"{name}={os.environ[name]}" for name in given)

@@ -7,13 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from lift_ds.ranks.launch import NEEDED, Launch, read_launch
-from lift_ds.ranks.schedulers import first_node, place_in_srun, tasks_of_nodes
+from lift_ds.ranks.schedulers import first_node, tasks_of_nodes
 from tests.conftest import SMALL, clean_environment, free_port, latest, run
 
 WHOLE = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 SRUN = {  # the last of five tasks, in srun's documented variables
     "SLURM_STEP_NUM_TASKS": "5", "SLURM_PROCID": "4", "SLURM_LOCALID": "1", "SLURM_NODEID": "1",
-    "SLURM_JOB_ID": "812345", "SLURM_STEP_ID": "1", "SLURM_STEP_NODELIST": "gpu[07-08]", "SLURM_STEP_TASKS_PER_NODE": "3,2",
+    "SLURM_JOB_ID": "812345", "SLURM_STEP_ID": "1", "SLURM_STEP_NODELIST": "gpu[07-08]",
+    "SLURM_STEP_TASKS_PER_NODE": "3,2",
 }  # fmt: skip
 STARTS = "start with `deepspeed --num_gpus 2 SCRIPT ...` or `torchrun --nproc_per_node 2 SCRIPT ...`"
 
@@ -57,9 +58,8 @@ def test_srun_alone(given):
 
 def test_a_place_to_meet_that_is_given(given):
     given(SRUN | {"MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "29511"})
-    with pytest.raises(RuntimeError, match="MASTER_ADDR=10.0.0.7, MASTER_PORT=29511 in the environment, but not RANK"):
-        read_launch()
-    assert place_in_srun(5)[4:] == ("10.0.0.7", "29511")
+    assert read_launch() == Launch(4, 5, 1, 2)
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("10.0.0.7", "29511")
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_half_set(given, name):
             "SLURM_STEP_TASKS_PER_NODE in the environment: start with srun",
         ),
         (SRUN | {"SLURM_STEP_NUM_TASKS": "4"}, "SLURM_STEP_NUM_TASKS=4, but SLURM_PROCID=4, SLURM_LOCALID=1, "),
-        (SRUN | {"MASTER_PORT": "http", "MASTER_ADDR": ""}, "MASTER_PORT=http in the environment, but not RANK"),
+        (SRUN | {"MASTER_PORT": "http", "MASTER_ADDR": ""}, "MASTER_PORT=http: a whole number from 1 to 65535"),
         (SRUN | {"SLURM_NODEID": "7"}, "SLURM_STEP_NUM_TASKS=5, but SLURM_PROCID=4, "),
         (SRUN | {"SLURM_LOCALID": "3"}, "SLURM_STEP_NUM_TASKS=5, but SLURM_PROCID=4, "),
         (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "many"}, "SLURM_STEP_NUM_TASKS=5, but SLURM_PROCID=4, "),

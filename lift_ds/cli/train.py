@@ -41,6 +41,7 @@ from lift_ds.storage.manifest import read_manifest
 from lift_ds.storage.run_record import refuse_newer_run
 from lift_ds.training.inputs import Prepared, RunData, describe_other_format, open_weights, prepare
 from lift_ds.training.metrics import METRICS_FILE
+from lift_ds.training.preflight import compare_ranks, num_checkpoints
 from lift_ds.training.readers import lanes_line
 from lift_ds.training.resumed import check_position, find_together
 from lift_ds.training.run_files import ModelFolder, RunSources, claimed, list_sources, open_model
@@ -151,6 +152,10 @@ def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
         data = run.data.model_copy(update={"clock": clock})  # one time for all ranks, and all of the run
         run = run.model_copy(update={"output": output, "data": data})
         prepared, ds_json, plan = open_run(checked, run, launch, once)
+        if launch.world_size > 1:
+            needed = num_checkpoints(run.checkpoint, run.optim.steps, Path(output) / "checkpoints")
+            say = print if launch.is_main else len
+            compare_ranks(launch, ranks, prepared.folder, Path(output), plan.checkpoint(), needed, say)
         source = open_weights(prepared)
         meet(launch).gather("reading data and model")  # a rank that has failed meanwhile calls no collective
         execute(prepared, source, ds_json, launch, settings.resumed, plan)

@@ -61,7 +61,7 @@ def code_digest() -> str:
 
 
 def model_digests(folder: Path) -> dict[str, str]:
-    """Of each file of a model's folder that runs read: of its bytes where they are few, else of its size and samples."""
+    """Of each file that runs read in a model's folder: of its bytes where they are few, else of size and samples."""
     kinds = (*WHOLE_FILES, ".safetensors")
     return {path.name: _digest(path) for path in sorted(folder.iterdir()) if path.suffix in kinds}
 

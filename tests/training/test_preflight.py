@@ -67,7 +67,7 @@ def test_digests_of_a_model(tmp_path):
 
 @pytest.mark.parametrize(
     ("save_every", "keep", "there", "expected"),
-    [(10, 3, 0, 4), (10, 99, 0, 10), (0, 3, 0, 1), (10, 3, 3, 1), (10, 3, 9, 1), (100, 2, 0, 2)],
+    [(10, 3, 0, 4), (10, 99, 0, 10), (0, 3, 0, 1), (10, 3, 3, 1), (10, 3, 9, 1), (100, 2, 0, 1), (30, 2, 0, 3)],
 )
 def test_room_for_checkpoints(tmp_path, save_every, keep, there, expected):
     """Of 100 steps: the kept ones and one that is written before the oldest goes; those that are there have theirs."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Literal
+from datetime import date, datetime
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -154,6 +154,12 @@ class DataConfig(Section):
     def source_list(self) -> list[SourceConfig]:
         """What is read: the mixture, or `path` as the only source."""
         return self.sources or [SourceConfig(path=self.path)]
+
+    @field_validator("clock", mode="before")
+    @classmethod
+    def as_text(cls, clock: Any) -> Any:
+        """YAML reads a time as one."""
+        return clock.isoformat() if isinstance(clock, date) else clock
 
     @field_validator("clock")
     @classmethod

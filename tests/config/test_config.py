@@ -208,6 +208,19 @@ def test_flags_twice(capsys):
     assert "argument --model: given twice, b and c; remove one" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("2026-01-31T12:00:00", "2026-01-31T12:00:00"),
+        ("2026-01-31", "2026-01-31"),
+        ("'2026-01-31 12:00'", "2026-01-31 12:00"),
+    ],
+)
+def test_a_clock_that_yaml_takes_for_a_time(written, read):
+    config, problems = load_run_config(None, [f"data.clock={written}"])
+    assert not problems and config.data.clock == read
+
+
 def test_help_explains_every_key():
     explained = explain_keys()
     assert set(STABLE_KEYS) <= set(known_keys())

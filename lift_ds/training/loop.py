@@ -113,6 +113,7 @@ def compute_step(
         results.append(engine.forward_backward(batch, scale, (run.seed, step), clock, is_last))
         if not is_last:
             engine.end_micro_batch()
+    engine.trace.require_same(engine, step + 1)
     with clock.part("optimizer"):
         grad_norm = engine.update()
     totals.add_rank(clock.read(), peak_memory(engine.device), engine.world_size)
@@ -169,6 +170,7 @@ def train_steps(
     num_bad = 0
     for step in range(first_step, run.optim.steps):
         engine.activity.begin(step + 1)
+        engine.trace.begin()
         clock = StepClock(engine)
         position = loader.state
         plan = plan_step(engine, objective, loader, stop, clock)

@@ -341,6 +341,33 @@ def spikes(rank: int, stage: str) -> dict:
     return {"records": engine.gather_objects(records), "weights": weights, "norms": list(seen.norms)}
 
 
+def diverging(rank: int) -> dict:
+    """Rank 1 runs its two layers in the other order in step 3 of 5; nothing stays gathered or is fetched ahead."""
+    thresholds = dict.fromkeys((*THRESHOLDS, "stage3_prefetch_bucket_size"), 0)
+    engine = make_engine({"bf16": {"enabled": False}, "zero_optimization": {"stage": 3, **thresholds}}, 2, 1)
+    documents, noises = make_documents(7, [0.5, 0.8], set())
+    step_batch = StepBatch([collate([documents[rank]], [noises[rank]], 99)], 9, 0, 0, {})
+    blocks, taken = engine.root.model.model.transformer["blocks"], []
+    plain = list(blocks)
+
+    class Loader:
+        state: ClassVar[dict] = {}
+
+        def __next__(self) -> StepBatch:
+            if rank == 1 and len(taken) == 2:
+                blocks._modules.update({"0": plain[1], "1": plain[0]})
+            return step_batch
+
+    run, error = RunConfig(optim=OptimConfig(steps=5, global_batch=2), objective=LIFT3.settings), ""
+    try:
+        train_steps(
+            engine, run, LIFT3, Loader(), 0, StopRequest(), None, Spikes(None), lambda step, record: taken.append(step)
+        )
+    except RuntimeError as caught:
+        error = str(caught)
+    return {"errors": engine.gather_objects(error), "steps": len(taken)}
+
+
 def precisions(rank: int) -> dict:
     """Type of the weights with bf16 off and on under ZeRO-3, on a processor that has no float16."""
     get_accelerator().is_fp16_supported = lambda: False

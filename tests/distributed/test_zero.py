@@ -192,6 +192,18 @@ def test_a_spike_on_one_rank_is_left_out_on_all(tmp_path, stage):
     assert before == spiked != third != fourth
 
 
+def test_a_rank_that_runs_other_forwards_ends_the_run(tmp_path):
+    """Layers of equal shapes in another order: found before the step is applied, on both ranks."""
+    result = launch_job("diverging", tmp_path / "out.json")
+    first, second = result["errors"]
+    assert first == second
+    assert first.startswith(
+        "step 3: rank 1 ran other forwards than rank 0: call 2 was of model.model.transformer.blocks.1, not "
+        "model.model.transformer.blocks.0."
+    )
+    assert result["steps"] == 2
+
+
 def test_a_bad_step_on_one_rank_is_left_out_on_all(tmp_path):
     result = launch_job("bad_steps", tmp_path / "out.json")
     assert result["bad"] == [0, 1, 1]

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from lift_ds.config.loading import load_run_config
+from lift_ds.ranks.watchdog import Activity
 from lift_ds.training.profiling import StepProfile
 from lift_ds.training.timing import StepClock
 
-RANKS = SimpleNamespace(device=torch.device("cpu"), communication_seconds=0.0)
+RANKS = SimpleNamespace(device=torch.device("cpu"), communication_seconds=0.0, activity=Activity())
 
 
 def take_steps(profiled, steps):

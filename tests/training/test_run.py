@@ -76,7 +76,7 @@ def test_killed_and_resumed_is_bit_equal(straight, tiny_dir, tmp_path):
     """
     output = tmp_path / "run"
     command = ["deepspeed", "--num_gpus", "2", "--master_port", str(free_port()), "launchers/train.py"]
-    command += latest(*SMALL, "--model", tiny_dir, "--output", output, "optim.steps=100000", "checkpoint.keep=100000")
+    command += latest(*SMALL, "--model", tiny_dir, "--output", output, "optim.steps=100000", "checkpoint.keep=50")
     process = subprocess.Popen(
         command, cwd=REPOSITORY, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True,

@@ -5,12 +5,13 @@
 
 What follows `--` is the launcher's command; `--output` and `--resume auto` are added to it. It is started again until
 it ends with 0 (done, or stopped by a signal), at most `--restarts` times, after a pause that doubles while nothing is
-gained. It is not started again after an error of settings or data (exit status 2), nor when it failed twice in a row
-without a step gained and with the same last words: that would only loop. With `--hostfile`, machines that ssh does not
-reach are left out of the next start (the data, the difficulties and the checkpoints do not depend on the ranks).
+gained. It is not started again where its first start ends with 2 and without a step (an error of settings or data), nor
+when it failed three times in a row without a step gained and with the same error: that would only loop. With
+`--hostfile`, machines that ssh does not reach are left out of the next start (data, difficulties and checkpoints do not
+depend on the ranks).
 
-OUTPUT/supervise.jsonl has a line for every start and end: status, step reached, seconds, seconds of steps that were
-lost. At its end it says the goodput: seconds of the steps that count over all that passed.
+OUTPUT/supervise.jsonl has a line for every start and end: status, step reached, seconds. At its end it says the
+goodput: seconds of the steps that it gained, each once, over all that passed.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lift_ds.storage.run_record import read_run
 from lift_ds.training.metrics import METRICS_FILE, read_metrics
 
 from .tool import Tool, check_counts, flag
@@ -37,6 +39,7 @@ from .tool import Tool, check_counts, flag
 LOG_FILE = "supervise.jsonl"
 SETTINGS_STATUS = 2
 LONGEST_PAUSE = 600.0
+MOST_SAME = 2  # times that the same error may follow itself
 LAST_LINES = 20  # of what a start printed, which are compared and kept
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -69,7 +72,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Returns the exit status of the last start."""
-        began, num_started, num_idle, before = time.time(), 0, 0, ("", -1)
+        began, num_started, num_idle, num_same, before = time.time(), 0, 0, 0, ("", -1)
         self.output.mkdir(parents=True, exist_ok=True)
         while True:
             first_step = self.step_reached()
@@ -79,25 +82,30 @@ class Supervisor:
             num_started += 1
             step = self.step_reached()
             self.log("end", status=status, step=step, seconds=round(time.time() - started, 1), last_words=words)
-            reason = self.why_not_again(status, num_started, before == (words, step))
+            num_same = num_same + 1 if words and before == (words, step) else 0
+            is_settings = status == SETTINGS_STATUS and num_started == 1 and step == first_step
+            reason = self.why_not_again(status, num_started, num_same, is_settings)
             if reason is not None:
-                self.summarise(reason, num_started, time.time() - began)
+                self.summarise(reason, num_started, began)
                 return status
             before, num_idle = (words, step), 0 if step > first_step else num_idle + 1
             seconds = min(LONGEST_PAUSE, self.backoff * 2 ** max(0, num_idle - 1))
             print(f"supervise: exit status {status} at step {step}; again in {seconds:.0f} s", flush=True)
             self.pause(seconds)
+            if self.stopped_by:
+                self.summarise("stopped", num_started, began)
+                return status
 
-    def why_not_again(self, status: int, num_started: int, is_the_same: bool) -> str | None:
+    def why_not_again(self, status: int, num_started: int, num_same: int, is_settings: bool) -> str | None:
         """Why the command is not started again; `None` where it is."""
         if status == 0:
             return "stopped" if self.stopped_by else "done"
         if self.stopped_by:
             return "stopped"
-        if status == SETTINGS_STATUS:
+        if is_settings:
             return "an error of settings or data, which comes again"
-        if is_the_same:
-            return "failed twice at the same step with the same words: it would loop"
+        if num_same >= MOST_SAME:
+            return f"failed {MOST_SAME + 1} times at the same step with the same error: it would loop"
         if num_started > self.restarts:
             return f"failed after {self.restarts} restarts, as many as --restarts allows"
         return None
@@ -111,10 +119,12 @@ class Supervisor:
                 print(f"supervise: {name} cannot be reached and is left out", flush=True)
             if len(here) < self.min_nodes:
                 print(f"supervise: {len(here)} machines of --min-nodes={self.min_nodes} can be reached", flush=True)
-                return 1, f"only {len(here)} machines"
+                return 1, ""
             path = self.output / f"hostfile-{number}"
             path.write_text("".join(f"{line}\n" for line in here.values()), encoding="utf-8")
-            command[1:1] = ["--hostfile", str(path)]
+            command[1:1] = ["--hostfile", str(path), "--force_multi"]
+            if len(here) < len(self.hosts):
+                command.append(f"runtime.nodes={len(here)}")
         lines: deque[str] = deque(maxlen=LAST_LINES)
         into = subprocess.PIPE
         self.process = subprocess.Popen(
@@ -132,8 +142,8 @@ class Supervisor:
     def stop(self, number: int, frame: Any) -> None:
         """Passes a signal on to the ranks here, one of which is enough to stop all, and starts nothing again."""
         self.stopped_by = number
-        if self.process is None:
-            raise KeyboardInterrupt  # it is waiting for the next start
+        if self.process is None:  # it is waiting for the next start
+            return
         ranks = ranks_below(self.process.pid)
         for pid in ranks:
             with suppress(ProcessLookupError):
@@ -145,14 +155,23 @@ class Supervisor:
         """The last step in the run's metrics; 0 without any."""
         return max((record["step"] for record in read_metrics(self.output / METRICS_FILE, "step")), default=0)
 
+    def steps_a_record(self) -> int:
+        """Steps for each of which one is recorded (`log_every`)."""
+        try:
+            return int(read_run(self.output)["run"]["log_every"])
+        except (ValueError, KeyError):
+            return 1
+
     def log(self, event: str, **facts: Any) -> None:
         """A line of the log."""
         with (self.output / LOG_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, "time": round(time.time(), 1), **facts}) + "\n")
 
-    def summarise(self, reason: str, num_started: int, seconds: float) -> None:
+    def summarise(self, reason: str, num_started: int, began: float) -> None:
         """Says and logs what it came to."""
-        useful = sum(record["seconds"] for record in read_metrics(self.output / METRICS_FILE, "step"))
+        seconds = time.time() - began
+        gained = [each for each in read_metrics(self.output / METRICS_FILE, "step") if each["time"] >= began]
+        useful = sum(each["seconds"] for each in gained) * self.steps_a_record()
         goodput = useful / seconds if seconds else 0.0
         self.log("summary", reason=reason, starts=num_started, seconds=round(seconds, 3), goodput=round(goodput, 4))
         print(
@@ -160,6 +179,13 @@ class Supervisor:
             f"{goodput:.1%} (steps that count, over all that passed)",
             flush=True,
         )
+
+
+def wait(supervisor: Supervisor, seconds: float) -> None:
+    """Waits, until it is to stop."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and not supervisor.stopped_by:
+        time.sleep(min(1.0, seconds))
 
 
 def read_hosts(path: Path) -> dict[str, str]:
@@ -236,6 +262,7 @@ def supervise(command: list[str], arguments: argparse.Namespace) -> None:
     supervisor = Supervisor(
         whole, arguments.output, arguments.restarts, arguments.backoff, hosts, arguments.min_nodes, reaches
     )
+    supervisor.pause = partial(wait, supervisor)
     for number in STOPS:
         signal.signal(number, supervisor.stop)
     sys.exit(supervisor.run())

@@ -141,7 +141,7 @@ def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
         check_semaphores(f"data.workers={run.data.workers}")
     engine.start_distributed(launch)  # before anything slow: a rank may be missing, or the port taken
     ranks = Collectives(engine.current_device())
-    settings.require_same(ranks)
+    settings.require_same(ranks, checked.ds_json)
     require_nodes(run.runtime.nodes, ranks)
     once = Once(launch, ranks)
     with claimed(run.output, settings.is_numbered, ranks) as output:
@@ -153,9 +153,9 @@ def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
         run = run.model_copy(update={"output": output, "data": data})
         prepared, ds_json, plan = open_run(checked, run, launch, once)
         if launch.world_size > 1:
-            needed = num_checkpoints(run.checkpoint, run.optim.steps, Path(output) / "checkpoints")
+            count = partial(num_checkpoints, run.checkpoint, run.optim.steps, Path(output) / "checkpoints")
             say = print if launch.is_main else len
-            compare_ranks(launch, ranks, prepared.folder, Path(output), plan.checkpoint(), needed, say)
+            compare_ranks(launch, ranks, prepared.folder, Path(output), plan.checkpoint(), count, say)
         source = open_weights(prepared)
         meet(launch).gather("reading data and model")  # a rank that has failed meanwhile calls no collective
         execute(prepared, source, ds_json, launch, settings.resumed, plan)
@@ -179,9 +179,12 @@ def require_whole(checked: Checked, ranks: Collectives) -> None:
     """Checks every byte of the checkpoint that a new run takes its weights from; all ranks call it.
 
     Raises:
-        ValueError: It is damaged; on every rank.
+        ValueError: It is damaged, or machines see another one by that name; on every rank.
     """
     checkpoint, resumed = checked.model.checkpoint, checked.settings.resumed
+    named = sorted(set(map(str, ranks.gather_objects(checkpoint))))
+    if len(named) > 1:
+        raise ValueError(f"model.path={checked.model.path} is not the same everywhere: {', '.join(named)}; name one")
     if checkpoint is not None and (resumed is None or not resumed.has_steps):
         find_together(checkpoint.parent, str(checkpoint), ranks, "model.path")
         step = read_manifest(checkpoint).step

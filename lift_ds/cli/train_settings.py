@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from lift_ds.config.deepspeed import flat, read_ds_json, settle_ds_json
 from lift_ds.config.loading import read_given, read_recipe, resolve
 from lift_ds.config.resuming import (
+    JSON_PREFIX,
     Change,
     Meaning,
     differing,
@@ -104,14 +105,14 @@ class Settings:
             self.changes += [Change("ranks", before, world_size)] if before != world_size else []
         return settled
 
-    def require_same(self, ranks: Ranks) -> None:
+    def require_same(self, ranks: Ranks, ds_json: dict[str, Any]) -> None:
         """Checks that all ranks have read the same settings and go on with the same run; all of them call it.
 
         Raises:
             ValueError: They do not; on every rank.
         """
         resumed = None if self.resumed is None else str(self.resumed.folder)
-        mine = flat(self.run.model_dump()) | {"run that goes on": resumed}
+        mine = flat(self.run.model_dump()) | flat(ds_json, JSON_PREFIX) | {"run that goes on": resumed}
         if self.is_numbered:
             del mine["output"]  # a new folder has the name that rank 0 finds free
         (_, first), *others = ranks.gather_objects((socket.gethostname(), mine))

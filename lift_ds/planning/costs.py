@@ -2,8 +2,8 @@
 
     ZeRO-3, a micro-batch   weights for the scoring pass, the forward and, where they were let go, the backward:
                             w T (n - 1)/n each; gradients w P (n - 1)/n
-    with hpZ over h ranks   the first of these gathers in a step from all ranks, the others within the machine, with h
-                            for n
+    with hpZ over h ranks   of what is trained the first of these gathers in a step comes from all ranks, all others
+                            within the machine, with h for n
     ZeRO-1 and 2            gradients all-reduced, 2 w P (n - 1)/n a micro-batch (stage 1: a step);
                             weights w P (n - 1)/n a step
 
@@ -84,7 +84,8 @@ def received_in_step(setup: Setup, num_micro_batches: int) -> Received:
     weights, gradients = float(sizes.total - sizes.small), num_micro_batches * float(sizes.trained)
     if setup.second_cut == 1:
         return Received(of_all * (gathers * weights + gradients))
-    return Received(of_all * (weights + gradients), share(setup.second_cut) * (gathers - 1.0) * weights)
+    changed = min(weights, float(sizes.trained))  # frozen weights keep their second cut from the start on
+    return Received(of_all * (changed + gradients), share(setup.second_cut) * (gathers * weights - changed))
 
 
 def step_seconds(setup: Setup, num_micro_batches: int, num_nodes: int, rates: Rates) -> tuple[float, float]:

@@ -88,7 +88,8 @@ class Meeting:
         if self.launch.world_size == 1:
             return None
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        return PrefixStore("lift_ds/watch", TCPStore(address, port, is_master=False, wait_for_workers=False))
+        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)
+        return PrefixStore(f"lift_ds/watch/{restart}", TCPStore(address, port, is_master=False, wait_for_workers=False))
 
     def await_listener(self, address: str, port: int) -> str:
         """Waits until somebody listens; returns why nobody could be reached in time, else nothing."""

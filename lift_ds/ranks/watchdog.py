@@ -17,7 +17,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 GRACE_SECONDS = 3.0  # for the other ranks to say where they are, too
@@ -48,7 +48,7 @@ class Doing:
     Args:
         step: Number of the step.
         part: Its part.
-        since: When that began, in seconds of `time.time`.
+        since: When that began, in seconds of `time.monotonic` on its machine.
     """
 
     step: int
@@ -56,7 +56,12 @@ class Doing:
     since: float
 
     def __str__(self) -> str:
-        return f"step {self.step}, {self.part} for {time.time() - self.since:.0f} s"
+        return f"step {self.step}, {self.part} for {self.seconds:.0f} s"
+
+    @property
+    def seconds(self) -> float:
+        """How long it has taken so far."""
+        return time.monotonic() - self.since
 
 
 class Activity:
@@ -67,14 +72,14 @@ class Activity:
 
     def begin(self, step: int) -> None:
         """A step begins."""
-        self.doing = Doing(step, "planning", time.time())
+        self.doing = Doing(step, "planning", time.monotonic())
 
     def at(self, part: str) -> str:
         """A part of the step begins; returns the one before."""
         before = self.doing
         if before is None:
             return ""
-        self.doing = Doing(before.step, part, time.time())
+        self.doing = Doing(before.step, part, time.monotonic())
         return before.part
 
     def rest(self) -> None:
@@ -105,8 +110,8 @@ class Watchdog:
     ) -> None:
         self.activity, self.rank, self.world_size, self.limit = activity, rank, world_size, limit
         self.store, self.end = store, end
-        self.main = threading.get_ident()
-        self.stopping = threading.Event()
+        self.main, self.num_told = threading.get_ident(), 0
+        self.stopping, self.pause = threading.Event(), min(1.0, limit / 10)
         if limit:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
@@ -115,17 +120,17 @@ class Watchdog:
         self.stopping.set()
 
     def _watch(self) -> None:
-        pause = min(10.0, self.limit / 10)
-        while not self.stopping.wait(pause):
+        while not self.stopping.wait(self.pause):
             doing = self.activity.doing
             self._tell(doing)
-            if doing is not None and time.time() - doing.since > self.limit:
+            if doing is not None and doing.seconds > self.limit:
                 self._give_up(doing)
                 return
 
     def _tell(self, doing: Doing | None) -> None:
         if self.store is not None:
-            now = {"host": socket.gethostname(), "seen": time.time(), "doing": doing and asdict(doing)}
+            self.num_told += 1
+            now = {"host": socket.gethostname(), "number": self.num_told, "doing": doing and str(doing)}
             with suppress(RuntimeError):  # rank 0, which holds the store, has gone
                 self.store.set(f"doing/{self.rank}", json.dumps(now))
 
@@ -135,33 +140,46 @@ class Watchdog:
             f"rank {self.rank} on {socket.gethostname()} is stuck: {doing}; runtime.timeout is {self.limit / 60:g} "
             f"minutes. Its main thread:\n{stack}"
         )
-        time.sleep(GRACE_SECONDS)
+        self._stay(doing, GRACE_SECONDS)
         if self.store is not None:
             listing = threading.Thread(target=self._list_all, daemon=True)  # a store may never answer
             listing.start()
-            listing.join(GRACE_SECONDS)
+            self._stay(doing, 2 * GRACE_SECONDS)  # also where another rank lists: it sees that this one lives
             if listing.is_alive():
                 self._say(f"rank {self.rank}: rank 0, where the ranks tell each other, does not answer")
         self.end(ENDED)
+
+    def _stay(self, doing: Doing, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self._tell(doing)
+            time.sleep(self.pause)
 
     def _list_all(self) -> None:
         assert self.store is not None
         with suppress(RuntimeError):
             if self.store.compare_set("stuck", "", str(self.rank)) != str(self.rank).encode():
                 return
-            lines = [self._line(rank) for rank in range(min(self.world_size, LISTED_RANKS))]
+            ranks = range(min(self.world_size, LISTED_RANKS))
+            before = [self._told(rank) for rank in ranks]
+            self.stopping.wait(min(GRACE_SECONDS, 3 * self.pause))
+            lines = [self._line(rank, told, self._told(rank)) for rank, told in zip(ranks, before, strict=True)]
             rest = f"\n  and {self.world_size - LISTED_RANKS} more" if self.world_size > LISTED_RANKS else ""
             self._say("where the ranks are:\n" + "\n".join(lines) + rest)
 
-    def _line(self, rank: int) -> str:
+    def _told(self, rank: int) -> dict[str, Any] | None:
         assert self.store is not None
         if not self.store.check([f"doing/{rank}"]):
+            return None
+        told: dict[str, Any] = json.loads(self.store.get(f"doing/{rank}"))
+        return told
+
+    def _line(self, rank: int, before: dict[str, Any] | None, now: dict[str, Any] | None) -> str:
+        if now is None:
             return f"  rank {rank}: has told nothing"
-        told = json.loads(self.store.get(f"doing/{rank}"))
-        doing = Doing(**told["doing"]) if told["doing"] else "between steps"
-        silent = time.time() - told["seen"]
-        sign = f"; NO SIGN OF LIFE for {silent:.0f} s" if silent > max(self.limit / 2, 2 * GRACE_SECONDS) else ""
-        return f"  rank {rank} on {told['host']}: {doing}{sign}"
+        is_silent = rank != self.rank and before is not None and before["number"] == now["number"]
+        sign = "; NO SIGN OF LIFE since" if is_silent else ""
+        return f"  rank {rank} on {now['host']}: {now['doing'] or 'between steps'}{sign}"
 
     def _say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)

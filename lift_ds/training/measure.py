@@ -89,7 +89,7 @@ class Measurements:
         self.last["heldout_loss"] = (step, loss.mean)
         every = self.prepared.run.eval.every
         if every and step % every == 0:
-            self.patience.note(step, loss.mean)
+            self.patience.note(step, loss.mean, self.digest("heldout_loss"))
         record = {
             "mean": loss.mean,
             "levels": list(LEVELS),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 from lift_ds.text_files import load_json, read_text
 
@@ -18,17 +19,22 @@ class Patience:
     """
 
     def __init__(self, most: int) -> None:
-        self.most, self.best, self.num_since, self.step = most, math.inf, 0, -1
+        self.most, self.best, self.num_since, self.step, self.measured_on = most, math.inf, 0, -1, ""
 
     @property
     def is_over(self) -> bool:
         """Whether the run should end."""
         return 0 < self.most <= self.num_since
 
-    def note(self, step: int, loss: float) -> None:
-        """Takes in a measurement after `step`, once; one that is not a number is no improvement."""
+    def note(self, step: int, loss: float, measured_on: str = "") -> None:
+        """Takes in a measurement after `step`, once; one that is not a number is no improvement.
+
+        Losses of other rows (`measured_on`) do not compare: it begins anew.
+        """
         if step <= self.step:
             return
+        if measured_on != self.measured_on:
+            self.best, self.num_since, self.measured_on = math.inf, 0, measured_on
         self.step = step
         if loss < self.best:
             self.best, self.num_since = loss, 0
@@ -38,7 +44,8 @@ class Patience:
     def save(self, folder: Path) -> None:
         """Writes it into a checkpoint, where it is asked for."""
         if self.most:
-            state = {"step": self.step, "best": self.best if math.isfinite(self.best) else None}
+            state: dict[str, Any] = {"step": self.step, "best": self.best if math.isfinite(self.best) else None}
+            state |= {"measured_on": self.measured_on}
             (folder / PATIENCE_FILE).write_text(json.dumps(state | {"num_since": self.num_since}), encoding="ascii")
 
     def load(self, folder: Path) -> bool:
@@ -50,4 +57,5 @@ class Patience:
         state = load_json(read_text(folder / PATIENCE_FILE))
         self.best = math.inf if state["best"] is None else float(state["best"])
         self.num_since, self.step = int(state["num_since"]), int(state["step"])
+        self.measured_on = str(state["measured_on"])
         return True

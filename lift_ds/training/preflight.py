@@ -112,23 +112,25 @@ def find_differences(everyones: list[Facts]) -> list[str]:
 
 
 def num_checkpoints(config: CheckpointConfig, steps: int, folder: Path) -> int:
-    """How many more checkpoints there have to be room for: the kept ones and the one that is being written."""
+    """How many more checkpoints there must be room for: the kept ones, the best, and the one that is being written."""
     written = -(-steps // config.save_every) if config.save_every else 1
     there = len(list(folder.glob("step-*")))
-    return max(1, min(config.keep, written) + (written > config.keep) - there)
+    best = config.best_by != "none" and written > config.keep
+    return max(1, min(config.keep, written) + (written > config.keep) + best - there)
 
 
 def measure_links(ranks: Collectives) -> tuple[float, float]:
     """Seconds of an all-reduce of one number, medians, and bytes a second of one of 16 MiB, the best; all call it."""
 
-    def seconds(values: torch.Tensor) -> Iterator[float]:
+    def seconds(num_elements: int) -> Iterator[float]:
+        values = torch.zeros(num_elements, device=ranks.device)
         for _ in range(ROUNDS):
             began = time.perf_counter()
-            ranks.all_reduce(values)
+            torch.distributed.all_reduce(values)
+            float(values[0])  # waits for the device
             yield time.perf_counter() - began
 
-    latency = statistics.median(seconds(torch.zeros(1)))
-    return latency, MESSAGE_BYTES / min(seconds(torch.zeros(MESSAGE_BYTES // 4)))
+    return statistics.median(seconds(1)), MESSAGE_BYTES / min(seconds(MESSAGE_BYTES // 4))
 
 
 def compare_ranks(
@@ -137,7 +139,7 @@ def compare_ranks(
     model: Path,
     output: Path,
     checkpoint_bytes: int,
-    num_needed: int,
+    count_needed: Callable[[], int],
     say: Callable[[str], Any],
 ) -> None:
     """Compares all ranks, measures what they need, says it as a table; all of them call it.
@@ -148,7 +150,7 @@ def compare_ranks(
         model: Folder of the model, on this machine.
         output: The run's folder.
         checkpoint_bytes: What a checkpoint takes.
-        num_needed: How many there must be room for.
+        count_needed: Counts how many there must be room for; rank 0 calls it.
         say: What prints a table on rank 0.
 
     Raises:
@@ -160,7 +162,7 @@ def compare_ranks(
     gathered = ranks.gather_objects(mine)
     everyones = [Facts(**(vars(facts) | {"clock": clock})) for facts, clock in zip(gathered, clocks, strict=True)]
     problems = find_differences(everyones)
-    free = ranks.on_main(lambda: shutil.disk_usage(output).free)
+    free, num_needed = ranks.on_main(lambda: (shutil.disk_usage(output).free, count_needed()))
     needed = num_needed * checkpoint_bytes
     what = "a checkpoint takes" if num_needed == 1 else f"{num_needed} checkpoints take"
     disk = f"{free / GIB:.1f} GiB free in {output}, {what} {needed / GIB:.1f}"

@@ -151,11 +151,13 @@ def open_model(path: str, with_weights: bool = True, once: Once = ALONE) -> Mode
     Raises:
         ValueError: There is no such model, its config is of no known family, or a checkpoint is not whole.
     """
-    checkpoint = once.per_node("looking for a checkpoint", partial(checkpoint_at, path))
-    if checkpoint is not None:
-        return ModelFolder(path, checkpoint / HF_FOLDER, read_config(checkpoint / HF_FOLDER), checkpoint)
-    folder = once.per_node("finding the model", partial(resolve_folder, path, with_weights))
-    return ModelFolder(path, folder, read_config(folder))
+
+    def find() -> tuple[Path | None, Path]:
+        checkpoint = checkpoint_at(path)
+        return checkpoint, resolve_folder(path, with_weights) if checkpoint is None else checkpoint / HF_FOLDER
+
+    checkpoint, folder = once.per_node("finding the model", find)
+    return ModelFolder(path, folder, read_config(folder), checkpoint)
 
 
 class SourcesError(ValueError):

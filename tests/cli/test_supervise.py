@@ -14,7 +14,7 @@ from lift_ds.cli.supervise import LOG_FILE, Supervisor, ranks_below, read_hosts
 from tests.conftest import REPOSITORY, SMALL, clean_environment, free_port, latest, read_steps
 
 STANDS_IN = """
-import json, sys
+import json, sys, time
 from pathlib import Path
 output, plan = Path(sys.argv[sys.argv.index("--output") + 1]), json.loads(sys.argv[1])
 number = len(list(output.glob("start-*")))
@@ -22,7 +22,7 @@ number = len(list(output.glob("start-*")))
 status, steps, words = plan[min(number, len(plan) - 1)]
 with open(output / "metrics.jsonl", "a") as file:
     for step in steps:
-        file.write(json.dumps({"kind": "step", "step": step, "seconds": 0.5}) + "\\n")
+        file.write(json.dumps({"kind": "step", "step": step, "seconds": 0.5, "time": time.time()}) + "\\n")
 print(words)
 sys.exit(status)
 """
@@ -55,8 +55,13 @@ def test_it_is_started_again_until_it_is_done(tmp_path):
 @pytest.mark.parametrize(
     ("plan", "starts", "reason"),
     [
-        ([(2, [1], "error: no such key")], 1, "an error of settings or data"),
-        ([(1, [1], "error: at 12:03 rank 3"), (1, [], "error: at 13:11 rank 0")], 2, "failed twice at the same step"),
+        ([(2, [], "error: no such key")], 1, "an error of settings or data"),
+        (
+            [(1, [1], "error: at 12:03 rank 3"), (2, [], "error: at 13:11 rank 0"), (1, [], "error: at 14:11 rank 1")],
+            3,
+            "failed 3 times at the same step with the same error",
+        ),
+        ([(1, [1], "killed"), *[(1, [], "")] * 9], 3, "failed after 2 restarts"),
         ([(1, [number], "error") for number in range(9)], 3, "failed after 2 restarts"),
     ],
 )
@@ -78,7 +83,7 @@ def test_a_machine_that_is_gone_is_left_out(tmp_path, capsys):
     hosts = read_hosts(hostfile)
     assert hosts == {"a": "a slots=8", "b": "b slots=4"}
     launcher = tmp_path / "launcher"
-    launcher.write_text('#!/bin/sh\ncat "$2"\nexit 1\n')
+    launcher.write_text('#!/bin/sh\necho "$@" > "${2%hostfile-*}args-${2##*-}"\nexit 1\n')
     launcher.chmod(0o755)
     output = tmp_path / "run"
     made = Supervisor([str(launcher), "train.py"], output, 1, 0.0, hosts, 1, is_reachable, lambda _: gone.add("a"))
@@ -88,6 +93,7 @@ def test_a_machine_that_is_gone_is_left_out(tmp_path, capsys):
     gone.add("b")
     assert made.run() == 1
     printed = capsys.readouterr().out
+    assert "runtime.nodes=1" in (output / "args-1").read_text() and "runtime" not in (output / "args-0").read_text()
     assert "a cannot be reached and is left out" in printed and "0 machines of --min-nodes=1 can be reached" in printed
 
 

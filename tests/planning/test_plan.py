@@ -123,6 +123,10 @@ def test_a_second_cut_keeps_what_crosses_nodes_to_one_gather():
     assert received_in_step(twice, 2) == Received((cut + gradients) * 3 / 4, 5 * cut / 2)
     assert Received(40e9, 200e9).seconds(2, Rates(node_gbytes=200, network_gbytes=40)) == 2.0
     assert Received(40e9, 200e9).seconds(1, Rates(node_gbytes=200, network_gbytes=40)) == 1.2
+    adapted = replace(twice, lora=LoraConfig(rank=4))
+    trained, frozen_too = adapted.sizes().trained, 2 * (adapted.sizes().total - adapted.sizes().small)
+    within = (6 * frozen_too - 2 * trained) / 2
+    assert received_in_step(adapted, 2) == Received(3 * 2 * trained * 3 / 4, within)
     kept = estimate(twice).kept
     assert kept["second cut"] == 2 * sizes.total / 2 and "second cut" not in estimate(once).kept
 

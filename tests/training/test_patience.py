@@ -19,6 +19,8 @@ def test_measurements_without_an_improvement():
     patience.note(6, 9.0)
     patience.note(6, 9.0)  # once more, of a run that goes on: it counts once
     assert (patience.best, patience.num_since) == (1.0, 0)
+    patience.note(7, 5.0, "other rows")
+    assert (patience.best, patience.num_since) == (5.0, 0)
     endless = Patience(0)
     for step in range(9):
         endless.note(step, 1.0)

@@ -120,6 +120,7 @@ class Watchdog:
         self.stopping.set()
 
     def _watch(self) -> None:
+        self._tell(self.activity.doing)
         while not self.stopping.wait(self.pause):
             doing = self.activity.doing
             self._tell(doing)

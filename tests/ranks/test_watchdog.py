@@ -97,9 +97,9 @@ def test_a_rank_that_is_stopped(tiny_dir, tmp_path):
             of_rank = {rank_of(int(pid)): int(pid) for pid in ranks}
             os.kill(of_rank["1"], signal.SIGSTOP)
             since = time.monotonic()
-            while os.path.exists(f"/proc/{of_rank['0']}") and time.monotonic() - since < 60:
+            while os.path.exists(f"/proc/{of_rank['0']}") and time.monotonic() - since < 150:
                 time.sleep(0.1)
-            assert time.monotonic() - since < 60
+            assert time.monotonic() - since < 150
         finally:
             for pid in of_rank.values():
                 if os.path.exists(f"/proc/{pid}"):

@@ -124,11 +124,15 @@ def test_ranks_that_found_other_settings(tmp_path, monkeypatch):
     given = make_parser().parse_intermixed_args(["--deepspeed", str(REPOSITORY / "ds_configs" / "zero3.json")])
     settings = read_settings(given)
     assert settings.is_numbered and settings.run.output == "runs/001"
-    settings.require_same(SecondDiffers({}))
+    settings.require_same(SecondDiffers({}), {"zero_optimization": {"stage": 3}})
     expected = (
         f"rank 1 on node2 starts with other settings than rank 0: optim.lr: {settings.run.optim.lr} -> 3.0; "
         "run that goes on: none -> runs/007. All nodes need the same files"
     )
     with pytest.raises(ValueError) as caught:
-        settings.require_same(SecondDiffers({"optim.lr": 3.0, "run that goes on": "runs/007"}))
+        settings.require_same(SecondDiffers({"optim.lr": 3.0, "run that goes on": "runs/007"}), {})
     assert str(caught.value).startswith(expected)
+    with pytest.raises(ValueError, match=r"deepspeed\.zero_optimization\.stage: 3 -> 2"):
+        settings.require_same(
+            SecondDiffers({"deepspeed.zero_optimization.stage": 2}), {"zero_optimization": {"stage": 3}}
+        )

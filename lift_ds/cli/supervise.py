@@ -56,7 +56,7 @@ class Supervisor:
         hosts: Lines of the hostfile by machine; empty without one.
         min_nodes: Fewest machines to go on with.
         is_reachable: Whether a machine can be reached.
-        pause: Waits some seconds.
+        pause: Waits some seconds; by default until it is to stop, too.
     """
 
     command: list[str]
@@ -66,7 +66,7 @@ class Supervisor:
     hosts: dict[str, str]
     min_nodes: int
     is_reachable: Callable[[str], bool]
-    pause: Callable[[float], Any] = time.sleep
+    pause: Callable[[float], Any] | None = None
     process: subprocess.Popen[str] | None = field(default=None, init=False)
     stopped_by: int | None = field(default=None, init=False)
 
@@ -91,7 +91,7 @@ class Supervisor:
             before, num_idle = (words, step), 0 if step > first_step else num_idle + 1
             seconds = min(LONGEST_PAUSE, self.backoff * 2 ** max(0, num_idle - 1))
             print(f"supervise: exit status {status} at step {step}; again in {seconds:.0f} s", flush=True)
-            self.pause(seconds)
+            (self.pause or self.wait)(seconds)
             if self.stopped_by:
                 self.summarise("stopped", num_started, began)
                 return status
@@ -151,6 +151,12 @@ class Supervisor:
         if not ranks:  # they were started elsewhere, or not yet
             os.killpg(self.process.pid, signal.SIGTERM)
 
+    def wait(self, seconds: float) -> None:
+        """Waits, until it is to stop."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self.stopped_by:
+            time.sleep(min(1.0, seconds))
+
     def step_reached(self) -> int:
         """The last step in the run's metrics; 0 without any."""
         return max((record["step"] for record in read_metrics(self.output / METRICS_FILE, "step")), default=0)
@@ -179,13 +185,6 @@ class Supervisor:
             f"{goodput:.1%} (steps that count, over all that passed)",
             flush=True,
         )
-
-
-def wait(supervisor: Supervisor, seconds: float) -> None:
-    """Waits, until it is to stop."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until and not supervisor.stopped_by:
-        time.sleep(min(1.0, seconds))
 
 
 def read_hosts(path: Path) -> dict[str, str]:
@@ -262,7 +261,6 @@ def supervise(command: list[str], arguments: argparse.Namespace) -> None:
     supervisor = Supervisor(
         whole, arguments.output, arguments.restarts, arguments.backoff, hosts, arguments.min_nodes, reaches
     )
-    supervisor.pause = partial(wait, supervisor)
     for number in STOPS:
         signal.signal(number, supervisor.stop)
     sys.exit(supervisor.run())

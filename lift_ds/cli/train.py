@@ -154,8 +154,9 @@ def run_training(arguments: argparse.Namespace, launch: Launch) -> None:
         prepared, ds_json, plan = open_run(checked, run, launch, once)
         if launch.world_size > 1:
             count = partial(num_checkpoints, run.checkpoint, run.optim.steps, Path(output) / "checkpoints")
-            say = print if launch.is_main else len
-            compare_ranks(launch, ranks, prepared.folder, Path(output), plan.checkpoint(), count, say)
+            table = compare_ranks(launch, ranks, prepared.folder, Path(output), plan.checkpoint(), count)
+            if launch.is_main:
+                print(table, flush=True)
         source = open_weights(prepared)
         meet(launch).gather("reading data and model")  # a rank that has failed meanwhile calls no collective
         execute(prepared, source, ds_json, launch, settings.resumed, plan)

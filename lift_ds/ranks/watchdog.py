@@ -143,9 +143,9 @@ class Watchdog:
         )
         self._stay(doing, GRACE_SECONDS)
         if self.store is not None:
-            listing = threading.Thread(target=self._list_all, daemon=True)  # a store may never answer
-            listing.start()
-            self._stay(doing, 2 * GRACE_SECONDS)  # also where another rank lists: it sees that this one lives
+            listing = threading.Thread(target=self._list_all, args=(doing,), daemon=True)
+            listing.start()  # the store may never answer, and lets one thread ask at a time: this one must not
+            listing.join(3 * GRACE_SECONDS)
             if listing.is_alive():
                 self._say(f"rank {self.rank}: rank 0, where the ranks tell each other, does not answer")
         self.end(ENDED)
@@ -156,10 +156,11 @@ class Watchdog:
             self._tell(doing)
             time.sleep(self.pause)
 
-    def _list_all(self) -> None:
+    def _list_all(self, doing: Doing) -> None:
         assert self.store is not None
         with suppress(RuntimeError):
             if self.store.compare_set("stuck", "", str(self.rank)) != str(self.rank).encode():
+                self._stay(doing, 2 * GRACE_SECONDS)  # whoever lists sees that this one lives
                 return
             ranks = range(min(self.world_size, LISTED_RANKS))
             before = [self._told(rank) for rank in ranks]

@@ -8,13 +8,14 @@ in the control group, so that no device is waited for. (Where the ranks do hang,
 
 from __future__ import annotations
 
+import zlib
+from array import array
+
 import torch
 from torch import nn
 
 from lift_ds.ranks.control import waiting_in_control
 from lift_ds.ranks.shares import Collectives
-
-FACTOR, MODULUS = 1_000_003, (1 << 61) - 1
 
 
 class CallTrace:
@@ -28,6 +29,7 @@ class CallTrace:
     def __init__(self, root: nn.Module, layer_class: type[nn.Module]) -> None:
         self.names: list[str] = []
         self.calls: list[int] = []
+        self.is_on = False
         self._watch(root, "", layer_class)
 
     def _watch(self, module: nn.Module, name: str, layer_class: type[nn.Module]) -> None:
@@ -35,21 +37,18 @@ class CallTrace:
         if is_layer or any(True for _ in module.parameters(recurse=False)):
             number = len(self.names)
             self.names.append(name)
-            module.register_forward_pre_hook(lambda *given: self.calls.append(number))
+            module.register_forward_pre_hook(lambda *given: self.calls.append(number) if self.is_on else None)
         if not is_layer:
             for part, child in module.named_children():
                 self._watch(child, f"{name}.{part}".lstrip("."), layer_class)
 
     def begin(self) -> None:
-        """A step begins: what ran before it does not count."""
-        self.calls = []
+        """A step begins; what runs between steps does not count."""
+        self.calls, self.is_on = [], True
 
     def digest(self) -> int:
-        """Of the calls, in order: below 2^61."""
-        value = 1
-        for number in self.calls:
-            value = (value * FACTOR + number + 1) % MODULUS
-        return value
+        """CRC-32 of the calls, in order."""
+        return zlib.crc32(array("I", self.calls).tobytes())
 
     def require_same(self, ranks: Collectives, step: int) -> None:
         """Compares all ranks, which all call it before the update of a step.
@@ -57,7 +56,7 @@ class CallTrace:
         Raises:
             RuntimeError: Some ran other forwards; on every rank, with the first that differs.
         """
-        mine = self.digest()
+        mine, self.is_on = self.digest(), False
         if ranks.world_size == 1:
             return
         most = torch.tensor([mine, -mine])

@@ -9,11 +9,10 @@ import socket
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -140,9 +139,8 @@ def compare_ranks(
     output: Path,
     checkpoint_bytes: int,
     count_needed: Callable[[], int],
-    say: Callable[[str], Any],
-) -> None:
-    """Compares all ranks, measures what they need, says it as a table; all of them call it.
+) -> str:
+    """Compares all ranks and measures what they need; a table of it. All of them call it.
 
     Args:
         launch: This rank.
@@ -151,7 +149,6 @@ def compare_ranks(
         output: The run's folder.
         checkpoint_bytes: What a checkpoint takes.
         count_needed: Counts how many there must be room for; rank 0 calls it.
-        say: What prints a table on rank 0.
 
     Raises:
         ValueError: Something differs, or the disk is too small; on every rank, with all that was found.
@@ -160,7 +157,7 @@ def compare_ranks(
     ranks.barrier()
     clocks = ranks.gather_objects(time.time())
     gathered = ranks.gather_objects(mine)
-    everyones = [Facts(**(vars(facts) | {"clock": clock})) for facts, clock in zip(gathered, clocks, strict=True)]
+    everyones = [replace(facts, clock=clock) for facts, clock in zip(gathered, clocks, strict=True)]
     problems = find_differences(everyones)
     free, num_needed = ranks.on_main(lambda: (shutil.disk_usage(output).free, count_needed()))
     needed = num_needed * checkpoint_bytes
@@ -182,4 +179,4 @@ def compare_ranks(
         "disk": disk,
         "all-reduce": f"{1000 * latency:.2f} ms, {MESSAGE_BYTES >> 20} MiB at {speed / 1e9:.2f} GB/s",
     }
-    say("\n".join(["before training", *(f"  {name:24}{value}" for name, value in rows.items())]))
+    return "\n".join(["before training", *(f"  {name:24}{value}" for name, value in rows.items())])

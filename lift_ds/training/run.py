@@ -113,8 +113,8 @@ def execute(
     trainer = Trainer(prepared, ds_json, objective, engine, progress, metrics, stop, buffers, resumed, plan)
     if is_main:
         write_run(output, trainer.resolved)
-    limit = 54 * number_in(TIME_LIMIT, 1, 10) if run.runtime.timeout is None else 60 * run.runtime.timeout
-    watchdog = Watchdog(engine.activity, launch.rank, launch.world_size, limit, meet(launch).another_client())
+    minutes = 0.9 * number_in(TIME_LIMIT, 1, 10) if run.runtime.timeout is None else run.runtime.timeout
+    watchdog = Watchdog(engine.activity, launch.rank, launch.world_size, 60 * minutes, meet(launch).another_client())
     with closing(metrics), closing(progress), closing(watchdog), attention_kernels(engine.root.kernel):
         gc.freeze()  # modules and model stay: without this, every full collection walks through them for 0.1 s
         with stop.listening():

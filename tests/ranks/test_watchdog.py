@@ -57,6 +57,25 @@ def test_a_part_that_takes_too_long(capsys):
     assert "  rank 2: has told nothing" in said
 
 
+def test_a_store_that_never_answers(capsys):
+    """Rank 0 is stopped, and holds it: whoever asks waits, and so does everyone else who uses the same client."""
+    client = threading.Lock()
+
+    class Silent(Store):
+        def set(self, key, value):
+            with client:
+                super().set(key, value)
+
+        def compare_set(self, key, expected, desired):
+            with client:
+                threading.Event().wait()
+
+    activity = Activity()
+    activity.begin(7)
+    assert watched(activity, Silent(), 0.5) == [1]
+    assert "rank 0, where the ranks tell each other, does not answer" in capsys.readouterr().err
+
+
 def test_what_is_not_watched():
     activity, store = Activity(), Store()
     assert activity.at("data") == "" and activity.doing is None  # between steps

@@ -12,6 +12,9 @@ def test_calls_of_a_model(llada):
     assert sum("blocks." in name for name in trace.names) == 2  # not what is inside of them
     ids = torch.tensor([[5, 6, 7]])
     llada(input_ids=ids)
+    assert trace.calls == []  # no step has begun
+    trace.begin()
+    llada(input_ids=ids)
     first = list(trace.calls)
     blocks = [trace.names[number] for number in first if "blocks." in trace.names[number]]
     assert [name[-1] for name in blocks] == ["0", "1"]

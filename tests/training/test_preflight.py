@@ -97,7 +97,7 @@ def test_everything_is_said_at_once(tiny_dir, tmp_path):
     free = shutil.disk_usage(tmp_path).free
     ranks = Pair(lambda facts: replace(facts, host="b", code="other", versions=facts.versions | {"torch": "1.0"}))
     with pytest.raises(ValueError, match="before training:\n") as caught:
-        compare_ranks(Launch(0, 2, 0, 1), ranks, tiny_dir, tmp_path, free, lambda: 3, print)
+        compare_ranks(Launch(0, 2, 0, 1), ranks, tiny_dir, tmp_path, free, lambda: 3)
     lines = str(caught.value).splitlines()[1:]
     assert [line[:14] for line in lines] == ["  - versions o", "  - another li", "  - the disk: "]
     assert lines[2].endswith("make room, lower checkpoint.keep, or set another output")

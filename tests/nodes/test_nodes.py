@@ -1,6 +1,5 @@
 """Two and three hosts for real: launchers, fewer hosts after a resume, a host that dies, a cut cable, a disk apart."""
 
-import json
 import subprocess
 import sys
 import time
@@ -156,7 +155,7 @@ def test_a_run_folder_on_a_disk_of_its_own(tmp_path):
         processes = start_torchrun(hosts, private / "run", "optim.steps=3")
         assert [process.wait(timeout=LIMIT) for process in processes] != [0, 0]
         said = "".join(log(hosts, number).read_text() for number in range(2))
-    assert "node2" in said and "runtime" not in said.split("error", 1)[1][:300]
+    assert f"output={private}/run: what rank 0 writes there is not seen by rank 1 on node2" in said
     assert not list(private.glob("run/checkpoints/*"))
 
 
@@ -175,5 +174,5 @@ def test_hosts_with_other_code(hosts, tmp_path):
     )
     assert [process.wait(timeout=LIMIT) for process in (first, second)] != [0, 0]
     said = log(hosts, 0).read_text()
-    assert "another lift_ds on node2: " in said and json.dumps("checkpoints") not in said
-    assert not (output / "checkpoints").exists() or not list((output / "checkpoints").iterdir())
+    assert "another lift_ds on node2: " in said
+    assert not (output / "metrics.jsonl").exists()  # no step was taken

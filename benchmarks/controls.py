@@ -37,7 +37,8 @@ ARMS = {
 }
 COLUMNS = (*TASKS, "top")
 RECIPE = "lift_ds/assets/reasoning.yaml"
-QUICK = ("optim.steps=2", "eval.solve_items=40", "eval.rows=6", "data.builtin_rows=600")
+QUICK = ("optim.steps=2", "eval.rows=6", "data.builtin_rows=600")
+ITEMS, QUICK_ITEMS = 600, 40
 Result = dict[str, Any]
 
 
@@ -164,16 +165,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="one run of every arm for each")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="which methods to run")
-    parser.add_argument("--items", type=int, default=600, help="held-out items")
+    parser.add_argument("--items", type=int, default=ITEMS, help="held-out items")
     parser.add_argument("--results", type=Path, help="folder with a file for each finished run, which is not run again")
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--quick", action="store_true", help="a smoke test of a few steps")
     parser.add_argument("overrides", nargs="*", help="further key=value overrides of every run")
     arguments = parser.parse_intermixed_args()
-    overrides = [f"eval.solve_items={arguments.items}", *arguments.overrides]
+    seeds, items, overrides = arguments.seeds, arguments.items, arguments.overrides
     if arguments.quick:
-        arguments.seeds, overrides = arguments.seeds[:1], [*overrides, *QUICK]
-    figures: dict[str, float | bool] = dict(measure(arguments.arms, arguments.seeds, overrides, arguments.results))
+        seeds, items, overrides = seeds[:1], QUICK_ITEMS, [*overrides, *QUICK]
+    overrides = [f"eval.solve_items={items}", *overrides]
+    figures: dict[str, float | bool] = dict(measure(arguments.arms, seeds, overrides, arguments.results))
     figures["quick"] = arguments.quick
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")

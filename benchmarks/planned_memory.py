@@ -181,6 +181,8 @@ def main() -> None:
         print("|", " | ".join([case.name(), f"{memory.peak / MIB:,.0f}", *cells, where]), "|", flush=True)
         named = {"estimated_mib": memory.peak, "in_use_mib": in_use, "as_started_mib": as_started}
         figures |= {f"{case.name()}/{name}": value / MIB for name, value in named.items()}
+        ratios = {"in_use_ratio": memory.peak / in_use, "as_started_ratio": memory.peak / as_started}
+        figures |= {f"{case.name()}/{name}": value for name, value in ratios.items()}
         if arguments.json:
             arguments.json.write_text(json.dumps(figures, indent=1))
 

@@ -11,7 +11,7 @@ SMOLLM2 := "$(BIN)/pip" install --quiet --constraint constraints.txt --no-deps l
 export PATH := $(BIN):$(PATH)
 
 .PHONY: train test lint test-scoring test-harness test-benchmarks test-elastic test-nodes test-multinode test-export test-compile same-losses \
-  test-strangers test-presets faults test-smollm2 test-extras test-versions test-extensions test-base base clean
+  test-strangers test-presets test-disks faults test-smollm2 test-extras test-versions test-extensions test-base base clean
 
 train: $(INSTALLED)  ## fine-tune the built-in base with LIFT-3 on two ranks, evaluate, export
 	$(LAUNCH) launchers/train.py --deepspeed ds_configs/zero3.json $(ARGS)
@@ -58,6 +58,9 @@ test-strangers: $(INSTALLED)  ## checkpoints of Hugging Face's Trainer and Accel
 
 same-losses: $(INSTALLED)  ## losses and weights of every setting, to the last bit: ARGS="--json FILE", then --against FILE
 	python tests/distributed/same_losses.py $(ARGS)
+
+test-disks: $(INSTALLED)  ## a full disk, a read-only one, one that does not answer (root that may mount; bindfs)
+	pytest -m slow tests/faults/test_disks.py
 
 faults: $(INSTALLED)  ## SIGKILL to ranks of real runs at drawn moments, and on: ARGS="--kills 60 --seed 7 --json FILE"
 	python -m tests.faults.campaign $(ARGS)

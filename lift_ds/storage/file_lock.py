@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -43,7 +43,8 @@ def held(path: Path, say_waiting: Callable[[str], object] | None = None) -> Iter
         try:
             yield
         finally:
-            _write_holder(file, "")
+            with suppress(OSError):  # the kernel lets go of it all the same, and an error of the block is told instead
+                _write_holder(file, "")
 
 
 def _take(file: IO[str], path: Path, say_waiting: Callable[[str], object] | None) -> None:

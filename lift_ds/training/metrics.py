@@ -15,6 +15,8 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
+from lift_ds.storage.appending import append_line
+
 from .timing import PARTS
 
 NUM_TENTHS = 10
@@ -148,8 +150,7 @@ class MetricsFile:
         """Appends one record with its kind, step and time of day; numbers that are not finite become `None`."""
         if self.file is not None:
             record = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
-            self.file.write(json.dumps(_finite(record)) + "\n")
-            self.file.flush()
+            append_line(self.file, json.dumps(_finite(record)))
 
     def close(self) -> None:
         """Closes the file."""

@@ -16,6 +16,8 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from lift_ds.storage.appending import append_line
+
 from .timing import PARTS
 from .watching import STATES_PER_SECOND, Watched
 
@@ -56,8 +58,7 @@ class PlainProgress(Progress):
 
     def _log(self, message: str) -> None:
         if self.log is not None:
-            self.log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
-            self.log.flush()
+            append_line(self.log, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}")
 
     def _print(self, message: str) -> None:
         self.console.print(message, highlight=False, markup=False, soft_wrap=True)

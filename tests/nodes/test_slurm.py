@@ -45,7 +45,9 @@ def await_requeue(slurm, job, times):
     """Waits until the job is back in the queue, from where Slurm starts it two minutes later; here, in some seconds."""
     slurm.wait_for(lambda: slurm.job(job)["Restarts"] == times, LIMIT, f"restart {times}")
     slurm.wait_for(lambda: slurm.job(job)["JobState"] == "PENDING", LIMIT, "back in the queue")
-    slurm.on(0, "scontrol", "update", f"JobId={job}", "StartTime=now+5")  # earlier, and a credential would be the revoked one
+    slurm.on(
+        0, "scontrol", "update", f"JobId={job}", "StartTime=now+5"
+    )  # earlier, and a credential would be the revoked one
 
 
 def test_a_job_that_stops_goes_on(slurm, tmp_path):

@@ -60,3 +60,13 @@ def test_without_locks_a_warning(tmp_path, monkeypatch):
     message = "cannot be locked .No locks available.: nothing else may use it now"
     with pytest.warns(UserWarning, match=message), held(tmp_path / "lock"):
         pass
+
+
+def test_a_disk_that_takes_nothing_any_more_hides_no_error(tmp_path, monkeypatch):
+    with pytest.raises(RuntimeError, match="^what happened$"), held(tmp_path / "lock"):
+        monkeypatch.setattr(file_lock, "_write_holder", refuse)
+        raise RuntimeError("what happened")
+
+
+def refuse(file, holder):
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))

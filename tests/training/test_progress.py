@@ -1,4 +1,5 @@
 import io
+from pathlib import Path
 
 import pytest
 import torch
@@ -81,6 +82,13 @@ def test_metrics_file(tmp_path):
     assert [record["kind"] for record in records] == ["step", "heldout", "solve"]
     assert records[0]["list"] == [None, 1.0]
     assert [record["mean"] for record in read_metrics(path, "heldout")] == [3.0]
+
+
+def test_a_disk_that_takes_no_line():
+    file = MetricsFile(Path("/dev/full"))
+    with pytest.raises(RuntimeError, match=r"^/dev/full: no line can be added: No space left on device. Checkpoints"):
+        file.write("step", 1, {"loss": 1.0})
+    file.close()  # which says nothing more
 
 
 def test_steps_that_a_resume_went_back_behind_are_counted_once(tmp_path, capsys):

@@ -18,6 +18,7 @@ COMMANDS = {
     "data": [sys.executable],
     "loading": [sys.executable],
     "elementwise": [sys.executable],
+    "goodput": [sys.executable],
     "large_model": [sys.executable],
     "loss_memory": [sys.executable],
     "memory": [sys.executable],

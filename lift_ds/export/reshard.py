@@ -6,11 +6,10 @@ not grow with the model.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from lift_ds.storage.flat_groups import (
     zero2_ranges,
     zero3_ranges,
 )
-from lift_ds.storage.manifest import LATEST, MANIFEST, read_manifest, sync_and_hash, write_synced
+from lift_ds.storage.manifest import LATEST, MANIFEST, MANIFEST_SUM, read_manifest, sync_and_hash, write_manifest
 from lift_ds.storage.staging import staged_folder
 from lift_ds.storage.stored_tensor import StoredTensor
 from lift_ds.storage.torch_file import ALLOWED, FRAGMENT_ADDRESS
@@ -189,7 +188,7 @@ def reshard(path: Path, world_size: int, output: Path, after_file: Callable[[int
             paths = sorted(path for path in folder.rglob("*") if path.is_file())
             files = {str(path.relative_to(folder)): sync_and_hash(path) for path in paths}
             manifest = replace(read_manifest(own), world_size=world_size, files=files)
-            write_synced(folder / MANIFEST, json.dumps(asdict(manifest), indent=1))
+            write_manifest(folder, manifest)
     return {"checkpoint": str(own or zero.folder), "world_size": zero.world_size, "new_world_size": world_size}
 
 
@@ -214,8 +213,8 @@ def _copied_files(shards: Path, own: Path | None) -> list[Path]:
     Of ours that is everything but shards and manifest. Of a stranger's only the files beside the shards belong to it,
     and only where `latest` says what the folder is.
     """
-    folder, made_anew = shards.parent, LATEST if own is None else MANIFEST
-    if not (folder / made_anew).is_file():
+    folder, made_anew = shards.parent, (LATEST,) if own is None else (MANIFEST, MANIFEST_SUM)
+    if not (folder / made_anew[0]).is_file():
         return []
     files = [path for path in (folder.iterdir() if own is None else folder.rglob("*")) if path.is_file()]
-    return sorted(path for path in files if path.name != made_anew and shards not in path.parents)
+    return sorted(path for path in files if path.name not in made_anew and shards not in path.parents)

@@ -12,7 +12,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from lift_ds.text_files import load_json, read_text
 from .run_record import FORMAT, FORMAT_KEY, NewerFormatError, format_of
 from .staging import TEMPORARY_PREFIX
 
-MANIFEST = "manifest.json"
+MANIFEST, MANIFEST_SUM = "manifest.json", "manifest.sha256"
 LATEST, BEST = "latest", "best"
 LANES_FILE = "lanes.json"
 HF_FOLDER, DIFFICULTY_FOLDER, MEMORY_FOLDER = "hf", "difficulty", "difficulty_memory"
@@ -44,7 +44,7 @@ class CheckpointManifest:
         world_size: Ranks that wrote it.
         zero_stage: ZeRO stage of its shards.
         model: Fingerprint of the model's parameter names and shapes.
-        files: Every file but the manifest, by path inside the checkpoint.
+        files: Every file but the manifest and its checksum, by path inside the checkpoint.
         format: See `run_record`.
     """
 
@@ -169,15 +169,27 @@ def remove_old(folder: Path, newest: int, keep: int) -> None:
             warnings.warn(f"{path}: old, and cannot be removed ({error.strerror}); remove it yourself.", stacklevel=1)
 
 
+def write_manifest(folder: Path, manifest: CheckpointManifest) -> None:
+    """Writes a folder's manifest, and its own checksum beside it as `sha256sum` has it; both are on the disk then."""
+    write_synced(folder / MANIFEST, json.dumps(asdict(manifest), indent=1))
+    write_synced(folder / MANIFEST_SUM, _sum_line(folder / MANIFEST))
+
+
+def _sum_line(path: Path) -> str:
+    return f"{hash_file(path).sha256}  {path.name}\n"
+
+
 def read_manifest(checkpoint: Path) -> CheckpointManifest:
     """The manifest of a checkpoint, as this version writes it.
 
     Raises:
         NewerFormatError: A later version wrote it.
-        ValueError: There is none, or it cannot be read.
+        ValueError: There is none, it has changed (older ones have no checksum beside them), or it cannot be read.
     """
-    path = checkpoint / MANIFEST
+    path, beside = checkpoint / MANIFEST, checkpoint / MANIFEST_SUM
     try:
+        if beside.is_file() and beside.read_bytes() != _sum_line(path).encode():
+            raise ValueError(f"it or {MANIFEST_SUM} has changed (checksum)")
         loaded = load_json(read_text(path))
         format_of(loaded, path)
         loaded[FORMAT_KEY] = FORMAT  # formats 1 and 2 differ by the number alone

@@ -12,6 +12,7 @@
         gradient_norms.json     of the last steps, where optim.skip_above compares with them
         patience.json           the lowest held-out loss, where eval.patience compares with it
         manifest.json           format, step, world size, model fingerprint, size and SHA-256 of every other file
+        manifest.sha256         its own, as `sha256sum --check` reads it
     checkpoints/latest          name of the newest whole checkpoint
     checkpoints/best            name of the best one, and by what; see `lift_ds.storage.best`
 
@@ -24,7 +25,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,7 +35,6 @@ from lift_ds.storage.frozen_base import BaseRecord, read_base
 from lift_ds.storage.manifest import (
     HF_FOLDER,
     LANES_FILE,
-    MANIFEST,
     CheckpointManifest,
     FileRecord,
     checkpoint_name,
@@ -43,7 +42,7 @@ from lift_ds.storage.manifest import (
     read_manifest,
     remove_old,
     sync_and_hash,
-    write_synced,
+    write_manifest,
 )
 from lift_ds.storage.run_record import write_run
 from lift_ds.storage.staging import TEMPORARY_PREFIX
@@ -133,7 +132,7 @@ def save_checkpoint(
             if path.is_file() and name not in files:
                 files[name] = sync_and_hash(path)
         manifest = CheckpointManifest(step, engine.world_size, engine.stage, fingerprint, files)
-        write_synced(temporary / MANIFEST, json.dumps(asdict(manifest), indent=1))
+        write_manifest(temporary, manifest)
         publish_checkpoint(temporary, final)
         remove_old(folder, step, keep)
 

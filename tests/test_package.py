@@ -254,6 +254,8 @@ def test_multi_node_files_parse():
     from deepspeed.launcher.runner import fetch_hostfile
 
     assert fetch_hostfile(str(REPOSITORY / "launchers" / "hostfile.example")) == {f"node{n}": 8 for n in (1, 2, 3, 4)}
+    lines = (REPOSITORY / "launchers" / "deepspeed_env.example").read_text().splitlines()
+    assert lines and all(re.fullmatch(r"[A-Z_]+=\S+", line) for line in lines)  # which DeepSpeed splits at "="
     for script in ("launchers/train.slurm", ".ci/run"):
         subprocess.run(["bash", "-n", script], cwd=REPOSITORY, check=True)
 

@@ -66,6 +66,11 @@ class CheckpointConfig(Section):
         "solve rate of eval.solve_subset; each is measured when it is written, whatever eval.every and solve_every say",
     )
     export: Literal["last", "best"] = Field("last", description="which checkpoint the run exports at its end")
+    on_full_disk: Literal["stop", "skip"] = Field(
+        "stop",
+        description="where a checkpoint finds too little space: end the run, or say so and go on without it; the last "
+        "one has to be written",
+    )
     resume: str = Field(
         "none",
         description="none, auto (newest whole checkpoint of output, if any), a checkpoint folder, or a file that names "

@@ -55,6 +55,10 @@ from .memory import Difficulties
 from .restore import restore_engine
 
 
+class DiskFullError(RuntimeError):
+    """Too little space for a checkpoint, of which nothing was written yet."""
+
+
 class Comparison(Protocol):
     """What steps are compared with, and a checkpoint keeps in a small file of its own."""
 
@@ -93,7 +97,8 @@ def save_checkpoint(
         base: The frozen weights' files, which are then left out.
 
     Raises:
-        RuntimeError: The disk is too full, or a rank could not write; older checkpoints are untouched.
+        DiskFullError: There was too little space to begin; every rank raises it.
+        RuntimeError: A rank could not write. Older checkpoints are untouched.
     """
     final = folder / checkpoint_name(step)
     temporary = folder / f"{TEMPORARY_PREFIX}{final.name}"
@@ -166,24 +171,28 @@ def check_space(engine: Engine, folder: Path, only_trained: bool, temporary: Pat
     """Makes the folder, clears the place of a new checkpoint, and compares free space with what one takes.
 
     Raises:
-        RuntimeError: The folder cannot be written, or there is too little space; every rank raises it.
+        DiskFullError: There is too little space; every rank raises it.
+        RuntimeError: The folder cannot be written; every rank raises it.
     """
     weights, trained = engine.num_parameters(only_trained), engine.num_parameters(only_trained=True)
     needed = checkpoint_bytes(weights, trained)
 
-    def check() -> None:
+    def check() -> str:
         folder.mkdir(parents=True, exist_ok=True)
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
         free = shutil.disk_usage(folder).free
-        if free < needed:
-            raise OSError(f"{free / 2**30:.2f} GiB free in {folder}, about {needed / 2**30:.2f} GiB needed")
+        return (
+            f"{free / 2**30:.2f} GiB free in {folder}, about {needed / 2**30:.2f} GiB needed" if free < needed else ""
+        )
 
-    agree_on_main(engine, check, folder)
+    short = engine.gather_objects(agree_on_main(engine, check, folder))[0]
+    if short:
+        raise _not_written(folder, short, DiskFullError)
 
 
-def _not_written(path: Path, reason: str) -> RuntimeError:
-    return RuntimeError(
+def _not_written(path: Path, reason: str, kind: type[RuntimeError] = RuntimeError) -> RuntimeError:
+    return kind(
         f"checkpoint {path} could not be written: {reason}. "
         "Older checkpoints are untouched; free space or set another output, and resume."
     )

@@ -19,7 +19,7 @@ from lift_ds.storage.best import offer, read_best
 from lift_ds.storage.frozen_base import BaseRecord, hash_base
 from lift_ds.storage.manifest import BEST, checkpoint_name, model_fingerprint, remove_old
 
-from .checkpoint import agree_on_main, check_space, load_checkpoint, save_checkpoint
+from .checkpoint import DiskFullError, agree_on_main, check_space, load_checkpoint, save_checkpoint
 from .efficiency import Efficiency
 from .engine import Engine, has_accelerator
 from .final_export import FinalExport
@@ -132,6 +132,16 @@ class Trainer:
         self.progress.say(f"step {step}: checkpoint {path}")
         return path
 
+    def save_if_there_is_room(self, step: int, position: dict[str, Any]) -> Path | None:
+        """Writes a checkpoint, or goes on without it where `checkpoint.on_full_disk` allows that."""
+        try:
+            return self.save(step, position)
+        except DiskFullError as error:
+            if self.run.checkpoint.on_full_disk == "stop" or step == self.run.optim.steps:
+                raise
+            self.progress.say(f"step {step}: {error} The run goes on without it (checkpoint.on_full_disk=skip).")
+            return None
+
     def consider(self, checkpoint: Path, step: int) -> None:
         """Measures the model, whose checkpoint this is, and keeps that as the best one if it is.
 
@@ -200,9 +210,9 @@ class Trainer:
                 self.show(step, record | efficiency.measured(record))
             self.measurements.between_steps(step)
             if run.checkpoint.save_every and step % run.checkpoint.save_every == 0:
-                checkpoint = self.save(step, loader.state)
-                saved_at = step
-                if step < run.optim.steps:
+                checkpoint = self.save_if_there_is_room(step, loader.state)
+                saved_at = saved_at if checkpoint is None else step
+                if step < run.optim.steps and checkpoint is not None:
                     self.consider(checkpoint, step)
             profiled.before(step + 1)
             return self.patience.is_over

@@ -100,6 +100,24 @@ def test_a_disk_too_full_for_a_checkpoint(disk, start, tmp_path):
     go_on(output, disk)
 
 
+def test_a_run_that_goes_on_without_a_checkpoint(disk, start, tmp_path):
+    """And writes the next one, once there is room."""
+    output, printed = disk / "run", tmp_path / "printed.txt"
+    process = start(output, printed, "optim.steps=100000", "checkpoint.on_full_disk=skip")
+    await_step(output, 5, process)
+    fill(disk, 10 << 20)
+    await_step(output, 13, process)
+    assert checkpoints(output) == ["step-000004"]
+    assert "The run goes on without it (checkpoint.on_full_disk=skip)." in printed.read_text()
+    (disk / "ballast").unlink()
+    step = last_step(output)
+    await_step(output, step + 9, process)
+    assert int(checkpoints(output)[-1][5:]) > step
+    fill(disk, 10 << 20)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=LIMIT) != 0  # the last one has to be written
+
+
 def test_a_disk_full_to_the_last_byte(disk, start, tmp_path):
     """Between checkpoints, too, where only a line of metrics is written."""
     output, printed = disk / "run", tmp_path / "printed.txt"

@@ -23,7 +23,8 @@ Source: none; the public code has no such memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -64,11 +65,11 @@ class Records:
         counts = np.minimum(self.counts, MOST_COUNTED)
         return coded.view(np.uint8).astype(np.uint16) << 8 | (counts << 4 | self.bins).astype(np.uint16)
 
-    def observed(self, residuals: np.ndarray, level_bin: int) -> Records:
-        """After one more observation of each token, float32 (R,) in nats beyond the table."""
+    def observed(self, residuals: np.ndarray, bins: np.ndarray) -> Records:
+        """After one more observation of each token, float32 (R,) in nats beyond the table, at level bins (R,)."""
         rate = np.maximum(1 / (self.counts + 1), RATE).astype(np.float32)
         moved = self.residuals + rate * (residuals - self.residuals)
-        return Records(moved, self.counts + 1, np.full_like(self.bins, level_bin))
+        return Records(moved, self.counts + 1, bins)
 
     @property
     def trusted(self) -> np.ndarray:
@@ -129,18 +130,50 @@ class RowMemory:
         return block.row(index)
 
     def write(self, row: int, size: int, places: np.ndarray, residuals: np.ndarray, level_bin: int) -> None:
-        """Observes tokens (R,) of a row of `size` that this rank owns, at their places.
+        """Observes tokens (R,) of one row of `size`, at their places; see `write_all`."""
+        self.write_all([(row, size, len(places), level_bin)], places, residuals)
+
+    def write_all(self, shown: Sequence[tuple[int, int, int, int]], places: np.ndarray, residuals: np.ndarray) -> None:
+        """Observes tokens of rows that this rank owns, in order; a row may come more than once.
+
+        Args:
+            shown: Row, its response tokens, how many of them are observed, bin of their level.
+            places: int (R,), in their rows, of all tokens observed.
+            residuals: float32 (R,), in nats beyond the table.
 
         Raises:
-            ValueError: The row was seen with another number of response tokens.
+            ValueError: A row was seen with another number of response tokens.
         """
+        ends, times, rounds = np.cumsum([count for _, _, count, _ in shown]), Counter[int](), list[list[int]]()
+        for number, (row, _, _, _) in enumerate(shown):  # a round has each row once: what it observes is one array
+            if times[row] == len(rounds):
+                rounds.append([])
+            rounds[times[row]].append(number)
+            times[row] += 1
+        for row, size, _, _ in shown:
+            self._make_room(row, size)  # all of it first: a block that grows moves
+        for numbers in rounds:
+            rows = [self._row(shown[number][0]) for number in numbers]
+            counts = [shown[number][2] for number in numbers]
+            chosen = np.concatenate([np.arange(ends[number] - shown[number][2], ends[number]) for number in numbers])
+            starts = np.cumsum([0, *map(len, rows)])
+            at = places[chosen] + starts[:-1].repeat(counts)
+            bins = np.array([shown[number][3] for number in numbers], np.int64).repeat(counts)
+            records = np.concatenate(rows)
+            records[at] = Records.unpacked(records[at]).observed(residuals[chosen], bins).packed()
+            for of_row, start, end in zip(rows, starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+                of_row[:] = records[start:end]
+
+    def _make_room(self, row: int, size: int) -> None:
         number, index = divmod(row, BLOCK_ROWS)
         block = self.blocks.setdefault(number, _Block())
         if not block.sizes[index]:
             block.add(index, size)
         _check_size(row, int(block.sizes[index]), size)
-        records = block.row(index)
-        records[places] = Records.unpacked(records[places]).observed(residuals, level_bin).packed()
+
+    def _row(self, row: int) -> np.ndarray:
+        number, index = divmod(row, BLOCK_ROWS)
+        return self.blocks[number].row(index)
 
     def state(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Each block's number, its rows' sizes int32 (BLOCK_ROWS,), and their records uint16 in this order."""

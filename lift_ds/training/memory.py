@@ -37,7 +37,7 @@ from .buffers import DifficultyBuffers
 from .memory_files import load_blocks, memory_files
 from .results import Observed
 from .shown import SHOWN, Shown, nothing_shown
-from .wanted import Wanted, want
+from .wanted import Wanted, nums_kept, want
 
 STEPS_BEHIND = 2
 ASKED = np.dtype([("row", "i8"), ("size", "i8")])
@@ -134,11 +134,14 @@ class DifficultyMemory:
             parts.append([shown.documents[owners == rank], shown.places[tokens], residuals[tokens]])
         received = [self._parted(part, (SHOWN, np.int32, np.float32)) for part in self._send(parts)]
         documents, places, values = (np.concatenate(column) for column in zip(*received, strict=True))
-        ends = np.cumsum(documents["count"])
-        for number in np.lexsort([documents[name] for name in ("turn", "index", "slot")]).tolist():
-            _, _, _, _, size, count, bin_ = documents[number].item()
-            part = slice(ends[number] - count, ends[number])
-            self.rows.write(int(documents["row"][number]), size, places[part], values[part], bin_)
+        order, ends = np.lexsort([documents[name] for name in ("turn", "index", "slot")]), np.cumsum(documents["count"])
+        tokens = [
+            np.arange(end - count, end) for end, count in zip(ends[order], documents["count"][order], strict=True)
+        ]
+        in_order = _joined(tokens, np.int64)
+        self.rows.write_all(
+            documents[order][["row", "size", "count", "bin"]].tolist(), places[in_order], values[in_order]
+        )
         del self.pending[step]
 
     def _look_up(self, step: int, packs: list[SlotPack], noises: list[list[Noise]]) -> list[SlotPack]:
@@ -151,18 +154,16 @@ class DifficultyMemory:
         asked = list(wanted.values())
         records = self._records(asked)
         sizes = [len(each.superset) for each in asked]
+        ends = np.cumsum([0, *sizes]).tolist()
         tokens = _joined([each.document.ids[each.superset] for each in asked], np.int64)
         levels = np.array([min(each.noise.t + each.noise.rho, 1.0) for each in asked], np.float32).repeat(sizes)
-        by_table = self.table.look_up(torch.from_numpy(tokens), torch.from_numpy(levels))
-        expected = [
-            table.numpy() + record.trusted for table, record in zip(by_table.split(sizes), records, strict=True)
-        ]
+        expected = self.table.look_up(torch.from_numpy(tokens), torch.from_numpy(levels)).numpy() + records.trusted
         doubts = {
-            place: doubt(size, each.num_kept, record.counts)
-            for (place, each), size, record in zip(wanted.items(), sizes, records, strict=True)
+            place: doubt(size, num_kept, records.counts[end : end + size])
+            for place, size, num_kept, end in zip(wanted, sizes, nums_kept(asked), ends[:-1], strict=True)
         }
         scored = self._choose(step, doubts, sum(len(pack) for _, pack in packs))
-        difficulties = dict(zip(wanted, expected, strict=True))
+        difficulties = {place: expected[ends[number] : ends[number + 1]] for number, place in enumerate(wanted)}
         filled = []
         for slot, pack in packs:
             documents = []
@@ -174,8 +175,8 @@ class DifficultyMemory:
             filled.append((slot, documents))
         return filled
 
-    def _records(self, wanted: list[Wanted]) -> list[Records]:
-        """What the owners remember of the documents' supersets."""
+    def _records(self, wanted: list[Wanted]) -> Records:
+        """What the owners remember of the documents' supersets, one after the other."""
         owners = [self.rows.owner(each.document.sample_id) for each in wanted]
         asked = []
         for rank in range(self.ranks.world_size):
@@ -187,12 +188,11 @@ class DifficultyMemory:
             found = [self.rows.read(row, size) for row, size in rows.tolist()]
             answers.append([np.concatenate([np.zeros(0, np.uint16), *found])])
         received = [self._parted(part, (np.uint16,))[0] for part in self._send(answers)]
-        offsets, records = [0] * self.ranks.world_size, []
+        offsets, packed = [0] * self.ranks.world_size, []
         for each, owner in zip(wanted, owners, strict=True):
-            start = offsets[owner]
+            packed.append(received[owner][offsets[owner] + each.places])
             offsets[owner] += each.size
-            records.append(Records.unpacked(received[owner][start : start + each.size][each.places]))
-        return records
+        return Records.unpacked(_joined(packed, np.uint16))
 
     def _choose(self, step: int, doubts: dict[tuple[int, int], float], num_documents: int) -> set[tuple[int, int]]:
         """Which documents of the whole step are scored: those of most doubt, as many as the budget has."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,12 +29,6 @@ class Wanted:
     places: np.ndarray
     size: int
 
-    @property
-    def num_kept(self) -> int:
-        """How many are chosen."""
-        t, rho, v = (torch.tensor([each]) for each in (self.noise.t, self.noise.rho, self.noise.count_uniform))
-        return int(num_kept(torch.tensor([len(self.superset)]), t, rho, v=v))
-
 
 def want(document: Document, noise: Noise) -> Wanted | None:
     """The document, unless its tokens are chosen at random."""
@@ -43,3 +38,12 @@ def want(document: Document, noise: Noise) -> Wanted | None:
     below = np.float32(noise.t) + np.float32(noise.rho)
     superset = (learnable & (noise.uniforms[0] < below)).nonzero()[0]
     return Wanted(document, noise, superset, (learnable.cumsum() - 1)[superset], int(learnable.sum()))
+
+
+def nums_kept(wanted: Sequence[Wanted]) -> list[int]:
+    """How many tokens of each document are chosen."""
+    sizes = torch.tensor([len(each.superset) for each in wanted])
+    t, rho = torch.tensor([each.noise.t for each in wanted]), torch.tensor([each.noise.rho for each in wanted])
+    v = torch.tensor([each.noise.count_uniform for each in wanted])
+    kept: list[int] = num_kept(sizes, t, rho, v=v).tolist()
+    return kept

@@ -84,3 +84,23 @@ def test_rows_that_changed_are_refused():
     sizes[3] = 4
     with pytest.raises(ValueError, match="block 2 .* 3 records of 4"):
         rows.load_block(2, sizes, np.zeros(3, np.uint16))
+
+
+def test_all_at_once_is_one_by_one():
+    """Rows that come twice, blocks that grow meanwhile."""
+    chance = np.random.default_rng(1)
+    rows = chance.integers(0, 3 * BLOCK_ROWS, size=40).tolist() * 2
+    sizes = {row: int(chance.integers(1, 30)) for row in rows}
+    together, apart = RowMemory(), RowMemory()
+    for _ in range(3):
+        shown = [
+            (row, sizes[row], int(chance.integers(0, sizes[row] + 1)), int(chance.integers(0, 16))) for row in rows
+        ]
+        places = [chance.permutation(size)[:count] for _, size, count, _ in shown]
+        residuals = [chance.normal(size=count).astype(np.float32) for _, _, count, _ in shown]
+        together.write_all(shown, np.concatenate(places), np.concatenate(residuals))
+        for (row, size, _, level_bin), at, values in zip(shown, places, residuals, strict=True):
+            apart.write(row, size, at, values, level_bin)
+    for row, size in sizes.items():
+        assert np.array_equal(together.read(row, size), apart.read(row, size))
+    together.write_all([], np.zeros(0, np.int32), np.zeros(0, np.float32))

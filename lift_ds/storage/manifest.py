@@ -22,6 +22,7 @@ from .run_record import FORMAT, FORMAT_KEY, NewerFormatError, format_of
 from .staging import TEMPORARY_PREFIX
 
 MANIFEST, MANIFEST_SUM = "manifest.json", "manifest.sha256"
+SUM_LINE = f"{{}}  {MANIFEST}\n"  # as sha256sum prints it
 LATEST, BEST = "latest", "best"
 LANES_FILE = "lanes.json"
 HF_FOLDER, DIFFICULTY_FOLDER, MEMORY_FOLDER = "hf", "difficulty", "difficulty_memory"
@@ -156,8 +157,7 @@ def pointed(path: Path) -> Path:
 def remove_old(folder: Path, newest: int, keep: int) -> None:
     """Removes all but the best and the last `keep` checkpoints up to step `newest`, and what interrupted saves left.
 
-    It goes by what is in the folder, so that a removal that a kill left out is made up for by the next one. What cannot
-    be removed is warned of: the checkpoint that was just written is whole without that.
+    A removal that a kill left out is made up for by the next one. What cannot be removed is warned of.
     """
     upto = [path for path in checkpoints_in(folder) if step_of(path) <= newest]
     best = read_pointer(folder / BEST) if (folder / BEST).is_file() else None
@@ -172,11 +172,7 @@ def remove_old(folder: Path, newest: int, keep: int) -> None:
 def write_manifest(folder: Path, manifest: CheckpointManifest) -> None:
     """Writes a folder's manifest, and its own checksum beside it as `sha256sum` has it; both are on the disk then."""
     write_synced(folder / MANIFEST, json.dumps(asdict(manifest), indent=1))
-    write_synced(folder / MANIFEST_SUM, _sum_line(folder / MANIFEST))
-
-
-def _sum_line(path: Path) -> str:
-    return f"{hash_file(path).sha256}  {path.name}\n"
+    write_synced(folder / MANIFEST_SUM, SUM_LINE.format(hash_file(folder / MANIFEST).sha256))
 
 
 def read_manifest(checkpoint: Path) -> CheckpointManifest:
@@ -188,7 +184,7 @@ def read_manifest(checkpoint: Path) -> CheckpointManifest:
     """
     path, beside = checkpoint / MANIFEST, checkpoint / MANIFEST_SUM
     try:
-        if beside.is_file() and beside.read_bytes() != _sum_line(path).encode():
+        if beside.is_file() and beside.read_bytes() != SUM_LINE.format(hash_file(path).sha256).encode():
             raise ValueError(f"it or {MANIFEST_SUM} has changed (checksum)")
         loaded = load_json(read_text(path))
         format_of(loaded, path)

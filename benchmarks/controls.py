@@ -137,8 +137,18 @@ def print_row(label: str, results: dict[int, Result], moment: str, paired: Paire
     print(f"| {label} | {len(results)} | " + " | ".join(cells) + " |", flush=True)
 
 
-def measure(arms: list[str], seeds: list[int], overrides: list[str], results: Path | None) -> dict[str, float]:
+def measure(
+    arms: list[str],
+    seeds: list[int],
+    overrides: Sequence[str] = (),
+    results: Path | None = None,
+    items: int = ITEMS,
+    quick: bool = False,
+) -> dict[str, float]:
     """Runs every arm with every seed, one seed after the other, prints the table and returns its figures."""
+    if quick:
+        seeds, items, overrides = seeds[:1], QUICK_ITEMS, [*overrides, *QUICK]
+    overrides = [f"eval.solve_items={items}", *overrides]
     found: dict[str, dict[int, Result]] = {arm: {} for arm in arms}
     for seed in seeds:
         for arm in arms:
@@ -171,11 +181,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a smoke test of a few steps")
     parser.add_argument("overrides", nargs="*", help="further key=value overrides of every run")
     arguments = parser.parse_intermixed_args()
-    seeds, items, overrides = arguments.seeds, arguments.items, arguments.overrides
-    if arguments.quick:
-        seeds, items, overrides = seeds[:1], QUICK_ITEMS, [*overrides, *QUICK]
-    overrides = [f"eval.solve_items={items}", *overrides]
-    figures: dict[str, float | bool] = dict(measure(arguments.arms, seeds, overrides, arguments.results))
+    measured = measure(
+        arguments.arms, arguments.seeds, arguments.overrides, arguments.results, arguments.items, arguments.quick
+    )
+    figures: dict[str, float | bool] = dict(measured)
     figures["quick"] = arguments.quick
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")

@@ -35,16 +35,8 @@ RUN = [
 
 def supervised(output: Path, num_steps: int, save_every: int, kill_after: list[float]) -> int:
     """Runs to the end, with a kill after each of these seconds since the one before; returns how many there were."""
-    command = [
-        sys.executable,
-        "launchers/supervise.py",
-        "--output",
-        str(output),
-        "--backoff",
-        "1",
-        "--restarts",
-        "1000",
-    ]
+    options = [f"--output={output}", "--backoff=1", "--restarts=1000"]
+    command = [sys.executable, "launchers/supervise.py", *options]
     command += ["--", "deepspeed", "--num_gpus", "2", "launchers/train.py", *RUN]
     command += [f"optim.steps={num_steps}", f"checkpoint.save_every={save_every}"]
     with (output.parent / f"{output.name}.txt").open("w") as printed:
@@ -87,7 +79,7 @@ def main() -> None:
     num_steps, chance = arguments.steps, random.Random(f"goodput/{arguments.between}")
     kill_after = [chance.expovariate(1 / arguments.between) for _ in range(1000)]
     if arguments.quick:
-        num_steps, kill_after = 30, [20.0]
+        num_steps, kill_after = 8, [10.0]
     with tempfile.TemporaryDirectory() as place:
         killed, straight = Path(place) / "killed", Path(place) / "straight"
         num_kills = supervised(killed, num_steps, arguments.save_every, kill_after)

@@ -196,10 +196,7 @@ LEARNING_ARMS = ["LIFT-3", "LIFT-3, memory", "LIFT-3, buffer", "vanilla SFT"]
 
 def measure_learning(arguments: argparse.Namespace) -> dict[str, float]:
     """Fine-tunes with every way of scoring and counts what is solved."""
-    seeds, items, overrides = arguments.seeds, controls.ITEMS, []
-    if arguments.quick:
-        seeds, items, overrides = seeds[:1], controls.QUICK_ITEMS, [*controls.QUICK]
-    return controls.measure(LEARNING_ARMS, seeds, [f"eval.solve_items={items}", *overrides], arguments.results)
+    return controls.measure(LEARNING_ARMS, arguments.seeds, results=arguments.results, quick=arguments.quick)
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {

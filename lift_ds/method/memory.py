@@ -23,9 +23,10 @@ Source: none; the public code has no such memory.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -129,40 +130,32 @@ class RowMemory:
         _check_size(row, int(block.sizes[index]), size)
         return block.row(index)
 
-    def write(self, row: int, size: int, places: np.ndarray, residuals: np.ndarray, level_bin: int) -> None:
-        """Observes tokens (R,) of one row of `size`, at their places; see `write_all`."""
-        self.write_all([(row, size, len(places), level_bin)], places, residuals)
-
-    def write_all(self, shown: Sequence[tuple[int, int, int, int]], places: np.ndarray, residuals: np.ndarray) -> None:
+    def write(self, shown: Sequence[tuple[int, int, int, np.ndarray, np.ndarray]]) -> None:
         """Observes tokens of rows that this rank owns, in order; a row may come more than once.
 
         Args:
-            shown: Row, its response tokens, how many of them are observed, bin of their level.
-            places: int (R,), in their rows, of all tokens observed.
-            residuals: float32 (R,), in nats beyond the table.
+            shown: Row, its response tokens, bin of the level, places int (R,) in the row, residuals float32 (R,) in
+                nats beyond the table.
 
         Raises:
             ValueError: A row was seen with another number of response tokens.
         """
-        ends, times, rounds = np.cumsum([count for _, _, count, _ in shown]), Counter[int](), list[list[int]]()
-        for number, (row, _, _, _) in enumerate(shown):  # a round has each row once: what it observes is one array
-            if times[row] == len(rounds):
-                rounds.append([])
-            rounds[times[row]].append(number)
-            times[row] += 1
-        for row, size, _, _ in shown:
-            self._make_room(row, size)  # all of it first: a block that grows moves
-        for numbers in rounds:
-            rows = [self._row(shown[number][0]) for number in numbers]
-            counts = [shown[number][2] for number in numbers]
-            chosen = np.concatenate([np.arange(ends[number] - shown[number][2], ends[number]) for number in numbers])
+        rounds, times = defaultdict[int, list[Any]](list), Counter[int]()
+        for one in shown:
+            self._make_room(one[0], one[1])  # of all of them first: a block that grows moves
+            rounds[times[one[0]]].append(one)  # a round has each row once, so that all of it is one array
+            times[one[0]] += 1
+        for of_round in rounds.values():
+            numbers, _, bins, places, residuals = zip(*of_round, strict=True)
+            rows = [self._row(number) for number in numbers]
             starts = np.cumsum([0, *map(len, rows)])
-            at = places[chosen] + starts[:-1].repeat(counts)
-            bins = np.array([shown[number][3] for number in numbers], np.int64).repeat(counts)
+            at = np.concatenate([start + of_row for start, of_row in zip(starts[:-1], places, strict=True)])
             records = np.concatenate(rows)
-            records[at] = Records.unpacked(records[at]).observed(residuals[chosen], bins).packed()
-            for of_row, start, end in zip(rows, starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-                of_row[:] = records[start:end]
+            bin_of_each = np.repeat(bins, [len(of_row) for of_row in places])
+            before = Records.unpacked(records[at])
+            records[at] = before.observed(np.concatenate(residuals), bin_of_each).packed()
+            for row, changed in zip(rows, np.split(records, starts[1:-1]), strict=True):
+                row[:] = changed
 
     def _make_room(self, row: int, size: int) -> None:
         number, index = divmod(row, BLOCK_ROWS)

@@ -134,14 +134,12 @@ class DifficultyMemory:
             parts.append([shown.documents[owners == rank], shown.places[tokens], residuals[tokens]])
         received = [self._parted(part, (SHOWN, np.int32, np.float32)) for part in self._send(parts)]
         documents, places, values = (np.concatenate(column) for column in zip(*received, strict=True))
-        order, ends = np.lexsort([documents[name] for name in ("turn", "index", "slot")]), np.cumsum(documents["count"])
-        tokens = [
-            np.arange(end - count, end) for end, count in zip(ends[order], documents["count"][order], strict=True)
-        ]
-        in_order = _joined(tokens, np.int64)
-        self.rows.write_all(
-            documents[order][["row", "size", "count", "bin"]].tolist(), places[in_order], values[in_order]
-        )
+        ends, written = np.cumsum(documents["count"]), []
+        for number in np.lexsort([documents[name] for name in ("turn", "index", "slot")]).tolist():
+            row, _, _, _, size, count, bin_ = documents[number].item()
+            part = slice(ends[number] - count, ends[number])
+            written.append((row, size, bin_, places[part], values[part]))
+        self.rows.write(written)
         del self.pending[step]
 
     def _look_up(self, step: int, packs: list[SlotPack], noises: list[list[Noise]]) -> list[SlotPack]:

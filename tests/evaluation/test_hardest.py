@@ -19,8 +19,8 @@ def rows():
     """Two blocks: one row whose third token is 6 nats harder than such tokens are, one that is easier."""
     memory = RowMemory()
     for _ in range(3):
-        memory.write(EASY, 4, np.arange(4), np.full(4, -0.5, np.float32), 8)
-        memory.write(HARD, 5, np.array([0, 2]), np.array([1.0, 6.0], np.float32), 8)
+        memory.write([(EASY, 4, 8, np.arange(4), np.full(4, -0.5, np.float32))])
+        memory.write([(HARD, 5, 8, np.array([0, 2]), np.array([1.0, 6.0], np.float32))])
     return rank_rows(memory)
 
 

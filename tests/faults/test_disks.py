@@ -115,7 +115,8 @@ def test_a_run_that_goes_on_without_a_checkpoint(disk, start, tmp_path):
     assert int(checkpoints(output)[-1][5:]) > step
     fill(disk, 10 << 20)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=LIMIT) != 0  # the last one has to be written
+    assert process.wait(timeout=LIMIT) != 0
+    assert "GiB needed. Older checkpoints are untouched" in error_of(printed)  # the last one has to be written
 
 
 def test_a_disk_full_to_the_last_byte(disk, start, tmp_path):

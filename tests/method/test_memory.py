@@ -32,13 +32,13 @@ def test_observations_decay():
     """The first is taken whole, the second makes the mean, later ones move by half."""
     row = RowMemory()
     for number, (value, expected) in enumerate(((2.0, 2.0), (4.0, 3.0), (1.0, 2.0), (6.0, 4.0)), 1):
-        row.write(5, 3, np.array([1]), np.array([value], np.float32), 7)
+        row.write([(5, 3, 7, np.array([1]), np.array([value], np.float32))])
         found = Records.unpacked(row.read(5, 3))
         assert found.residuals[1] == pytest.approx(expected, abs=0.1)
         assert found.counts.tolist() == [0, number, 0] and found.bins.tolist() == [0, 7, 0]
         assert found.trusted[1] == pytest.approx(found.residuals[1] * number / (number + memory.PRIOR_COUNT))
     for _ in range(20):
-        row.write(5, 3, np.array([1]), np.array([1.0], np.float32), 15)
+        row.write([(5, 3, 15, np.array([1]), np.array([1.0], np.float32))])
     assert Records.unpacked(row.read(5, 3)).counts[1] == MOST_COUNTED
     assert not row.read(6, 3).any() and not row.read(5 + BLOCK_ROWS, 2).any()
 
@@ -50,7 +50,7 @@ def test_blocks_go_through_a_checkpoint_and_to_their_owners():
     for row in chance.permutation(3 * BLOCK_ROWS)[:500].tolist():
         sizes[row] = int(chance.integers(1, 9))
         places = chance.permutation(sizes[row])[: chance.integers(1, sizes[row] + 1)]
-        one.write(row, sizes[row], places, chance.normal(size=len(places)).astype(np.float32), 3)
+        one.write([(row, sizes[row], 3, places, chance.normal(size=len(places)).astype(np.float32))])
     assert one.num_tokens == sum(sizes.values())
     for world_size in (1, 2, 5):
         ranks = [RowMemory(rank, world_size) for rank in range(world_size)]
@@ -70,14 +70,14 @@ def test_bytes_of_a_token():
     for size, most in ((16, 4.0), (400, 2.6)):
         rows = RowMemory()
         for row in range(4 * BLOCK_ROWS):
-            rows.write(row, size, np.array([0]), np.zeros(1, np.float32), 0)
+            rows.write([(row, size, 0, np.array([0]), np.zeros(1, np.float32))])
         assert rows.num_bytes / rows.num_tokens < most
 
 
 def test_rows_that_changed_are_refused():
     rows = RowMemory()
-    rows.write(7, 4, np.array([0]), np.zeros(1, np.float32), 0)
-    for action in (lambda: rows.read(7, 5), lambda: rows.write(7, 3, np.array([0]), np.zeros(1, np.float32), 0)):
+    rows.write([(7, 4, 0, np.array([0]), np.zeros(1, np.float32))])
+    for action in (lambda: rows.read(7, 5), lambda: rows.write([(7, 3, 0, np.array([0]), np.zeros(1, np.float32))])):
         with pytest.raises(ValueError, match="row 7 had 4 response tokens"):
             action()
     sizes = np.zeros(BLOCK_ROWS, np.int32)
@@ -93,14 +93,13 @@ def test_all_at_once_is_one_by_one():
     sizes = {row: int(chance.integers(1, 30)) for row in rows}
     together, apart = RowMemory(), RowMemory()
     for _ in range(3):
-        shown = [
-            (row, sizes[row], int(chance.integers(0, sizes[row] + 1)), int(chance.integers(0, 16))) for row in rows
-        ]
-        places = [chance.permutation(size)[:count] for _, size, count, _ in shown]
-        residuals = [chance.normal(size=count).astype(np.float32) for _, _, count, _ in shown]
-        together.write_all(shown, np.concatenate(places), np.concatenate(residuals))
-        for (row, size, _, level_bin), at, values in zip(shown, places, residuals, strict=True):
-            apart.write(row, size, at, values, level_bin)
+        shown = []
+        for row in rows:
+            places = chance.permutation(sizes[row])[: chance.integers(0, sizes[row] + 1)]
+            shown.append((row, sizes[row], row % 16, places, chance.normal(size=len(places)).astype(np.float32)))
+        together.write(shown)
+        for one in shown:
+            apart.write([one])
     for row, size in sizes.items():
         assert np.array_equal(together.read(row, size), apart.read(row, size))
-    together.write_all([], np.zeros(0, np.int32), np.zeros(0, np.float32))
+    together.write([])

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,7 +38,6 @@ MpiDefault=none
 AccountingStorageType=accounting_storage/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
-SchedulerParameters=requeue_delay=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
@@ -112,9 +112,8 @@ class Slurm:
         """What Slurm knows of a job."""
         return dict(re.findall(r"(\w+)=(\S*)", self.on(0, "scontrol", "show", "job", number)))
 
-    def wait_for(self, holds: object, seconds: float, what: str) -> None:
+    def wait_for(self, holds: Callable[[], bool], seconds: float, what: str) -> None:
         """Waits until something holds."""
-        assert callable(holds)
         deadline = time.monotonic() + seconds
         while not holds():
             assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"

@@ -11,7 +11,7 @@ from lift_ds.planning.row_memory import MIB, free_host_bytes, row_memory_bytes, 
 def test_the_estimate_is_what_is_taken(size):
     memory = RowMemory()
     for row in range(4 * BLOCK_ROWS):
-        memory.write(row, size, np.array([0]), np.zeros(1, np.float32), 0)
+        memory.write([(row, size, 0, np.array([0]), np.zeros(1, np.float32))])
     assert memory.num_bytes <= row_memory_bytes(4 * BLOCK_ROWS, size, 1.0) <= 1.35 * memory.num_bytes
 
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from lift_ds.models.weights import load_pretrained
 from lift_ds.ranks.shares import Alone
+from lift_ds.training.memory import Difficulties
 from tests.preloaded import Preloaded
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -166,6 +167,13 @@ PRELOADED = Preloaded(clean_environment())
 def run_script(*command: str | Path, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     """`python SCRIPT ...` in the repository, without the time that imports take; see `Preloaded.run`."""
     return PRELOADED.run([*map(str, command)], **kwargs)
+
+
+def save_difficulties(buffers: Difficulties, checkpoint: Path) -> None:
+    """Writes a rank's files of a checkpoint."""
+    for name, tensors in buffers.files().items():
+        (checkpoint / name).parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, checkpoint / name)
 
 
 FLAGS = {"output": "--output", "model.path": "--model", "checkpoint.resume": "--resume"}

@@ -24,6 +24,7 @@ COMMANDS = {
     "memory": [sys.executable],
     "micro_batches": [sys.executable],
     "sampling": [sys.executable],
+    "saving": [sys.executable],
     "planned_memory": [sys.executable],
     "step_cost": TORCHRUN,
     "step_weights": [sys.executable],

@@ -60,6 +60,11 @@ class CheckpointConfig(Section):
 
     save_every: int = Field(100, ge=0, description="steps between checkpoints; 0 writes only the last one")
     keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
+    async_save: bool = Field(
+        True,
+        description="write checkpoints behind the training, from a copy in host memory: as much as a rank's part of "
+        "one; where that is not there, and at the end of the run, they are written at once",
+    )
     best_by: Literal["none", "heldout_loss", "solve_rate"] = Field(
         "none",
         description="also keep the checkpoint that is best by the held-out loss, which compares methods, or by the "

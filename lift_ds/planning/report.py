@@ -48,6 +48,7 @@ class Plan:
         gpu_gib: Memory of a GPU.
         rates: What is assumed of the machines.
         longest: Of the documents or packs.
+        copies_state: Whether checkpoints are written from copies of the state in host memory.
     """
 
     setup: Setup
@@ -57,6 +58,7 @@ class Plan:
     gpu_gib: float
     rates: Rates
     longest: Longest
+    copies_state: bool
 
     @cached_property
     def memory(self) -> Memory:
@@ -106,7 +108,11 @@ class Plan:
         """Host memory of a node while training."""
         ranks = self.setup.world_size / self.num_nodes
         device = self.memory.peak if self.setup.is_cpu else 0.0
-        return ranks * (PROCESS_GIB[self.setup.is_cpu] + (sum(self.memory.host.values()) + device) / GIB)
+        return ranks * (PROCESS_GIB[self.setup.is_cpu] + (sum(self.memory.host.values()) + device + self.copy()) / GIB)
+
+    def copy(self) -> float:
+        """Bytes of a rank's copy of its part of a checkpoint, which is written from there (`checkpoint.async_save`)."""
+        return self.checkpoint() / self.setup.world_size if self.copies_state else 0.0
 
     def figures(self) -> dict[str, float | bool]:
         """Everything as numbers, flat, for programs."""
@@ -118,6 +124,7 @@ class Plan:
             "fits": self.fits,
             "host_GiB_a_node": self.host_gib(),
             "checkpoint_GiB": self.checkpoint() / GIB,
+            "checkpoint_copy_GiB": self.copy() / GIB,
             "wire_GiB_a_step": received_in_step(self.setup, self.num_micro_batches).total / GIB,
             "compute_seconds": seconds,
             "wire_seconds": wire,
@@ -151,7 +158,8 @@ class Plan:
         yield row("peak", memory.peak, limit)
         seconds, wire = step_seconds(setup, self.num_micro_batches, self.num_nodes, rates)
         held = sum(memory.host.values()) / GIB
-        yield f"  host memory of a node {self.host_gib():.1f} GiB ({held:.1f} a rank offloaded)"
+        copied = f", {self.copy() / GIB:.1f} a rank for the checkpoint that is being written" * self.copies_state
+        yield f"  host memory of a node {self.host_gib():.1f} GiB ({held:.1f} a rank offloaded{copied})"
         yield f"  disk for a checkpoint {self.checkpoint() / GIB:.1f} GiB"
         moved = received_in_step(setup, self.num_micro_batches)
         gbytes = rates.node_gbytes if self.num_nodes == 1 else rates.network_gbytes

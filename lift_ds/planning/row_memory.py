@@ -15,13 +15,22 @@ def row_memory_bytes(num_rows: int, tokens_a_row: float, share: float) -> float:
     return num_rows * (GROWTH * BYTES_A_TOKEN * tokens_a_row + BYTES_A_ROW) * share
 
 
-def free_host_bytes(meminfo: Path = Path("/proc/meminfo")) -> float:
-    """What this host can still give; all that it has where the system does not say."""
+def free_host_bytes(meminfo: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> float:
+    """What this host, or the container, can still give; all that the host has where the system does not say.
+
+    Args:
+        meminfo: Where the system says it.
+        group: Folder of the control group (version 2) that limits a container.
+    """
+    free = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     if meminfo.is_file():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return 1024.0 * int(line.split()[1])
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        free = 1024.0 * int(fields["MemAvailable"].split()[0])
+    limit = (group / "memory.max").read_text().strip() if (group / "memory.max").is_file() else "max"
+    if limit == "max":
+        return free
+    cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["inactive_file"]
+    return min(free, float(int(limit) - int((group / "memory.current").read_text()) + int(cached)))
 
 
 def row_memory_line(num_rows: int, tokens_a_row: float, share: float, num_drawn: int, free_bytes: float) -> str:

@@ -87,4 +87,5 @@ def plan_of(
         make_objective(run.objective).scoring_pass != "none",
         is_cpu,
     )
-    return Plan(setup, num_nodes, documents, num_micro_batches, gpu_gib, rates, longest)
+    copies_state = run.checkpoint.async_save and 0 < run.checkpoint.save_every < run.optim.steps
+    return Plan(setup, num_nodes, documents, num_micro_batches, gpu_gib, rates, longest, copies_state)

@@ -9,6 +9,10 @@ OURS = "lift_ds"
 ENGINES = ("torch", "deepspeed")  # whose ValueErrors are of shapes and types, not of what a user named
 
 
+class AgreedError(RuntimeError):
+    """An error that every rank raises at the same place: they can still do something together."""
+
+
 def is_explained(error: BaseException) -> bool:
     """Whether an error is of settings, data or surroundings, and its message says what to do; else it is a fault.
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lift_ds.data.batch import MicroBatch
@@ -96,12 +96,10 @@ class DifficultyBuffers:
             for (batch, rows), answer in zip(pairs, answers, strict=True)
         ]
 
-    def save(self, checkpoint: Path) -> None:
-        """Writes this rank's part; nothing is synced for it."""
-        folder = checkpoint / DIFFICULTY_FOLDER
-        folder.mkdir(parents=True, exist_ok=True)
+    def files(self) -> dict[str, dict[str, Tensor]]:
+        """This rank's file of a checkpoint, by its path there; nothing is synced for it."""
         state = {name: tensor.contiguous() for name, tensor in self.table.state().items()}
-        save_file(state, folder / f"rank-{self.ranks.rank:05d}-of-{self.ranks.world_size:05d}.safetensors")
+        return {f"{DIFFICULTY_FOLDER}/rank-{self.ranks.rank:05d}-of-{self.ranks.world_size:05d}.safetensors": state}
 
     def load(self, checkpoint: Path, step: int) -> bool:
         """Reads the parts of all ranks that saved, however many they were; `step` and what is returned as in `memory`.

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from lift_ds.ranks.control import waiting_in_control
+from lift_ds.ranks.errors import AgreedError
 from lift_ds.ranks.shares import Collectives
 
 
@@ -54,7 +55,7 @@ class CallTrace:
         """Compares all ranks, which all call it before the update of a step.
 
         Raises:
-            RuntimeError: Some ran other forwards; on every rank, with the first that differs.
+            AgreedError: Some ran other forwards; on every rank, with the first that differs.
         """
         mine, self.is_on = self.digest(), False
         if ranks.world_size == 1:
@@ -68,7 +69,7 @@ class CallTrace:
         for rank, theirs in enumerate(everyones):
             if theirs != everyones[0]:
                 where = self.first_difference(everyones[0], theirs)
-                raise RuntimeError(
+                raise AgreedError(
                     f"step {step}: rank {rank} ran other forwards than rank 0: {where}. Its gradients are of other "
                     "weights; the step is not applied. Every rank must run the same modules in the same order: look "
                     "for a branch that depends on a rank's own rows"

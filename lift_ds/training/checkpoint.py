@@ -1,4 +1,4 @@
-"""Saving and restoring a run's state on all ranks, whole or not at all.
+"""What a run's checkpoint holds, room for one, and how one is restored on all ranks.
 
     checkpoints/step-000100/
         zero/...                DeepSpeed's shards
@@ -17,132 +17,33 @@
     checkpoints/best            name of the best one, and by what; see `lift_ds.storage.best`
 
 Every rank hashes its share of the files; rank 0 collects, writes the manifest, syncs and renames. A checkpoint counts
-only if its manifest does.
+only if its manifest does. `saving` writes one, at once or behind the training.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from lift_ds.data.text.chat_format import ChatFormat, write_format
-from lift_ds.export.folder import companions
 from lift_ds.planning.costs import checkpoint_bytes
+from lift_ds.planning.row_memory import free_host_bytes
+from lift_ds.ranks.launch import read_launch
 from lift_ds.storage.frozen_base import BaseRecord, read_base
-from lift_ds.storage.manifest import (
-    HF_FOLDER,
-    LANES_FILE,
-    CheckpointManifest,
-    FileRecord,
-    checkpoint_name,
-    publish_checkpoint,
-    read_manifest,
-    remove_old,
-    sync_and_hash,
-    write_manifest,
-)
-from lift_ds.storage.run_record import write_run
-from lift_ds.storage.staging import TEMPORARY_PREFIX
+from lift_ds.storage.manifest import LANES_FILE, read_manifest
 from lift_ds.storage.zero_checkpoint import open_zero_checkpoint
 from lift_ds.storage.zero_files import ZERO_TAG
 from lift_ds.text_files import load_json, read_text
 
 from .engine import Engine
-from .memory import Difficulties
 from .restore import restore_engine
+
+SPARE_HOST_BYTES = 1 << 30  # left to the machine when state is copied into its memory
 
 
 class DiskFullError(RuntimeError):
     """Too little space for a checkpoint, of which nothing was written yet."""
-
-
-class Comparison(Protocol):
-    """What steps are compared with, and a checkpoint keeps in a small file of its own."""
-
-    def save(self, folder: Path) -> None:
-        """Writes that file, where it is needed."""
-
-
-def save_checkpoint(
-    engine: Engine,
-    folder: Path,
-    step: int,
-    lanes: dict[str, Any],
-    run: dict[str, Any],
-    hf_folder: Path,
-    chat_format: ChatFormat,
-    fingerprint: str,
-    keep: int,
-    buffers: Difficulties | None,
-    comparisons: Sequence[Comparison],
-    base: BaseRecord | None,
-) -> Path:
-    """Writes the state of all ranks; returns the checkpoint's folder.
-
-    Args:
-        engine: The training engine.
-        folder: `checkpoints` of the run.
-        step: Optimizer steps taken.
-        lanes: Data position.
-        run: What `run.json` holds.
-        hf_folder: Where the model's config and tokenizer are.
-        chat_format: How the run's chats became tokens.
-        fingerprint: `model_fingerprint` of the model.
-        keep: How many of the newest checkpoints stay.
-        buffers: What is known of tokens' difficulty, where it is kept.
-        comparisons: What else the next steps are compared with.
-        base: The frozen weights' files, which are then left out.
-
-    Raises:
-        DiskFullError: There was too little space to begin; every rank raises it.
-        RuntimeError: A rank could not write. Older checkpoints are untouched.
-    """
-    final = folder / checkpoint_name(step)
-    temporary = folder / f"{TEMPORARY_PREFIX}{final.name}"
-    check_space(engine, folder, base is not None, temporary)
-    try:
-        engine.ds.save_checkpoint(str(temporary), tag=ZERO_TAG, exclude_frozen_parameters=base is not None)
-    except (OSError, RuntimeError) as error:
-        # the other ranks may be inside a collective of DeepSpeed's: nothing can be agreed on any more, so this process
-        # ends, and the launcher ends the others
-        raise _not_written(temporary, f"rank {engine.rank}: {error}") from error
-
-    def finish_own() -> dict[str, FileRecord]:
-        if buffers is not None:
-            buffers.save(temporary)
-        files = sorted((temporary / ZERO_TAG).iterdir())  # whoever wrote them: the file system is shared
-        mine = files[engine.rank :: engine.world_size]
-        return {str(path.relative_to(temporary)): sync_and_hash(path) for path in mine}
-
-    everyones = engine.gather_objects(agree(engine, finish_own, final))
-
-    def finish() -> None:
-        (temporary / LANES_FILE).write_text(json.dumps(lanes), encoding="utf-8")
-        write_run(temporary, run)
-        copied = temporary / HF_FOLDER
-        copied.mkdir(exist_ok=True)
-        for path in (hf_folder / "config.json", *companions(hf_folder)):
-            shutil.copyfile(path, copied / path.name)
-        write_format(copied, chat_format)
-        for each in comparisons:
-            each.save(temporary)
-        if base is not None:
-            base.write(temporary)
-        files = {name: record for part in everyones for name, record in part.items()}
-        for path in sorted(temporary.rglob("*")):
-            name = str(path.relative_to(temporary))
-            if path.is_file() and name not in files:
-                files[name] = sync_and_hash(path)
-        manifest = CheckpointManifest(step, engine.world_size, engine.stage, fingerprint, files)
-        write_manifest(temporary, manifest)
-        publish_checkpoint(temporary, final)
-        remove_old(folder, step, keep)
-
-    agree_on_main(engine, finish, final)
-    return final
 
 
 def agree_on_main(engine: Engine, action: Callable[[], Any], final: Path) -> Any:
@@ -163,7 +64,7 @@ def agree(engine: Engine, action: Callable[[], Any], final: Path) -> Any:
         problem = f"rank {engine.rank}: {error}"
     problems = [problem_of_rank for problem_of_rank in engine.gather_objects(problem) if problem_of_rank]
     if problems:
-        raise _not_written(final, "; ".join(problems))
+        raise not_written(final, "; ".join(problems))
     return result
 
 
@@ -188,14 +89,22 @@ def check_space(engine: Engine, folder: Path, only_trained: bool, temporary: Pat
 
     short = engine.gather_objects(agree_on_main(engine, check, folder))[0]
     if short:
-        raise _not_written(folder, short, DiskFullError)
+        raise not_written(folder, short, DiskFullError)
 
 
-def _not_written(path: Path, reason: str, kind: type[RuntimeError] = RuntimeError) -> RuntimeError:
+def not_written(path: Path, reason: str, kind: type[RuntimeError] = RuntimeError) -> RuntimeError:
+    """The error of a checkpoint that could not be written."""
     return kind(
         f"checkpoint {path} could not be written: {reason}. "
         "Older checkpoints are untouched; free space or set another output, and resume."
     )
+
+
+def has_host_memory(engine: Engine, only_trained: bool) -> bool:
+    """Whether every rank's host has room for copies of its ranks' parts of a checkpoint."""
+    weights, trained = engine.num_parameters(only_trained), engine.num_parameters(only_trained=True)
+    here = checkpoint_bytes(weights, trained) * read_launch().local_world_size / engine.world_size
+    return all(engine.gather_objects(free_host_bytes() > here + SPARE_HOST_BYTES))
 
 
 def load_checkpoint(

@@ -15,6 +15,7 @@ from lift_ds.config.run import RunConfig
 from lift_ds.data.batch import MicroBatch
 from lift_ds.data.order.loader import StepBatch, StepLoader
 from lift_ds.objectives import Objective
+from lift_ds.ranks.errors import AgreedError
 
 from .engine import Engine
 from .memory import Difficulties
@@ -165,7 +166,7 @@ def train_steps(
         this rank could not read, if anything: the steps before it are taken, and can be saved.
 
     Raises:
-        RuntimeError: More than `optim.max_bad_steps` steps had a loss or gradient that is not finite.
+        AgreedError: More than `optim.max_bad_steps` steps had a loss or gradient that is not finite.
     """
     num_bad = 0
     for step in range(first_step, run.optim.steps):
@@ -195,7 +196,7 @@ def train_steps(
             samples = sorted({sample for of_rank in engine.gather_objects(totals.bad_sample_ids) for sample in of_rank})
             record["bad_sample_ids"] = samples
             if num_bad > run.optim.max_bad_steps:
-                raise RuntimeError(
+                raise AgreedError(
                     f"step {step + 1}: loss {totals.loss}, gradient norm {grad_norm}, samples {samples}; {num_bad} "
                     f"such steps were left out, optim.max_bad_steps={run.optim.max_bad_steps} are allowed. Look at the "
                     "samples, lower optim.lr or raise objective.t_min, and resume from the last checkpoint."

@@ -24,7 +24,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.numpy import save_file
 from torch import Tensor
 
 from lift_ds.data.batch import MicroBatch, Noise
@@ -226,8 +225,8 @@ class DifficultyMemory:
 
     # checkpoints
 
-    def save(self, checkpoint: Path) -> None:
-        """Writes this rank's blocks, what is pending, and its part of the table.
+    def files(self) -> dict[str, dict[str, Tensor]]:
+        """This rank's files of a checkpoint, by their paths there: its blocks, what is pending, its part of the table.
 
         Raises:
             RuntimeError: The loader's thread has failed.
@@ -245,14 +244,12 @@ class DifficultyMemory:
         pending = self.pending | ({} if self.held is None else dict([self.held]))
         for step, shown in pending.items():
             for place, column in enumerate(shown.columns()):
-                tensors[f"pending.{step}.{place}"] = np.frombuffer(column.tobytes(), np.uint8)
+                tensors[f"pending.{step}.{place}"] = np.frombuffer(bytearray(column.tobytes()), np.uint8)
         numbers = np.array([self.applied, *sorted(pending)], np.int64)
         num_documents = np.array([self.num_documents.get(last, 0)], np.int64)
-        folder = checkpoint / MEMORY_FOLDER
-        folder.mkdir(parents=True, exist_ok=True)
-        name = f"rank-{self.ranks.rank:05d}-of-{self.ranks.world_size:05d}.safetensors"
-        save_file(tensors | {"numbers": numbers, "num_documents": num_documents}, folder / name)
-        self.table.save(checkpoint)
+        tensors |= {"numbers": numbers, "num_documents": num_documents}
+        name = f"{MEMORY_FOLDER}/rank-{self.ranks.rank:05d}-of-{self.ranks.world_size:05d}.safetensors"
+        return {name: {key: torch.from_numpy(array) for key, array in tensors.items()}} | self.table.files()
 
     def load(self, checkpoint: Path, step: int) -> bool:
         """Reads what this rank owns of the parts of all ranks that saved after step `step`, however many they were.

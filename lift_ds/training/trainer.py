@@ -15,11 +15,12 @@ from lift_ds.models.settings import profiled_steps
 from lift_ds.models.weights import whole_shape
 from lift_ds.objectives import Objective
 from lift_ds.planning.report import Plan
+from lift_ds.ranks.errors import AgreedError
 from lift_ds.storage.best import offer, read_best
 from lift_ds.storage.frozen_base import BaseRecord, hash_base
 from lift_ds.storage.manifest import BEST, checkpoint_name, model_fingerprint, remove_old
 
-from .checkpoint import DiskFullError, agree_on_main, check_space, load_checkpoint, save_checkpoint
+from .checkpoint import DiskFullError, agree_on_main, check_space, load_checkpoint
 from .efficiency import Efficiency
 from .engine import Engine, has_accelerator
 from .final_export import FinalExport
@@ -32,6 +33,7 @@ from .patience import Patience
 from .profiling import StepProfile
 from .progress import Progress
 from .resumed import Resumed, find_together, require_same_settings
+from .saving import Contents, Saver, UnderWay
 from .spikes import Spikes
 from .warm_up import warm_up
 
@@ -113,37 +115,54 @@ class Trainer:
             self.consider(checkpoint, step)
         return step
 
-    def save(self, step: int, position: dict[str, Any]) -> Path:
-        """Writes a checkpoint; `position` is where this rank's data stands."""
-        path = save_checkpoint(
-            self.engine,
-            self.checkpoints,
-            step,
-            merge_states(self.engine.gather_objects(position)),
+    @cached_property
+    def saver(self) -> Saver:
+        """What writes this run's checkpoints."""
+        comparisons = (self.spikes, self.patience)
+        contents = Contents(
             self.resolved,
             self.prepared.folder,
             self.chat_format,
             self.fingerprint,
-            self.run.checkpoint.keep,
             self.buffers,
-            (self.spikes, self.patience),
+            comparisons,
             self.base,
         )
-        self.progress.say(f"step {step}: checkpoint {path}")
-        return path
+        return Saver(self.engine, self.checkpoints, contents, self.run.checkpoint.keep, self.tell_saved)
 
-    def save_if_there_is_room(self, step: int, position: dict[str, Any]) -> Path | None:
-        """Writes a checkpoint, or goes on without it where `checkpoint.on_full_disk` allows that."""
+    def tell_saved(self, saved: UnderWay, messages: list[str]) -> None:
+        """Says that a checkpoint is there."""
+        self.progress.say(f"step {saved.step}: checkpoint {saved.final}")
+        for message in messages:
+            self.progress.say(message)
+        seconds = {"stall_seconds": saved.stall_seconds, "seconds": saved.seconds}
+        self.metrics.write("checkpoint", saved.step, {"path": str(saved.final), "behind": saved.behind, **seconds})
+
+    def save(self, step: int, position: dict[str, Any]) -> None:
+        """Writes a checkpoint, behind the training where that goes on; `position` is where this rank's data stands."""
+        goes_on = self.run.checkpoint.async_save and step < self.run.optim.steps
+        lanes = merge_states(self.engine.gather_objects(position))
+        if not self.saver.begin(step, lanes, goes_on):
+            if goes_on:
+                self.progress.say(
+                    f"step {step}: this checkpoint is written at once: a host has too little memory for a copy of the "
+                    "state (checkpoint.async_save)"
+                )
+            self.saver.finish()
+
+    def save_if_there_is_room(self, step: int, position: dict[str, Any]) -> bool:
+        """Writes a checkpoint, or goes on without it where `checkpoint.on_full_disk` allows that; says which."""
         try:
-            return self.save(step, position)
+            self.save(step, position)
         except DiskFullError as error:
             if self.run.checkpoint.on_full_disk == "stop" or step == self.run.optim.steps:
                 raise
             self.progress.say(f"step {step}: {error} The run goes on without it (checkpoint.on_full_disk=skip).")
-            return None
+            return False
+        return True
 
     def consider(self, checkpoint: Path, step: int) -> None:
-        """Measures the model, whose checkpoint this is, and keeps that as the best one if it is.
+        """Measures the model, whose checkpoint this is or will be, and keeps that as the best one if it is.
 
         A checkpoint of another run's folder is not kept there or here.
 
@@ -155,17 +174,20 @@ class Trainer:
             return
         measured = self.measurements.measured(settings.best_by, step)
 
-        def choose() -> str | None:
-            if checkpoint.resolve().parent != self.checkpoints.resolve():
+        def choose(path: Path = checkpoint) -> str | None:
+            if path.resolve().parent != self.checkpoints.resolve():
                 return None
-            message = offer(self.checkpoints, checkpoint, measured)
+            message = offer(self.checkpoints, path, measured)
             if message is not None:
                 remove_old(self.checkpoints, step, settings.keep)
-            return message
+            return None if message is None else f"step {step}: {message}"
 
+        if self.saver.under_way is not None:
+            self.saver.afterwards(choose)
+            return
         message = agree_on_main(self.engine, choose, self.checkpoints / BEST)
         if message is not None:
-            self.progress.say(f"step {step}: {message}")
+            self.progress.say(message)
 
     def show(self, step: int, record: dict[str, Any]) -> None:
         """A step's record goes into the file, the display and DeepSpeed's monitors."""
@@ -208,24 +230,29 @@ class Trainer:
                 self.progress.say(f"step {step}: left out, gradient norm {record['grad_norm']:.3g} is above {limit}")
             if step % run.log_every == 0 or step == run.optim.steps:
                 self.show(step, record | efficiency.measured(record))
+            self.saver.poll()
             self.measurements.between_steps(step)
             if run.checkpoint.save_every and step % run.checkpoint.save_every == 0:
-                checkpoint = self.save_if_there_is_room(step, loader.state)
-                saved_at = saved_at if checkpoint is None else step
-                if step < run.optim.steps and checkpoint is not None:
-                    self.consider(checkpoint, step)
+                is_saved = self.save_if_there_is_room(step, loader.state)
+                saved_at = step if is_saved else saved_at
+                if step < run.optim.steps and is_saved:
+                    self.consider(self.checkpoints / checkpoint_name(step), step)
             profiled.before(step + 1)
             return self.patience.is_over
 
         with closing(loader), closing(profiled):
             profiled.before(first_step + 1)
             step, problem = first_step, None
-            if not self.patience.is_over:
-                step, problem = train_steps(
-                    engine, run, self.objective, loader, first_step, self.stop, self.buffers, self.spikes, after_step
-                )
+            try:
+                if not self.patience.is_over:
+                    more = (self.stop, self.buffers, self.spikes, after_step)
+                    step, problem = train_steps(engine, run, self.objective, loader, first_step, *more)
+            except AgreedError:
+                self.saver.finish()
+                raise
         if step > saved_at:
             self.save(step, loader.state)
+        self.saver.finish()
         if problem is not None:
             raise problem
         return step

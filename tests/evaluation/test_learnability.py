@@ -13,6 +13,7 @@ from lift_ds.evaluation.learnability_page import curves_title
 from lift_ds.method.noise import superset_mask
 from lift_ds.ranks.shares import Alone
 from lift_ds.training.buffers import DifficultyBuffers
+from tests.conftest import save_difficulties
 from tests.distributed.jobs import make_documents
 
 
@@ -129,7 +130,7 @@ def test_the_report_of_a_runs_buffers(tmp_path, capsys):
         level = torch.linspace(0.05, 1, len(tokens))
         buffers.observe([(tokens, level, torch.full((len(tokens),), nll))], step)
         checkpoint = tmp_path / "checkpoints" / f"step-{step:06d}"
-        buffers.save(checkpoint)
+        save_difficulties(buffers, checkpoint)
         (checkpoint / "manifest.json").write_text(
             json.dumps({"step": step, "world_size": 1, "zero_stage": 3, "model": "", "files": {}})
         )

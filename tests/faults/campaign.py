@@ -3,9 +3,10 @@
     make faults ARGS="--kills 60 --seed 7 --json faults.json"
 
 Each kill is a SIGKILL to a drawn rank in a drawn phase (starting, training, updating, syncing the table, measuring,
-saving, publishing a checkpoint, exporting) of a run on two ranks under torchrun, in a drawn setting (ZeRO-3, ZeRO-2,
-LoRA, packs with the difficulty memory). It counts only if the process died inside that phase. Then `--resume auto` on
-two ranks, or on one in a quarter of the kills, takes the run to its end.
+saving: taking a checkpoint's state, writing and publishing it behind the training, exporting) of a run on two ranks
+under torchrun, in a drawn setting (ZeRO-3, ZeRO-2, LoRA, checkpoints written at once, packs with the difficulty
+memory). It counts only if the process died inside that phase. Then `--resume auto` on two ranks, or on one in a quarter
+of the kills, takes the run to its end.
 
     kills                  that counted
     lost                   runs that did not reach their last step and export
@@ -46,6 +47,7 @@ SETTINGS = {
     "ZeRO-3": [],
     "ZeRO-2": ["--deepspeed", "ds_configs/zero2.json"],
     "LoRA": ["lora.rank=4", "lora.dropout=0.1", "model.from_scratch=false"],
+    "written at once": ["checkpoint.async_save=false"],
     "memory, packed": ["objective.scoring=memory", "data.packing=best_fit", "data.pack_length=512"],
 }
 OF_RANK_0 = ("publishing", "exporting")

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PHASES = ("starting", "training", "updating", "syncing", "measuring", "saving", "publishing", "exporting")
+PHASES = ("starting", "training", "updating", "syncing", "measuring", "saving", "writing", "publishing", "exporting")
 
 
 class Marks:
@@ -28,19 +28,22 @@ class Marks:
         self.folder, self.rank = Path(os.environ["MARKS"]), os.environ["RANK"]
         self.fault = os.environ.get("FAULT", "").split()
         self.seconds: dict[str, list[float]] = {}
+        self.lock = threading.Lock()  # checkpoints are written by a thread
 
     def enter(self, phase: str) -> None:
         """A phase begins."""
         (self.folder / f"{phase}-{self.rank}").touch()
-        self.seconds.setdefault(phase, []).append(-time.monotonic())
+        with self.lock:
+            self.seconds.setdefault(phase, []).append(-time.monotonic())
         if self.fault and self.fault[0] == phase and int(self.fault[1]) == len(self.seconds[phase]):
             threading.Timer(float(self.fault[2]), self.die).start()
 
     def leave(self, phase: str) -> None:
         """It ends."""
-        self.seconds[phase][-1] += time.monotonic()
         (self.folder / f"{phase}-{self.rank}").unlink()
-        (self.folder / f"seconds-{self.rank}.json").write_text(json.dumps(self.seconds))
+        with self.lock:
+            self.seconds[phase][-1] += time.monotonic()
+            (self.folder / f"seconds-{self.rank}.json").write_text(json.dumps(self.seconds))
 
     def die(self) -> None:
         """Leaves the time of death, and dies."""
@@ -70,7 +73,7 @@ def main() -> None:
     marks = Marks()
     marks.enter("starting")
     from lift_ds.cli.train import main as train
-    from lift_ds.training import checkpoint, trainer
+    from lift_ds.training import saving, trainer
     from lift_ds.training.buffers import DifficultyBuffers
     from lift_ds.training.engine import Engine
     from lift_ds.training.final_export import FinalExport
@@ -88,8 +91,9 @@ def main() -> None:
         (Engine, "update", "updating"),
         (DifficultyBuffers, "sync", "syncing"),
         (Measurements, "heldout", "measuring"),
-        (trainer, "save_checkpoint", "saving"),
-        (checkpoint, "publish_checkpoint", "publishing"),
+        (saving.Saver, "begin", "saving"),
+        (saving.Saver, "_write_own", "writing"),
+        (saving, "publish_checkpoint", "publishing"),
         (FinalExport, "write", "exporting"),
     ):
         marks.wrap(owner, name, phase)

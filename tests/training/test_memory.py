@@ -23,6 +23,7 @@ from lift_ds.training import memory_files
 from lift_ds.training.buffers import DifficultyBuffers
 from lift_ds.training.memory import DifficultyMemory
 from lift_ds.training.results import Observed
+from tests.conftest import save_difficulties
 from tests.data.order import test_loader as loaders
 
 path, tokenizer = loaders.path, loaders.tokenizer  # fixtures
@@ -109,7 +110,7 @@ def run(
             seen.append(known_of(batch))
         if first + count < num_steps:  # the loader is ahead
             loader.make_step(first + count, state)
-        memory.save(folder)
+        save_difficulties(memory, folder)
         return state, seen, memory
 
     with ThreadPoolExecutor(world) as pool:
@@ -218,7 +219,7 @@ def test_tokens_that_are_thought_too_hard_to_keep_converge_within_eight_passes(p
         block.records, block.starts = block.in_order(), np.cumsum(block.sizes).astype(np.int32) - block.sizes
         block.records[is_known] = rows.packed()
         spoilt |= {(number, index): block.row(index) > 0 for index in block.sizes.nonzero()[0].tolist()}
-    memory.save(tmp_path)
+    save_difficulties(memory, tmp_path)
     run_on = (first, state, tmp_path)
     _, _, (after,) = run(path, tokenizer, 1, 12, num_steps - first, tmp_path, run_on, **options)
     errors = [
@@ -240,7 +241,7 @@ def test_nobody_is_waited_for_when_the_run_ends():
     memory.take([], 1)
     memory.held = (4, memory.held[1])
     with pytest.raises(RuntimeError, match="was not brought up to date: stopped"):
-        memory.save(None)
+        memory.files()
 
 
 def test_a_missing_part_is_an_error(path, tokenizer, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -115,6 +116,7 @@ class Trainer:
 
     def save(self, step: int, position: dict[str, Any]) -> Path:
         """Writes a checkpoint; `position` is where this rank's data stands."""
+        began = time.perf_counter()
         path = save_checkpoint(
             self.engine,
             self.checkpoints,
@@ -130,6 +132,7 @@ class Trainer:
             self.base,
         )
         self.progress.say(f"step {step}: checkpoint {path}")
+        self.metrics.write("checkpoint", step, {"path": str(path), "seconds": time.perf_counter() - began})
         return path
 
     def save_if_there_is_room(self, step: int, position: dict[str, Any]) -> Path | None:
@@ -140,6 +143,7 @@ class Trainer:
             if self.run.checkpoint.on_full_disk == "stop" or step == self.run.optim.steps:
                 raise
             self.progress.say(f"step {step}: {error} The run goes on without it (checkpoint.on_full_disk=skip).")
+            self.metrics.write("no_checkpoint", step, {"problem": str(error)})
             return None
 
     def consider(self, checkpoint: Path, step: int) -> None:
@@ -171,8 +175,7 @@ class Trainer:
         """A step's record goes into the file, the display and DeepSpeed's monitors."""
         self.metrics.write("step", step, record)
         self.progress.show_step(step, record)
-        scalars = ("loss", "grad_norm", "lr", "tokens_per_second", "peak_memory_gib", "mfu")
-        self.engine.write_monitor({key: record[key] for key in scalars if record[key] is not None}, step)
+        self.engine.monitors.write_step(record, step)
 
     def warm_up(self, step: int) -> None:
         """Runs the largest micro-batch that may come, where the config asks for it and a step is left to take."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lift_ds.section import Section
 
@@ -44,7 +44,7 @@ class DifficultyConfig(Section):
 
 
 class RuntimeConfig(Section):
-    """What a run expects of its machines."""
+    """What a run expects of its machines, and tells them."""
 
     nodes: int | None = Field(None, ge=1, description="machines that must take part; none: any number")
     timeout: float | None = Field(
@@ -53,6 +53,19 @@ class RuntimeConfig(Section):
         description="minutes that a part of a step may take before every rank says where it is and the run ends; none: "
         "9/10 of DEEPSPEED_TIMEOUT; 0: never",
     )
+    prometheus_file: str | None = Field(
+        None,
+        description="a .prom file that rank 0 writes its newest numbers to, in a folder that node_exporter's textfile "
+        "collector reads; each run on a machine needs one of its own",
+    )
+
+    @field_validator("prometheus_file")
+    @classmethod
+    def check_prometheus_file(cls, path: str | None) -> str | None:
+        """Checks that node_exporter would read it."""
+        if path is not None and not path.endswith(".prom"):
+            raise ValueError(f"runtime.prometheus_file={path}: node_exporter reads *.prom alone; name it {path}.prom")
+        return path
 
 
 class CheckpointConfig(Section):

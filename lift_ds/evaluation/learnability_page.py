@@ -13,29 +13,28 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from jinja2 import Template
 from transformers import PreTrainedTokenizerBase
 
 from .heldout import class_label
 from .learnability import Cell, Learnability
+from .page_frame import render
 
 NUM_GAINED = 25
 FEW_LEVELS = 10
-PAGE = """<!doctype html><meta charset=utf-8><title>Learnability</title><style>
-body{font:15px/1.5 system-ui;margin:2rem auto;max-width:70rem}table{border-collapse:collapse}
-td,th{padding:.2rem .8rem;text-align:right;border-bottom:1px solid #ddd}
-td:first-child,th:first-child{text-align:left;font-family:monospace}img{max-width:100%}
-</style><h1>Learnability: {{ labels | join(" and ") }}</h1>
+PAGE = """{% extends "frame.html" %}{% block body %}
+<h1>{{ title }}</h1>
 <p>How surely masked tokens are predicted, by how often they occur and how much is masked.</p>
 <img alt="heat maps and curves" src="data:image/png;base64,{{ picture }}">
 {% if gained is not none %}
 <h2>Tokens that gained most</h2>
-<table><tr><th>token</th><th>occurrences</th><th>p(gold) before</th><th>after</th></tr>
-{% for row in gained %}
-<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+<div class="scroll" tabindex="0"><table>
+<thead><tr><th>token</th><th>occurrences</th><th>p(gold) before</th><th>after</th></tr></thead>
+{% for token, *numbers in gained %}
+<tr><td><code>{{ token }}</code></td>{% for cell in numbers %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}
-</table>
+</table></div>
 {% endif %}
+{% endblock %}
 """
 
 
@@ -122,5 +121,5 @@ def write_report(folder: Path, measured: dict[str, Learnability], tokenizer: Pre
     plt.close(figure)
     picture = base64.b64encode((folder / "learnability.png").read_bytes()).decode()
     rows = gained(measured, tokenizer) if len(measured) == 2 else None
-    page = Template(PAGE, autoescape=True, trim_blocks=True).render(labels=measured, picture=picture, gained=rows)
+    page = render(PAGE, f"Learnability: {' and '.join(measured)}", picture=picture, gained=rows)
     (folder / "learnability.html").write_text(page, encoding="utf-8")

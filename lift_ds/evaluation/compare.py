@@ -10,7 +10,7 @@ from typing import Any
 
 from lift_ds.text_files import load_json, read_text
 
-from .asking.results import task_file
+from .asking.results import RESULTS_FILE, task_file
 from .judging.statistics import PairedDifference, mcnemar, paired_bootstrap
 from .page_frame import render
 
@@ -31,7 +31,8 @@ PAGE = """{% extends "frame.html" %}{% block body %}
 <h2>{{ task.task }}: {{ task.flips | length }} of {{ task.num_problems }} flipped</h2>
 {% for flip in task.flips %}
 <details><summary>{{ first if flip.solved[0] > flip.solved[1] else second }} &nbsp; {{ flip.question[:160] }}</summary>
-<pre class="boxed">{{ shown(flip.question) }}</pre><p>right: <code>{{ shown(flip.ground_truth) }}</code> ({{ flip.where }})</p>
+<pre class="boxed">{{ shown(flip.question) }}</pre>
+<p>right: <code>{{ shown(flip.ground_truth) }}</code> ({{ flip.where }})</p>
 <div class="pair">
 {% for share in flip.solved %}
 <div><b>{{ (first, second)[loop.index0] }}: {{ "{:.0%}".format(share) }} right</b>
@@ -102,7 +103,7 @@ def tasks_alone(first: Path, second: Path) -> list[str]:
 
 def read_results(folder: Path) -> dict[str, Any]:
     """What `results.json` of a folder holds; a ValueError where there is none, or it is none."""
-    path = folder / "results.json"
+    path = folder / RESULTS_FILE
     try:
         results: dict[str, Any] = load_json(read_text(path))
         assert isinstance(results["tasks"], dict)

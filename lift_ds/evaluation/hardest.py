@@ -109,7 +109,7 @@ def write_hardest(
     places: dict[int, str],
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """Writes `hardest_rows.csv`, all rows, and those on top with their text: `hardest_rows.html`, and `.json` for reports.
+    """Writes `hardest_rows.csv`, all rows, and with their text those on top: `hardest_rows.html`; for reports, `.json`.
 
     Args:
         folder: Where to.

@@ -1,0 +1,51 @@
+"""Writes what runs left as one HTML page, and compares them.
+
+    python tools/report.py runs/001
+    python tools/report.py runs/001 runs/002 --output lift_against_vanilla.html
+
+Losses by level and component, held-out losses, what was solved before and after, learnability maps, the hardest rows,
+speed, time, memory, events, faults, and the settings in which the runs differ. The page holds all that it shows and opens
+without a network. Only files of the runs' folders are read, also of runs that still train, and of the evaluations that
+are named; what a run does not have is said.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .tool import check_writable, flag, tool
+
+
+@tool(
+    __doc__,
+    flag("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run; more than one are compared"),
+    flag(
+        "--output",
+        type=Path,
+        help="HTML file; default: RUN/report.html, of several runs ./report.html. A report that is there is replaced",
+    ),
+    flag("--title", help="of the page"),
+    flag(
+        "--evaluation",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="results of tools/evaluate.py that are not in a run's folder; may be given again",
+    ),
+)
+def main(arguments: argparse.Namespace) -> None:
+    """Writes the report."""
+    from lift_ds.report.runs import open_runs
+
+    runs = open_runs(arguments.runs)
+    try:
+        from lift_ds.report.page import check_output, write_report
+    except ImportError as error:
+        raise ValueError(f"{error}; the report needs matplotlib: pip install 'lift_ds[report]'") from error
+    output = arguments.output or (arguments.runs[0] if len(runs) == 1 else Path()) / "report.html"
+    check_output(output)
+    check_writable(output, "--output")
+    write_report(runs, output, arguments.evaluation, arguments.title)
+    print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")

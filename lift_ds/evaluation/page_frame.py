@@ -9,11 +9,14 @@ It holds all that it shows: nothing is fetched when it is opened. Every value is
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 GENERATOR = '<meta name="generator" content="lift_ds">'  # by which a page of ours is known
+SEPARATORS = re.compile(r"[./_=](?=[^\s./_=])")
 ENVIRONMENT = Environment(
     loader=PackageLoader("lift_ds", "assets/pages"),
     autoescape=True,
@@ -21,6 +24,14 @@ ENVIRONMENT = Environment(
     lstrip_blocks=True,
     undefined=StrictUndefined,
 )
+
+
+def breakable(text: str) -> Markup:
+    """A text, escaped, that a narrow column may break behind the separators of keys and paths."""
+    return Markup(SEPARATORS.sub(r"\g<0><wbr>", str(escape(text))))
+
+
+ENVIRONMENT.filters["breakable"] = breakable
 
 
 def render(template: str, title: str, **values: Any) -> str:

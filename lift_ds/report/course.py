@@ -11,8 +11,9 @@ from lift_ds.training.timing import PARTS
 
 from .curves import compared
 from .parts import Part, Table, Texts, number
-from .plots import plot_parts
+from .plots import FROM_ZERO, Style, plot_parts
 from .runs import ReportedRun, moment
+from .series import mean_of
 
 MOST_EVENTS = 60  # of each run that are shown, besides its faults
 MOST_FAULTS = 200
@@ -23,8 +24,10 @@ WHERE = ("output", "checkpoint.resume", "data.clock")  # differ in every run, an
 def speed_part(runs: Sequence[ReportedRun]) -> Part:
     """Tokens a second, the share of the devices' rate, and where a step's seconds go."""
     part = Part("Speed and time")
-    compared(part, runs, "Tokens a second", lambda run: run.column("tokens_per_second"), from_zero=True)
-    compared(part, runs, "Seconds of a step", lambda run: run.column("seconds"), has_band=True, from_zero=True)
+    compared(part, runs, "Tokens a second", lambda run: run.column("tokens_per_second"), style=FROM_ZERO)
+    compared(
+        part, runs, "Seconds of a step", lambda run: run.column("seconds"), style=Style(has_band=True, from_zero=True)
+    )
     unknown = "the rate of its devices is not known; model.peak_tflops sets it"
     compared(
         part,
@@ -33,14 +36,14 @@ def speed_part(runs: Sequence[ReportedRun]) -> Part:
         lambda run: run.column("mfu"),
         "Share of the devices' rate that was used.",
         unknown,
-        from_zero=True,
+        style=FROM_ZERO,
     )
     caption = "Most tokens of a rank over the ranks' mean: what is above 1 is waited for."
     compared(part, runs, "Imbalance of tokens", lambda run: run.column("tokens_imbalance"), caption)
     timed = [run for run in runs if np.isfinite(run.column("forward_seconds")).any()]
     part.lack("time by part", [run.label for run in runs if run not in timed], len(runs), "its version measured none")
     if timed:
-        means = {name: np.array([_mean(run.column(f"{name}_seconds")) for run in timed]) for name in PARTS}
+        means = {name: np.array([mean_of(run.column(f"{name}_seconds")) for run in timed]) for name in PARTS}
         labels = [run.label for run in timed]
         caption = "Mean over steps and ranks. Scoring is the pass that ranks tokens; it is not in forward."
         part.figures.append(plot_parts("Seconds of a step, by part", labels, means, "seconds", caption))
@@ -48,24 +51,19 @@ def speed_part(runs: Sequence[ReportedRun]) -> Part:
         for index, run in enumerate(timed):
             total = sum(values[index] for values in means.values()) or 1.0
             for name, values in means.items():
-                slowest = _mean(run.column("slowest_seconds", name))
+                slowest = mean_of(run.column("slowest_seconds", name))
                 rows.append([run.label, name, number(values[index]), f"{values[index] / total:.1%}", number(slowest)])
         headings = ("run", "part", "mean seconds", "share", "slowest rank")
         part.tables.append(Table(headings, rows, "Time by part, in figures", 2, is_folded=True))
     return part
 
 
-def _mean(values: np.ndarray) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else float("nan")
-
-
 def memory_part(runs: Sequence[ReportedRun]) -> Part:
     """Most memory so far, and what the warm-up took."""
     part = Part("Memory", ["Of the rank with most, in GiB: allocated on its device; on CPUs resident."])
-    compared(part, runs, "Peak memory", lambda run: run.column("peak_memory_gib"), from_zero=True)
+    compared(part, runs, "Peak memory", lambda run: run.column("peak_memory_gib"), style=FROM_ZERO)
     reserved = "none on CPUs"
-    compared(part, runs, "Peak reserved", lambda run: run.column("peak_reserved_gib"), "", reserved, from_zero=True)
+    compared(part, runs, "Peak reserved", lambda run: run.column("peak_reserved_gib"), "", reserved, style=FROM_ZERO)
     rows = []
     for run in runs:
         for record in run.folder.of_kind("warm_up"):

@@ -10,9 +10,9 @@ import numpy as np
 from lift_ds.evaluation.heldout import class_label
 
 from .parts import Part
-from .plots import Figure, Key, plot_lines, plot_pairs
+from .plots import BAND, FROM_ZERO, PLAIN, Figure, Key, Style, plot_lines, plot_pairs, plot_parts
 from .runs import ReportedRun
-from .series import Points, banded, column, points
+from .series import Points, banded, column, mean_of, points
 
 BANDS = {"t up to 0.3": slice(0, 3), "t from 0.3 to 0.7": slice(3, 7), "t above 0.7": slice(7, 10)}
 COMPONENTS = ("easy", "random", "hard")
@@ -32,23 +32,28 @@ def compared(
     numbers: Column,
     caption: str = "",
     why: str = "",
-    **style: bool,
+    style: Style = PLAIN,
 ) -> None:
     """Adds a plot with a curve of each run, and says which have none."""
     curves = curves_of(runs, numbers)
     if curves:
-        part.figures.append(plot_lines(title, curves, caption, **style))
+        part.figures.append(plot_lines(title, curves, caption, style=style))
     have = {key.label for key, _ in curves}
     part.lack(title.lower(), [run.label for run in runs if run.label not in have], len(runs), why)
 
 
 def divided(
-    part: Part, runs: Sequence[ReportedRun], title: str, columns: dict[str, Column], caption: str = "", **style: bool
+    part: Part,
+    runs: Sequence[ReportedRun],
+    title: str,
+    columns: dict[str, Column],
+    caption: str = "",
+    style: Style = PLAIN,
 ) -> None:
     """Adds a plot of several numbers: of one run, in one; of several, one for each number, so that runs compare."""
     if len(runs) > 1:
         for name, numbers in columns.items():
-            compared(part, runs, f"{title}, {name}", numbers, caption, **style)
+            compared(part, runs, f"{title}, {name}", numbers, caption, style=style)
         return
     (run,) = runs
     made = [
@@ -56,7 +61,7 @@ def divided(
     ]
     curves = [(key, curve) for key, curve in made if len(curve.steps)]
     if curves:
-        part.figures.append(plot_lines(title, curves, caption, **style))
+        part.figures.append(plot_lines(title, curves, caption, style=style))
     part.lack(title.lower(), [run.label] if not curves else [], 1)
 
 
@@ -73,11 +78,6 @@ def in_band(band: slice) -> Column:
     return loss
 
 
-def component_share(name: str) -> Column:
-    """Share of a step's documents of which such tokens are learned."""
-    return lambda run: run.column("component_share", name)
-
-
 def share(top: str, bottom: str) -> Column:
     """One number of each step over another."""
     return lambda run: np.divide(
@@ -90,28 +90,34 @@ def training_part(runs: Sequence[ReportedRun]) -> Part:
     part = Part("Training")
     if len({run.method for run in runs}) > 1:
         part.lines.append("Training losses of different methods do not compare; held-out losses on the same rows do.")
-    compared(part, runs, "Training loss", lambda run: run.column("loss"), has_band=True)
+    compared(part, runs, "Training loss", lambda run: run.column("loss"), style=BAND)
     follows = all(run.folder.run.get("objective", {}).get("policy") == "time" for run in runs)
-    caption = "Nats a learned token, unweighted. The metrics hold it by level, not by component"
-    caption += "; in these runs the component follows from the level: hard tokens at low t, easy ones at high t."
-    short = "Nats a learned token, unweighted. The metrics hold it by level, not by component."
+    line = "Loss by level is in nats a learned token, unweighted; the metrics hold it by level, not by component"
+    if follows:
+        line += ", which in these runs follows from the level: hard tokens at low t, easy ones at high t"
+    part.lines.append(f"{line}.")
     bands = {name: in_band(band) for name, band in BANDS.items()}
-    divided(part, runs, "Loss by level", bands, caption if follows else short)
-    shares: dict[str, Column] = {
-        name: (lambda run, name=name: run.column("component_share", name)) for name in COMPONENTS
-    }  # type: ignore[misc]
-    divided(part, runs, "Share of documents", shares, "Which tokens of their supersets are learned.", from_zero=True)
-    compared(part, runs, "Learning rate", lambda run: run.column("lr"), from_zero=True)
-    compared(part, runs, "Gradient norm", lambda run: run.column("grad_norm"), is_log=True, has_band=True)
+    divided(part, runs, "Loss by level", bands)
+    chosen = [run for run in runs if np.isfinite(run.column("component_share", "easy")).any()]
+    if chosen:
+        means = {
+            name: np.array([mean_of(run.column("component_share", name)) for run in chosen]) for name in COMPONENTS
+        }
+        caption = "Mean over all steps: which tokens of a document's superset are learned."
+        labels = [run.label for run in chosen]
+        part.figures.append(plot_parts("Documents by component", labels, means, "share of documents", caption))
+    part.lack("components", [run.label for run in runs if run not in chosen], len(runs))
+    compared(part, runs, "Learning rate", lambda run: run.column("lr"), style=FROM_ZERO)
+    compared(part, runs, "Gradient norm", lambda run: run.column("grad_norm"), style=Style(is_log=True, has_band=True))
     worth = "Tokens of equal weight that would average as well, over learned tokens: weights 1/t make it less than 1."
     compared(
-        part, runs, "Worth of a learned token", share("effective_num_learned", "num_learned"), worth, from_zero=True
+        part, runs, "Worth of a learned token", share("effective_num_learned", "num_learned"), worth, style=FROM_ZERO
     )
     scored = [run for run in runs if np.isfinite(run.column("scoring_agreement")).any()]
     if scored:
         caption = "Share of tokens that the difficulty table and exact scores both choose, where both are known."
         compared(
-            part, scored, "Scoring agreement", lambda run: run.column("scoring_agreement"), caption, from_zero=True
+            part, scored, "Scoring agreement", lambda run: run.column("scoring_agreement"), caption, style=FROM_ZERO
         )
     return part
 
@@ -146,10 +152,10 @@ def before_and_after(runs: Sequence[ReportedRun], where: str) -> list[Figure]:
     """The first and the last held-out loss, by level and by how often a token occurs."""
     figures = []
     for name, title, label in (
-        ("by_level", "By level", "share masked, t"),
-        ("by_frequency", "By frequency", "occurrences of the token"),
+        ("by_level", "Held-out loss by level", "share masked, t"),
+        ("by_frequency", "Held-out loss by frequency", "occurrences of the token"),
     ):
-        sides = [(run.key, *(record.get(name) or [] for record in (run.heldout[0], run.heldout[-1]))) for run in runs]
+        sides = [(run.key, run.heldout[0].get(name) or [], run.heldout[-1].get(name) or []) for run in runs]
         if not any(after for _, _, after in sides):
             continue
         longest = max(len(after) for _, _, after in sides)

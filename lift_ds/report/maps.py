@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from lift_ds.training.buffers import read_table
 from lift_ds.training.memory_files import memory_files, read_rows
 
 from .parts import Part, Table
-from .plots import WIDTH, Figure, Key, drawing, plot_lines, svg_of
+from .plots import FROM_ZERO, WIDTH, Figure, Key, drawing, plot_lines, svg_of
 from .runs import ReportedRun
 from .series import Points
 
@@ -171,4 +170,4 @@ def spread_of(ranked: Sequence[tuple[ReportedRun, Sequence[RowHardness]]]) -> Fi
         counts = np.histogram(each, edges)[0].astype(float)
         middles = (edges[:-1] + edges[1:]) / 2
         curves.append((run.key, Points(middles, counts, counts, counts, 1)))
-    return plot_lines("Rows by hardness", curves, "Number of rows.", "hardness, nats", from_zero=True)
+    return plot_lines("Rows by hardness", curves, "Number of rows.", "hardness, nats", style=FROM_ZERO)

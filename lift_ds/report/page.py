@@ -8,14 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from lift_ds.evaluation.page_frame import GENERATOR, render
+from lift_ds.storage.run_folder import RunFolder
 
 from .course import events_part, memory_part, settings_part, speed_part
 from .curves import heldout_part, training_part
 from .maps import hardest_part, learnability_part
-from .parts import number
+from .parts import Part, number
 from .plots import Key
-from .runs import ReportedRun, ago, moment
+from .runs import ReportedRun, ago, moment, told_apart
 from .solving import evaluations_part, solving_part
 
 HEAD_BYTES = 4096
@@ -29,15 +32,16 @@ class Card:
     about: str
     facts: list[tuple[str, str]]
     state: str
+    folder: str
 
 
 def card_of(run: ReportedRun, now: float) -> Card:
     """What there is to know first."""
     folder, steps = run.folder, run.records
     facts = [("steps", f"{folder.step:,} of {number(run.num_steps, ',')}")]
-    if run.heldout:
-        first, last = run.heldout[0]["mean"], run.heldout[-1]["mean"]
-        facts.append(("held-out loss", f"{first:.3f} → {last:.3f}"))
+    losses = [f"{record['mean']:.3f}" for record in (*run.heldout[:1], *run.heldout[1:][-1:])]
+    if losses:
+        facts.append(("held-out loss", " → ".join(losses)))
     solved = {record["moment"]: record["solve_rate"] for record in folder.of_kind("solve") if "solve_rate" in record}
     if solved.keys() & {"before", "after"}:
         facts.append(("solved", " → ".join(number(solved.get(side), ".1%") for side in ("before", "after"))))
@@ -45,12 +49,14 @@ def card_of(run: ReportedRun, now: float) -> Card:
         seconds = sum(record["seconds"] for record in steps)
         facts.append(("tokens a second", f"{sum(record['num_tokens'] for record in steps) / seconds:,.0f}"))
         facts.append(("time in recorded steps", ago(seconds)))
-        facts.append(("peak memory", f"{number(run.column('peak_memory_gib').max(), '.2f')} GiB"))
+    peaks = run.column("peak_memory_gib")
+    if np.isfinite(peaks).any():
+        facts.append(("peak memory", f"{np.nanmax(peaks):.2f} GiB"))
     ranks = folder.settings.get("world_size")
     facts.append(("ranks", number(ranks)))
     model = folder.run.get("model", {}).get("path", "?")
     about = f"{run.method} on {run.task}, from {model}"
-    return Card(run.key, about, facts, f"{run.state(now)} · {folder.folder}")
+    return Card(run.key, about, facts, run.state(now), str(folder.folder))
 
 
 def notices_of(run: ReportedRun) -> list[str]:
@@ -86,14 +92,24 @@ def report_page(runs: Sequence[ReportedRun], evaluations: Sequence[Path], title:
         events_part(runs),
         settings_part(runs),
     ]
+    empty = [part for part in parts if part.is_empty]
+    parts = [part for part in parts if not part.is_empty]
+    if empty:
+        parts.append(
+            Part(
+                "Not in these runs" if len(runs) > 1 else "Not in this run",
+                missing=[line for part in empty for line in part.missing],
+            )
+        )
     cards = [card_of(run, now) for run in runs]
     return render("report.html", title, written=moment(now), notices=notices, cards=cards, parts=parts)
 
 
 def write_report(
-    runs: Sequence[ReportedRun], output: Path, evaluations: Sequence[Path] = (), title: str | None = None
+    folders: Sequence[RunFolder], output: Path, evaluations: Sequence[Path] = (), title: str | None = None
 ) -> None:
     """Writes the page of some runs, whole or not at all; see `check_output` for what it may replace."""
+    runs = told_apart(folders)
     named = f"Run {runs[0].label}" if len(runs) == 1 else f"{len(runs)} runs: {', '.join(run.label for run in runs)}"
     page = report_page(runs, evaluations, title or named, time.time())
     part = output.with_name(f".{output.name}.part")

@@ -8,6 +8,8 @@ from typing import Any
 
 from .plots import Figure
 
+UNKNOWN = "\N{EN DASH}"
+
 
 @dataclass(frozen=True)
 class Table:
@@ -60,6 +62,11 @@ class Part:
     rows: list[tuple[str, list[dict[str, Any]]]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it shows nothing."""
+        return not (self.figures or self.tables or self.texts or self.rows)
+
     def lack(self, what: str, labels: Sequence[str], total: int, why: str = "") -> None:
         """Says what some of `total` runs do not have."""
         if labels:
@@ -69,4 +76,4 @@ class Part:
 
 def number(value: float | None, form: str = ".4g") -> str:
     """A number, or a dash where it is not known."""
-    return "–" if value is None or value != value else format(value, form)
+    return UNKNOWN if value is None or value != value else format(value, form)

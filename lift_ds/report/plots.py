@@ -21,7 +21,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from markupsafe import Markup
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from .series import Points
 
@@ -33,7 +33,7 @@ VARIABLES = {INK: "--ink", SOFT: "--soft", LINE: "--line", PAPER: "--paper"} | {
     color: f"--run-{number}" for number, color in enumerate(RUN_COLORS)
 }
 DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = ("-", (0, (4, 1.6)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)))
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",  # text as text, which the page's font sets
     "svg.hashsalt": "lift_ds",
     "text.parse_math": False,
@@ -138,33 +138,48 @@ def svg_of(figure: Any, name: str, variables: dict[str, str] = VARIABLES) -> Mar
     return Markup(re.sub(r"<svg\b", lambda _: attributes, text, count=1))
 
 
+@dataclass(frozen=True)
+class Style:
+    """How curves are drawn: on a logarithmic axis where all are positive, with a band, with 0 at the bottom."""
+
+    is_log: bool = False
+    has_band: bool = False
+    from_zero: bool = False
+
+
+PLAIN, FROM_ZERO, BAND = Style(), Style(from_zero=True), Style(has_band=True)
+
+
 def plot_lines(
     title: str,
     curves: Sequence[tuple[Key, Points]],
     caption: str = "",
     x_label: str = "step",
-    *,
-    is_log: bool = False,
-    has_band: bool = False,
-    from_zero: bool = False,
+    style: Style = PLAIN,
 ) -> Figure:
     """Curves over steps. A band is from the least to the most of the steps that a point stands for."""
     with drawing() as (figure, axis):
-        for key, curve in curves:
+        for place, (key, curve) in enumerate(curves, start=1):
             marker = "o" if len(curve.steps) <= 12 else None
-            style = {"color": key.stand_in, "linestyle": key.style, "marker": marker, "markersize": 3.5}
-            axis.plot(curve.steps, curve.mean, **style)
-            if has_band and curve.most_each > 1:
+            looks = {"color": key.stand_in, "linestyle": key.style, "marker": marker, "markersize": 3.5}
+            width = 1.3 + 1.1 * (1 - place / len(curves))  # so that one is seen below another that is the same
+            axis.plot(curve.steps, curve.mean, linewidth=width, **looks)
+            if style.has_band and curve.most_each > 1:
                 axis.fill_between(curve.steps, curve.low, curve.high, color=key.stand_in, alpha=0.18, linewidth=0)
         axis.set_xlabel(x_label)
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        if is_log and all(np.all(curve.mean > 0) for _, curve in curves):
+        if len(places := np.unique(np.concatenate([curve.steps for _, curve in curves]))) == 1:
+            axis.set_xticks(places)
+        if style.is_log and all(np.all(curve.mean > 0) for _, curve in curves):
             axis.set_yscale("log")
-        elif from_zero:
-            axis.set_ylim(bottom=0)
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axis.yaxis.set_minor_formatter(NullFormatter())
+        elif style.from_zero:
+            begin_at_zero(axis)
         axis.margins(x=0.02)
         most = max((curve.most_each for _, curve in curves), default=0)
-        said = f"Each point is the mean of up to {most:,} recorded steps{', the band their range' * has_band}."
+        said = f"Each point is the mean of up to {most:,} recorded steps{', the band their range' * style.has_band}."
         words = [caption, said if most > 1 else ""]
         svg = svg_of(figure, title)
     keys = [key for key, _ in curves]
@@ -222,6 +237,11 @@ def plot_shares(title: str, labels: Sequence[str], sides: Sequence[Shares], capt
     return Figure(title, svg, caption, keys if len(keys) > 1 else [])
 
 
+def begin_at_zero(axis: Any) -> None:
+    """Puts 0 at the bottom, with room above the highest point."""
+    axis.set_ylim(0, 1.06 * axis.dataLim.y1 if axis.dataLim.y1 > 0 else 1)
+
+
 def name_rows(axis: Any, labels: Sequence[str]) -> None:
     """Writes the names of rows beside them."""
     axis.set_yticks(range(len(labels)), [short(label) for label in labels])
@@ -258,7 +278,7 @@ def plot_pairs(
                 )
         axis.set_xticks(range(len(ticks)), ticks)
         axis.set(xlabel=x_label)
-        axis.set_ylim(bottom=0)
+        begin_at_zero(axis)
         svg = svg_of(figure, title)
     keys = [key for key, _, _ in sides]
     return Figure(title, svg, caption, [Key(key.label, key.color) for key in keys] if len(keys) > 1 else [])

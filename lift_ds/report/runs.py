@@ -12,12 +12,10 @@ from typing import Any
 import numpy as np
 
 from lift_ds.config.deepspeed import flat
-from lift_ds.storage.run_folder import RunFolder, read_run_folder
+from lift_ds.storage.run_folder import RunFolder
 
 from .plots import Key
 from .series import column
-
-KIND_TEXTS = {"done": "done", "stopped": "stopped", "failed": "failed"}
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class ReportedRun:
 
     @property
     def heldout_rows(self) -> str:
-        """What tells held-out rows apart: how many of their tokens were masked, by level and frequency, and the rows."""
+        """What tells held-out rows apart: their names, and how many tokens were masked, by level and frequency."""
         first = self.heldout[0] if self.heldout else {}
         return f"{self.task} {first.get('levels')} {first.get('num_tokens_by_level_and_frequency')}"
 
@@ -79,7 +77,7 @@ class ReportedRun:
     def state(self, now: float) -> str:
         """Whether it is over, as far as its folder says so."""
         if self.folder.end is not None:
-            return KIND_TEXTS.get(self.folder.end, self.folder.end)
+            return self.folder.end
         if self.folder.last_time is None:
             return "not begun"
         return f"no end recorded: it trains or was cut short; last line {ago(now - self.folder.last_time)} ago"
@@ -91,23 +89,14 @@ class ReportedRun:
         return flat(parts) | {"world_size": self.folder.settings.get("world_size")}
 
 
-def open_runs(folders: Sequence[Path]) -> list[ReportedRun]:
-    """Reads the folders of runs.
-
-    Raises:
-        NewerFormatError: A later version wrote one.
-        ValueError: A folder is no run's, cannot be read, or is named twice.
-    """
-    resolved = [folder.resolve() for folder in folders]
-    for number, folder in enumerate(resolved):
-        if folder in resolved[:number]:
-            raise ValueError(f"{folders[number]}: named twice; name each run once.")
-    opened = [read_run_folder(folder) for folder in folders]
-    tasks = [task_of(each.run) for each in opened]
+def told_apart(folders: Sequence[RunFolder]) -> list[ReportedRun]:
+    """Runs with names, colours and dashes."""
+    tasks = [task_of(each.run) for each in folders]
     kinds = list(dict.fromkeys(tasks))
+    names = short_names([each.folder.resolve() for each in folders])
     return [
-        ReportedRun(each, Key(label, number, kinds.index(task)), task)
-        for number, (each, label, task) in enumerate(zip(opened, short_names(resolved), tasks, strict=True))
+        ReportedRun(each, Key(name, number, kinds.index(task)), task)
+        for number, (each, name, task) in enumerate(zip(folders, names, tasks, strict=True))
     ]
 
 

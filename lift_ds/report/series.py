@@ -1,4 +1,4 @@
-"""Columns of a run's steps, and many steps as few points: a mean each, with the least and the most of what it stands for."""
+"""Columns of a run's steps, and many steps as few points, each a mean with the least and the most of its steps."""
 
 from __future__ import annotations
 
@@ -67,3 +67,9 @@ def banded(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     total = weights.sum(1)
     summed = (np.where(known, values, 0.0) * weights).sum(1)
     return np.divide(summed, total, out=np.full(len(total), np.nan), where=total > 0)
+
+
+def mean_of(values: np.ndarray) -> float:
+    """Mean of the values that are known; NaN where none is."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else float("nan")

@@ -15,8 +15,8 @@ from lift_ds.storage.run_folder import METRICS_FILE
 from lift_ds.training.solved import Line, lines_of
 
 from .curves import points_of
-from .parts import Part, Table, number
-from .plots import Key, Shares, plot_lines, plot_shares
+from .parts import UNKNOWN, Part, Table, number
+from .plots import FROM_ZERO, Key, Shares, plot_lines, plot_shares
 from .runs import ReportedRun
 
 DEEPEST = 3  # folders below a run's, in which results of evaluations are looked for
@@ -49,7 +49,9 @@ def solving_part(runs: Sequence[ReportedRun]) -> Part:
     during = [(run, [each for each in run.folder.of_kind("solve") if each["moment"] == "during"]) for run in runs]
     curves = [(run.key, points_of(records, "solve_rate")) for run, records in during if records]
     if curves:
-        part.figures.append(plot_lines("Solved while it trains", curves, "Share of eval.solve_subset.", from_zero=True))
+        part.figures.append(
+            plot_lines("Solved while it trains", curves, "Share of eval.solve_subset.", style=FROM_ZERO)
+        )
     part.lack(
         "solve rates while it trains",
         [run.label for run, records in during if not records],
@@ -96,7 +98,7 @@ def _solved_table(
         for run in runs:
             line = found[run.label].get(label)
             if line is None:
-                row += ["–", "–"]
+                row += [UNKNOWN, UNKNOWN]
                 continue
             shares = " → ".join(f"{100 * side.solve_rate:.1f}" for side in (line.before, line.after))
             row += [str(line.after.num_items), f"{shares} %"]
@@ -140,7 +142,7 @@ class Evaluation:
 
 
 def find_evaluations(runs: Sequence[ReportedRun], named: Sequence[Path], part: Part) -> list[Evaluation]:
-    """Results of evaluations in the runs' folders, and those that are named; what cannot be read is said in the part."""
+    """Results of evaluations in the runs' folders, and those that are named; the part says what cannot be read."""
     folders = []
     for run in runs:
         root = run.folder.folder
@@ -150,7 +152,7 @@ def find_evaluations(runs: Sequence[ReportedRun], named: Sequence[Path], part: P
             for path in sorted(root.glob("/".join(["*"] * depth) + f"/{HARNESS_RESULTS}")):
                 part.missing.append(f"{path}: of lm-evaluation-harness, whose tasks are not compared here.")
     folders += [(folder, str(folder)) for folder in named]
-    found = []
+    found: list[Evaluation] = []
     for folder, name in folders:
         try:
             found.append(Evaluation(folder, Key(name, len(found)), read_results(folder)))
@@ -187,7 +189,7 @@ def evaluations_part(runs: Sequence[ReportedRun], named: Sequence[Path]) -> Part
         row = [task, scorer]
         for each in found:
             summary = each.results["tasks"].get(task, {}).get("scores", {}).get(scorer)
-            row.append("–" if summary is None else f"{summary['solved_share']:.1%} of {summary['rows']:,}")
+            row.append(UNKNOWN if summary is None else f"{summary['solved_share']:.1%} of {summary['rows']:,}")
             share = None if summary is None else summary["solved_share"]
             interval = (summary or {}).get("solved_interval")
             sides[each.key.label].append(None if share is None else (share, *(interval or (share, share))))

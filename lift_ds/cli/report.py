@@ -12,6 +12,7 @@ that are named; what a run does not have is said.
 from __future__ import annotations
 
 import argparse
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,13 +54,17 @@ def open_folders(paths: Sequence[Path]) -> list[RunFolder]:
 )
 def main(arguments: argparse.Namespace) -> None:
     """Writes the report."""
-    folders = open_folders(arguments.runs)
+    gc.disable()  # it would walk through all lines of long runs again and again; nothing here goes in circles
     try:
+        folders = open_folders(arguments.runs)
         from lift_ds.report.page import check_output, write_report
+
+        output = arguments.output or (arguments.runs[0] if len(folders) == 1 else Path()) / "report.html"
+        check_output(output)
+        check_writable(output, "--output")
+        write_report(folders, output, arguments.evaluation, arguments.title)
     except ImportError as error:
         raise ValueError(f"{error}; the report needs matplotlib: pip install 'lift_ds[report]'") from error
-    output = arguments.output or (arguments.runs[0] if len(folders) == 1 else Path()) / "report.html"
-    check_output(output)
-    check_writable(output, "--output")
-    write_report(folders, output, arguments.evaluation, arguments.title)
+    finally:
+        gc.enable()
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")

@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 GENERATOR = '<meta name="generator" content="lift_ds">'  # by which a page of ours is known
-SEPARATORS = re.compile(r"[./_=](?=[^\s./_=])")
+SEPARATORS = re.compile(r"[/=](?=\w)|[._](?=[A-Za-z])")
 ENVIRONMENT = Environment(
     loader=PackageLoader("lift_ds", "assets/pages"),
     autoescape=True,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lift_ds.evaluation.heldout import class_label
+from lift_ds.training.metrics import COMPONENTS
 
 from .parts import Part
 from .plots import BAND, FROM_ZERO, PLAIN, Figure, Key, Style, plot_lines, plot_pairs, plot_parts
@@ -15,7 +16,6 @@ from .runs import ReportedRun
 from .series import Points, banded, column, mean_of, points
 
 BANDS = {"t up to 0.3": slice(0, 3), "t from 0.3 to 0.7": slice(3, 7), "t above 0.7": slice(7, 10)}
-COMPONENTS = ("easy", "random", "hard")
 Column = Callable[[ReportedRun], np.ndarray]
 
 
@@ -67,15 +67,7 @@ def divided(
 
 def in_band(band: slice) -> Column:
     """The loss of learned tokens in some tenths of the levels, each tenth by its documents."""
-
-    def loss(run: ReportedRun) -> np.ndarray:
-        losses, documents = (
-            np.stack([run.column(name, tenth) for tenth in range(10)], axis=1)[:, band]
-            for name in ("t_token_nll", "t_documents")
-        )
-        return banded(losses, documents)
-
-    return loss
+    return lambda run: banded(*(values[:, band] for values in run.by_level))
 
 
 def share(top: str, bottom: str) -> Column:

@@ -13,9 +13,10 @@ import numpy as np
 
 from lift_ds.config.deepspeed import flat
 from lift_ds.storage.run_folder import RunFolder
+from lift_ds.training.metrics import NUM_TENTHS
 
 from .plots import Key
-from .series import column
+from .series import column, rows_of
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,22 @@ class ReportedRun:
         """Their numbers (N,)."""
         return column(self.records, "step")
 
-    def column(self, *path: str | int) -> np.ndarray:
+    def column(self, *path: str) -> np.ndarray:
         """A number of each recorded step (N,), see `series.column`."""
-        return column(self.records, *path)
+        if path not in self.columns:
+            self.columns[path] = column(self.records, *path)
+        return self.columns[path]
+
+    @cached_property
+    def columns(self) -> dict[tuple[str, ...], np.ndarray]:
+        """Those that were asked for."""
+        return {}
+
+    @cached_property
+    def by_level(self) -> tuple[np.ndarray, np.ndarray]:
+        """Loss of learned tokens, and documents, of each recorded step by tenth of the levels: (N, 10) each."""
+        losses, documents = (rows_of(self.records, name, NUM_TENTHS) for name in ("t_token_nll", "t_documents"))
+        return losses, documents
 
     @cached_property
     def heldout(self) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,18 +32,31 @@ class Points:
     most_each: int
 
 
-def column(records: Records, *path: str | int) -> np.ndarray:
-    """Float64 (N,): a number of each record, by its key and what lies below it; NaN where it is not there."""
-    values = np.full(len(records), np.nan)
-    for index, record in enumerate(records):
-        value: Any = record
-        try:
-            for part in path:
-                value = value[part]
-            values[index] = np.nan if value is None else value
-        except (KeyError, IndexError, TypeError, ValueError):
-            continue
-    return values
+def column(records: Records, *path: str) -> np.ndarray:
+    """Float64 (N,): a number of each record, by its key and those below it; NaN where it is not there."""
+    values: Sequence[Any] = records
+    for key in path:
+        values = [value.get(key) if isinstance(value, dict) else None for value in values]
+    return _numbers(values, ())
+
+
+def rows_of(records: Records, key: str, size: int) -> np.ndarray:
+    """Float64 (N, size): a list of numbers of each record; NaN where it is not there, or not of this size."""
+    lists = [record.get(key) for record in records]
+    fitting = [each if isinstance(each, list) and len(each) == size else [None] * size for each in lists]
+    return _numbers(fitting, (size,))
+
+
+def _numbers(values: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
+    """Values, each a number or a list of them by its shape, as an array; NaN for what is no number."""
+    with suppress(TypeError, ValueError):  # numpy reads None as NaN
+        made = np.array(values, dtype=float)
+        if made.shape == (len(values), *shape):
+            return made
+    slow = [
+        value if isinstance(value, int | float) else np.nan for each in values for value in (each if shape else [each])
+    ]
+    return np.array(slow, dtype=float).reshape(len(values), *shape)
 
 
 def points(steps: np.ndarray, values: np.ndarray) -> Points:

@@ -12,7 +12,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = REPOSITORY / "docs" / "files.md"
 ROOMS = (
     "method", "objectives", "training", "data", "models", "storage", "export", "sampling", "evaluation", "config",
-    "planning", "ranks", "cli",
+    "planning", "ranks", "report", "cli",
 )  # fmt: skip
 HEAD = """# Every file
 

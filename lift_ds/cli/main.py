@@ -20,6 +20,7 @@ VERBS = {
     "score": ("score", "score answers that exist already"),
     "lm-eval": ("lm_eval", "lm-evaluation-harness's own command, which knows the model lift_ds"),
     "learnability": ("learnability", "how surely common and rare tokens are predicted at each mask level"),
+    "report": ("report", "what runs left as one HTML page, compared"),
     "inspect-checkpoint": ("inspect_checkpoint", "what a checkpoint holds, and how two of them differ"),
     "average-checkpoints": ("average_checkpoints", "the mean of several checkpoints as a Hugging Face folder"),
     "reshard": ("reshard", "a checkpoint for another number of ranks"),

@@ -8,46 +8,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Template
-
 from lift_ds.text_files import load_json, read_text
 
-from .asking.results import task_file
+from .asking.results import RESULTS_FILE, task_file
 from .judging.statistics import PairedDifference, mcnemar, paired_bootstrap
+from .page_frame import render
 
-PAGE = """<!doctype html><html lang=en><meta charset=utf-8><title>{{ first }} and {{ second }}</title><style>
-body{font:15px/1.5 system-ui;margin:2rem auto;max-width:80rem;padding:0 1rem;color:#222}
-table{border-collapse:collapse}td,th{padding:.25rem .9rem;text-align:right;border-bottom:1px solid #ddd}
-td:first-child,th:first-child{text-align:left}
-details{margin:.8rem 0;border:1px solid #ddd;border-radius:6px;padding:.4rem .9rem}summary{cursor:pointer}
-.pair{display:grid;grid-template-columns:1fr 1fr;gap:1rem}
-pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f7f7f7;padding:.7rem;margin:.3rem 0;max-height:30rem;
-overflow:auto}.right{background:#e9f7ec}.wrong{background:#fdeeee}
-</style><h1>{{ first }} and {{ second }}</h1>
-<table><tr><th>task<th>scorer<th>problems<th>{{ first }}<th>{{ second }}<th>difference<th>95 % interval
-<th>only {{ first }}<th>only {{ second }}<th>McNemar p</tr>
+PAGE = """{% extends "frame.html" %}{% block body %}
+<h1>{{ title }}</h1>
+<div class="scroll" tabindex="0"><table>
+<thead><tr><th>task<th class="text">scorer<th>problems<th>{{ first }}<th>{{ second }}<th>difference<th>95 % interval
+<th>only {{ first }}<th>only {{ second }}<th>McNemar p</tr></thead>
 {% for task in tasks %}
-<tr><td>{{ task.task }}<td>{{ task.scorer }}<td>{{ "{:,}".format(task.num_problems) }}
+<tr><td>{{ task.task }}<td class="text">{{ task.scorer }}<td>{{ "{:,}".format(task.num_problems) }}
 <td>{{ "{:.1%}".format(task.solved[0]) }}<td>{{ "{:.1%}".format(task.solved[1]) }}
 <td>{{ "{:+.1%}".format(task.difference.mean) }}
 <td>{{ "{:+.1%} to {:+.1%}".format(task.difference.low, task.difference.high) }}
 <td>{{ task.only_first }}<td>{{ task.only_second }}
 <td>{{ "" if task.p_value is none else "{:.3g}".format(task.p_value) }}</tr>
-{% endfor %}</table>
+{% endfor %}</table></div>
 {% for task in tasks %}
 <h2>{{ task.task }}: {{ task.flips | length }} of {{ task.num_problems }} flipped</h2>
 {% for flip in task.flips %}
 <details><summary>{{ first if flip.solved[0] > flip.solved[1] else second }} &nbsp; {{ flip.question[:160] }}</summary>
-<pre>{{ shown(flip.question) }}</pre><p>right: <code>{{ shown(flip.ground_truth) }}</code> ({{ flip.where }})</p>
-<div class=pair>
+<pre class="boxed">{{ shown(flip.question) }}</pre>
+<p>right: <code>{{ shown(flip.ground_truth) }}</code> ({{ flip.where }})</p>
+<div class="pair">
 {% for share in flip.solved %}
 <div><b>{{ (first, second)[loop.index0] }}: {{ "{:.0%}".format(share) }} right</b>
-<pre class={{ "right" if share > 0 else "wrong" }}>{{ shown(flip.generations[loop.index0]) }}</pre></div>
+<pre class="boxed {{ "right" if share > 0 else "wrong" }}">{{ shown(flip.generations[loop.index0]) }}</pre></div>
 {% endfor %}
 </div></details>
 {% endfor %}
 {% endfor %}
-</html>
+{% endblock %}
 """
 LONGEST = 20_000  # characters of a text that the page shows
 
@@ -109,7 +103,7 @@ def tasks_alone(first: Path, second: Path) -> list[str]:
 
 def read_results(folder: Path) -> dict[str, Any]:
     """What `results.json` of a folder holds; a ValueError where there is none, or it is none."""
-    path = folder / "results.json"
+    path = folder / RESULTS_FILE
     try:
         results: dict[str, Any] = load_json(read_text(path))
         assert isinstance(results["tasks"], dict)
@@ -185,8 +179,8 @@ def shown_answer(row: dict[str, Any], is_solved: Sequence[bool]) -> str:
 
 def comparison_page(labels: tuple[str, str], comparisons: Sequence[TaskComparison]) -> str:
     """The page of two models, by what to call them, and the tasks that they have in common."""
-    page = Template(PAGE, autoescape=True, trim_blocks=True)
-    return page.render(first=labels[0], second=labels[1], tasks=comparisons, shown=shown)
+    first, second = labels
+    return render(PAGE, f"{first} and {second}", first=first, second=second, tasks=comparisons, shown=shown)
 
 
 def shown(value: Any) -> str:

@@ -9,37 +9,32 @@ easier in an earlier checkpoint.
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Template
 from transformers import PreTrainedTokenizerBase
 
 from lift_ds.data.batch import Document
 from lift_ds.method.memory import BLOCK_ROWS, Records, RowMemory
 
+from .page_frame import render
+
 FEW_TOKENS = 2.0  # of no residual, that every row's mean is taken with
 NUM_SHOWN = 50
 NUM_MARKED = 4
-PAGE = """<!doctype html><meta charset=utf-8><title>Hardest rows</title><style>
-body{font:15px/1.5 system-ui;margin:2rem auto;max-width:70rem;padding:0 1rem}table{border-collapse:collapse;width:100%}
-td,th{padding:.3rem .6rem;text-align:left;border-bottom:1px solid #8884;vertical-align:top}
-td.n{text-align:right;white-space:nowrap}pre{margin:0;white-space:pre-wrap;font:13px/1.4 monospace}
-mark{background:#fc6a;color:inherit}small{opacity:.7}@media(prefers-color-scheme:dark){body{background:#111;color:#ddd}}
-</style><h1>{{ title }}</h1>
+ROWS_FILE = "hardest_rows.json"
+PAGE = """{% extends "frame.html" %}{% from "rows.html" import rows_table %}{% block body %}
+<h1>{{ title }}</h1>
 <p>{{ num_rows }} rows were seen. Hardness: mean nats beyond what such tokens cost at such levels. The hardest tokens of
 each answer are marked.</p>
-{% for heading, rows in sections %}<h2>{{ heading }}</h2>
-<table><tr><th>row</th><th>hardness</th>{% if rows and rows[0].before is not none %}<th>before</th>{% endif %}
-<th>question and answer</th></tr>
-{% for row in rows %}<tr><td><small>{{ row.where }}</small></td><td class=n>{{ "%.2f" | format(row.hardness) }}</td>
-{% if row.before is not none %}<td class=n>{{ "%.2f" | format(row.before) }}</td>{% endif %}
-<td><pre>{{ row.question }}</pre><pre>{% for text, is_marked in row.answer %}{% if is_marked %}<mark>{{ text }}</mark>
-{%- else %}{{ text }}{% endif %}{% endfor %}</pre></td></tr>
-{% endfor %}</table>
-{% endfor %}"""
+{% for section in sections %}<h2>{{ section.heading }}</h2>
+{{ rows_table(section.rows) }}
+{% endfor %}
+{% endblock %}
+"""
 
 
 @dataclass(frozen=True)
@@ -114,7 +109,7 @@ def write_hardest(
     places: dict[int, str],
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """Writes `hardest_rows.csv`, all rows, and `hardest_rows.html`, those on top with their text.
+    """Writes `hardest_rows.csv`, all rows, and with their text those on top: `hardest_rows.html`; for reports, `.json`.
 
     Args:
         folder: Where to.
@@ -134,12 +129,18 @@ def write_hardest(
             writer.writerow([row.sample_id, row.hardness, before, row.num_seen, row.size, places[row.sample_id]])
 
     sections = [
-        (heading, [_show(row, before.get(row.sample_id), documents.get(row.sample_id), tokenizer) for row in listed])
+        {
+            "heading": heading,
+            "rows": [
+                asdict(_show(row, before.get(row.sample_id), documents.get(row.sample_id), tokenizer)) for row in listed
+            ],
+        }
         for heading, listed, before in (
             ("Hardest rows", rows[:NUM_SHOWN], {}),
             ("Most forgotten rows", forgotten(rows, earlier)[:NUM_SHOWN], earlier),
         )
         if listed
     ]
-    page = Template(PAGE, autoescape=True, trim_blocks=True).render(title=title, num_rows=len(rows), sections=sections)
-    (folder / "hardest_rows.html").write_text(page, encoding="utf-8")
+    shown = {"num_rows": len(rows), "sections": sections}
+    (folder / ROWS_FILE).write_text(json.dumps(shown) + "\n", encoding="utf-8")
+    (folder / "hardest_rows.html").write_text(render(PAGE, title, **shown), encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +14,28 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from jinja2 import Template
 from transformers import PreTrainedTokenizerBase
 
 from .heldout import class_label
 from .learnability import Cell, Learnability
+from .page_frame import render
 
 NUM_GAINED = 25
 FEW_LEVELS = 10
-PAGE = """<!doctype html><meta charset=utf-8><title>Learnability</title><style>
-body{font:15px/1.5 system-ui;margin:2rem auto;max-width:70rem}table{border-collapse:collapse}
-td,th{padding:.2rem .8rem;text-align:right;border-bottom:1px solid #ddd}
-td:first-child,th:first-child{text-align:left;font-family:monospace}img{max-width:100%}
-</style><h1>Learnability: {{ labels | join(" and ") }}</h1>
+PAGE = """{% extends "frame.html" %}{% block body %}
+<h1>{{ title }}</h1>
 <p>How surely masked tokens are predicted, by how often they occur and how much is masked.</p>
 <img alt="heat maps and curves" src="data:image/png;base64,{{ picture }}">
 {% if gained is not none %}
 <h2>Tokens that gained most</h2>
-<table><tr><th>token</th><th>occurrences</th><th>p(gold) before</th><th>after</th></tr>
-{% for row in gained %}
-<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+<div class="scroll" tabindex="0"><table>
+<thead><tr><th>token</th><th>occurrences</th><th>p(gold) before</th><th>after</th></tr></thead>
+{% for token, *numbers in gained %}
+<tr><td><code>{{ token }}</code></td>{% for cell in numbers %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}
-</table>
+</table></div>
 {% endif %}
+{% endblock %}
 """
 
 
@@ -57,23 +57,35 @@ def draw(measured: dict[str, Learnability]) -> Any:
     classes = sorted(set().union(*(learnability.cells() for learnability in measured.values())))
     for (label, learnability), column in zip(measured.items(), axes.T, strict=True):
         cells, levels = learnability.cells(), learnability.levels
-        unseen = [Cell(0, np.nan, np.nan, np.nan)] * len(levels)
-        grid = np.array([[cell.gold for cell in cells.get(frequency_class, unseen)] for frequency_class in classes])
-        image = column[0].imshow(grid, origin="lower", aspect="auto", vmin=0, vmax=1, cmap="viridis")
-        column[0].set(title=f"{label}: mean p(gold)", xlabel="share masked, t")
-        is_fine = len(levels) > FEW_LEVELS
-        ticks = range(0, len(levels), 2 if is_fine else 1)
-        column[0].set_xticks(ticks, [f"{levels[index]:.2f}" for index in ticks])
-        column[0].set_yticks(range(len(classes)), [class_label(frequency_class) for frequency_class in classes])
-        for (y, x), value in np.ndenumerate(grid):
-            if np.isfinite(value):
-                style = {"color": "black" if value > 0.6 else "white", "fontsize": 5.5 if is_fine else 8}
-                column[0].text(x, y, f"{value:.2f}", ha="center", va="center", **style)
+        image = draw_map(column[0], gold_grid(cells, classes, len(levels)), levels, list(map(class_label, classes)))
+        column[0].set(title=f"{label}: mean p(gold)")
         draw_curves(column[1], cells, levels)
     axes[0, 0].set_ylabel("occurrences of the token")
     axes[1, 0].set_ylabel("mean over masked tokens")
     figure.colorbar(image, ax=axes[0, :], label="mean p(gold)", shrink=0.8)
     return figure
+
+
+def gold_grid(cells: dict[int, list[Cell]], classes: Sequence[int], num_levels: int) -> np.ndarray:
+    """Mean p(gold) of each class at each level (classes, levels); NaN where nothing was masked."""
+    unseen = [Cell(0, np.nan, np.nan, np.nan)] * num_levels
+    return np.array([[cell.gold for cell in cells.get(number, unseen)] for number in classes])
+
+
+def draw_map(axis: Any, grid: np.ndarray, levels: Sequence[float], names: Sequence[str]) -> Any:
+    """A heat map of mean p(gold) (classes, levels), with its figures in it; rows by the names of their classes."""
+    image = axis.pcolormesh(grid, vmin=0, vmax=1, cmap="viridis")
+    is_fine = len(levels) > FEW_LEVELS
+    ticks = range(0, len(levels), 2 if is_fine else 1)
+    axis.set_xticks([tick + 0.5 for tick in ticks], [f"{levels[index]:.2f}" for index in ticks])
+    axis.set_yticks([row + 0.5 for row in range(len(names))], names)
+    axis.set_xlabel("share masked, t")
+    axis.grid(visible=False)
+    for (y, x), value in np.ndenumerate(grid):
+        if np.isfinite(value):
+            style = {"color": "black" if value > 0.6 else "white", "fontsize": 5.5 if is_fine else 8}
+            axis.text(x + 0.5, y + 0.5, f"{value:.2f}", ha="center", va="center", **style)
+    return image
 
 
 def draw_curves(axis: Any, cells: dict[int, list[Cell]], levels: tuple[float, ...]) -> None:
@@ -122,5 +134,5 @@ def write_report(folder: Path, measured: dict[str, Learnability], tokenizer: Pre
     plt.close(figure)
     picture = base64.b64encode((folder / "learnability.png").read_bytes()).decode()
     rows = gained(measured, tokenizer) if len(measured) == 2 else None
-    page = Template(PAGE, autoescape=True, trim_blocks=True).render(labels=measured, picture=picture, gained=rows)
+    page = render(PAGE, f"Learnability: {' and '.join(measured)}", picture=picture, gained=rows)
     (folder / "learnability.html").write_text(page, encoding="utf-8")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -48,7 +50,12 @@ def solved_lines(metrics_path: Path) -> list[Line]:
     Raises:
         ValueError: The items before and after training are not of the same tasks and levels.
     """
-    records = {record["moment"]: record for record in read_metrics(metrics_path, "solve")}
+    return lines_of(read_metrics(metrics_path, "solve"), metrics_path)
+
+
+def lines_of(measured: Sequence[dict[str, Any]], metrics_path: Path) -> list[Line]:
+    """The same from the records of a metrics file, which were read already."""
+    records = {record["moment"]: record for record in measured}
     if not {"before", "after"} <= set(records):
         return []
     before, after = records["before"], records["after"]

@@ -19,7 +19,7 @@ from lift_ds.text_files import load_json, read_text
 
 from .run import TaskProgress
 
-RESULTS_VERSION = 1
+RESULTS_VERSION, RESULTS_FILE = 1, "results.json"
 
 
 def open_folder(folder: Path, settings: dict[str, Any]) -> None:
@@ -87,7 +87,7 @@ def write_results(
         scores = {scorer: summarize(rows, progress.scores(scorer), name, scorer) for scorer in progress.plan.scorers}
         tasks[name] = {"generation": generation_figures(progress), "scores": scores}
     results = {"version": RESULTS_VERSION, "settings": settings, "environment": environment, "tasks": tasks}
-    write_json(folder / "results.json", results)
+    write_json(folder / RESULTS_FILE, results)
     return results
 
 

@@ -1,0 +1,1 @@
+"""Reports of runs: what their folders hold, compared, as one HTML page."""

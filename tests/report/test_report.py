@@ -253,8 +253,8 @@ def test_what_a_run_has_not_is_said(tmp_path):
     assert "run: no step is recorded." in page.text and "not begun" in page.text
     for part in (
         "solve rates before and after", "solve rates while it trains", "held-out loss", "training loss",
-        "gradient norm", "learnability map", "difficulty memory", "tokens a second", "time by part", "peak memory", "warm-up",
-        "lines in log.txt", "results of tools/evaluate.py",
+        "gradient norm", "learnability map", "difficulty memory", "tokens a second", "time by part", "peak memory",
+        "warm-up", "lines in log.txt", "results of tools/evaluate.py",
     ):  # fmt: skip
         assert f"No {part}" in page.text, part
     assert "data.builtin_rows" in page.text  # its settings are there

@@ -96,12 +96,14 @@ class DifficultyBuffers:
             for (batch, rows), answer in zip(pairs, answers, strict=True)
         ]
 
-    def save(self, checkpoint: Path) -> None:
-        """Writes this rank's part; nothing is synced for it."""
+    def save(self, checkpoint: Path) -> list[Path]:
+        """Writes this rank's part, and names the file; nothing is synced for it."""
         folder = checkpoint / DIFFICULTY_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.contiguous() for name, tensor in self.table.state().items()}
-        save_file(state, folder / f"rank-{self.ranks.rank:05d}-of-{self.ranks.world_size:05d}.safetensors")
+        path = folder / f"rank-{self.ranks.rank:05d}-of-{self.ranks.world_size:05d}.safetensors"
+        save_file(state, path)
+        return [path]
 
     def load(self, checkpoint: Path, step: int) -> bool:
         """Reads the parts of all ranks that saved, however many they were; `step` and what is returned as in `memory`.

@@ -16,8 +16,8 @@
     checkpoints/latest          name of the newest whole checkpoint
     checkpoints/best            name of the best one, and by what; see `lift_ds.storage.best`
 
-Every rank hashes its share of the files; rank 0 collects, writes the manifest, syncs and renames. A checkpoint counts
-only if its manifest does.
+Every rank hashes its share of the shards, and what it has written of difficulties; rank 0 collects, writes the manifest,
+syncs and renames. A checkpoint counts only if its manifest does.
 """
 
 from __future__ import annotations
@@ -111,10 +111,9 @@ def save_checkpoint(
         raise _not_written(temporary, f"rank {engine.rank}: {error}") from error
 
     def finish_own() -> dict[str, FileRecord]:
-        if buffers is not None:
-            buffers.save(temporary)
+        own = [] if buffers is None else buffers.save(temporary)
         files = sorted((temporary / ZERO_TAG).iterdir())  # whoever wrote them: the file system is shared
-        mine = files[engine.rank :: engine.world_size]
+        mine = [*files[engine.rank :: engine.world_size], *own]
         return {str(path.relative_to(temporary)): sync_and_hash(path) for path in mine}
 
     everyones = engine.gather_objects(agree(engine, finish_own, final))

@@ -34,7 +34,7 @@ from lift_ds.ranks.background import ThreadRanks
 from lift_ds.storage.manifest import MEMORY_FOLDER
 
 from .buffers import DifficultyBuffers
-from .memory_files import load_blocks, memory_files
+from .memory_files import load_blocks, memory_files, places_read
 from .results import Observed
 from .shown import SHOWN, Shown, nothing_shown
 from .wanted import Wanted, nums_kept, want
@@ -226,8 +226,8 @@ class DifficultyMemory:
 
     # checkpoints
 
-    def save(self, checkpoint: Path) -> None:
-        """Writes this rank's blocks, what is pending, and its part of the table.
+    def save(self, checkpoint: Path) -> list[Path]:
+        """Writes this rank's blocks, what is pending, and its part of the table; names the files.
 
         Raises:
             RuntimeError: The loader's thread has failed.
@@ -250,9 +250,9 @@ class DifficultyMemory:
         num_documents = np.array([self.num_documents.get(last, 0)], np.int64)
         folder = checkpoint / MEMORY_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"rank-{self.ranks.rank:05d}-of-{self.ranks.world_size:05d}.safetensors"
-        save_file(tensors | {"numbers": numbers, "num_documents": num_documents}, folder / name)
-        self.table.save(checkpoint)
+        path = folder / f"rank-{self.ranks.rank:05d}-of-{self.ranks.world_size:05d}.safetensors"
+        save_file(tensors | {"numbers": numbers, "num_documents": num_documents}, path)
+        return [path, *self.table.save(checkpoint)]
 
     def load(self, checkpoint: Path, step: int) -> bool:
         """Reads what this rank owns of the parts of all ranks that saved after step `step`, however many they were.
@@ -266,8 +266,8 @@ class DifficultyMemory:
         self.table.load(checkpoint, step)
         self.applied = self.known = step - 1
         files = memory_files(checkpoint)
-        for place, path in enumerate(files):
-            with safe_open(path, framework="np") as opened:
+        for place in places_read(self.ranks.rank, self.ranks.world_size, len(files)):
+            with safe_open(files[place], framework="np") as opened:
                 applied, *steps = opened.get_tensor("numbers").tolist()
                 load_blocks(opened, self.rows)
                 for step in steps:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lift_ds.config.deepspeed import rows_per_micro_batch
-from lift_ds.data.order.stream import merge_states
+from lift_ds.data.order.stream import merge_states, part_of_state
 from lift_ds.data.text.chat_format import ChatFormat
 from lift_ds.models.settings import profiled_steps
 from lift_ds.models.weights import whole_shape
@@ -115,11 +115,12 @@ class Trainer:
 
     def save(self, step: int, position: dict[str, Any]) -> Path:
         """Writes a checkpoint; `position` is where this rank's data stands."""
+        mine = part_of_state(position, self.engine.rank, self.engine.world_size)
         path = save_checkpoint(
             self.engine,
             self.checkpoints,
             step,
-            merge_states(self.engine.gather_objects(position)),
+            merge_states([position, *self.engine.gather_objects(mine)]),
             self.resolved,
             self.prepared.folder,
             self.chat_format,

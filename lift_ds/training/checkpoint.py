@@ -16,8 +16,8 @@
     checkpoints/latest          name of the newest whole checkpoint
     checkpoints/best            name of the best one, and by what; see `lift_ds.storage.best`
 
-Every rank hashes its share of the shards, and what it has written of difficulties; rank 0 collects, writes the manifest,
-syncs and renames. A checkpoint counts only if its manifest does.
+Every rank hashes its share of the shards, and what it has written of difficulties; rank 0 collects, writes the
+manifest, syncs and renames. A checkpoint counts only if its manifest does.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from lift_ds.data.sources.card import CARD_NAME
 from lift_ds.data.text.chat_format import ChatFormat, write_format
 from lift_ds.export.folder import companions
 from lift_ds.planning.costs import checkpoint_bytes
@@ -123,7 +124,8 @@ def save_checkpoint(
         write_run(temporary, run)
         copied = temporary / HF_FOLDER
         copied.mkdir(exist_ok=True)
-        for path in (hf_folder / "config.json", *companions(hf_folder)):
+        card = [hf_folder / CARD_NAME] if (hf_folder / CARD_NAME).is_file() else []  # an export inherits its license
+        for path in (hf_folder / "config.json", *companions(hf_folder), *card):
             shutil.copyfile(path, copied / path.name)
         write_format(copied, chat_format)
         for each in comparisons:

@@ -47,7 +47,7 @@ from lift_ds.storage.manifest import (
 )
 from lift_ds.storage.run_record import write_run
 from lift_ds.storage.staging import TEMPORARY_PREFIX
-from lift_ds.storage.zero_checkpoint import open_zero_checkpoint
+from lift_ds.storage.zero_checkpoint import FULL_STAGE, open_zero_checkpoint
 from lift_ds.storage.zero_files import ZERO_TAG
 from lift_ds.text_files import load_json, read_text
 
@@ -216,5 +216,6 @@ def load_checkpoint(
     saved_base = read_base(checkpoint)
     if saved_base is not None:
         saved_base.check(base or BaseRecord("this run's model", {}), str(checkpoint))
-    restore_engine(engine, open_zero_checkpoint(checkpoint / ZERO_TAG))
+    reader = (engine.rank, engine.world_size) if engine.stage == FULL_STAGE else None
+    restore_engine(engine, open_zero_checkpoint(checkpoint / ZERO_TAG, reader))
     return manifest.step, load_json(read_text(checkpoint / LANES_FILE))

@@ -8,11 +8,11 @@ besides weights and gradients is counted at each call, see `growth_counted.py`. 
 with most. With W ranks, G documents of a step and V lanes:
 
 - `formula` has what does not depend on the rows: it must give the counted bytes, exactly.
-- What does is fitted: bytes = a (W - 1) / W + b (W - 1) + c, where a goes to other ranks with that probability.
+- What does is fitted: bytes = a + b W + c (W - 1) / W, where c is what goes to other ranks with that probability.
 
 `open` and `deal` need no ranks to be run for many: a checkpoint of 32 layers is cut for as many ranks (`reshard`) and
-opened as each rank of a resume opens it (and whole, as it was before); a step of 4 W documents is cut into micro-batches as each rank does it.
-Ranks share the machine's cores here: seconds beyond that number of ranks show the machine, not the program.
+opened as a rank of a resume opens it (and whole); a step of 4 W documents is cut into micro-batches as each rank does
+it. Ranks share the machine's cores here: seconds of more ranks than cores show the machine, not the program.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -68,11 +67,7 @@ def write_model(folder: Path, num_layers: int) -> Path:
 
 def launch(num_ranks: int, counts: Path, *options: str | Path) -> list[dict[str, Any]]:
     """Trains; returns what each rank has counted."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(num_ranks), "--master_port", port]
-    command += ["benchmarks/growth_counted.py", str(counts), *RUN, *map(str, options)]
+    command = [sys.executable, "benchmarks/growth_counted.py", str(num_ranks), str(counts), *RUN, *map(str, options)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(command, cwd=REPOSITORY, text=True, capture_output=True, env=environment)
     if done.returncode:
@@ -126,7 +121,6 @@ def measure(num_ranks: int, model: Path, place: Path) -> Figures:
     output, num_documents = place / f"run-{num_ranks}", DOCUMENTS * num_ranks
     options: list[str | Path] = ["--model", model, "--output", output]
     options += [f"optim.global_batch={num_documents}", f"optim.steps={STEPS}"]
-    began = time.time()
     ranks = launch(num_ranks, place / f"counts-{num_ranks}", *options, f"checkpoint.save_every={SAVED_AT}")
     first = read_metrics(output / METRICS_FILE, "step")
     checkpoint = output / "checkpoints" / checkpoint_name(SAVED_AT)
@@ -151,7 +145,7 @@ def measure(num_ranks: int, model: Path, place: Path) -> Figures:
         "step_communication_share": sum(record["communication_seconds"] for record in first) / seconds,
         "start_bytes": most(ranks, "start", ("object", "objects")),  # the rest is what times the links
         "start_store_writes": max(rank["store_writes"] for rank in ranks),
-        "start_seconds": first[0]["time"] - first[0]["seconds"] - began,
+        "start_seconds": first[0]["time"] - first[0]["seconds"] - ranks[0]["forked"],  # without imports
         "groups": ranks[0]["num_groups"],
         "open_files": max(rank["open_files"] for rank in ranks),
         "save_bytes": most(ranks, "save") / (STEPS // SAVED_AT),

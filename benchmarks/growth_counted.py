@@ -1,8 +1,9 @@
 """A training run that counts what its ranks send each other besides weights and gradients; for `growth.py`.
 
-    torchrun --nproc_per_node 4 benchmarks/growth_counted.py FOLDER --deepspeed ds_configs/zero3.json ...
+    python benchmarks/growth_counted.py 4 FOLDER --deepspeed ds_configs/zero3.json ...
 
-What follows FOLDER is for `launchers/train.py`. Each rank leaves `rank-N.json` there. A call of torch.distributed is
+What follows FOLDER is for `launchers/train.py`. The ranks, 4 here, are forked from a process that has imported
+everything, so that they share that memory. Each rank leaves `rank-N.json` there. A call of torch.distributed is
 ours where the first frame above it that is not torch's is this package's; its bytes are what it hands to this rank:
 
     sum       all_reduce: the tensor
@@ -17,9 +18,13 @@ Files of checkpoints that a rank opens are counted by the interpreter's audit ho
 from __future__ import annotations
 
 import atexit
+import gc
+import importlib
 import json
 import os
 import pickle
+import signal
+import socket
 import sys
 import threading
 import time
@@ -27,7 +32,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import safetensors
 import torch
@@ -51,7 +56,7 @@ class Counts:
         self.opened: dict[str, set[str]] = defaultdict(set)
         self.hashed_bytes: dict[str, int] = defaultdict(int)
         self.seconds: dict[str, list[float]] = defaultdict(list)
-        self.store_writes, self.num_groups, self.open_files = 0, 1, 0
+        self.store_writes, self.num_groups, self.open_files, self.forked = 0, 1, 0, 0.0
         self.lock = threading.Lock()
 
     def note(self, frame: FrameType, kind: str, num_bytes: int) -> None:
@@ -83,6 +88,7 @@ class Counts:
             "store_writes": self.store_writes,
             "num_groups": self.num_groups,
             "open_files": self.open_files,
+            "forked": self.forked,
         }
         (folder / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(counted, indent=1) + "\n")
 
@@ -215,17 +221,55 @@ def time_parts(counts: Counts) -> None:
         setattr(Trainer, name, timed(name, getattr(Trainer, name)))
 
 
-def main() -> None:
-    """Counts while it trains."""
-    folder, argv, counts = Path(sys.argv[1]), sys.argv[2:], Counts()
-    count_collectives(counts)
-    count_files(counts)
-    count_store(counts)
+def become(rank: int, num_ranks: int, port: int, folder: Path, counts: Counts, argv: list[str]) -> NoReturn:
+    """Trains as one rank; leaves what it has counted."""
     from lift_ds.cli.train import main as train
 
-    time_parts(counts)
+    of_all = {"WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    of_rank = {"RANK": rank, "LOCAL_RANK": rank}
+    os.environ.update({name: str(value) for name, value in (of_all | of_rank).items()})
+    counts.forked = time.time()
     atexit.register(counts.write, folder)  # a run ends by `leave`, which calls these
-    train(argv)
+    try:
+        train(argv)
+    except SystemExit as ended:
+        os._exit(ended.code if isinstance(ended.code, int) else 1)
+    os._exit(1)
+
+
+def await_all(children: set[int]) -> int:
+    """Exit status: of the first rank that fails, whereupon the others are ended."""
+    failed = 0
+    while children:
+        ended, status = os.wait()
+        children.discard(ended)
+        if os.waitstatus_to_exitcode(status) and not failed:
+            failed = 1
+            for child in children:
+                os.kill(child, signal.SIGTERM)
+    return failed
+
+
+def main() -> None:
+    """Counts while it trains."""
+    num_ranks, folder, argv, counts = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:], Counts()
+    count_collectives(counts)
+    count_files(counts)
+    for name in ("datasets", "peft", "lift_ds.cli.train", "lift_ds.training.run"):
+        importlib.import_module(name)
+    count_store(counts)
+    time_parts(counts)
+    gc.freeze()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    children = set()
+    for rank in range(num_ranks):
+        child = os.fork()
+        if child == 0:
+            become(rank, num_ranks, port, folder, counts, argv)
+        children.add(child)
+    sys.exit(await_all(children))
 
 
 if __name__ == "__main__":

@@ -176,7 +176,7 @@ class DifficultyTable:
         }
 
     def places_read(self, num_states: int) -> list[int]:
-        """Whose states this rank loads, of ranks that saved: those of its range, and those whose pending ones it takes."""
+        """Whose states this rank loads, of all that were saved: those of its range, and whose pending ones it takes."""
         size = -(-self.vocab_size // num_states)
         ranges = range(self.first // size, -(-(self.first + len(self.sums)) // size)) if len(self.sums) else range(0)
         return sorted({0, *ranges, *range(self.rank, num_states, self.world_size)})

@@ -113,7 +113,8 @@ def save_checkpoint(
 
     def finish_own() -> dict[str, FileRecord]:
         own = [] if buffers is None else buffers.save(temporary)
-        files = sorted((temporary / ZERO_TAG).iterdir())  # whoever wrote them: the file system is shared
+        # whoever wrote them: the file system is shared. By kind, so that each rank gets one of the large ones
+        files = sorted((temporary / ZERO_TAG).iterdir(), key=lambda path: ("optim" in path.name, path.name))
         mine = [*files[engine.rank :: engine.world_size], *own]
         return {str(path.relative_to(temporary)): sync_and_hash(path) for path in mine}
 

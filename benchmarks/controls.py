@@ -45,7 +45,8 @@ Result = dict[str, Any]
 def identity(overrides: list[str]) -> dict[str, Any]:
     """What two runs must share to stand in one table: base, recipe and overrides."""
     digest = hashlib.sha256()
-    for path in (REPOSITORY / RECIPE, *sorted((REPOSITORY / "lift_ds" / "assets" / "base").iterdir())):
+    base = (path for path in (REPOSITORY / "lift_ds" / "assets" / "base").iterdir() if path.suffix != ".md")
+    for path in (REPOSITORY / RECIPE, *sorted(base)):
         digest.update(path.read_bytes())
     return {"base_and_recipe": digest.hexdigest()[:16], "overrides": overrides}
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "loading": [sys.executable],
     "elementwise": [sys.executable],
     "goodput": [sys.executable],
+    "growth": [sys.executable],
     "large_model": [sys.executable],
     "loss_memory": [sys.executable],
     "memory": [sys.executable],

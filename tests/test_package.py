@@ -122,6 +122,7 @@ def test_the_default_command(tmp_path):
     assert "Held-out items, before -> after" in done.stdout
     assert len(read_steps(output)) == 3
     assert (output / "export" / "model.safetensors").is_file()
+    assert "license: mit\n" in (output / "export" / "README.md").read_text()  # the base's, by way of the checkpoint
 
 
 @pytest.mark.distributed
@@ -376,3 +377,11 @@ def test_make_below_a_path_with_a_space(tmp_path):
         "python -m deepspeed.launcher.runner --num_gpus 2 launchers/train.py"
         " --deepspeed ds_configs/zero3.json --dry-run",
     ]
+
+
+def test_the_upload_command_is_one_that_the_hub_knows(tmp_path):
+    """It gets as far as the network: a flag that is not known would end it with status 2 before."""
+    (command,) = commands("hf upload")
+    words = command.replace("export_folder", str(tmp_path)).split()
+    done = run(words, env=clean_environment(HF_HUB_OFFLINE="1", HF_TOKEN="none"), check=False)
+    assert done.returncode == 1 and "offline mode is enabled" in done.stdout

@@ -25,7 +25,7 @@ from lift_ds.storage.stored_tensor import Chunked, Storage, find_damage
 from lift_ds.storage.zero_checkpoint import ZeroCheckpoint
 
 from .adapters import DOWN, AdapterSettings, MergedMatrix, adapter_settings, merge, own_base, strangers_base
-from .card import model_card
+from .card import model_card, read_metadata
 from .folder import DTYPES, MAX_SHARD_BYTES, export_tensors, official_shapes, written_spec
 from .inspection import checkpoint_format, open_inspected
 from .names import official_names
@@ -118,7 +118,7 @@ class Conversion:
                 for path in sorted(self.options.base_code.glob("*.py")) if self.options.base_code else []:
                     shutil.copyfile(path, folder / path.name)
                 if self.hf_folder is not None:
-                    card = model_card(self.summary(), run, self.chat_format)
+                    card = model_card(self.summary(), run, self.chat_format, read_metadata(self.hf_folder))
                     (folder / "README.md").write_text(card, encoding="utf-8")
                 if damage.result():
                     raise ValueError(f"{'; '.join(damage.result())}: copy the checkpoint again or take another.")

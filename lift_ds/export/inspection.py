@@ -138,7 +138,7 @@ def find_problems(zero: ZeroCheckpoint, own: Path | None) -> list[str]:
     """What is not as it was written: by the manifest of ours, else by the CRCs of every tensor."""
     if own is not None:
         return find_faults(own, read_manifest(own))
-    files = [*zero.optimizer_files, *zero.model_files]
+    files = [*zero.optimizer_files.values(), *zero.model_files.values()]
     return find_damage([storage for file in files for storage in file.storages.values()])
 
 

@@ -175,31 +175,42 @@ class DifficultyTable:
             "numbers": torch.tensor([self.vocab_size, self.first, self.step, self.pending_step]),
         }
 
-    def load_states(self, states: list[dict[str, Tensor]]) -> None:
-        """Takes the states of all ranks that saved, in rank order, however many they were; this rank keeps its range.
+    def places_read(self, num_states: int) -> list[int]:
+        """Whose states this rank loads, of all that were saved: those of its range, and whose pending ones it takes."""
+        size = -(-self.vocab_size // num_states)
+        ranges = range(self.first // size, -(-(self.first + len(self.sums)) // size)) if len(self.sums) else range(0)
+        return sorted({0, *ranges, *range(self.rank, num_states, self.world_size)})
 
-        Pending observations of rank r go to rank r mod world_size.
+    def load_states(self, states: dict[int, dict[str, Tensor]]) -> None:
+        """Takes the states of ranks that saved, by rank, however many they were; this rank keeps its range.
+
+        Those of `places_read` suffice. Pending observations of rank r go to rank r mod world_size.
 
         Raises:
-            ValueError: They are of another vocabulary, or do not cover it.
+            ValueError: They are of another vocabulary, or do not cover this rank's range.
         """
-        for state in states:
-            vocab_size = int(state["numbers"][0])
+        num_covered, end = 0, self.first + len(self.sums)
+        for state in states.values():
+            vocab_size, first = state["numbers"][:2].tolist()
             if vocab_size != self.vocab_size:
                 raise ValueError(
                     f"difficulty buffers of a vocabulary of {vocab_size} tokens; the model has {self.vocab_size}."
                 )
-        whole_sums, whole_counts = (torch.cat([state[name] for state in states]) for name in ("sums", "counts"))
-        if len(whole_sums) != self.vocab_size:
+            low, high = max(first, self.first), min(first + len(state["sums"]), end)
+            if low < high:
+                for name, mine in (("sums", self.sums), ("counts", self.counts)):
+                    mine[low - self.first : high - self.first] = state[name][low - first : high - first]
+                num_covered += high - low
+        if num_covered != len(self.sums):
             raise ValueError(
-                f"difficulty buffers of {len(whole_sums)} tokens of {self.vocab_size}; a rank's file is missing."
+                f"difficulty buffers of {num_covered} tokens of {len(self.sums)}; a rank's file is missing."
             )
-        mine = slice(self.first, self.first + len(self.sums))
-        self.sums, self.counts = whole_sums[mine].clone(), whole_counts[mine].clone()
-        self.groups = states[0]["groups"]
-        self.step = int(states[0]["numbers"][2])
+        some = next(iter(states.values()))
+        self.groups, self.step = some["groups"], int(some["numbers"][2])
         self.pending, self.pending_step = Observations.empty(), self.step
-        for state in states[self.rank :: self.world_size]:
+        for place, state in sorted(states.items()):
+            if place % self.world_size != self.rank:
+                continue
             pending = Observations(state["pending_keys"], state["pending_sums"], state["pending_counts"])
             step = int(state["numbers"][3])
             if step < self.pending_step:

@@ -74,7 +74,7 @@ def resolve_folder(path: str, with_weights: bool = True) -> Path:
     if Path(path).is_dir():
         return Path(path)
     try:
-        patterns = ["*.json", "*.model", "*.jinja", "*.txt", *(["*.safetensors"] if with_weights else [])]
+        patterns = ["*.json", "*.model", "*.jinja", "*.txt", "README.md", *(["*.safetensors"] if with_weights else [])]
         return Path(snapshot_download(path, allow_patterns=patterns))
     except Exception as error:
         raise ValueError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import socket
 import struct
 from collections.abc import Iterator
@@ -56,6 +57,18 @@ def gloo_group(limit: timedelta | None = None) -> ProcessGroup:
             f"with {INTERFACE}={os.environ.get(INTERFACE, '')}: {str(error).splitlines()[0]}. Set {INTERFACE} to the "
             "network interface between the machines (`ip route get` and MASTER_ADDR's address name it)"
         ) from error
+
+
+def allow_open_files() -> None:
+    """Lets this process open as many files as the system allows it to, where it was started with fewer.
+
+    A gloo group connects every rank to every other: a file of each rank for each of the others, in each group. Shells
+    often start processes with 1,024, which is too few for two groups of 512 ranks.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(OSError, ValueError):  # the system's own limit may be lower than what it calls unlimited
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @contextmanager

@@ -131,18 +131,21 @@ def zero2_ranges(shapes: dict[str, torch.Size], paddings: Sequence[int], world_s
         begin += size + padding
 
 
-def zero3_tensors(shapes: dict[str, torch.Size], ranks: Sequence[Sequence[StoredTensor]]) -> dict[str, FlatTensor]:
-    """Parameters of all flat groups under ZeRO-3, in order, by each rank's groups.
+def zero3_tensors(
+    shapes: dict[str, torch.Size], ranks: Mapping[int, Sequence[StoredTensor]], world_size: int
+) -> dict[str, FlatTensor]:
+    """Parameters of all flat groups under ZeRO-3, in order, by the groups of ranks: what others hold is missing.
 
     Raises:
         ValueError: The groups have fewer elements.
     """
-    groups = [joined(parts) for parts in ranks]
+    groups = {rank: joined(parts) for rank, parts in ranks.items()}
     fragments: dict[str, list[Fragment]] = {name: [] for name in shapes}
-    for rank, group in enumerate(groups):
-        for held in zero3_ranges(shapes, len(ranks), rank):
+    for rank, group in groups.items():
+        for held in zero3_ranges(shapes, world_size, rank):
             fragments[held.name] += group.within(held.offset, held.offset + held.stop - held.start, held.start)
-    return {name: FlatTensor(torch.Size(shapes[name]), groups[0].dtype, tuple(fragments[name])) for name in shapes}
+    dtype = next(iter(groups.values())).dtype
+    return {name: FlatTensor(torch.Size(shapes[name]), dtype, tuple(fragments[name])) for name in shapes}
 
 
 def zero2_tensors(

@@ -27,24 +27,21 @@ Shapes = dict[str, torch.Size]
 
 @dataclass(frozen=True)
 class ZeroCheckpoint:
-    """The shards of all ranks, opened and found to belong together.
+    """Shards, opened and found to belong together: of all ranks, or of those that one reader needs.
 
     Args:
         folder: Their folder.
         stage: ZeRO stage, 1 to 3.
-        optimizer_files: Each rank's optimizer state.
-        model_files: Each rank's model state under ZeRO-3, one otherwise.
+        world_size: Ranks that wrote it.
+        optimizer_files: Optimizer states by rank, in order; rank 0's is there.
+        model_files: Model states of the same ranks under ZeRO-3, rank 0's otherwise.
     """
 
     folder: Path
     stage: int
-    optimizer_files: list[TorchFile]
-    model_files: list[TorchFile]
-
-    @property
-    def world_size(self) -> int:
-        """Ranks that wrote it."""
-        return len(self.optimizer_files)
+    world_size: int
+    optimizer_files: dict[int, TorchFile]
+    model_files: dict[int, TorchFile]
 
     @property
     def model_state(self) -> dict[str, Any]:
@@ -107,26 +104,26 @@ class ZeroCheckpoint:
         Raises:
             ValueError: Flat data and `param_shapes` do not fit each other.
         """
-        ranks = [self.flat_groups(rank, key) for rank in range(self.world_size)]
+        ranks = {rank: self.flat_groups(rank, key) for rank in self.optimizer_files}
         try:
             return self._zero3(ranks) if self.stage == FULL_STAGE else self._zero2(ranks)
         except ValueError as error:
             raise ValueError(f"{self.folder}: {key} does not fit param_shapes: {error}.") from error
 
-    def _zero3(self, ranks: list[list[StoredTensor]]) -> dict[str, FlatTensor]:
+    def _zero3(self, ranks: dict[int, list[StoredTensor]]) -> dict[str, FlatTensor]:
         shapes = {name: shape for group in self.groups for name, shape in group.items()}
-        tensors = zero3_tensors(shapes, ranks)
+        tensors = zero3_tensors(shapes, ranks, self.world_size)
         needed = sum(share(math.prod(shape), self.world_size) for shape in shapes.values())
-        for rank, groups in enumerate(ranks):
+        for rank, groups in ranks.items():
             held = sum(group.num_elements for group in groups)
             if held != needed:
                 raise ValueError(f"rank {rank} holds {held} elements where {needed} are described")
         return tensors
 
-    def _zero2(self, ranks: list[list[StoredTensor]]) -> dict[str, FlatTensor]:
+    def _zero2(self, ranks: dict[int, list[StoredTensor]]) -> dict[str, FlatTensor]:
         tensors: dict[str, FlatTensor] = {}
         for index, group in enumerate(self.groups):
-            parts = [groups[index] for groups in ranks]
+            parts = [groups[index] for groups in ranks.values()]
             tensors |= zero2_tensors(group, parts, self.paddings[index])
             used = sum(map(math.prod, group.values())) + sum(self.paddings[index])
             held = sum(part.num_elements for part in parts)
@@ -144,12 +141,15 @@ class ZeroCheckpoint:
     def frozen(self) -> dict[str, FlatTensor]:
         """Parameters that are not trained."""
         shapes = dict(self.model_state.get("frozen_param_shapes") or {})
-        fragments = [dict(file.root.get("frozen_param_fragments") or {}) for file in self.model_files]
+        fragments = {
+            rank: dict(file.root.get("frozen_param_fragments") or {}) for rank, file in self.model_files.items()
+        }
         if self.stage < FULL_STAGE:
             return {name: whole(fragments[0][name]) for name in shapes}
         tensors: dict[str, FlatTensor] = {}
         for name, shape in shapes.items():
-            tensors |= zero3_tensors({name: shape}, [[fragment[name]] for fragment in fragments])
+            parts = {rank: [fragment[name]] for rank, fragment in fragments.items()}
+            tensors |= zero3_tensors({name: shape}, parts, self.world_size)
         return tensors
 
     @cached_property
@@ -163,13 +163,25 @@ class ZeroCheckpoint:
         return self.buffers | self.frozen | self.trained()
 
 
-def open_zero_checkpoint(folder: Path) -> ZeroCheckpoint:
+def open_zero_checkpoint(folder: Path, reader: tuple[int, int] | None = None) -> ZeroCheckpoint:
     """Opens the shards of a folder, see `zero_files.find_shard_folder`.
+
+    Args:
+        folder: It.
+        reader: A rank and the number of ranks of a ZeRO-3 run that reads its own ranges, no others. Of a checkpoint of
+            ZeRO-3 only the files that have these are opened, and rank 0's: not by every rank those of all.
 
     Raises:
         ValueError: A file is missing, damaged, foreign, malicious, or of another save than the first.
     """
-    optimizer_files, model_files = ([open_torch_file(path) for path in paths] for paths in list_rank_files(folder))
+    optimizer_paths, model_paths = list_rank_files(folder)
+    num_ranks = len(optimizer_paths)
+    ranks = list(range(num_ranks))
+    if reader is not None and len(model_paths) == num_ranks > 1:  # as ZeRO-3 writes them
+        ranks = _ranks_read(open_torch_file(model_paths[0]), num_ranks, *reader)
+    of_optimizer = {rank: open_torch_file(optimizer_paths[rank]) for rank in ranks}
+    of_model = {rank: open_torch_file(model_paths[rank]) for rank in ranks if rank < len(model_paths)}
+    optimizer_files, model_files = list(of_optimizer.values()), list(of_model.values())
     for file in optimizer_files:
         _require_keys(file, file.root, ["optimizer_state_dict"])
         _require_keys(file, file.root["optimizer_state_dict"], ["partition_count"])
@@ -180,14 +192,27 @@ def open_zero_checkpoint(folder: Path) -> ZeroCheckpoint:
         raise ValueError(f"{folder}: ZeRO stage {stage}; stages 1 to 3 are read.")
     for file in model_files:
         _require_keys(file, file.root, ["module", "buffer_names", "param_shapes", "global_steps", "dp_world_size"])
-    _check_world(folder, stage, optimizer_files, model_files)
+    _check_world(folder, stage, (num_ranks, len(model_paths)), optimizer_files, model_files)
     everything = [*optimizer_files, *model_files]
     _require_same({file.path: file.root.get("ds_version") for file in everything}, "its DeepSpeed version is")
     _require_same({file.path: int(file.root["global_steps"]) for file in model_files}, "its step is")
     for key in ("param_shapes", "frozen_param_shapes"):
         _require_same({file.path: _names_and_shapes(file.root.get(key)) for file in model_files}, f"its {key} are")
     _require_same({file.path: optimizer_step(file) for file in optimizer_files}, "its optimizer's step is")
-    return ZeroCheckpoint(folder, stage, optimizer_files, model_files)
+    return ZeroCheckpoint(folder, stage, num_ranks, of_optimizer, of_model)
+
+
+def _ranks_read(first: TorchFile, num_ranks: int, rank: int, world_size: int) -> list[int]:
+    """Whose files have the ranges of a rank under ZeRO-3, and 0, by the shapes that the first model state names."""
+    _require_keys(first, first.root, ["param_shapes"])
+    listed = [*_names_and_shapes(first.root["param_shapes"]), *_names_and_shapes(first.root.get("frozen_param_shapes"))]
+    found = {0}
+    for size in {math.prod(shape) for group in listed for _, shape in group}:
+        theirs, mine = share(size, num_ranks), share(size, world_size)
+        start = min(rank * mine, size)
+        stop = min(start + mine, size)
+        found |= set(range(start // theirs, -(-stop // theirs))) if start < stop else set()
+    return sorted(found)
 
 
 def _require_keys(file: TorchFile, values: Any, keys: list[str]) -> None:
@@ -210,22 +235,25 @@ def _stage_of(file: TorchFile) -> int:
     return int(stage.arguments[0]) if isinstance(stage, Stand) else int(stage)
 
 
-def _check_world(folder: Path, stage: int, optimizer_files: list[TorchFile], model_files: list[TorchFile]) -> None:
-    """Checks the number of files against the world size that each of them names."""
+def _check_world(
+    folder: Path, stage: int, counts: tuple[int, int], optimizer_files: list[TorchFile], model_files: list[TorchFile]
+) -> None:
+    """Checks the number of files of each kind against the world size that each of the opened ones names."""
+    num_ranks, num_models = counts
     for file in optimizer_files:
         count = file.root["optimizer_state_dict"]["partition_count"]
         world_size = max(count) if isinstance(count, list) else int(count)
-        if world_size != len(optimizer_files):
+        if world_size != num_ranks:
             raise ValueError(
-                f"{file.path} is of {world_size} ranks, {len(optimizer_files)} optim_states are in {folder}: files of "
+                f"{file.path} is of {world_size} ranks, {num_ranks} optim_states are in {folder}: files of "
                 "another save, or not all of them."
             )
-    expected = len(optimizer_files) if stage == FULL_STAGE else 1
-    if len(model_files) != expected:
-        raise ValueError(f"{folder}: {len(model_files)} model_states where ZeRO-{stage} has {expected}.")
+    expected = num_ranks if stage == FULL_STAGE else 1
+    if num_models != expected:
+        raise ValueError(f"{folder}: {num_models} model_states where ZeRO-{stage} has {expected}.")
     for file in model_files:
-        if file.root["dp_world_size"] != len(optimizer_files):
-            raise ValueError(f"{file.path} is of {file.root['dp_world_size']} ranks, not {len(optimizer_files)}.")
+        if file.root["dp_world_size"] != num_ranks:
+            raise ValueError(f"{file.path} is of {file.root['dp_world_size']} ranks, not {num_ranks}.")
 
 
 def _names_and_shapes(shapes: Any) -> list[list[tuple[str, list[int]]]]:

@@ -102,25 +102,28 @@ class DifficultyBuffers:
         return {f"{DIFFICULTY_FOLDER}/rank-{self.ranks.rank:05d}-of-{self.ranks.world_size:05d}.safetensors": state}
 
     def load(self, checkpoint: Path, step: int) -> bool:
-        """Reads the parts of all ranks that saved, however many they were; `step` and what is returned as in `memory`.
+        """Reads what this rank needs of those that saved, however many they were; `step` and the result as in `memory`.
 
         Raises:
             ValueError: They are missing, or of another vocabulary.
         """
-        self.table.load_states(read_states(checkpoint))
+        files = table_files(checkpoint)
+        self.table.load_states({place: load_file(files[place]) for place in self.table.places_read(len(files))})
         return True
 
 
-def read_states(checkpoint: Path) -> list[dict[str, Tensor]]:
+def table_files(checkpoint: Path) -> list[Path]:
     """The parts of a checkpoint's table, by rank.
 
     Raises:
-        ValueError: It has none.
+        ValueError: It has none, or not all.
     """
     files = sorted((checkpoint / DIFFICULTY_FOLDER).glob("rank-*.safetensors"))
     if not files:
         raise ValueError(f"{checkpoint}: no difficulty buffers; it was written with difficulty.enabled=false.")
-    return [load_file(file) for file in files]
+    if len(files) != (wanted := int(files[0].stem.rpartition("-")[2])):
+        raise ValueError(f"{files[0].parent}: {len(files)} files of {wanted}; a rank's file is missing.")
+    return files
 
 
 def read_table(checkpoint: Path) -> DifficultyTable:
@@ -129,8 +132,8 @@ def read_table(checkpoint: Path) -> DifficultyTable:
     Raises:
         ValueError: It has none.
     """
-    states = read_states(checkpoint)
+    states = [load_file(file) for file in table_files(checkpoint)]
     table = DifficultyTable(int(states[0]["numbers"][0]))
-    table.load_states(states)
+    table.load_states(dict(enumerate(states)))
     table.set_groups(table.absorb(table.outgoing(table.pending_step), table.pending_step))
     return table

@@ -16,27 +16,34 @@
     checkpoints/latest          name of the newest whole checkpoint
     checkpoints/best            name of the best one, and by what; see `lift_ds.storage.best`
 
-Every rank hashes its share of the files; rank 0 collects, writes the manifest, syncs and renames. A checkpoint counts
-only if its manifest does. `saving` writes one, at once or behind the training.
+Every rank hashes the files that it has written; rank 0 collects, writes the manifest, syncs and renames. A checkpoint
+counts only if its manifest does. `saving` writes one, at once or behind the training.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from lift_ds.data.sources.card import CARD_NAME
+from lift_ds.data.text.chat_format import ChatFormat, write_format
+from lift_ds.export.folder import companions
 from lift_ds.planning.costs import checkpoint_bytes
 from lift_ds.planning.row_memory import free_host_bytes
 from lift_ds.ranks.launch import read_launch
 from lift_ds.storage.frozen_base import BaseRecord, read_base
-from lift_ds.storage.manifest import LANES_FILE, read_manifest
-from lift_ds.storage.zero_checkpoint import open_zero_checkpoint
+from lift_ds.storage.manifest import HF_FOLDER, LANES_FILE, read_manifest
+from lift_ds.storage.run_record import write_run
+from lift_ds.storage.zero_checkpoint import FULL_STAGE, open_zero_checkpoint
 from lift_ds.storage.zero_files import ZERO_TAG
 from lift_ds.text_files import load_json, read_text
 
 from .engine import Engine
+from .memory import Difficulties
 from .restore import restore_engine
 
 SPARE_HOST_BYTES = 1 << 30  # left to the machine when state is copied into its memory
@@ -44,6 +51,52 @@ SPARE_HOST_BYTES = 1 << 30  # left to the machine when state is copied into its 
 
 class DiskFullError(RuntimeError):
     """Too little space for a checkpoint, of which nothing was written yet."""
+
+
+class Comparison(Protocol):
+    """What steps are compared with, and a checkpoint keeps in a small file of its own."""
+
+    def save(self, folder: Path) -> None:
+        """Writes that file, where it is needed."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a run's checkpoints hold beside weights, optimizer and the position in the data.
+
+    Args:
+        run: What `run.json` holds.
+        hf_folder: Where the model's config and tokenizer are.
+        chat_format: How the run's chats became tokens.
+        fingerprint: `model_fingerprint` of the model.
+        buffers: What is known of tokens' difficulty, where it is kept.
+        comparisons: What else the next steps are compared with.
+        base: The frozen weights' files, which are then left out.
+    """
+
+    run: dict[str, Any]
+    hf_folder: Path
+    chat_format: ChatFormat
+    fingerprint: str
+    buffers: Difficulties | None
+    comparisons: Sequence[Comparison]
+    base: BaseRecord | None
+
+    def write(self, folder: Path, lanes: dict[str, Any], comparisons: Sequence[Comparison]) -> None:
+        """Writes the small files of one: with the position in the data, and comparisons as they were then."""
+        (folder / LANES_FILE).write_text(json.dumps(lanes), encoding="utf-8")
+        write_run(folder, self.run)
+        copied = folder / HF_FOLDER
+        copied.mkdir(exist_ok=True)
+        card = self.hf_folder / CARD_NAME  # an export inherits its license
+        for path in (self.hf_folder / "config.json", *companions(self.hf_folder), card):
+            if path != card or card.is_file():
+                shutil.copyfile(path, copied / path.name)
+        write_format(copied, self.chat_format)
+        for each in comparisons:
+            each.save(folder)
+        if self.base is not None:
+            self.base.write(folder)
 
 
 def agree_on_main(engine: Engine, action: Callable[[], Any], final: Path) -> Any:
@@ -124,5 +177,6 @@ def load_checkpoint(
     saved_base = read_base(checkpoint)
     if saved_base is not None:
         saved_base.check(base or BaseRecord("this run's model", {}), str(checkpoint))
-    restore_engine(engine, open_zero_checkpoint(checkpoint / ZERO_TAG))
+    reader = (engine.rank, engine.world_size) if engine.stage == FULL_STAGE else None
+    restore_engine(engine, open_zero_checkpoint(checkpoint / ZERO_TAG, reader))
     return manifest.step, load_json(read_text(checkpoint / LANES_FILE))

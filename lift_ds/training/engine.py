@@ -24,6 +24,7 @@ from lift_ds.data.batch import MicroBatch
 from lift_ds.models.families import family_of
 from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.weights import WeightSource, fill_parameters, whole_shape
+from lift_ds.ranks.control import allow_open_files
 from lift_ds.ranks.devices import (
     check_device,
     check_no_gpu,
@@ -80,6 +81,7 @@ def start_distributed(launch: Launch) -> None:
     take_device(launch, meeting)
     meeting.gather("taking a device")
     guard_builds()
+    allow_open_files()
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
 
 

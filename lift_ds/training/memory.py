@@ -33,7 +33,7 @@ from lift_ds.ranks.background import ThreadRanks
 from lift_ds.storage.manifest import MEMORY_FOLDER
 
 from .buffers import DifficultyBuffers
-from .memory_files import load_blocks, memory_files
+from .memory_files import load_blocks, memory_files, places_read
 from .results import Observed
 from .shown import SHOWN, Shown, nothing_shown
 from .wanted import Wanted, nums_kept, want
@@ -263,8 +263,8 @@ class DifficultyMemory:
         self.table.load(checkpoint, step)
         self.applied = self.known = step - 1
         files = memory_files(checkpoint)
-        for place, path in enumerate(files):
-            with safe_open(path, framework="np") as opened:
+        for place in places_read(self.ranks.rank, self.ranks.world_size, len(files)):
+            with safe_open(files[place], framework="np") as opened:
                 applied, *steps = opened.get_tensor("numbers").tolist()
                 load_blocks(opened, self.rows)
                 for step in steps:

@@ -8,6 +8,7 @@ num_documents                       of all steps until the last one
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,16 @@ def memory_files(checkpoint: Path) -> list[Path]:
     if files and len(files) != (wanted := int(files[0].stem.rpartition("-")[2])):
         raise ValueError(f"{files[0].parent}: {len(files)} files of {wanted}; a rank's part is missing.")
     return files
+
+
+def places_read(rank: int, world_size: int, num_files: int) -> range:
+    """Which of the files have what a rank reads; at least one.
+
+    File p has the blocks n = p mod `num_files`, the rank owns n = rank mod `world_size`: both only where p and rank are
+    the same modulo the greatest common divisor. As many ranks as files read one each.
+    """
+    shared = math.gcd(world_size, num_files)
+    return range(rank % shared, num_files, shared)
 
 
 def block_numbers(names: Iterable[str]) -> list[int]:

@@ -83,6 +83,8 @@ def _fill_groups(engine: Engine, state: dict[str, Any], zero: ZeroCheckpoint) ->
 
 def _fill(target: Tensor, ranges: list[Range], sources: dict[str, FlatTensor]) -> None:
     for part in ranges:
+        held = sum(each.stop - each.start for each in sources[part.name].within(part.start, part.stop))
+        assert held == part.stop - part.start, f"{part.name}: {held} of {part.stop - part.start} elements were opened"
         for start, stop in blocks(part.start, part.stop):
             offset = part.offset + start - part.start
             target.data[offset : offset + stop - start].copy_(sources[part.name].read(start, stop))

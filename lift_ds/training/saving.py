@@ -13,25 +13,18 @@ tensors where they are written at once.
 from __future__ import annotations
 
 import copy
-import json
-import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
-from lift_ds.data.text.chat_format import ChatFormat, write_format
-from lift_ds.export.folder import companions
-from lift_ds.storage.frozen_base import BaseRecord
 from lift_ds.storage.manifest import (
-    HF_FOLDER,
-    LANES_FILE,
     CheckpointManifest,
     FileRecord,
     checkpoint_name,
@@ -40,44 +33,12 @@ from lift_ds.storage.manifest import (
     sync_and_hash,
     write_manifest,
 )
-from lift_ds.storage.run_record import write_run
 from lift_ds.storage.staging import TEMPORARY_PREFIX
 from lift_ds.storage.zero_files import ZERO_TAG
 
-from .checkpoint import agree, check_space, has_host_memory, not_written
+from .checkpoint import Comparison, Contents, agree, check_space, has_host_memory, not_written
 from .engine import Engine
 from .host_copy import HostCopies
-from .memory import Difficulties
-
-
-class Comparison(Protocol):
-    """What steps are compared with, and a checkpoint keeps in a small file of its own."""
-
-    def save(self, folder: Path) -> None:
-        """Writes that file, where it is needed."""
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What a run's checkpoints hold beside weights, optimizer and the position in the data.
-
-    Args:
-        run: What `run.json` holds.
-        hf_folder: Where the model's config and tokenizer are.
-        chat_format: How the run's chats became tokens.
-        fingerprint: `model_fingerprint` of the model.
-        buffers: What is known of tokens' difficulty, where it is kept.
-        comparisons: What else the next steps are compared with.
-        base: The frozen weights' files, which are then left out.
-    """
-
-    run: dict[str, Any]
-    hf_folder: Path
-    chat_format: ChatFormat
-    fingerprint: str
-    buffers: Difficulties | None
-    comparisons: Sequence[Comparison]
-    base: BaseRecord | None
 
 
 class TakenFiles:
@@ -237,17 +198,7 @@ class Saver:
 
     def _publish(self, way: UnderWay, files: dict[str, FileRecord]) -> list[str]:
         contents, temporary = self.contents, way.temporary
-        (temporary / LANES_FILE).write_text(json.dumps(way.lanes), encoding="utf-8")
-        write_run(temporary, contents.run)
-        copied = temporary / HF_FOLDER
-        copied.mkdir(exist_ok=True)
-        for path in (contents.hf_folder / "config.json", *companions(contents.hf_folder)):
-            shutil.copyfile(path, copied / path.name)
-        write_format(copied, contents.chat_format)
-        for each in way.comparisons:
-            each.save(temporary)
-        if contents.base is not None:
-            contents.base.write(temporary)
+        contents.write(temporary, way.lanes, way.comparisons)
         for path in sorted(temporary.rglob("*")):
             name = str(path.relative_to(temporary))
             if path.is_file() and name not in files:

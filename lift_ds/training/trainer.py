@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lift_ds.config.deepspeed import rows_per_micro_batch
-from lift_ds.data.order.stream import merge_states
+from lift_ds.data.order.stream import merge_states, part_of_state
 from lift_ds.data.text.chat_format import ChatFormat
 from lift_ds.models.settings import profiled_steps
 from lift_ds.models.weights import whole_shape
@@ -20,7 +20,7 @@ from lift_ds.storage.best import offer, read_best
 from lift_ds.storage.frozen_base import BaseRecord, hash_base
 from lift_ds.storage.manifest import BEST, checkpoint_name, model_fingerprint, remove_old
 
-from .checkpoint import DiskFullError, agree_on_main, check_space, load_checkpoint
+from .checkpoint import Contents, DiskFullError, agree_on_main, check_space, load_checkpoint
 from .efficiency import Efficiency
 from .engine import Engine, has_accelerator
 from .final_export import FinalExport
@@ -33,7 +33,7 @@ from .patience import Patience
 from .profiling import StepProfile
 from .progress import Progress
 from .resumed import Resumed, find_together, require_same_settings
-from .saving import Contents, Saver, UnderWay
+from .saving import Saver, UnderWay
 from .spikes import Spikes
 from .warm_up import warm_up
 
@@ -141,7 +141,8 @@ class Trainer:
     def save(self, step: int, position: dict[str, Any]) -> None:
         """Writes a checkpoint, behind the training where that goes on; `position` is where this rank's data stands."""
         goes_on = self.run.checkpoint.async_save and step < self.run.optim.steps
-        lanes = merge_states(self.engine.gather_objects(position))
+        mine = part_of_state(position, self.engine.rank, self.engine.world_size)
+        lanes = merge_states([position, *self.engine.gather_objects(mine)])
         if not self.saver.begin(step, lanes, goes_on):
             if goes_on:
                 self.progress.say(

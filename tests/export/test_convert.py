@@ -71,11 +71,14 @@ def hf_folder(path, **config):
 def test_a_strangers_checkpoint_with_its_config_beside(tmp_path):
     """As Hugging Face's Trainer leaves it: checkpoint-7/{config.json, tokenizer.json, latest, global_step7}."""
     folder = write_shards(hf_folder(tmp_path / "checkpoint-7"), odd_content(), 2, 2)
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# The Trainer's\n")
     prepare_conversion(folder, ConversionOptions()).write(tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"config.json", "tokenizer.json", "model.safetensors", "README.md"}
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config == {"model_type": "gpt_neo", "torch_dtype": "bfloat16"}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "license: apache-2.0\n" in card and "The Trainer's" not in card
 
 
 def test_code_and_config_from_elsewhere(tmp_path):

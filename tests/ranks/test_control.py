@@ -1,6 +1,7 @@
 """Ranks that wait for rank 0's work for longer than the default group allows."""
 
 import os
+import sys
 import time
 from datetime import timedelta
 
@@ -10,6 +11,7 @@ import torch
 from lift_ds.ranks import control
 from lift_ds.ranks.launch import CONTROL_LIMIT
 from lift_ds.ranks.shares import Collectives, balanced
+from tests.conftest import run
 from tests.ranks.two_ranks import DEFAULT_SECONDS, on_two_ranks
 
 pytestmark = pytest.mark.distributed
@@ -91,3 +93,27 @@ def test_shares_are_of_about_the_same_size():
     sizes = {"a": 2, "b": 9, "c": 4, "d": 5, "e": 3, "f": 2, "g": 1}
     assert balanced(sizes, 3) == [["b"], ["d", "a", "f"], ["c", "e", "g"]]
     assert balanced({"a": 1}, 2) == [["a"], []]
+
+
+MANY_RANKS = """
+import resource, sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from torch.distributed import HashStore, ProcessGroupGloo
+from lift_ds.ranks.control import allow_open_files
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+if sys.argv[1] == "allowed":
+    allow_open_files()
+store = HashStore()
+with ThreadPoolExecutor(16) as pool:
+    groups = list(pool.map(lambda rank: ProcessGroupGloo(store, rank, 16, timedelta(seconds=20)), range(16)))
+print("all there", flush=True)
+"""
+
+
+def test_ranks_may_open_as_many_files_as_their_group_needs():
+    """16 ranks of a group hold 15 connections each, 240 in all; where 200 files are allowed, gloo ends the process."""
+    few = run([sys.executable, "-c", MANY_RANKS, "few"], check=False)
+    assert few.returncode != 0 and "Too many open files" in few.stdout
+    assert run([sys.executable, "-c", MANY_RANKS, "allowed"]).stdout.endswith("all there\n")

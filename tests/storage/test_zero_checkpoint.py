@@ -51,6 +51,28 @@ def test_moments_and_ranges(tmp_path, stage, world):
     assert (zero.step, zero.stage, zero.world_size) == (7, stage, world)
 
 
+@pytest.mark.parametrize("world", [1, 2, 3, 8, 64])
+@pytest.mark.parametrize("readers", [1, 2, 3, 8, 64])
+def test_a_rank_opens_only_the_files_of_its_ranges(tmp_path, world, readers):
+    """Each reads its own ceil(n / N) elements of every tensor, as from all files; as many ranks open two at most."""
+    folder = find_shard_folder(write_shards(tmp_path / "run", odd_content(), 3, world))
+    everything = open_zero_checkpoint(folder)
+    for rank in {0, readers // 2, readers - 1}:
+        zero = open_zero_checkpoint(folder, (rank, readers))
+        assert zero.world_size == world and (readers != world or set(zero.optimizer_files) <= {0, rank})
+        for kind in ("master", "exp_avg"):
+            for name, tensor in everything.trained(kind).items():
+                mine = -(-tensor.num_elements // readers)
+                start = min(rank * mine, tensor.num_elements)
+                stop = min(start + mine, tensor.num_elements)
+                assert torch.equal(zero.trained(kind)[name].read(start, stop), tensor.read(start, stop))
+        for name, tensor in everything.frozen.items():
+            mine = -(-tensor.num_elements // readers)
+            start = min(rank * mine, tensor.num_elements)
+            stop = min(start + mine, tensor.num_elements)
+            assert torch.equal(zero.frozen[name].read(start, stop), tensor.read(start, stop))
+
+
 def rewrite(path, change):
     saved = torch.load(path, weights_only=False)
     change(saved)

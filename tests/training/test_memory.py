@@ -22,6 +22,7 @@ from lift_ds.training import memory as module
 from lift_ds.training import memory_files
 from lift_ds.training.buffers import DifficultyBuffers
 from lift_ds.training.memory import DifficultyMemory
+from lift_ds.training.memory_files import places_read
 from lift_ds.training.results import Observed
 from tests.conftest import save_difficulties
 from tests.data.order import test_loader as loaders
@@ -242,6 +243,18 @@ def test_nobody_is_waited_for_when_the_run_ends():
     memory.held = (4, memory.held[1])
     with pytest.raises(RuntimeError, match="was not brought up to date: stopped"):
         memory.files()
+
+
+@pytest.mark.parametrize("num_files", [1, 2, 3, 4, 6, 8])
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 6, 8])
+def test_a_rank_opens_the_files_that_have_its_blocks(world, num_files):
+    """All that it owns and all pending documents that fall to it, and one file where the ranks are as many."""
+    for rank in range(world):
+        read = places_read(rank, world, num_files)
+        blocks = {number for number in range(48) if number % world == rank}
+        assert {number % num_files for number in blocks} == set(read)
+        assert set(range(rank, num_files, world)) <= set(read)
+        assert world != num_files or list(read) == [rank]
 
 
 def test_a_missing_part_is_an_error(path, tokenizer, tmp_path):

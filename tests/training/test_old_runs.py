@@ -7,11 +7,12 @@ import shutil
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from lift_ds.cli import evaluate, inspect_checkpoint, learnability, zero_to_hf
 from lift_ds.ranks.shares import Alone
 from lift_ds.storage.run_record import FORMAT, RUN_FILE, read_run
-from lift_ds.training.buffers import DifficultyBuffers, read_states
+from lift_ds.training.buffers import DifficultyBuffers, table_files
 from tests.conftest import VECTORS, clean_environment, losses_of
 from tests.preloaded import Preloaded
 
@@ -94,8 +95,9 @@ def test_it_goes_on_on_one_rank(tmp_path):
 def test_difficulty_buffers_go_on(tmp_path):
     """What was observed until step 2, and at step 3 after the last sync, is in the table of step 6, decayed by 0.9."""
     folder = copy_run("buffers", tmp_path)
-    stored, old = read_states(folder / "checkpoints" / "step-000003"), DifficultyBuffers(2048, Alone(), 0.9, 2)
-    old.load(folder / "checkpoints" / "step-000003", 3)
+    checkpoint, old = folder / "checkpoints" / "step-000003", DifficultyBuffers(2048, Alone(), 0.9, 2)
+    stored = [load_file(file) for file in table_files(checkpoint)]
+    old.load(checkpoint, 3)
     for key, found in (("sums", old.table.sums), ("counts", old.table.counts)):
         assert torch.equal(found, torch.cat([each[key] for each in stored]))
         assert found.sum() > 0

@@ -215,10 +215,22 @@ class PackStream:
             self.load_lane(int(lane), kept)
 
 
+def part_of_state(state: dict[str, Any], rank: int, world_size: int) -> dict[str, Any]:
+    """The lanes of which a rank tells the others where they stand, so that each lane travels once.
+
+    Where the ranks N divide the lanes, lane v is read by rank v mod N; elsewhere all ranks follow all lanes.
+    """
+    return {"lanes": {lane: kept for lane, kept in state["lanes"].items() if int(lane) % world_size == rank}}
+
+
 def merge_states(states: list[dict[str, Any]]) -> dict[str, Any]:
-    """The data position of a run from those of its ranks: each lane as the rank has it that took most from it."""
-    lanes = {
-        lane: max((state["lanes"][lane] for state in states), key=lambda kept: int(kept["num_taken"]))
-        for lane in states[0]["lanes"]
-    }
-    return states[0] | {"lanes": lanes}
+    """The data position of a run from a rank's and those of others, or their parts.
+
+    Each lane is as the rank has it that took most from it.
+    """
+    lanes: dict[str, Any] = {}
+    for state in states:
+        for lane, kept in state["lanes"].items():
+            if lane not in lanes or int(kept["num_taken"]) > int(lanes[lane]["num_taken"]):
+                lanes[lane] = kept
+    return states[0] | {"lanes": dict(sorted(lanes.items(), key=lambda each: int(each[0])))}

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from lift_ds.data.order.dealing import BatchRule
 from lift_ds.data.order.lanes import Lanes, choose_held_out, chunks_per_window
 from lift_ds.data.order.loader import StepLoader
-from lift_ds.data.order.stream import PackStream, merge_states
+from lift_ds.data.order.stream import PackStream, merge_states, part_of_state
 from lift_ds.data.reader import RowReader
 from lift_ds.data.settings import DataConfig
 from lift_ds.data.sources import Group, Manifest, open_sources
@@ -160,7 +160,9 @@ def global_steps(path, tokenizer, world, micro_batch, count, first_step=0, state
     ]
     with ThreadPoolExecutor(world) as pool:
         steps = [list(step) for step in zip(*pool.map(lambda loader: run_steps(loader, count), loaders), strict=True)]
-    return steps, json.loads(json.dumps(merge_states([step.state for step in steps[-1]])))
+    parts = [part_of_state(step.state, rank, world) for rank, step in enumerate(steps[-1])]
+    assert sum(len(part["lanes"]) for part in parts) == len(steps[-1][0].state["lanes"])  # each travels once
+    return steps, json.loads(json.dumps(merge_states([steps[-1][-1].state, *parts])))
 
 
 PACKED = pytest.mark.parametrize("capacity", [None, 80], ids=["one row a slot", "packed"])

@@ -35,9 +35,10 @@ from lift_ds.export.reshard import reshard
 from lift_ds.method.difficulty import NUM_BINS, NUM_FREQUENCIES
 from lift_ds.models.weights import resolve_folder
 from lift_ds.storage.manifest import MANIFEST, checkpoint_name
+from lift_ds.storage.run_folder import METRICS_FILE, read_metrics
 from lift_ds.storage.zero_checkpoint import MASTER, MOMENTS, open_zero_checkpoint
 from lift_ds.storage.zero_files import ZERO_TAG
-from lift_ds.training.metrics import METRICS_FILE, StepTotals, read_metrics
+from lift_ds.training.metrics import StepTotals
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RANKS, QUICK_RANKS = (1, 2, 4, 8, 16), (1, 2)

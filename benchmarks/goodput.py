@@ -22,8 +22,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from lift_ds.cli.supervise import LOG_FILE, ranks_below
-from lift_ds.training.metrics import METRICS_FILE, read_metrics
+from lift_ds.cli.supervise import ranks_below
+from lift_ds.storage.run_folder import METRICS_FILE, SUPERVISE_FILE, read_metrics
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RUN = [
@@ -64,7 +64,7 @@ def losses(output: Path) -> dict[int, float]:
 
 def summary(output: Path) -> dict[str, float]:
     """The last line of the supervisor's log."""
-    return dict(json.loads((output / LOG_FILE).read_text().splitlines()[-1]))
+    return dict(json.loads((output / SUPERVISE_FILE).read_text().splitlines()[-1]))
 
 
 def main() -> None:

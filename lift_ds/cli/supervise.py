@@ -31,12 +31,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lift_ds.storage.run_folder import METRICS_FILE, SUPERVISE_FILE, read_metrics
 from lift_ds.storage.run_record import read_run
-from lift_ds.training.metrics import METRICS_FILE, read_metrics
 
 from .tool import Tool, check_counts, flag
 
-LOG_FILE = "supervise.jsonl"
 SETTINGS_STATUS = 2
 LONGEST_PAUSE = 600.0
 MOST_SAME = 2  # times that the same error may follow itself
@@ -170,7 +169,7 @@ class Supervisor:
 
     def log(self, event: str, **facts: Any) -> None:
         """A line of the log."""
-        with (self.output / LOG_FILE).open("a", encoding="utf-8") as file:
+        with (self.output / SUPERVISE_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, "time": round(time.time(), 1), **facts}) + "\n")
 
     def summarise(self, reason: str, num_started: int, began: float) -> None:

@@ -38,9 +38,9 @@ from lift_ds.ranks.once import Once
 from lift_ds.ranks.running import run_on_ranks
 from lift_ds.ranks.shares import Collectives
 from lift_ds.storage.manifest import read_manifest
+from lift_ds.storage.run_folder import METRICS_FILE
 from lift_ds.storage.run_record import refuse_newer_run
 from lift_ds.training.inputs import Prepared, RunData, describe_other_format, open_weights, prepare
-from lift_ds.training.metrics import METRICS_FILE
 from lift_ds.training.preflight import compare_ranks, num_checkpoints
 from lift_ds.training.readers import lanes_line
 from lift_ds.training.resumed import check_position, find_together

@@ -20,7 +20,6 @@ from lift_ds.storage.appending import append_line
 from .timing import PARTS
 
 NUM_TENTHS = 10
-METRICS_FILE = "metrics.jsonl"
 COMPONENTS = ("easy", "random", "hard")
 
 
@@ -164,21 +163,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def read_metrics(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """Records of a `metrics.jsonl`, all or of one kind; none without a file.
-
-    Lines that a kill cut short are left out, and so are those of steps that a resume went back behind: what comes after
-    it takes their place.
-    """
-    records: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if record["kind"] == "resume":
-            records = [before for before in records if before["kind"] == "resume" or before["step"] <= record["step"]]
-        records.append(record)
-    return [record for record in records if kind in (None, record["kind"])]

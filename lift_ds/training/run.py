@@ -24,6 +24,7 @@ from lift_ds.ranks.background import BackgroundGroup, Links, NoLinks, ThreadRank
 from lift_ds.ranks.launch import TIME_LIMIT, Launch, number_in
 from lift_ds.ranks.meeting import meet
 from lift_ds.ranks.watchdog import Watchdog
+from lift_ds.storage.run_folder import LOG_FILE, METRICS_FILE
 from lift_ds.storage.run_record import write_run
 
 from .buffers import DifficultyBuffers
@@ -31,7 +32,7 @@ from .engine import Engine, build_model, current_device
 from .inputs import Prepared
 from .loop import StopRequest
 from .memory import Difficulties, DifficultyMemory
-from .metrics import METRICS_FILE, MetricsFile
+from .metrics import MetricsFile
 from .progress import make_progress
 from .resumed import Resumed
 from .step import DiffusionStep
@@ -108,7 +109,7 @@ def execute(
         for manifest in prepared.data.manifests:
             manifest.save_indexes()
     metrics = MetricsFile(output / METRICS_FILE if is_main else None)
-    progress = make_progress(is_main, run.optim.steps, f"lift_ds  {run.objective.method}  {output}", output / "log.txt")
+    progress = make_progress(is_main, run.optim.steps, f"lift_ds  {run.objective.method}  {output}", output / LOG_FILE)
     stop, buffers = StopRequest(), make_buffers(prepared, engine, objective)
     trainer = Trainer(prepared, ds_json, objective, engine, progress, metrics, stop, buffers, resumed, plan)
     if is_main:

@@ -11,8 +11,7 @@ from rich.text import Text
 
 from lift_ds.data.tasks import TASKS, TOP_CELLS
 from lift_ds.evaluation.asking.solve import TaskScore
-
-from .metrics import read_metrics
+from lift_ds.storage.run_folder import read_metrics
 
 BAR_WIDTH = 14
 MARKS = {"solved": ("#", "█", "blue"), "gained": ("+", "█", "green"), "lost": ("-", "█", "red"), "": (".", "·", "dim")}

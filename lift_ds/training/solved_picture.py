@@ -14,8 +14,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from lift_ds.evaluation.judging.statistics import wilson_interval
+from lift_ds.storage.run_folder import METRICS_FILE
 
-from .metrics import METRICS_FILE
 from .solved import Line, solved_lines
 
 PICTURE_FILE = "solved.png"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from .metrics import METRICS_FILE, read_metrics
+from lift_ds.storage.run_folder import METRICS_FILE, read_metrics
+
 from .solved import Line, solved_lines, solved_table
 
 

@@ -10,7 +10,8 @@ import time
 import pytest
 
 from lift_ds.cli import supervise
-from lift_ds.cli.supervise import LOG_FILE, Supervisor, ranks_below, read_hosts
+from lift_ds.cli.supervise import Supervisor, ranks_below, read_hosts
+from lift_ds.storage.run_folder import SUPERVISE_FILE
 from tests.conftest import REPOSITORY, SMALL, clean_environment, free_port, latest, read_steps
 
 STANDS_IN = """
@@ -37,7 +38,7 @@ def supervised(tmp_path, plan, restarts=5):
     whole = [*command, "--output", str(output), "--resume", "auto"]
     made = Supervisor(whole, output, restarts, 5.0, {}, 1, lambda host: True, pauses.append)
     status = made.run()
-    return [json.loads(line) for line in (output / LOG_FILE).read_text().splitlines()], pauses, status
+    return [json.loads(line) for line in (output / SUPERVISE_FILE).read_text().splitlines()], pauses, status
 
 
 def test_it_is_started_again_until_it_is_done(tmp_path):
@@ -139,7 +140,7 @@ def test_a_rank_that_is_killed(tiny_dir, tmp_path):
     await_steps(process, output, 12)
     os.kill(ranks_below(process.pid)[-1], signal.SIGKILL)
     assert process.wait(timeout=240) == 0
-    log = [json.loads(line) for line in (output / LOG_FILE).read_text().splitlines()]
+    log = [json.loads(line) for line in (output / SUPERVISE_FILE).read_text().splitlines()]
     assert [line["event"] for line in log] == ["start", "end", "start", "end", "summary"]
     assert log[1]["status"] != 0 == log[3]["status"] and log[1]["step"] < log[3]["step"] == 200
     assert log[-1]["reason"] == "done" and 0 < log[-1]["goodput"] < 1
@@ -154,7 +155,7 @@ def test_a_signal_stops_it_for_good(tiny_dir, tmp_path):
     await_steps(process, output, 7)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=120) == 0
-    log = [json.loads(line) for line in (output / LOG_FILE).read_text().splitlines()]
+    log = [json.loads(line) for line in (output / SUPERVISE_FILE).read_text().splitlines()]
     assert log[-1]["reason"] == "stopped" and log[-1]["starts"] == 1
     step = log[-2]["step"]
     assert (output / "checkpoints" / "latest").read_text().strip() == f"step-{step:06d}"

@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from lift_ds.training.metrics import read_metrics
+from lift_ds.storage.run_folder import read_metrics
 from tests.conftest import BASE, REPOSITORY, SMALL, clean_environment, free_port, latest
 from tests.faults.marked_train import PHASES
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from lift_ds.training.metrics import read_metrics
+from lift_ds.storage.run_folder import read_metrics
 from tests.conftest import BASE, SMALL, clean_environment, free_port, latest, losses_of, run_script
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 
 from lift_ds.cli import zero_to_hf
 from lift_ds.config.loading import load_run_config
+from lift_ds.storage.run_folder import read_metrics
 from lift_ds.training.inputs import prepare
 from lift_ds.training.measure import Measurements
-from lift_ds.training.metrics import read_metrics
 from lift_ds.training.patience import Patience
 from lift_ds.training.progress import Progress
 from tests.conftest import REPOSITORY, SMALL, launch_train

@@ -5,7 +5,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from lift_ds.training.metrics import MetricsFile, StepTotals, read_metrics
+from lift_ds.storage.run_folder import read_metrics
+from lift_ds.training.metrics import MetricsFile, StepTotals
 from lift_ds.training.progress import LiveProgress, PlainProgress, sparkline
 from lift_ds.training.summary import print_summary
 from lift_ds.training.timing import PARTS

@@ -3,8 +3,9 @@ import json
 import pytest
 from PIL import Image
 
+from lift_ds.storage.run_folder import METRICS_FILE
 from lift_ds.training import summary
-from lift_ds.training.metrics import METRICS_FILE, MetricsFile
+from lift_ds.training.metrics import MetricsFile
 from lift_ds.training.solved import solved_lines
 from lift_ds.training.solved_picture import write_picture
 

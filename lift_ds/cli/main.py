@@ -10,6 +10,7 @@ import sys
 VERBS = {
     "train": ("train", "fine-tune a masked diffusion language model"),
     "supervise": ("supervise", "keep a run going: start it again after failures"),
+    "watch": ("watch", "how runs are doing, live in the terminal"),
     "plan": ("plan", "say what a run will need, before its first step"),
     "prepare-data": ("prepare_data", "check all rows of a data set, and write its tokens"),
     "export": ("zero_to_hf", "a checkpoint as a Hugging Face folder"),

@@ -46,7 +46,7 @@ from lift_ds.training.readers import lanes_line
 from lift_ds.training.resumed import check_position, find_together
 from lift_ds.training.run_files import ModelFolder, RunSources, claimed, list_sources, open_model
 
-from .tool import LOCAL_RANK, StrictParser, flag, quieten, tool_parser
+from .tool import LOCAL_RANK, StrictParser, check_writable, flag, quieten, tool_parser
 from .train_settings import Settings, attempt, read_settings
 
 FLAGS = (
@@ -109,6 +109,8 @@ def check(arguments: argparse.Namespace, launch: Launch, once: Once) -> Checked:
     holds_run = (output / METRICS_FILE).exists() or any(output.glob("checkpoints/step-*"))
     if holds_run and run.checkpoint.resume == "none":
         problems.append(f"output={output}: holds a run already; continue it with --resume auto, or name another folder")
+    if run.runtime.prometheus_file is not None and launch.is_main:
+        attempt(partial(check_writable, Path(run.runtime.prometheus_file), "runtime.prometheus_file"), problems)
     attempt(partial(refuse_newer_run, output), problems)  # before this run's own record replaces that one
     if model is not None:
         attempt(partial(run.model.num_checkpointed, int(model.config.num_hidden_layers)), problems)

@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lift_ds.config.deepspeed import flat, read_ds_json, settle_ds_json
+from lift_ds.config.deepspeed import read_ds_json, settle_ds_json
 from lift_ds.config.loading import read_given, read_recipe, resolve
 from lift_ds.config.resuming import (
     JSON_PREFIX,
@@ -27,6 +27,7 @@ from lift_ds.config.resuming import (
 )
 from lift_ds.config.run import RunConfig
 from lift_ds.ranks.shares import Ranks
+from lift_ds.section import flat
 from lift_ds.training.resumed import Resumed, find_later_start, find_lost_template, find_model_changes, find_resumed
 from lift_ds.training.run_files import SourcesError
 

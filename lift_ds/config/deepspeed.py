@@ -7,14 +7,13 @@ DeepSpeed sees them, and a number that stands in both files with different value
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import PretrainedConfig
 
 from lift_ds.models.layer_sizes import LayerSizes
-from lift_ds.section import hint_at
+from lift_ds.section import flat, hint_at
 from lift_ds.text_files import BadKeyError, load_json, read_text
 
 from .run import RunConfig
@@ -140,14 +139,6 @@ def fill_ds_json(settled: dict[str, Any], layer: LayerSizes, has_bf16: bool) -> 
     if zero.get(REDUCE) == "auto":
         zero[REDUCE] = max(layer.width**2, sum(layer.trained))
     return settled | {"bf16": bf16, "zero_optimization": zero}
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries by dotted key."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
 
 
 def settle(section: dict[str, Any], key: str, value: Any, place: str, ours: str) -> list[str]:

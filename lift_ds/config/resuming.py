@@ -13,9 +13,9 @@ from enum import Enum
 from typing import Any
 
 from lift_ds.objectives import OBJECTIVES
-from lift_ds.section import hint_at
+from lift_ds.section import flat, hint_at
 
-from .deepspeed import PERFORMANCE, flat
+from .deepspeed import PERFORMANCE
 from .loading import known_keys, set_dotted
 from .run import RunConfig
 

@@ -44,7 +44,7 @@ class DifficultyConfig(Section):
 
 
 class RuntimeConfig(Section):
-    """What a run expects of its machines."""
+    """What a run expects of its machines, and tells them."""
 
     nodes: int | None = Field(None, ge=1, description="machines that must take part; none: any number")
     timeout: float | None = Field(
@@ -52,6 +52,12 @@ class RuntimeConfig(Section):
         ge=0,
         description="minutes that a part of a step may take before every rank says where it is and the run ends; none: "
         "9/10 of DEEPSPEED_TIMEOUT; 0: never",
+    )
+    prometheus_file: str | None = Field(
+        None,
+        pattern=r"\.prom$",
+        description="a .prom file that rank 0 writes its newest numbers to, in a folder that node_exporter's textfile "
+        "collector reads; each run on a machine needs one of its own",
     )
 
 

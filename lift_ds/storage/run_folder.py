@@ -2,9 +2,11 @@
 
     run.json                    its settings, see `run_record`
     metrics.jsonl               a line for each step, measurement, checkpoint and event, of these kinds:
-        warm_up step heldout solve checkpoint    at their step
-        resume                                   a start that goes on from a checkpoint; `checkpoint` is its folder
-        end                                      a start that ended by itself; `reason` says how
+        warm_up step heldout solve    at their step
+        checkpoint                    one was written, in so many `seconds`
+        no_checkpoint                 a `problem` prevented one, and the run went on
+        resume                        a start that goes on from a checkpoint; `checkpoint` is its folder
+        end                           a start that ended by itself; `reason` says how
     log.txt                     what was said
     supervise.jsonl             starts and ends, where `launchers/supervise.py` keeps the run going
     checkpoints/                whole checkpoints; the pointers `latest` and `best`
@@ -131,7 +133,7 @@ def _event_of(record: Record) -> Event | None:
     if kind == "end":
         detail = f": {record['detail']}" if record.get("detail") else ""
         return Event(*moment, f"{record['reason']}{detail}", is_fault=record["reason"] == FAILED)
-    if kind == "checkpoint" and record.get("problem"):
+    if kind == "no_checkpoint":
         return Event(*moment, f"no checkpoint: {record['problem']}", is_fault=True)
     if kind == "checkpoint":
         return Event(*moment, f"checkpoint in {record['seconds']:.1f} s")

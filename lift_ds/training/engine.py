@@ -41,6 +41,8 @@ from lift_ds.ranks.shares import Collectives
 
 from .call_trace import CallTrace
 from .extensions import guard_builds, without_inductor
+from .gathers import GatherClock
+from .monitors import Monitors
 from .optimizer import learning_rate, make_optimizer, spare_copies
 from .results import StepResult
 from .spikes import guard_update
@@ -188,6 +190,8 @@ class Engine(Collectives):
         super().__init__(torch.device(self.ds.device))
         self.root: DiffusionStep = self.ds.module
         self.model: MaskedDiffusionModel = self.root.model
+        self.gathers = GatherClock(self.ds.optimizer, self.device)
+        self.monitors = Monitors(self.ds.monitor)
         self.trace = CallTrace(self.root, family_of(self.model.config).layer_class)
         self.is_offloaded = is_offloaded
         # what DeepSpeed divides by, though losses are normalised over the step already
@@ -278,11 +282,6 @@ class Engine(Collectives):
         optimizer.micro_step_id = INITIAL_MICRO_STEP_ID
         for held in (optimizer.averaged_gradients, optimizer.all_grad_tensors):
             held.update(dict.fromkeys(held))
-
-    def write_monitor(self, values: dict[str, float], step: int) -> None:
-        """Passes scalars to the monitors that the JSON switches on (tensorboard, wandb, csv)."""
-        if self.ds.monitor.enabled:
-            self.ds.monitor.write_events([(f"train/{name}", value, step) for name, value in values.items()])
 
     @contextmanager
     def evaluating(self) -> Iterator[MaskedDiffusionModel]:

@@ -117,7 +117,8 @@ def compute_step(
     engine.trace.require_same(engine, step + 1)
     with clock.part("optimizer"):
         grad_norm = engine.update()
-    totals.add_rank(clock.read(), peak_memory(engine.device), engine.world_size)
+    seconds = clock.read()
+    totals.add_rank(seconds, engine.gathers.read(), peak_memory(engine.device), engine)
     shown = read(results)
     for batch, each in zip(micro_batches, shown, strict=True):
         _add_shown(totals, batch, each, engine)
@@ -168,10 +169,11 @@ def train_steps(
     Raises:
         AgreedError: More than `optim.max_bad_steps` steps had a loss or gradient that is not finite.
     """
-    num_bad = 0
+    num_bad = num_left_out = 0
     for step in range(first_step, run.optim.steps):
         engine.activity.begin(step + 1)
         engine.trace.begin()
+        engine.gathers.begin()
         clock = StepClock(engine)
         position = loader.state
         plan = plan_step(engine, objective, loader, stop, clock)
@@ -191,6 +193,7 @@ def train_steps(
         record = totals.record(run.objective.time_scaling)
         if grad_norm > engine.norm_limit and not is_bad:
             record["norm_limit"] = engine.norm_limit
+            num_left_out += 1
         if is_bad:
             num_bad += 1
             samples = sorted({sample for of_rank in engine.gather_objects(totals.bad_sample_ids) for sample in of_rank})
@@ -205,7 +208,8 @@ def train_steps(
         for part in ("communication", "other"):
             record[f"{part}_seconds"] += rest[part]
             record["slowest_seconds"][part] += rest[part]
-        record |= {"num_bad_steps": num_bad, "grad_norm": grad_norm, "lr": rate, "seconds": rest["seconds"]}
+        record |= {"num_bad_steps": num_bad, "num_left_out_steps": num_left_out, "grad_norm": grad_norm, "lr": rate}
+        record["seconds"] = rest["seconds"]
         engine.activity.rest()
         if after_step(step + 1, record | {"tokens_per_second": record["num_tokens"] / rest["seconds"]}):
             return step + 1, None

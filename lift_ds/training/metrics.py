@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -15,12 +16,18 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
+from lift_ds.ranks.shares import Ranks
 from lift_ds.storage.appending import append_line
 
 from .timing import PARTS
 
 NUM_TENTHS = 10
 COMPONENTS = ("easy", "random", "hard")
+BESIDE = ("gather", "own")  # seconds that are not one of the parts: inside of them, and what a rank spent alone
+RANK_BITS, PER_SECOND = 2**20, 10**6
+
+
+NUM_TIMED = len(PARTS) + len(BESIDE)
 
 
 class StepTotals:
@@ -29,14 +36,14 @@ class StepTotals:
     SCALARS = (
         *"loss num_tokens num_skipped num_bad_rows num_in_common num_compared num_by_chance".split(),
         *("num_input_tokens", "num_attention_pairs", "weight_sum", "weight_squares"),
-        *(f"{part}_seconds" for part in PARTS),  # last, see `add_rank`
+        *(f"{part}_seconds" for part in (*PARTS, *BESIDE)),  # last, see `add_rank`
     )
     BINNED = ("documents", "nll", "kept", "gradient")
 
     def __init__(self) -> None:
         zeros = partial(torch.zeros, dtype=torch.float64)
-        self.scalars, self.components = zeros(len(self.SCALARS)), zeros(len(COMPONENTS))
-        self.binned, self.maxima = zeros(len(self.BINNED), NUM_TENTHS), zeros(NUM_TENTHS + 1 + len(PARTS) + 3)
+        self.scalars, self.components = zeros(len(self.SCALARS)), zeros(3, len(COMPONENTS))
+        self.binned, self.maxima = zeros(len(self.BINNED), NUM_TENTHS), zeros(NUM_TENTHS + 1 + NUM_TIMED + 3)
         self.bad_sample_ids: list[int] = []
 
     def add(self, **values: float) -> None:
@@ -57,25 +64,31 @@ class StepTotals:
         bins = (t * NUM_TENTHS).long().clamp(max=NUM_TENTHS - 1)
         values = torch.stack([torch.ones_like(t), nll_sum, num_kept, gradient_norm]).double()
         self.binned.index_add_(1, bins, values)
-        self.components.index_add_(0, component, torch.ones_like(t).double())
+        self.components.index_add_(1, component, values[:3])
         self.maxima.scatter_reduce_(0, bins, 1.0 / t.double(), "amax")
 
-    def add_rank(self, seconds: dict[str, float], memory: tuple[float, float], num_ranks: int) -> None:
-        """Adds a rank's `StepClock.read` and `peak_memory`, once a step, when its tokens are added."""
-        own = [seconds[part] for part in PARTS]
-        self.scalars[-len(PARTS) :] = torch.tensor(own, dtype=torch.float64) / num_ranks
-        num_tokens = float(self.scalars[self.SCALARS.index("num_tokens")])
-        self.maxima[NUM_TENTHS + 1 :] = torch.tensor([*own, *memory, num_ranks * num_tokens], dtype=torch.float64)
+    def add_rank(self, seconds: dict[str, float], gathering: float, memory: tuple[float, float], ranks: Ranks) -> None:
+        """Adds a rank's `StepClock.read`, `GatherClock.read` and `peak_memory`, once a step, when its tokens are added.
+
+        Its own seconds are those in which it waited neither in a collective of ours nor for weights.
+        """
+        own = sum(seconds.values()) - seconds["communication"] - gathering
+        spent = [*(seconds[part] for part in PARTS), gathering, own]
+        self.scalars[-NUM_TIMED:] = torch.tensor(spent, dtype=torch.float64) / ranks.world_size
+        all_tokens = ranks.world_size * float(self.scalars[self.SCALARS.index("num_tokens")])
+        signed = [with_rank(each, ranks.rank) for each in spent]
+        self.maxima[NUM_TENTHS + 1 :] = torch.tensor([*signed, *memory, all_tokens], dtype=torch.float64)
 
     def summed(self) -> Tensor:
         """The part that adds up, as one vector."""
-        return torch.cat([self.scalars, self.components, self.binned.flatten()])
+        return torch.cat([self.scalars, self.components.flatten(), self.binned.flatten()])
 
     def replace(self, summed: Tensor, maxima: Tensor) -> None:
         """Takes the sums and maxima over all ranks."""
-        sizes = [len(self.scalars), len(self.components), self.binned.numel()]
-        self.scalars, self.components, binned = summed.split(sizes)
-        self.binned, self.maxima = binned.view_as(self.binned), maxima
+        sizes = [len(self.scalars), self.components.numel(), self.binned.numel()]
+        self.scalars, components, binned = summed.split(sizes)
+        self.components, self.binned = components.view_as(self.components), binned.view_as(self.binned)
+        self.maxima = maxima
 
     @property
     def loss(self) -> float:
@@ -87,8 +100,9 @@ class StepTotals:
 
         `scoring_agreement` is the share of tokens that the difficulty table and exact scores both choose, where both
         are known, and `scoring_chance` the share that two random choices have in common. Seconds of the parts are means
-        over the ranks; `slowest_seconds` has each part on the rank where it took longest. Memory is that of the rank
-        with most. `tokens_imbalance` is the most tokens of a rank over the ranks' mean.
+        over the ranks; `slowest_seconds` has each part on the rank where it took longest, which `slowest_ranks` names.
+        `slowest_rank` has most seconds of its own, `behind_seconds` more than the mean. Memory is that of the rank with
+        most. `tokens_imbalance` is the most tokens of a rank over the ranks' mean.
 
         With w the weights of learned tokens in the loss, `effective_num_learned` is (sum w)^2 / sum w^2: how many of
         equal weight would average as well. `largest_weight_share` is the largest w over their sum.
@@ -96,9 +110,12 @@ class StepTotals:
         scalars = dict(zip(self.SCALARS, self.scalars.tolist(), strict=True))
         compared, squares = scalars["num_compared"], scalars["weight_squares"]
         documents, nll, kept, gradient = self.binned
-        max_inverse_t, largest_weight, slowest, rest = self.maxima.split([NUM_TENTHS, 1, len(PARTS), 3])
+        max_inverse_t, largest_weight, slowest, rest = self.maxima.split([NUM_TENTHS, 1, NUM_TIMED, 3])
         allocated, reserved, most_tokens = rest.tolist()
-        shares = self.components / self.components.sum().clamp(min=1)
+        *of_parts, _, (own, last) = map(without_rank, slowest.tolist())
+        longest = dict(zip(PARTS, of_parts, strict=True))
+        of_component, component_nll, component_kept = self.components
+        shares = of_component / of_component.sum().clamp(min=1)
         return {
             "loss": scalars["loss"],
             "num_tokens": int(scalars["num_tokens"]),
@@ -112,8 +129,16 @@ class StepTotals:
             "num_skipped": int(scalars["num_skipped"]),
             "num_bad_rows": int(scalars["num_bad_rows"]),
             "component_share": dict(zip(COMPONENTS, shares.tolist(), strict=True)),
+            "component_token_nll": dict(zip(COMPONENTS, _ratio(component_nll, component_kept), strict=True)),
             **{f"{part}_seconds": scalars[f"{part}_seconds"] for part in PARTS},
-            "slowest_seconds": dict(zip(PARTS, slowest.tolist(), strict=True)),
+            "gather_seconds": scalars["gather_seconds"],
+            "slowest_seconds": {part: most for part, (most, _) in longest.items()},
+            "slowest_ranks": {part: rank for part, (_, rank) in longest.items()},
+            "slowest_rank": {
+                "rank": last,
+                "own_seconds": own,
+                "behind_seconds": own - scalars["own_seconds"],
+            },
             "peak_memory_gib": allocated,
             "peak_reserved_gib": reserved or None,
             "scoring_agreement": scalars["num_in_common"] / compared if compared else None,
@@ -126,6 +151,20 @@ class StepTotals:
         }
 
 
+def with_rank(seconds: float, rank: int) -> float:
+    """Seconds, up to the next millionth, and whose they are: the largest of such numbers has the rank of the largest.
+
+    Exact in float64 for 2^33 millionths, 2.4 hours, and 2^20 ranks.
+    """
+    return float(math.ceil(seconds * PER_SECOND) * RANK_BITS + rank)
+
+
+def without_rank(signed: float) -> tuple[float, int]:
+    """The seconds and the rank of `with_rank`."""
+    millionths, rank = divmod(int(signed), RANK_BITS)
+    return millionths / PER_SECOND, rank
+
+
 def _ratio(numerator: Tensor, denominator: Tensor) -> list[float | None]:
     return [
         top / bottom if bottom else None for top, bottom in zip(numerator.tolist(), denominator.tolist(), strict=True)
@@ -133,10 +172,15 @@ def _ratio(numerator: Tensor, denominator: Tensor) -> list[float | None]:
 
 
 class MetricsFile:
-    """Appends records to `metrics.jsonl`, one line each, flushed at once; nowhere without a path, on other ranks."""
+    """Appends records to `metrics.jsonl`, one line each, flushed at once; nowhere without a path, on other ranks.
+
+    `listeners` get every record that is appended.
+    """
 
     def __init__(self, path: Path | None) -> None:
         self.file: TextIO | None = None
+        self.step = 0  # of the last record
+        self.listeners: list[Callable[[dict[str, Any]], None]] = []
         if path is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,9 +191,12 @@ class MetricsFile:
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Appends one record with its kind, step and time of day; numbers that are not finite become `None`."""
+        self.step = step
         if self.file is not None:
-            record = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
-            append_line(self.file, json.dumps(_finite(record)))
+            record = _finite({"kind": kind, "step": step, "time": round(time.time(), 3), **values})
+            append_line(self.file, json.dumps(record))
+            for take in self.listeners:
+                take(record)
 
     def close(self) -> None:
         """Closes the file."""

@@ -67,7 +67,7 @@ def timed(device: torch.device, name: str) -> Iterator[Callable[[], float]]:
     A profile that runs has the block by its name; without one a label would cost more than the rest. Where memory runs
     out inside, the error says in which block, the innermost, as its `part` too, and what makes room.
     """
-    with record_function(name) if torch.autograd._profiler_enabled() else nullcontext(), _timed(device) as seconds:
+    with record_function(name) if torch.autograd._profiler_enabled() else nullcontext(), stopwatch(device) as seconds:
         try:
             yield seconds
         except torch.OutOfMemoryError as error:
@@ -78,7 +78,8 @@ def timed(device: torch.device, name: str) -> Iterator[Callable[[], float]]:
 
 
 @contextmanager
-def _timed(device: torch.device) -> Iterator[Callable[[], float]]:
+def stopwatch(device: torch.device) -> Iterator[Callable[[], float]]:
+    """`timed` without a name, for what lies inside one that has it."""
     if device.type != "cuda":
         times = [time.perf_counter()]
         yield lambda: times[1] - times[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections import deque
@@ -18,13 +17,12 @@ from rich.text import Text
 
 from lift_ds.storage.appending import append_line
 
+from .bars import shares_bar, sparkline
 from .timing import PARTS
 from .watching import STATES_PER_SECOND, Watched
 
-BLOCKS = " ▁▂▃▄▅▆▇█"
 CURVE_WIDTH, BAR_WIDTH = 60, 74
 SPEED_WINDOW = 20
-COMPONENT_COLORS = {"easy": "green", "random": "yellow", "hard": "red"}
 
 
 class Progress:
@@ -126,7 +124,7 @@ class LiveProgress(PlainProgress):
         levels = [float(count) for count in record["t_documents"]]
         rows = Table.grid(padding=(0, 2))
         rows.add_row("[bold]loss", Text(sparkline(self.losses, CURVE_WIDTH), "cyan"))
-        rows.add_row("[bold]learning", _shares_bar(record["component_share"]))
+        rows.add_row("[bold]learning", shares_bar(record["component_share"]))
         rows.add_row("[bold]time", _shares_of_time(record))
         rows.add_row("[bold]devices", _use(record))
         if record["effective_num_learned"] is not None:
@@ -162,25 +160,6 @@ def _shares_of_time(record: dict[str, Any]) -> str:
     seconds = {part: record[f"{part}_seconds"] for part in PARTS}
     total = sum(seconds.values())  # `seconds` are rank 0's; parts are means, and others may have waited for it before
     return " ".join(f"{part} {spent / total:.0%}" for part, spent in seconds.items() if spent >= 0.01 * total)
-
-
-def sparkline(values: list[float], width: int) -> str:
-    """Values as bars of eight heights; averaged down to `width` columns where it is positive."""
-    if width and len(values) > width:
-        edges = [len(values) * column // width for column in range(width + 1)]
-        values = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
-    top, bottom = max(values), min(values)
-    span = (top - bottom) or 1.0
-    return "".join(BLOCKS[1 + int((value - bottom) / span * 7)] for value in values)
-
-
-def _shares_bar(shares: dict[str, float], width: int = 30) -> Text:
-    bar = Text()
-    for name, share in shares.items():
-        bar.append("█" * round(share * width), COMPONENT_COLORS[name])
-    for name, share in shares.items():
-        bar.append(f" {name} {share:.0%}", COMPONENT_COLORS[name])
-    return bar
 
 
 def make_progress(is_main: bool, num_steps: int, title: str, log_path: Path) -> Progress:

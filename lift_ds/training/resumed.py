@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lift_ds.config.deepspeed import flat
 from lift_ds.config.resuming import JSON_PREFIX, MISSING, Change, Rule, differing, rule_of, shown
 from lift_ds.data.order.stream import PackStream
 from lift_ds.data.text.chat_format import CHAT_TEMPLATE_FILE
@@ -14,6 +13,7 @@ from lift_ds.data.text.templates import TEMPLATES
 from lift_ds.models.family import read_raw_config
 from lift_ds.models.vocabulary import NEEDED_IDS
 from lift_ds.ranks.shares import Ranks, balanced
+from lift_ds.section import flat
 from lift_ds.storage.manifest import (
     HF_FOLDER,
     LANES_FILE,

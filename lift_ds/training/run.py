@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import threading
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +25,7 @@ from lift_ds.ranks.background import BackgroundGroup, Links, NoLinks, ThreadRank
 from lift_ds.ranks.launch import TIME_LIMIT, Launch, number_in
 from lift_ds.ranks.meeting import meet
 from lift_ds.ranks.watchdog import Watchdog
-from lift_ds.storage.run_folder import LOG_FILE, METRICS_FILE
+from lift_ds.storage.run_folder import DONE, FAILED, LOG_FILE, METRICS_FILE, STOPPED
 from lift_ds.storage.run_record import write_run
 
 from .buffers import DifficultyBuffers
@@ -34,6 +35,7 @@ from .loop import StopRequest
 from .memory import Difficulties, DifficultyMemory
 from .metrics import MetricsFile
 from .progress import make_progress
+from .prometheus import PrometheusFile
 from .resumed import Resumed
 from .step import DiffusionStep
 from .trainer import Trainer
@@ -114,13 +116,30 @@ def execute(
     trainer = Trainer(prepared, ds_json, objective, engine, progress, metrics, stop, buffers, resumed, plan)
     if is_main:
         write_run(output, trainer.resolved)
+        engine.monitors.write_settings(trainer.resolved)
+        if run.runtime.prometheus_file is not None:
+            metrics.listeners.append(PrometheusFile(Path(run.runtime.prometheus_file), run.output, progress.say).take)
     minutes = 0.9 * number_in(TIME_LIMIT, 1, 10) if run.runtime.timeout is None else run.runtime.timeout
     watchdog = Watchdog(engine.activity, launch.rank, launch.world_size, 60 * minutes, meet(launch).another_client())
     with closing(metrics), closing(progress), closing(watchdog), attention_kernels(engine.root.kernel):
         gc.freeze()  # modules and model stay: without this, every full collection walks through them for 0.1 s
-        with stop.listening():
-            step = trainer.fit()
-        if trainer.is_done(step):
-            trainer.finish(step)
-        else:
-            progress.say(f"stopped after step {step}; continue with --resume auto --output {output}")
+        with ending(metrics):
+            with stop.listening():
+                step = trainer.fit()
+            if trainer.is_done(step):
+                trainer.finish(step)
+                metrics.write("end", step, {"reason": DONE})
+            else:
+                progress.say(f"stopped after step {step}; continue with --resume auto --output {output}")
+                metrics.write("end", step, {"reason": STOPPED, "detail": stop.signal_name})
+
+
+@contextmanager
+def ending(metrics: MetricsFile) -> Iterator[None]:
+    """Leaves a last line of its block's error in the metrics, for those who look at the run from outside."""
+    try:
+        yield
+    except Exception as error:
+        with suppress(RuntimeError, ValueError):  # where that file is what failed, the error says so
+            metrics.write("end", metrics.step, {"reason": FAILED, "detail": f"{type(error).__name__}: {error}"})
+        raise

@@ -158,6 +158,7 @@ class Trainer:
             if self.run.checkpoint.on_full_disk == "stop" or step == self.run.optim.steps:
                 raise
             self.progress.say(f"step {step}: {error} The run goes on without it (checkpoint.on_full_disk=skip).")
+            self.metrics.write("no_checkpoint", step, {"problem": str(error)})
             return False
         return True
 
@@ -193,8 +194,7 @@ class Trainer:
         """A step's record goes into the file, the display and DeepSpeed's monitors."""
         self.metrics.write("step", step, record)
         self.progress.show_step(step, record)
-        scalars = ("loss", "grad_norm", "lr", "tokens_per_second", "peak_memory_gib", "mfu")
-        self.engine.write_monitor({key: record[key] for key in scalars if record[key] is not None}, step)
+        self.engine.monitors.write_step(record, step)
 
     def warm_up(self, step: int) -> None:
         """Runs the largest micro-batch that may come, where the config asks for it and a step is left to take."""

@@ -5,13 +5,14 @@ import pytest
 import yaml
 
 from lift_ds.cli.train import make_parser
-from lift_ds.config.deepspeed import as_deepspeed_counts, flat, read_ds_json, resolve_ds_json
+from lift_ds.config.deepspeed import as_deepspeed_counts, read_ds_json, resolve_ds_json
 from lift_ds.config.loading import ConfigError, explain_keys, known_keys, load_run_config
 from lift_ds.config.run import RunConfig
 from lift_ds.models.families import FAMILIES, family_of
 from lift_ds.models.layer_sizes import LayerSizes
 from lift_ds.models.llada import LLaDAConfig
 from lift_ds.models.lora import add_adapters
+from lift_ds.section import flat
 from lift_ds.text_files import load_yaml
 from tests.conftest import REPOSITORY, VECTORS
 

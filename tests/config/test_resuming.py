@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lift_ds.config.deepspeed import KNOWN_KEYS, PERFORMANCE, flat
+from lift_ds.config.deepspeed import KNOWN_KEYS, PERFORMANCE
 from lift_ds.config.loading import known_keys, resolve
 from lift_ds.config.resuming import (
     FIXED,
@@ -23,6 +23,7 @@ from lift_ds.config.resuming import (
     rule_of,
 )
 from lift_ds.config.run import RunConfig
+from lift_ds.section import flat
 
 RECORDED = RunConfig().model_dump()
 KEYS = st.sampled_from(known_keys())

@@ -1,13 +1,16 @@
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from rich.console import Console
 
+from lift_ds.ranks.shares import Alone
 from lift_ds.storage.run_folder import read_metrics
+from lift_ds.training.bars import sparkline
 from lift_ds.training.metrics import MetricsFile, StepTotals
-from lift_ds.training.progress import LiveProgress, PlainProgress, sparkline
+from lift_ds.training.progress import LiveProgress, PlainProgress
 from lift_ds.training.summary import print_summary
 from lift_ds.training.timing import PARTS
 
@@ -19,7 +22,7 @@ def make_totals():
     totals.add(loss=1.5)
     totals.add(num_tokens=100, num_skipped=2)
     totals.add(num_in_common=6, num_compared=8, num_by_chance=3)
-    totals.add_rank(SECONDS, (12.34, 0.0), 1)
+    totals.add_rank(SECONDS, 0.0, (12.34, 0.0), Alone())
     totals.add_weights(torch.tensor([12.0, 30.0, 4.0]))
     totals.add_documents(
         t=torch.tensor([0.05, 0.55, 0.95]),
@@ -36,6 +39,7 @@ def test_a_step_record():
     assert record["loss"] == 1.5
     assert (record["num_tokens"], record["num_documents"], record["num_skipped"]) == (100, 3, 2)
     assert record["component_share"] == pytest.approx({"easy": 1 / 3, "random": 1 / 3, "hard": 1 / 3})
+    assert record["component_token_nll"] == {"easy": 1.0, "random": 2.0, "hard": 2.0}  # 8/8, 6/3, 2/1
     assert record["t_documents"] == [1, 0, 0, 0, 0, 1, 0, 0, 0, 1]
     assert record["t_token_nll"][0::5][:2] == [2.0, 2.0]  # 2/1 and 6/3
     assert record["t_token_nll"][1] is None
@@ -58,7 +62,7 @@ def test_sums_over_ranks():
     one, other = make_totals(), make_totals()
     other.add(num_tokens=200)
     for totals in (one, other):
-        totals.add_rank(SECONDS, (12.34, 0.0), 2)
+        totals.add_rank(SECONDS, 0.0, (12.34, 0.0), SimpleNamespace(rank=0, world_size=2))
     one.replace(one.summed() + other.summed(), torch.maximum(one.maxima, other.maxima))
     record = one.record(time_scaling=True)
     assert (record["loss"], record["num_documents"]) == (3.0, 6)

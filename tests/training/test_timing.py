@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from lift_ds.config.run import RunConfig
@@ -16,7 +18,7 @@ from lift_ds.planning.flops import Arithmetic
 from lift_ds.ranks.watchdog import Activity
 from lift_ds.training.efficiency import Efficiency
 from lift_ds.training.loop import _add_shown
-from lift_ds.training.metrics import StepTotals
+from lift_ds.training.metrics import StepTotals, with_rank, without_rank
 from lift_ds.training.modes import MAKES_ROOM, timed
 from lift_ds.training.timing import PARTS, StepClock, peak_memory
 from tests.conftest import Share
@@ -98,16 +100,38 @@ def test_events_are_read_when_the_device_is_done_and_nothing_waits_before(clock,
 
 
 def test_means_and_the_slowest_rank():
-    """Backward takes 1 s here and 3 s there, data 2 s and 0: means 2 and 1, the slowest 3 and 2."""
+    """Backward takes 1 s here and 3 s there, data 2 s and 0: means 2 and 1, the slowest 3 and 2, on ranks 1 and 0.
+
+    There, 2.5 s of backward are a wait for weights: the rank's own are 0.5 s, and here 3 s; the mean is 1.75 s.
+    """
     here, there = StepTotals(), StepTotals()
-    here.add_rank(dict.fromkeys(PARTS, 0.0) | {"backward": 1.0, "data": 2.0}, (10.0, 12.0), 2)
-    there.add_rank(dict.fromkeys(PARTS, 0.0) | {"backward": 3.0}, (11.0, 11.5), 2)
+    here.add_rank(
+        dict.fromkeys(PARTS, 0.0) | {"backward": 1.0, "data": 2.0},
+        0.0,
+        (10.0, 12.0),
+        SimpleNamespace(rank=0, world_size=2),
+    )
+    there.add_rank(
+        dict.fromkeys(PARTS, 0.0) | {"backward": 3.0}, 2.5, (11.0, 11.5), SimpleNamespace(rank=1, world_size=2)
+    )
     here.replace(here.summed() + there.summed(), torch.maximum(here.maxima, there.maxima))
     record = here.record(time_scaling=True)
     assert [record[f"{part}_seconds"] for part in ("data", "backward", "forward")] == [1.0, 2.0, 0.0]
     assert [record["slowest_seconds"][part] for part in ("data", "backward", "forward")] == [2.0, 3.0, 0.0]
+    assert (record["slowest_ranks"]["data"], record["slowest_ranks"]["backward"]) == (0, 1)
+    assert record["slowest_rank"] == {"rank": 0, "own_seconds": 3.0, "behind_seconds": 1.25}
+    assert record["gather_seconds"] == 1.25
     assert (record["peak_memory_gib"], record["peak_reserved_gib"]) == (11.0, 12.0)
     assert StepTotals().record(time_scaling=True)["peak_reserved_gib"] is None
+
+
+@given(st.floats(0, 8000), st.floats(0, 8000), st.integers(0, 2**20 - 1), st.integers(0, 2**20 - 1))
+def test_the_largest_number_brings_its_rank(one, other, rank, other_rank):
+    """Of seconds a millionth apart or more, the larger ones with their rank, less than a millionth too many."""
+    seconds, found = without_rank(max(with_rank(one, rank), with_rank(other, other_rank)))
+    assert -1e-9 < seconds - max(one, other) < 2e-6
+    if abs(one - other) > 2e-6:
+        assert found == (rank if one > other else other_rank)
 
 
 def test_peak_memory_of_a_process():

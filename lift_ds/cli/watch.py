@@ -1,0 +1,54 @@
+"""Shows how runs are doing, live in the terminal: of any run folder, while it trains and when it is over.
+
+    python tools/watch.py runs/001
+    python tools/watch.py runs/001 runs/002 --once > page.txt
+
+Losses by component and level, held-out losses, solve rates, speed and where the time goes, memory, ranks, checkpoints,
+events and faults. Several runs stand side by side. It only reads the folders, so that it runs on any machine that sees
+them, in an ssh session too; Ctrl-C ends it, and the runs go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+
+from lift_ds.storage.run_folder import RunFolder, read_on, read_run_folder
+
+from .tool import flag, tool
+from .watch_page import Look, page
+
+FASTEST = 0.2
+
+
+@tool(
+    __doc__,
+    flag("runs", nargs="+", metavar="RUN", type=Path, help="folder of a run, such as runs/001"),
+    flag("--once", action="store_true", help="print one page and end; also where the output is no terminal"),
+    flag("--every", type=float, default=2.0, metavar="SECONDS", help="time between looks (default: %(default)s)"),
+)
+def main(arguments: argparse.Namespace) -> None:
+    """Watches the runs; a ValueError where a folder is none of a run."""
+    if arguments.every < FASTEST:
+        raise ValueError(f"--every={arguments.every:g}: at least {FASTEST} seconds.")
+    runs = [read_run_folder(folder) for folder in dict.fromkeys(arguments.runs)]
+    console = Console()
+    if console.is_terminal and not arguments.once:
+        runs = follow(runs, console, arguments.every)
+    console.print(page(runs, Look.of(console), time.time()))
+
+
+def follow(runs: list[RunFolder], console: Console, every: float) -> list[RunFolder]:
+    """Redraws the page until Ctrl-C; returns the runs as they were last seen."""
+    try:
+        with Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
+            while True:
+                live.update(page(runs, Look.of(console), time.time()), refresh=True)
+                time.sleep(every)
+                runs = [read_on(run) for run in runs]
+    except KeyboardInterrupt:
+        return runs

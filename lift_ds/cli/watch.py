@@ -11,6 +11,7 @@ them, in an ssh session too; Ctrl-C ends it, and the runs go on.
 from __future__ import annotations
 
 import argparse
+import gc
 import time
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.every < FASTEST:
         raise ValueError(f"--every={arguments.every:g}: at least {FASTEST} seconds.")
     runs = [read_run_folder(folder) for folder in dict.fromkeys(arguments.runs)]
+    gc.freeze()  # a full collection would walk through the steps of days, and they stay
     console = Console()
     if console.is_terminal and not arguments.once:
         runs = follow(runs, console, arguments.every)

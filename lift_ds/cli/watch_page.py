@@ -23,7 +23,11 @@ NARROWEST = 60  # columns of a panel
 NUM_EVENTS, NUM_LOG, NUM_CHANGES = 6, 2, 8
 LABEL_WIDTH = 10
 QUIET_SECONDS, QUIET_STEPS = 120, 10  # without a line before that is marked
-MEASURED_BY = ("data.", "eval.", "seed", "model.path")  # what held-out losses and solve rates depend on
+MEASURED_BY = (  # what held-out losses and solve rates depend on, besides what was learned
+    *("data.path", "data.sources", "data.columns.", "data.system", "data.chat_template", "data.train_on"),
+    *("data.max_length", "data.builtin_", "eval.path", "eval.rows", "eval.mixture", "eval.gen_length"),
+    *("eval.block_length", "eval.steps", "eval.solve_", "seed", "model.path"),
+)
 OWN_KEYS = ("output", "data.clock")  # which every run has another value of
 Row = tuple[str, RenderableType]
 
@@ -157,8 +161,9 @@ def measurements(run: RunFolder, look: Look, width: int) -> Iterator[Row]:
         means = [record["mean"] for record in heldout]
         last, best = heldout[-1], min(heldout, key=lambda record: float(record["mean"]))
         at_best = "" if best is last else f", best {best['mean']:.4f} at {best['step']}"
-        curve = look.curve(means, width) if len(means) > 2 else f"{means[0]:.4f} at {heldout[0]['step']},"
-        yield "held-out", Text.assemble((curve, "cyan"), f" {last['mean']:.4f} at {last['step']}{at_best}")
+        first = f"{means[0]:.4f} at {heldout[0]['step']}, " if len(means) == 2 else ""
+        curve = look.curve(means, width) + " " if len(means) > 2 else first
+        yield "held-out", Text.assemble((curve, "cyan"), f"{last['mean']:.4f} at step {last['step']}{at_best}")
         pairs = zip(last["levels"], last["by_level"], strict=True)
         yield "", "  ".join(f"t {level}: {value:.3f}" for level, value in pairs if value is not None)
     solved = run.of_kind("solve")

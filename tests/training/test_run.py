@@ -1,5 +1,6 @@
 """Whole runs with two real ranks: checkpoint, kill, resume, export, and what goes wrong on the way."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -10,9 +11,13 @@ from itertools import product
 
 import pytest
 import torch
+from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lift_ds import load_pretrained
+from lift_ds.storage.run_folder import read_run_folder
+from lift_ds.storage.run_record import read_run
 from lift_ds.training.timing import PARTS
 from tests.conftest import (
     REPOSITORY,
@@ -59,8 +64,19 @@ def test_the_run_folder(straight):
         assert record["needed_tflop"] > 0
         assert record["peak_memory_gib"] > 0.1
         assert record["tokens_per_second"] == pytest.approx(record["num_tokens"] / record["seconds"])
+        slowest = record["slowest_rank"]
+        assert slowest["rank"] in (0, 1) and set(record["slowest_ranks"].values()) <= {0, 1}
+        assert 0 <= slowest["behind_seconds"] < slowest["own_seconds"] < record["seconds"]
+        assert 0 < record["gather_seconds"] < seconds["scoring"] + seconds["forward"] + seconds["backward"]
+        learned = [value for value in record["component_token_nll"].values() if value is not None]
+        assert learned and min(learned) > 0
     kinds = [json.loads(line)["kind"] for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert kinds.count("heldout") == kinds.count("solve") == 2
+    run = read_run_folder(output)
+    assert (run.end, run.step, run.half_lines, run.num_unreadable) == ("done", 6, [], 0)
+    assert [(event.step, event.text.split()[0]) for event in run.events] == [
+        (3, "checkpoint"), (6, "checkpoint"), (6, "done"),
+    ]  # fmt: skip
     assert (output / "checkpoints" / "latest").read_text().strip() == "step-000006"
     assert sorted(path.name for path in (output / "checkpoints").glob("step-*")) == ["step-000003", "step-000006"]
     assert "step 3: checkpoint" in (output / "log.txt").read_text()
@@ -178,6 +194,7 @@ def test_a_stop_signal_saves(tiny_dir, tmp_path):
     assert process.returncode == 0, printed[-3000:]
     stopped_at = len(read_steps(output))
     assert f"stopped after step {stopped_at}" in printed
+    assert read_run_folder(output).end == "stopped"
     assert (output / "checkpoints" / "latest").read_text().strip() == f"step-{stopped_at:06d}"
     more = [f"optim.steps={stopped_at + 2}", "checkpoint.save_every=0"]
     launch_train(*SMALL, *more, "--model", tiny_dir, "--output", output, "--resume", "auto")
@@ -222,15 +239,54 @@ def test_mpirun_starts_it_too(straight, tiny_dir, tmp_path):
     assert losses_of(output) == losses_of(reference)
 
 
-def test_deepspeeds_monitor(tiny_dir, tmp_path):
-    """A csv monitor, switched on in the JSON, gets every step."""
-    loaded = json.loads((REPOSITORY / "ds_configs" / "zero3.json").read_text())
-    loaded["csv_monitor"] = {"enabled": True, "output_path": str(tmp_path / "csv"), "job_name": "job"}
+def monitored(tiny_dir, tmp_path, **monitors):
+    """The settings of two steps with DeepSpeed's monitors switched on in the JSON."""
+    loaded = json.loads((REPOSITORY / "ds_configs" / "zero3.json").read_text()) | monitors
     (tmp_path / "zero.json").write_text(json.dumps(loaded))
     command = [*SMALL, "--deepspeed", tmp_path / "zero.json", "--model", tiny_dir, "--output", tmp_path / "run"]
-    launch_train(*command, "optim.steps=2", "eval.solve_items=0", "eval.rows=0", num_ranks=1)
-    written = (tmp_path / "csv" / "job" / "train_loss.csv").read_text().splitlines()
+    return [*command, "optim.steps=2", "eval.solve_items=0", "eval.rows=0"]
+
+
+def test_deepspeeds_monitors_and_prometheus(tiny_dir, tmp_path):
+    """CSV files and tensorboard get every step and the run's settings, and Prometheus the newest numbers."""
+    place = {"enabled": True, "output_path": str(tmp_path / "out")}
+    csv, board = {**place, "job_name": "csv"}, {**place, "job_name": "board"}
+    command = monitored(tiny_dir, tmp_path, csv_monitor=csv, tensorboard=board)
+    launch_train(*command, f"runtime.prometheus_file={tmp_path}/run.prom", num_ranks=1)
+    record, losses = read_run(tmp_path / "run"), [step["loss"] for step in read_steps(tmp_path / "run")]
+    written = (tmp_path / "out" / "csv" / "train_loss.csv").read_text().splitlines()
     assert len(written) == 3  # a heading and two steps
+    assert read_run(tmp_path / "out" / "csv") == record
+    events = EventAccumulator(str(tmp_path / "out" / "board")).Reload()
+    (settings,) = events.Tensors("run.json/text_summary")
+    (text,) = settings.tensor_proto.string_val
+    assert json.loads(text) == {key: value for key, value in record.items() if key != "format"}
+    families = text_string_to_metric_families((tmp_path / "run.prom").read_text())
+    values = {sample.name: sample.value for family in families for sample in family.samples}
+    found = [values[f"lift_ds_{name}"] for name in ("steps_total", "loss", "ended")]
+    assert found == [2, losses[-1], 1]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="no wandb here; pip install wandb")
+def test_wandb_offline_has_the_settings(tiny_dir, tmp_path):
+    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.sdk.internal.datastore import DataStore
+
+    environment = clean_environment(WANDB_MODE="offline", WANDB_DIR=str(tmp_path), WANDB_SILENT="true")
+    command = monitored(tiny_dir, tmp_path, wandb={"enabled": True, "project": "lift"})
+    launcher = ["torchrun", "--nproc_per_node", "1", "--master_port", str(free_port()), "launchers/train.py"]
+    run([*launcher, *latest(*command)], env=environment)
+    (written,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    store, settings, num_steps = DataStore(), {}, 0
+    store.open_for_scan(str(written))
+    while (found := store.scan_data()) is not None:
+        parsed = Record()
+        parsed.ParseFromString(found)
+        settings |= {item.key: json.loads(item.value_json) for item in parsed.config.update}
+        num_steps += any("train/loss" in (item.key, *item.nested_key) for item in parsed.history.item)
+    record = read_run(tmp_path / "run")
+    assert (settings["run"], settings["deepspeed"]) == (record["run"], record["deepspeed"])
+    assert num_steps == 2
 
 
 def copy_of(straight, tmp_path):

@@ -175,6 +175,17 @@ def test_readme_python(tmp_path, tiny_dir):
     assert printed.strip().endswith("True 48")
 
 
+def test_readme_watch():
+    """Without a terminal each command prints one page; runs of an older version stand for the reader's."""
+    found = commands("tools/watch.py")
+    assert len(found) == 2
+    for command in found:
+        for name, ours in (("runs/001", "full"), ("runs/002", "lora")):
+            command = command.replace(name, str(REPOSITORY / "tests" / "data" / "runs_857c343" / ours))
+        printed = run([sys.executable, *command.split()[1:]]).stdout
+        assert printed.count(" 3 / 6 ") == command.count("runs_857c343")
+
+
 def test_readme_look_at_data(tmp_path):
     """The rows of the command, and then its tokens, which give the same counts."""
     (tmp_path / "rows.jsonl").write_text('{"prompt": "3+4?", "response": "It is 7."}\n' * 3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lift_ds.section import Section
 
@@ -55,10 +55,17 @@ class RuntimeConfig(Section):
     )
     prometheus_file: str | None = Field(
         None,
-        pattern=r"\.prom$",
         description="a .prom file that rank 0 writes its newest numbers to, in a folder that node_exporter's textfile "
         "collector reads; each run on a machine needs one of its own",
     )
+
+    @field_validator("prometheus_file")
+    @classmethod
+    def check_prometheus_file(cls, path: str | None) -> str | None:
+        """Checks that node_exporter would read it."""
+        if path is not None and not path.endswith(".prom"):
+            raise ValueError(f"runtime.prometheus_file={path}: node_exporter reads *.prom alone; name it {path}.prom")
+        return path
 
 
 class CheckpointConfig(Section):

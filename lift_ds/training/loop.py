@@ -102,6 +102,7 @@ def compute_step(
         passes showed of difficulty, with its micro-batch.
     """
     assert plan.batch is not None
+    engine.gathers.begin()
     fetched, micro_batches = plan.batch, plan.batch.micro_batches
     if objective.reads_difficulty:
         assert buffers is not None
@@ -173,7 +174,6 @@ def train_steps(
     for step in range(first_step, run.optim.steps):
         engine.activity.begin(step + 1)
         engine.trace.begin()
-        engine.gathers.begin()
         clock = StepClock(engine)
         position = loader.state
         plan = plan_step(engine, objective, loader, stop, clock)

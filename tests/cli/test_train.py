@@ -69,6 +69,17 @@ def test_what_all_ranks_find_is_said_once(tiny_dir, tmp_path):
 
 
 @pytest.mark.distributed
+def test_a_prometheus_file_that_cannot_be_written(tiny_dir, tmp_path):
+    """Rank 0 alone writes it, and finds that before anything is read; the other rank ends with it."""
+    path = tmp_path / "nowhere" / "run.prom"
+    arguments = [*SMALL, "--model", tiny_dir, "--output", tmp_path / "run", f"runtime.prometheus_file={path}"]
+    done = launch_train(*arguments, check=False)
+    assert done.returncode == 2
+    assert f"runtime.prometheus_file {path}: cannot be written: No such file or directory; name a pl" in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.distributed
 def test_unusual_surroundings(tiny_dir, tmp_path):
     """A launcher in a folder with spaces and umlauts, symlinks, no home, a locale without letters, a tight umask.
 

@@ -99,6 +99,10 @@ def test_all_problems_at_once():
             ["checkpoint.best_by=heldout_loss: needs held-out", "objective.scoring=buffer needs difficulty"],
         ),
         (["objective.method=own", "objective.share=0.2"], ["objective.method='own': unknown"]),
+        (
+            ["runtime.prometheus_file=run.txt"],
+            ["runtime.prometheus_file=run.txt: node_exporter reads *.prom alone; name it run.txt.prom"],
+        ),
         (["objective.method=[vanilla]"], ["objective.method=['vanilla']: unknown"]),
         (["objective={1: 2}"], ["objective.1=1: keys should be strings"]),
     ],

@@ -15,8 +15,10 @@ import gc
 import time
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.segment import SegmentLines
+from rich.text import Text
 
 from lift_ds.storage.run_folder import RunFolder, read_on, read_run_folder
 
@@ -39,7 +41,7 @@ def main(arguments: argparse.Namespace) -> None:
     runs = [read_run_folder(folder) for folder in dict.fromkeys(arguments.runs)]
     gc.freeze()  # a full collection would walk through the steps of days, and they stay
     console = Console()
-    if console.is_terminal and not arguments.once:
+    if console.is_terminal and not console.is_dumb_terminal and not arguments.once:
         runs = follow(runs, console, arguments.every)
     console.print(page(runs, Look.of(console), time.time()))
 
@@ -49,8 +51,20 @@ def follow(runs: list[RunFolder], console: Console, every: float) -> list[RunFol
     try:
         with Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
             while True:
-                live.update(page(runs, Look.of(console), time.time()), refresh=True)
+                live.update(cropped(page(runs, Look.of(console), time.time()), console), refresh=True)
                 time.sleep(every)
                 runs = [read_on(run) for run in runs]
     except KeyboardInterrupt:
         return runs
+
+
+def cropped(whole: RenderableType, console: Console) -> RenderableType:
+    """As much of a page as the terminal has lines for, and how much that leaves out."""
+    lines = console.render_lines(whole, pad=False)
+    if len(lines) <= console.height:
+        return whole
+    shown = console.height - 1
+    note = Text(
+        f"{len(lines) - shown} more lines: make the terminal higher or wider, or watch fewer runs", "bold yellow"
+    )
+    return Group(SegmentLines(lines[:shown], new_lines=True), note)

@@ -10,8 +10,10 @@ import sys
 import time
 
 import pytest
+from rich.console import Console
+from rich.text import Text
 
-from lift_ds.cli.watch import main
+from lift_ds.cli.watch import cropped, main
 from lift_ds.training.bars import BLOCKS
 from tests.conftest import REPOSITORY, VECTORS, clean_environment
 
@@ -130,6 +132,17 @@ def test_it_starts_without_torch_and_draws_in_ascii_where_it_must():
     assert has_torch == "False"
     assert "#=_ 6.9950" in "\n".join(page)
     assert not set("\n".join(page)) & set(BLOCKS.strip())
+
+
+def test_a_page_that_is_too_high(capsys, monkeypatch):
+    """Of 12 lines 5 fit, so that 4 are shown and 8 are not."""
+    console = Console(width=80, height=5, force_terminal=True)
+    console.print(cropped("\n".join(f"line {number}" for number in range(1, 13)), console))
+    shown = Text.from_ansi(capsys.readouterr().out).plain.splitlines()
+    assert shown[:4] == ["line 1", "line 2", "line 3", "line 4"]
+    assert shown[4].startswith("8 more lines: make the terminal higher") and len(shown) == 5
+    console = Console(width=80, height=12, force_terminal=True)
+    assert cropped("\n" * 11, console) == "\n" * 11
 
 
 def test_a_terminal_follows_a_run_until_ctrl_c(run_folder):

@@ -12,7 +12,7 @@ SCALARS = ("loss", "grad_norm", "lr", "tokens_per_second", "peak_memory_gib", "m
 
 
 class Monitors:
-    """What writes to tensorboard, wandb, CSV files and comet, through DeepSpeed's `MonitorMaster`."""
+    """What writes to tensorboard, wandb and CSV files, through DeepSpeed's `MonitorMaster`."""
 
     def __init__(self, master: Any) -> None:
         self.master = master
@@ -29,8 +29,6 @@ class Monitors:
             master.tb_monitor.summary_writer.add_text("run.json", f"    {indented}")
         if master.csv_monitor is not None:
             write_run(Path(master.csv_monitor.log_dir), record)
-        if master.comet_monitor is not None:
-            master.comet_monitor.experiment.log_parameters(record)
 
     def write_step(self, record: dict[str, Any], step: int) -> None:
         """Passes on a step's numbers, where they are known."""

@@ -3,7 +3,7 @@
     run.json                    its settings, see `run_record`
     metrics.jsonl               a line for each step, measurement, checkpoint and event, of these kinds:
         warm_up step heldout solve    at their step
-        checkpoint                    one was written, in so many `seconds`
+        checkpoint                    one was written, in so many `seconds`; later steps may have come before
         no_checkpoint                 a `problem` prevented one, and the run went on
         resume                        a start that goes on from a checkpoint; `checkpoint` is its folder
         end                           a start that ended by itself; `reason` says how
@@ -139,7 +139,8 @@ def _event_of(record: Record) -> Event | None:
     if kind == "no_checkpoint":
         return Event(*moment, f"no checkpoint: {record['problem']}", is_fault=True)
     if kind == "checkpoint":
-        return Event(*moment, f"checkpoint in {record['seconds']:.1f} s")
+        stalled = f", training stood still for {record['stall_seconds']:.1f} s" if record.get("behind") else ""
+        return Event(*moment, f"checkpoint in {record['seconds']:.1f} s{stalled}")
     if kind == "step" and "bad_sample_ids" in record:
         samples = ", ".join(map(str, record["bad_sample_ids"]))
         return Event(*moment, f"left out: loss or gradient is not finite; samples {samples}", is_fault=True)

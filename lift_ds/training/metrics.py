@@ -179,7 +179,7 @@ class MetricsFile:
 
     def __init__(self, path: Path | None) -> None:
         self.file: TextIO | None = None
-        self.step = 0  # of the last record
+        self.step = 0  # the highest of any record; checkpoints come after later steps
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
         if path is None:
             return
@@ -191,7 +191,7 @@ class MetricsFile:
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Appends one record with its kind, step and time of day; numbers that are not finite become `None`."""
-        self.step = step
+        self.step = max(self.step, step)
         if self.file is not None:
             record = _finite({"kind": kind, "step": step, "time": round(time.time(), 3), **values})
             append_line(self.file, json.dumps(record))

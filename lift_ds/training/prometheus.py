@@ -91,18 +91,9 @@ METRICS = (
     Metric("bad_rows", "Rows that it left out as bad.", "step", _key("num_bad_rows")),
     Metric("heldout_loss", "The last held-out loss.", "heldout", _key("mean")),
     Metric("solve_rate_ratio", "Share of the held-out items last solved.", "solve", _key("solve_rate")),
-    Metric(
-        "checkpoint_timestamp_seconds",
-        "When the last checkpoint was written.",
-        "checkpoint",
-        _key("time"),
-    ),
-    Metric(
-        "checkpoint_seconds",
-        "How long that took.",
-        "checkpoint",
-        _key("seconds"),
-    ),
+    Metric("checkpoint_timestamp_seconds", "When the last checkpoint was there.", "checkpoint", _key("time")),
+    Metric("checkpoint_seconds", "How long it took.", "checkpoint", _key("seconds")),
+    Metric("checkpoint_stall_seconds", "How long training stood still for it.", "checkpoint", _key("stall_seconds")),
     Metric("ended", "1 once the run has ended, by the way it did.", "end", lambda r: {r["reason"]: 1}, "reason"),
 )
 

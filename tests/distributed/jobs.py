@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import ClassVar
 
@@ -339,6 +340,33 @@ def spikes(rank: int, stage: str) -> dict:
     run = RunConfig(optim=OptimConfig(steps=4, global_batch=2), objective=LIFT3.settings)
     train_steps(engine, run, LIFT3, Loader(), 0, StopRequest(), None, seen, after_step)
     return {"records": engine.gather_objects(records), "weights": weights, "norms": list(seen.norms)}
+
+
+def slow_rank(rank: int, place: str) -> dict:
+    """Rank 1 sleeps 0.6 s a step, in its loader or twice in a layer; what each of six steps says of the ranks."""
+    thresholds = dict.fromkeys((*THRESHOLDS, "stage3_prefetch_bucket_size"), 0)
+    engine = make_engine({"bf16": {"enabled": False}, "zero_optimization": {"stage": 3, **thresholds}}, 2, 1)
+    documents, noises = make_documents(7, [0.5, 0.8], set())
+    step_batch = StepBatch([collate([documents[rank]], [noises[rank]], 99)], 9, 0, 0, {})
+    records = []
+
+    def sleep(seconds: float) -> None:
+        time.sleep(seconds * (rank == 1))
+
+    class Loader:
+        state: ClassVar[dict] = {}
+
+        def __next__(self) -> StepBatch:
+            sleep(0.6 * (place == "loader"))
+            return step_batch
+
+    if place == "layer":  # the scoring and the training pass
+        first, _ = engine.root.model.model.transformer["blocks"]
+        first.register_forward_hook(lambda *given: sleep(0.3))
+    run = RunConfig(optim=OptimConfig(steps=6, global_batch=2), objective=LIFT3.settings)
+    arguments = (engine, run, LIFT3, Loader(), 0, StopRequest(), None, Spikes(None))
+    train_steps(*arguments, lambda step, record: records.append(record))
+    return {"records": records}
 
 
 def diverging(rank: int) -> dict:

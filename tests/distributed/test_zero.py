@@ -1,6 +1,7 @@
 """Two real ranks on gloo: same losses under every ZeRO stage, same gradient however a step is cut."""
 
 import json
+import statistics
 
 import pytest
 import torch
@@ -190,6 +191,29 @@ def test_a_spike_on_one_rank_is_left_out_on_all(tmp_path, stage):
     assert result["norms"][-4:] == [norm for norm, _ in mine]
     before, spiked, third, fourth = result["weights"]
     assert before == spiked != third != fourth
+
+
+@pytest.mark.parametrize("place", ["loader", "layer"])
+def test_the_slowest_rank_is_named(tmp_path, place):
+    """It sleeps 0.6 s more than the other one, 0.3 s more than the mean, which waits for as long.
+
+    For a late loader in a collective of ours; for a late layer where ZeRO-3 gathers the next one's weights, 0.3 s in
+    the mean over both.
+    """
+    _, *records = launch_job("slow_rank", tmp_path / "out.json", place)["records"]  # the first step has other work
+
+    def median(value):
+        return statistics.median(map(value, records))  # the machine may have other work, too
+
+    assert median(lambda record: record["slowest_rank"]["rank"]) == 1
+    assert min(record["slowest_rank"]["own_seconds"] for record in records) > 0.6
+    assert median(lambda record: record["slowest_rank"]["behind_seconds"]) > 0.2
+    if place == "loader":
+        assert {record["slowest_ranks"]["data"] for record in records} == {1}
+        assert min(record["slowest_seconds"]["data"] for record in records) > 0.6
+        assert median(lambda record: record["slowest_ranks"]["communication"]) == 0
+    else:
+        assert median(lambda record: record["gather_seconds"]) > 0.2
 
 
 def test_a_rank_that_runs_other_forwards_ends_the_run(tmp_path):

@@ -78,7 +78,8 @@ def test_steps_behind_a_resume_do_not_count_but_what_happened_does(run):
     looked = read_run_folder(run)
     add(run, line("resume", 3, checkpoint="a/step-000003") + line("step", 4, grad_norm=9.0, norm_limit=3.0))
     add(run, line("no_checkpoint", 4, problem="no room") + line("checkpoint", 5, path="x", seconds=2.0))
-    add(run, line("end", 5, reason="failed", detail="RuntimeError: x"))
+    add(run, line("checkpoint", 6, path="x", seconds=4.0, behind=True, stall_seconds=0.5))
+    add(run, line("end", 7, reason="failed", detail="RuntimeError: x"))
     supervised = [
         {"event": "start", "time": 1.0, "step": 0},
         {"event": "end", "time": 2.0, "step": 5, "status": 1, "last_words": "a\nRuntimeError: x"},
@@ -95,7 +96,8 @@ def test_steps_behind_a_resume_do_not_count_but_what_happened_does(run):
         (4, "left out: gradient norm 9 is above 3", True),
         (4, "no checkpoint: no room", True),
         (5, "checkpoint in 2.0 s", False),
-        (5, "failed: RuntimeError: x", True),
+        (6, "checkpoint in 4.0 s, training stood still for 0.5 s", False),
+        (7, "failed: RuntimeError: x", True),
     ]
 
 

@@ -48,13 +48,13 @@ def test_every_kind_of_record(written):
     assert read(path) == {("heldout_loss",): 1.25}
     metrics.write("step", 7, step_record())
     metrics.write("solve", 7, {"solve_rate": 0.5})
-    metrics.write("checkpoint", 7, {"path": "x", "seconds": 3.0})
+    metrics.write("checkpoint", 7, {"path": "x", "seconds": 3.0, "stall_seconds": 0.5})
     metrics.write("end", 7, {"reason": "done"})
     found = read(path)
     expected = {
         ("steps_total",): 7, ("loss",): 1.5, ("part_seconds", "scoring"): 0.5, ("component_share", "easy"): 1 / 3,
         ("bad_steps_total",): 1, ("left_out_steps_total",): 4, ("skipped_rows",): 2, ("slowest_rank",): 0,
-        ("peak_memory_bytes",): 12.34 * 2**30, ("solve_rate_ratio",): 0.5, ("checkpoint_seconds",): 3,
+        ("peak_memory_bytes",): 12.34 * 2**30, ("solve_rate_ratio",): 0.5, ("checkpoint_seconds",): 3, ("checkpoint_stall_seconds",): 0.5,
         ("ended", "done"): 1, ("heldout_loss",): 1.25,
     }  # fmt: skip
     assert {key: found[key] for key in expected} == pytest.approx(expected)

@@ -68,7 +68,9 @@ def notices_of(run: ReportedRun) -> list[str]:
             "short. It is not counted."
         )
     if folder.num_unreadable:
-        lines.append(f"{run.label}: {folder.num_unreadable} lines of its files cannot be read, and are not counted.")
+        lines.append(
+            f"{run.label}: whole lines of its files that cannot be read and are not counted: {folder.num_unreadable}."
+        )
     if not run.records:
         lines.append(f"{run.label}: no step is recorded.")
     return lines

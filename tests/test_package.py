@@ -177,7 +177,7 @@ def test_readme_python(tmp_path, tiny_dir):
         reports = [command.replace(f"runs/{name}", str(tmp_path / place)) for command in reports]
     for command in reports:
         run_readme(command.replace("lift_against_vanilla.html", str(tmp_path / "page.html")))
-    assert "Held-out loss by level" in (tmp_path / "run" / "report.html").read_text()
+    assert "Training loss" in (tmp_path / "run" / "report.html").read_text()
     assert "2 runs: run, other" in (tmp_path / "page.html").read_text()
     code = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
     code = code.replace("builtin:base", str(tmp_path / "model"))

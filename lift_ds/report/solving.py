@@ -47,7 +47,7 @@ def solving_part(runs: Sequence[ReportedRun]) -> Part:
         numbers = [label.partition(":")[0] for label in labels]  # what a level holds stands in the table
         part.figures.append(plot_shares("Solved, by task and level", numbers, sides, caption))
         part.tables.append(_solved_table(measured, found, rows))
-    during = [(run, [each for each in run.folder.of_kind("solve") if each["moment"] == "during"]) for run in runs]
+    during = [(run, [each for each in run.folder.of_kind("solve") if each.get("moment") == "during"]) for run in runs]
     curves = [(run.key, points_of(records, "solve_rate")) for run, records in during if records]
     if curves:
         part.figures.append(
@@ -114,7 +114,7 @@ def _paired_rows(runs: Sequence[ReportedRun]) -> list[list[str]]:
         (run.label, record["moment"]): record["solved"]
         for run in runs
         for record in run.folder.of_kind("solve")
-        if record["moment"] != "during" and isinstance(record.get("solved"), str)
+        if record.get("moment") in ("before", "after") and isinstance(record.get("solved"), str)
     }
     pairs = [(f"{run.label}: before, after", (run.label, "before"), (run.label, "after")) for run in runs]
     pairs += [

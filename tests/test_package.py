@@ -170,6 +170,15 @@ def test_readme_python(tmp_path, tiny_dir):
     assert len(report) == 1
     run_readme(report[0].replace("runs/001", str(tmp_path / "run")) + " --rows 4")
     assert (tmp_path / "run" / "learnability" / "learnability.html").is_file()
+    shutil.copytree(tmp_path / "run", tmp_path / "other", ignore=shutil.ignore_patterns("checkpoints", "export"))
+    reports = commands("tools/report.py")
+    assert len(reports) == 2
+    for name, place in (("001", "run"), ("002", "other")):
+        reports = [command.replace(f"runs/{name}", str(tmp_path / place)) for command in reports]
+    for command in reports:
+        run_readme(command.replace("lift_against_vanilla.html", str(tmp_path / "page.html")))
+    assert "Training loss" in (tmp_path / "run" / "report.html").read_text()
+    assert "2 runs: run, other" in (tmp_path / "page.html").read_text()
     code = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
     code = code.replace("builtin:base", str(tmp_path / "model"))
     printed = run([sys.executable, "-c", code + "\nprint(float(loss) > 0, ids.shape[1] - prompt.shape[1])"]).stdout

@@ -37,17 +37,17 @@ class Card:
 
 def card_of(run: ReportedRun, now: float) -> Card:
     """What there is to know first."""
-    folder, steps = run.folder, run.records
+    folder = run.folder
     facts = [("steps", f"{folder.step:,} of {number(run.num_steps, ',')}")]
     losses = [f"{record['mean']:.3f}" for record in (*run.heldout[:1], *run.heldout[1:][-1:])]
     if losses:
         facts.append(("held-out loss", " → ".join(losses)))
-    solved = {record["moment"]: record["solve_rate"] for record in folder.of_kind("solve") if "solve_rate" in record}
+    solved = {record.get("moment"): record.get("solve_rate") for record in folder.of_kind("solve")}
     if solved.keys() & {"before", "after"}:
         facts.append(("solved", " → ".join(number(solved.get(side), ".1%") for side in ("before", "after"))))
-    if steps:
-        seconds = sum(record["seconds"] for record in steps)
-        facts.append(("tokens a second", f"{sum(record['num_tokens'] for record in steps) / seconds:,.0f}"))
+    seconds = float(np.nansum(run.column("seconds")))
+    if seconds:
+        facts.append(("tokens a second", f"{np.nansum(run.column('num_tokens')) / seconds:,.0f}"))
         facts.append(("time in recorded steps", ago(seconds)))
     peaks = run.column("peak_memory_gib")
     if np.isfinite(peaks).any():
@@ -68,7 +68,9 @@ def notices_of(run: ReportedRun) -> list[str]:
             "short. It is not counted."
         )
     if folder.num_unreadable:
-        lines.append(f"{run.label}: {folder.num_unreadable} lines of its files cannot be read, and are not counted.")
+        lines.append(
+            f"{run.label}: whole lines of its files that cannot be read and are not counted: {folder.num_unreadable}."
+        )
     if not run.records:
         lines.append(f"{run.label}: no step is recorded.")
     return lines

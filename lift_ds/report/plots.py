@@ -104,7 +104,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot with what stands around it; `keys` are its legend, where there is more than one line."""
+    """A plot with what stands around it; `keys` are its legend."""
 
     title: str
     svg: Markup
@@ -183,7 +183,7 @@ def plot_lines(
         words = [caption, said if most > 1 else ""]
         svg = svg_of(figure, title)
     keys = [key for key, _ in curves]
-    return Figure(title, svg, " ".join(filter(None, words)), keys if len(keys) > 1 else [])
+    return Figure(title, svg, " ".join(filter(None, words)), keys)
 
 
 def plot_parts(title: str, labels: Sequence[str], parts: dict[str, np.ndarray], x_label: str, caption: str) -> Figure:
@@ -234,7 +234,7 @@ def plot_shares(title: str, labels: Sequence[str], sides: Sequence[Shares], capt
         name_rows(axis, labels)
         svg = svg_of(figure, title)
     keys = [Key(side.key.label, side.key.color) for side in sides]
-    return Figure(title, svg, caption, keys if len(keys) > 1 else [])
+    return Figure(title, svg, caption, keys)
 
 
 def begin_at_zero(axis: Any) -> None:
@@ -281,4 +281,4 @@ def plot_pairs(
         begin_at_zero(axis)
         svg = svg_of(figure, title)
     keys = [key for key, _, _ in sides]
-    return Figure(title, svg, caption, [Key(key.label, key.color) for key in keys] if len(keys) > 1 else [])
+    return Figure(title, svg, caption, [Key(key.label, key.color) for key in keys])

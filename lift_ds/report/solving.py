@@ -44,9 +44,10 @@ def solving_part(runs: Sequence[ReportedRun]) -> Part:
         found = {run.label: {line.label: line for line in _named(lines[run.label])} for run in measured}
         sides = [_shares(run.key, found[run.label], labels) for run in measured]
         caption = "Ring: before. Dot: after, with its 95 % interval."
-        part.figures.append(plot_shares("Solved, by task and level", labels, sides, caption))
+        numbers = [label.partition(":")[0] for label in labels]  # what a level holds stands in the table
+        part.figures.append(plot_shares("Solved, by task and level", numbers, sides, caption))
         part.tables.append(_solved_table(measured, found, rows))
-    during = [(run, [each for each in run.folder.of_kind("solve") if each["moment"] == "during"]) for run in runs]
+    during = [(run, [each for each in run.folder.of_kind("solve") if each.get("moment") == "during"]) for run in runs]
     curves = [(run.key, points_of(records, "solve_rate")) for run, records in during if records]
     if curves:
         part.figures.append(
@@ -113,7 +114,7 @@ def _paired_rows(runs: Sequence[ReportedRun]) -> list[list[str]]:
         (run.label, record["moment"]): record["solved"]
         for run in runs
         for record in run.folder.of_kind("solve")
-        if record["moment"] != "during" and isinstance(record.get("solved"), str)
+        if record.get("moment") in ("before", "after") and isinstance(record.get("solved"), str)
     }
     pairs = [(f"{run.label}: before, after", (run.label, "before"), (run.label, "after")) for run in runs]
     pairs += [
@@ -188,11 +189,11 @@ def evaluations_part(runs: Sequence[ReportedRun], named: Sequence[Path]) -> Part
     for task, scorer in rows:
         row = [task, scorer]
         for each in found:
-            summary = each.results["tasks"].get(task, {}).get("scores", {}).get(scorer)
-            row.append(UNKNOWN if summary is None else f"{summary['solved_share']:.1%} of {summary['rows']:,}")
-            share = None if summary is None else summary["solved_share"]
-            interval = (summary or {}).get("solved_interval")
-            sides[each.key.label].append(None if share is None else (share, *(interval or (share, share))))
+            summary = each.results["tasks"].get(task, {}).get("scores", {}).get(scorer, {})
+            share, num_rows = summary.get("solved_share"), summary.get("rows")
+            interval = summary.get("solved_interval") or (share, share)
+            row.append(UNKNOWN if share is None else f"{share:.1%} of {number(num_rows, ',')}")
+            sides[each.key.label].append(None if share is None else (share, *interval))
         cells.append(row)
     several = len({scorer for _, scorer in rows}) > 1
     labels = [f"{task}, {scorer}" if several else task for task, scorer in rows]

@@ -1,6 +1,7 @@
 """The report of rows that stay hard."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -47,6 +48,9 @@ def test_the_page_shows_text_and_marks_what_is_hard(rows, tmp_path):
         (str(HARD), "a.jsonl:4", ""),
         (str(EASY), "a.jsonl:264", "-2.0"),
     ]
+    first, forgot = json.loads((tmp_path / "hardest_rows.json").read_text())["sections"]
+    assert first["rows"][0]["where"] == "a.jsonl:4" and ["3", True] in first["rows"][0]["answer"]
+    assert forgot["rows"][0]["before"] == -2.0
     page = (tmp_path / "hardest_rows.html").read_text()
     assert "Add 1&lt;2." in page and "http" not in page and "Most forgotten rows" in page
     assert "<mark>3</mark>" in page and "a.jsonl:4" in page

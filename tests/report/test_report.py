@@ -219,7 +219,8 @@ def test_maps_and_hardest_rows_of_checkpoints(tmp_path):
         (plot,) = re.findall(rf'aria-label="run, {title}".*?</svg>', text, re.DOTALL)
         assert set(re.findall(r">(0\.\d\d)</text>", plot)) >= {figure}
     # 7 nats of two tokens, each seen once: times 1 / 1.5, over two and two more
-    assert f"row 7 {7 / 1.5 / 4:.1f}" in Page(text).text and "2 of 5" in Page(text).text
+    hardness, num_seen = re.search(r"row 7 (\S+) (\d of 5)", Page(text).text).groups()
+    assert float(hardness) == pytest.approx(7 / 1.5 / 4, rel=0.02) and num_seen == "2 of 5"
     assert "tools/learnability.py" in text
 
     (run / "checkpoints" / "step-000004" / "difficulty" / "rank-00000-of-00001.safetensors").write_bytes(b"torn")
@@ -268,12 +269,12 @@ def test_a_run_of_an_older_version(tmp_path):
 
 def test_a_run_that_is_being_written(tmp_path):
     """Half of a last line is said and not counted, and so is a line that is none."""
-    run = write_made_run(tmp_path / "run")
+    run = write_made_run(tmp_path / "run", optim__steps=150)
     path = run / METRICS_FILE
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:2], "\0\0\0", lines[2], lines[3][:200]]))
     text = Page(report(run, output=tmp_path / "page.html")).text
-    assert "the last line of metrics.jsonl has no end" in text and "1 lines of its files cannot be read" in text
+    assert "the last line of metrics.jsonl has no end" in text and "not counted: 1." in text
     assert "3 of 150" in text and "it trains or was cut short" in text
 
 

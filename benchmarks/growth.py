@@ -35,9 +35,10 @@ from lift_ds.export.reshard import reshard
 from lift_ds.method.difficulty import NUM_BINS, NUM_FREQUENCIES
 from lift_ds.models.weights import resolve_folder
 from lift_ds.storage.manifest import MANIFEST, checkpoint_name
+from lift_ds.storage.run_folder import METRICS_FILE, read_metrics
 from lift_ds.storage.zero_checkpoint import MASTER, MOMENTS, open_zero_checkpoint
 from lift_ds.storage.zero_files import ZERO_TAG
-from lift_ds.training.metrics import METRICS_FILE, StepTotals, read_metrics
+from lift_ds.training.metrics import StepTotals
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RANKS, QUICK_RANKS = (1, 2, 4, 8, 16), (1, 2)
@@ -48,7 +49,7 @@ SIZES = {"d_model": 32, "n_heads": 2, "n_kv_heads": 2, "mlp_hidden_size": 64}
 RUN = [
     "--deepspeed", "ds_configs/zero3.json", "--data", "builtin:reasoning", "model.from_scratch=true",
     "data.builtin_rows=2048", "data.check_rows=100", "data.clock=2026-01-01T00:00:00", "objective.scoring=memory",
-    "eval.rows=0", "eval.every=0", "eval.solve_items=0", "eval.watch_every=0", "checkpoint.keep=9",
+    "eval.rows=0", "eval.every=0", "eval.solve_items=0", "eval.watch_every=0", "checkpoint.keep=9", "checkpoint.async_save=false",
 ]  # fmt: skip
 Figures = dict[str, float]
 

@@ -37,8 +37,8 @@ from lift_ds.ranks.launch import read_launch
 from lift_ds.ranks.running import leave
 from lift_ds.ranks.shares import Collectives
 from lift_ds.storage.manifest import find_checkpoint
+from lift_ds.storage.run_folder import METRICS_FILE, read_metrics
 from lift_ds.training.engine import start_distributed
-from lift_ds.training.metrics import METRICS_FILE, read_metrics
 from lift_ds.training.resumed import find_together
 
 REPOSITORY = Path(__file__).resolve().parents[1]

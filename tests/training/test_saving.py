@@ -6,7 +6,7 @@ import pytest
 
 from lift_ds.planning import row_memory
 from lift_ds.storage.manifest import read_manifest
-from lift_ds.training.metrics import read_metrics
+from lift_ds.storage.run_folder import read_metrics
 from tests.conftest import SMALL, latest, launch_train, losses_of, run_script
 
 pytestmark = pytest.mark.distributed

@@ -50,6 +50,7 @@ RUN = [
     "--deepspeed", "ds_configs/zero3.json", "--data", "builtin:reasoning", "model.from_scratch=true",
     "data.builtin_rows=2048", "data.check_rows=100", "data.clock=2026-01-01T00:00:00", "objective.scoring=memory",
     "eval.rows=0", "eval.every=0", "eval.solve_items=0", "eval.watch_every=0", "checkpoint.keep=9",
+    "checkpoint.async_save=false",
 ]  # fmt: skip
 Figures = dict[str, float]
 

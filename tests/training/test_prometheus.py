@@ -54,7 +54,8 @@ def test_every_kind_of_record(written):
     expected = {
         ("steps_total",): 7, ("loss",): 1.5, ("part_seconds", "scoring"): 0.5, ("component_share", "easy"): 1 / 3,
         ("bad_steps_total",): 1, ("left_out_steps_total",): 4, ("skipped_rows",): 2, ("slowest_rank",): 0,
-        ("peak_memory_bytes",): 12.34 * 2**30, ("solve_rate_ratio",): 0.5, ("checkpoint_seconds",): 3, ("checkpoint_stall_seconds",): 0.5,
+        ("peak_memory_bytes",): 12.34 * 2**30, ("solve_rate_ratio",): 0.5, ("checkpoint_seconds",): 3,
+        ("checkpoint_stall_seconds",): 0.5,
         ("ended", "done"): 1, ("heldout_loss",): 1.25,
     }  # fmt: skip
     assert {key: found[key] for key in expected} == pytest.approx(expected)

@@ -8,6 +8,10 @@ The stable API:
     loss = lift_ds.sft_loss(model, clean_ids, kept, t, num_targets=response_mask.sum())
     ids = lift_ds.generate(model, prompt_ids, steps=48, gen_length=48, block_length=48)
 
+and of models that denoise block after block:
+
+    loss = lift_ds.block_sft_loss(model, clean_ids, masked, weights, num_targets=masked.sum())
+
 Its modules are imported when a name is asked for: what needs no model, such as scoring, starts without torch.
 """
 
@@ -21,9 +25,11 @@ if TYPE_CHECKING:
     from lift_ds.method.weights import cart_weights
     from lift_ds.models.weights import load_pretrained
     from lift_ds.sampling.reverse import generate
+    from lift_ds.training.block_loss import block_sft_loss
     from lift_ds.training.functional import gift_loss, lift_loss, sft_loss
 
 HOMES = {
+    "block_sft_loss": "lift_ds.training.block_loss",
     "cart_weights": "lift_ds.method.weights",
     "generate": "lift_ds.sampling.reverse",
     "gift_loss": "lift_ds.training.functional",
@@ -33,7 +39,16 @@ HOMES = {
     "sft_loss": "lift_ds.training.functional",
 }
 
-__all__ = ["cart_weights", "generate", "gift_loss", "lift_loss", "load_pretrained", "select_kept", "sft_loss"]
+__all__ = [
+    "block_sft_loss",
+    "cart_weights",
+    "generate",
+    "gift_loss",
+    "lift_loss",
+    "load_pretrained",
+    "select_kept",
+    "sft_loss",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -80,6 +80,9 @@ class Family:
             every layout of the `model_type`. Another vocabulary has other ids.
         mask_tokens: What the mask id may decode to, besides the tokenizer's own mask token.
         tokenizer_classes: Tokenizer classes of the family's remote code that are one of transformers' by another name.
+        end_is_padding: Whether end and padding are one token: of the two, the one that is named is both.
+        is_blockwise: Whether the model denoises block after block, with `models.blocks`' attention.
+        published_block_sizes: Block sizes by rows V, where the config names none and every such model has the same.
         start_token_fields: Config fields that may hold the token before a document's first one, in order; asked only
             where outputs are shifted. Qwen's vocabularies name no start token; their end token stands between texts.
         adapted_from: `model_type` of the autoregressive models that `export.adapt` makes into this family's.
@@ -95,6 +98,9 @@ class Family:
     published_ids: Mapping[int, ControlIds] = field(default_factory=dict)
     mask_tokens: tuple[str, ...] = MASK_TOKENS
     tokenizer_classes: Mapping[str, str] = field(default_factory=dict)
+    end_is_padding: bool = False
+    is_blockwise: bool = False
+    published_block_sizes: Mapping[int, int] = field(default_factory=dict)
     start_token_fields: tuple[str, ...] = ("bos_token_id", "eos_token_id")
     adapted_from: str | None = None
 

@@ -13,7 +13,8 @@ from lift_ds.method.loss import chunked_gold_logprob
 from lift_ds.method.positions import positions, taken
 
 from .attention import Kernel, Segments
-from .layers import MaskedDiffusionModel
+from .blocks import BlockAttention, check_block_size
+from .layers import MaskedDiffusionModel, default_positions
 
 
 class LogitsModel(nn.Module):
@@ -71,6 +72,24 @@ def encode_rows(
     tokens = positions(real, sum(lengths))
     hidden = model.encode(taken(noised_ids, tokens)[None], segments, (tokens % width)[None])
     return hidden[0].index_select(0, segments.bounds[at // width] + at % width)
+
+
+def encode_noised_blocks(
+    model: MaskedDiffusionModel, clean_ids: Tensor, masked: Tensor, position_ids: Tensor | None = None
+) -> Tensor:
+    """Hidden states (B, L, D) of the noised half of [noised ; clean]; see `blocks`.
+
+    Args:
+        model: A block diffusion model.
+        clean_ids: int64 (B, L) true ids.
+        masked: bool (B, L), what is masked in the noised half.
+        position_ids: int64 (B, L); a document begins where they do not count on. 0 to L-1 where not given.
+    """
+    length = clean_ids.shape[1]
+    positions = default_positions(clean_ids, position_ids)
+    ids = torch.cat([clean_ids.masked_fill(masked, model.config.mask_token_id), clean_ids], dim=1)
+    visible = BlockAttention.training(positions, check_block_size(model.config))
+    return model.encode(ids, visible, positions.repeat(1, 2))[:, :length]
 
 
 @torch.no_grad()

@@ -168,22 +168,28 @@ def whole_shape(parameter: nn.Parameter) -> torch.Size:
 
 
 def load_pretrained(
-    path: str | Path, dtype: torch.dtype | None = None
+    path: str | Path,
+    dtype: torch.dtype | None = None,
+    mask_token_id: int | None = None,
+    block_size: int | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Loads a masked diffusion model of a supported family.
 
     Args:
         path: Folder in the public layout, hub name, or `builtin:base`.
         dtype: Type of the weights; as stored where not given.
+        mask_token_id: The mask token, where neither config, tokenizer nor the family's table names it.
+        block_size: Tokens of a block, where a block diffusion model's config and table name none.
 
     Returns:
         The model in eval mode, whose logits are aligned (row i predicts token i), and the folder's tokenizer, if any.
 
     Raises:
-        ValueError: The folder is not there, is of another family, or its weights or ids do not fit its config.
+        ValueError: The folder is not there, is of another family, its weights or ids do not fit its config, or what is
+            given is not what the folder says.
     """
     folder = resolve_folder(str(path))
-    config = read_config(folder)
+    config = read_config(folder, None, mask_token_id, block_size)
     source = SafetensorsFolder(folder)
     tokenizer = load_tokenizer(folder)
     if tokenizer is not None:

@@ -16,16 +16,14 @@ class MaskedDiffusionConfig(PretrainedConfig):
 
     Attributes:
         defaults: What fields are where a config does not have them.
-        required: Fields that a config must have: what the public code takes for them instead is another model.
         supported: What other fields may be, if they are there.
         unread: What fields say that the public code never reads, where they say what it computes; else a warning.
 
     Raises:
-        ValueError: A field asks for a variant that is not implemented here, or is missing.
+        ValueError: A field asks for a variant that is not implemented here.
     """
 
     defaults: ClassVar[dict[str, Any]] = {}
-    required: ClassVar[tuple[str, ...]] = ()
     supported: ClassVar[dict[str, tuple[Any, ...]]] = {}
     unread: ClassVar[dict[str, tuple[Any, ...]]] = {}
 
@@ -34,20 +32,36 @@ class MaskedDiffusionConfig(PretrainedConfig):
         super().__init_subclass__(**kwargs)
 
     def __init__(self, **kwargs: Any) -> None:
-        missing = [name for name in self.required if kwargs.get(name) is None]
-        if missing:
-            raise ValueError(f"{self.model_type} config: {', '.join(missing)} must be there; it has no default.")
         refuse_values(self.model_type, kwargs, self.supported)
-        for name, values in self.unread.items():
-            if name in kwargs and kwargs[name] not in values:
-                warnings.warn(
-                    f"{self.model_type} config: {name}={kwargs[name]!r} is not read, by the public code neither; "
-                    f"what is computed is {name}={values[0]!r}.",
-                    stacklevel=2,
-                )
+        say_unread(self.model_type, kwargs, self.unread)
         for name, default in self.defaults.items():
             setattr(self, name, kwargs.pop(name, default))
         super().__init__(**{"tie_word_embeddings": False} | kwargs)  # transformers 4 ties where nothing is said
+
+
+def say_unread(model_type: str, values: dict[str, Any], computed: dict[str, tuple[Any, ...]]) -> None:
+    """Warns of fields that are not read and say something else than what is computed, the first of each tuple."""
+    for name, choices in computed.items():
+        if name in values and values[name] not in choices:
+            warnings.warn(
+                f"{model_type} config: {name}={values[name]!r} is not read, by the public code neither; what is "
+                f"computed is {choices[0]!r}.",
+                stacklevel=3,
+            )
+
+
+def require_fields(model_type: str, values: dict[str, Any], names: tuple[str, ...]) -> None:
+    """Asks for config fields that have no default here.
+
+    Raises:
+        ValueError: One is missing.
+    """
+    missing = [name for name in names if values.get(name) is None]
+    if missing:
+        raise ValueError(
+            f"{model_type} config: {', '.join(missing)}: missing. What the public code takes where they are not there "
+            "is another model; write the model's own into config.json."
+        )
 
 
 def refuse_values(model_type: str, values: dict[str, Any], allowed: dict[str, tuple[Any, ...]]) -> None:

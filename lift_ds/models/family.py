@@ -110,8 +110,11 @@ class Family:
         return str(self.config_class.model_type)
 
 
-MIXTURE = "its layers are mixtures of experts, which are not implemented"
-BLOCKWISE = "it denoises block after block with its own attention, which is not implemented"
+STACKED = (
+    "LLaDA2 in dFactory's merged layout, all experts of a layer in one tensor: split them with its own convertor, "
+    "scripts/moe_convertor.py"
+)
+RENAMED = "LLaDA-MoE under another name: the published model_type is 'llada'; write that into config.json"
 AUTOREGRESSIVE = "it is autoregressive; tools/make_diffusion_model.py makes a masked diffusion model of it"
 VISION = "LLaDA-V with its vision tower: only the language model is implemented"
 # What no family here computes: `model_type` (any where it is `*`), config fields or patterns of weights' names, one of
@@ -119,11 +122,10 @@ VISION = "LLaDA-V with its vision tower: only the language model is implemented"
 RELATIVES: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("*", VISION_MARKS, VISION),
     ("llava_llada", (), VISION),
-    ("llada", MIXTURE_MARKS, f"LLaDA-MoE: {MIXTURE}"),
-    ("llada_moe", (), f"LLaDA-MoE: {MIXTURE}"),
-    ("llada2_moe", (), f"LLaDA2: {MIXTURE}, and {BLOCKWISE}"),
-    ("sdar", (), f"SDAR: {BLOCKWISE}"),
-    ("sdar_moe", (), f"SDAR-MoE: {MIXTURE}, and {BLOCKWISE}"),
+    ("lladamoe", (), RENAMED),
+    ("llada_moe", (), RENAMED),
+    ("llada2_moe", ("*.mlp.experts.gate_proj",), STACKED),
+    ("sdar_moe", (), "SDAR-MoE: mixtures of experts with SDAR's layers are not implemented"),
 )
 
 

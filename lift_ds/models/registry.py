@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
-from . import a2d, dream, llada, llada_llama, sdar
+from . import a2d, dream, llada, llada2, llada_llama, llada_moe, sdar
 from .family import ControlIds, Family
 
 FAMILIES: dict[str, Family] = {}
@@ -40,6 +40,8 @@ for _family in (
     dream.FAMILY,
     *a2d.FAMILIES,
     llada_llama.FAMILY,
+    llada_moe.FAMILY,
+    llada2.FAMILY,
     sdar.FAMILY,
 ):
     register(_family)

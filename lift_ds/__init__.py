@@ -11,6 +11,7 @@ The stable API:
 and of models that denoise block after block:
 
     loss = lift_ds.block_sft_loss(model, clean_ids, masked, weights, num_targets=masked.sum())
+    ids = lift_ds.generate_blocks(model, prompt_ids, gen_length=256, steps_per_block=4)
 
 Its modules are imported when a name is asked for: what needs no model, such as scoring, starts without torch.
 """
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from lift_ds.method.selection import select_kept
     from lift_ds.method.weights import cart_weights
     from lift_ds.models.weights import load_pretrained
+    from lift_ds.sampling.block_decoding import generate_blocks
     from lift_ds.sampling.reverse import generate
     from lift_ds.training.block_loss import block_sft_loss
     from lift_ds.training.functional import gift_loss, lift_loss, sft_loss
@@ -32,6 +34,7 @@ HOMES = {
     "block_sft_loss": "lift_ds.training.block_loss",
     "cart_weights": "lift_ds.method.weights",
     "generate": "lift_ds.sampling.reverse",
+    "generate_blocks": "lift_ds.sampling.block_decoding",
     "gift_loss": "lift_ds.training.functional",
     "lift_loss": "lift_ds.training.functional",
     "load_pretrained": "lift_ds.models.weights",
@@ -43,6 +46,7 @@ __all__ = [
     "block_sft_loss",
     "cart_weights",
     "generate",
+    "generate_blocks",
     "gift_loss",
     "lift_loss",
     "load_pretrained",

@@ -125,7 +125,7 @@ def export_tensors(
 def written_specs(
     tensors: Mapping[str, TensorSpec], hf_folder: Path | None, dtype: torch.dtype
 ) -> dict[str, TensorSpec]:
-    """Shapes and types in the files: floating-point weights are of this type, buffers of the config's model keep theirs."""
+    """Shapes and types in the files: floating-point weights are of this type, buffers keep theirs."""
     kept = set() if hf_folder is None else buffer_names(hf_folder)
     changes = {name for name, tensor in tensors.items() if tensor.dtype.is_floating_point} - kept
     return {name: TensorSpec(each.shape, dtype if name in changes else each.dtype) for name, each in tensors.items()}

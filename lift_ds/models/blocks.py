@@ -8,8 +8,8 @@
         c_i, x_j    never
 
 Training runs both copies as one sequence, [noised ; clean], with the positions 0 to L-1 twice. One rule is the mask
-function of FlexAttention on a GPU, and elsewhere the mask of SDPA, made for some queries at a time, so that what is held
-does not grow with the square of the length.
+function of FlexAttention on a GPU, and elsewhere the mask of SDPA, made for some queries at a time, so that what is
+held does not grow with the square of the length.
 
 Shapes: B sequences, L tokens, Q queries, H heads.
 """

@@ -256,7 +256,7 @@ class MaskedDiffusionModel(PreTrainedModel):
         raise NotImplementedError
 
     def visible(self, attention_mask: Visible, position_ids: Tensor) -> Visible:
-        """What `attend` takes, from what `encode` was given and positions (B or 1, L): full attention without a mask."""
+        """What `attend` takes, from what `encode` was given and positions (B or 1, L)."""
         return as_visible(attention_mask)
 
     def head(self, hidden: Tensor, through: HeadFunction = F.linear) -> Any:

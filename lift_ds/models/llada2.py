@@ -52,7 +52,7 @@ SUPPORTED = {
 
 
 class LLaDA2MoeConfig(LlamaLayoutConfig):
-    """Configuration with the official field names; see `MaskedDiffusionConfig`. The published ones name no `block_size`.
+    """Configuration with the official field names; see `MaskedDiffusionConfig`. No published one has `block_size`.
 
     Raises:
         ValueError: A field is missing, does not fit another, or asks for a variant that is not implemented here.

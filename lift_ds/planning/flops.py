@@ -4,8 +4,8 @@
     backward  the same again for the inputs of every matrix, 2 * 4 L^2 A N for attention, and as much as the forward for
               each matrix that is trained
 
-W: elements of the layers' matrices, L tokens, A width of the queries, N layers, V rows of the head, D width, R rows
-that reach the head. What is computed twice to save memory (gradient checkpointing) and the pass that scores tokens are
+W: elements of the layers' matrices (of a mixture, the experts that a token goes to), L tokens, A width of the queries,
+N layers, V rows of the head, D width, R rows that reach the head. What is computed twice to save memory (gradient checkpointing) and the pass that scores tokens are
 not needed by the update: they do not count. Attention is bidirectional: every token sees all of its document.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from transformers import PretrainedConfig
 
 from lift_ds.models.families import family_of
-from lift_ds.models.layer_sizes import adapter_sizes, decoder_layers, linears_of
+from lift_ds.models.layer_sizes import adapter_sizes, decoder_layers, linears_of, used_elements
 
 PEAK_TFLOPS = {
     "H100 PCIe": 756.0,
@@ -38,7 +38,7 @@ class Arithmetic:
     """Sizes of a model, as far as its arithmetic goes.
 
     Args:
-        matrices: Elements of the layers' matrices, adapters left out.
+        matrices: Elements of the layers' matrices that a token goes through, adapters left out.
         adapters: Elements of the adapters' matrices.
         num_layers: N.
         query_width: A.
@@ -69,7 +69,7 @@ class Arithmetic:
             family = family_of(config).name
             raise ValueError(f"{family}: its layers have no matrix q_proj, so that their arithmetic is not known.")
         return Arithmetic(
-            matrices=sum(linear.weight.numel() for _, linear in linears) * len(layers),
+            matrices=sum(used_elements(layer, config) for layer in layers),
             adapters=sum(adapter_sizes(layers[0], lora_rank, lora_targets)) * len(layers),
             num_layers=len(layers),
             query_width=query.out_features,

@@ -12,6 +12,7 @@ from transformers import PretrainedConfig
 from lift_ds.models.dream import DreamConfig
 from lift_ds.models.families import family_of, read_config
 from lift_ds.models.llada import LLaDAConfig
+from lift_ds.models.registry import refuse_blockwise
 from lift_ds.models.settings import LoraConfig
 from lift_ds.models.weights import BUILTIN_BASE, resolve_folder
 
@@ -44,7 +45,9 @@ def config_of(name: str) -> PretrainedConfig:
     if name != BUILTIN_BASE and not Path(name).is_dir() and "/" not in name:
         known = ", ".join(f"{size} ({what})" for size, what in KNOWN.items())
         raise ValueError(f"--model {name}: no folder, no hub name (owner/name), and no known size: {known}.")
-    return read_config(resolve_folder(name, with_weights=False))
+    config = read_config(resolve_folder(name, with_weights=False))
+    refuse_blockwise(config, "what the trainer would need for it is not known, as it does not take such models yet.")
+    return config
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Sizes:
     Args:
         total: All, adapters included.
         trained: Those that are trained.
-        layer: One decoder layer's, adapters included; ZeRO-3 gathers it as a whole.
+        layer: The largest decoder layer's, adapters included; ZeRO-3 gathers it as a whole.
         layer_trained: The trained ones of these.
         largest: The largest matrix outside the layers, or inside where that is larger.
         largest_trained: The same of those that are trained; 0 where none is.
@@ -74,10 +77,11 @@ class Sizes:
     @staticmethod
     def of(config: PretrainedConfig, lora: LoraConfig, few: int = 0) -> Sizes:
         """Of a config with adapters, if any."""
-        model = hollow_model(config, 1, torch.float32, lora)
-        layer = next(each for each in model.modules() if isinstance(each, family_of(config).layer_class))
-        inside, more = list(layer.parameters()), int(config.num_hidden_layers) - 1
-        everything = [*model.parameters(), *inside * more]
+        model = hollow_model(config, int(config.num_hidden_layers), torch.float32, lora)
+        layers = [each for each in model.modules() if isinstance(each, family_of(config).layer_class)]
+        sizes = [sum(parameter.numel() for parameter in each.parameters()) for each in layers]
+        inside = list(layers[sizes.index(max(sizes))].parameters())
+        everything = list(model.parameters())
         trained = [each for each in everything if each.requires_grad]
         return Sizes(
             total=sum(each.numel() for each in everything),
@@ -87,5 +91,5 @@ class Sizes:
             largest=max(each.numel() for each in everything),
             largest_trained=max(each.numel() for each in trained),
             small=sum(each.numel() for each in everything if each.numel() < few),
-            num_layers=more + 1,
+            num_layers=len(layers),
         )

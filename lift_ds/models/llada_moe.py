@@ -28,12 +28,12 @@ REQUIRED = (
     "rms_norm_eps",
     "rope_theta",
 )
-DEFAULTS = {
+DEFAULTS: dict[str, Any] = {
     "right_shift_logits": False,
     "moe_layer_freq": None,  # by layer, 0 for a dense one; None: all are mixtures
     "dense_intermediate_size": None,
 }
-SUPPORTED = {
+SUPPORTED: dict[str, tuple[Any, ...]] = {
     "clip_qkv": (None,),
     "moe_router_enable_expert_bias": (False, None),
     "right_shift_logits": (False,),

@@ -5,8 +5,9 @@
               each matrix that is trained
 
 W: elements of the layers' matrices (of a mixture, the experts that a token goes to), L tokens, A width of the queries,
-N layers, V rows of the head, D width, R rows that reach the head. What is computed twice to save memory (gradient checkpointing) and the pass that scores tokens are
-not needed by the update: they do not count. Attention is bidirectional: every token sees all of its document.
+N layers, V rows of the head, D width, R rows that reach the head. What is computed twice to save memory (gradient
+checkpointing) and the pass that scores tokens are not needed by the update: they do not count. Attention is
+bidirectional: every token sees all of its document.
 """
 
 from __future__ import annotations

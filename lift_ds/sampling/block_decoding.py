@@ -1,7 +1,7 @@
 """Greedy answers of block diffusion models: block after block, with the keys and values of finished blocks kept.
 
 A block sees the finished ones and itself, so it needs no mask, and finished blocks never change: keeping theirs is
-exact. They are computed from a block's final tokens, in one more forward; those of a prompt's full blocks in one forward.
+exact. They are computed from a block's final tokens, in one more forward; those of a prompt's full blocks, in one.
 
 Shapes: L tokens, b tokens of a block, H heads.
 

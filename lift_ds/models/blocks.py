@@ -56,12 +56,14 @@ class BlockAttention:
         return BlockAttention(documents(position_ids), block, torch.zeros_like(block, dtype=torch.bool), is_real)
 
     @staticmethod
-    def training(position_ids: Tensor, block_size: int) -> BlockAttention:
+    def training(position_ids: Tensor, block_size: int, is_real: Tensor | None = None) -> BlockAttention:
         """Of [noised ; clean]: twice as many tokens as there are positions (B, L)."""
+        if is_real is not None:
+            position_ids, is_real = position_ids.expand_as(is_real), is_real.repeat(1, 2)
         document, block = documents(position_ids).repeat(1, 2), (position_ids // block_size).repeat(1, 2)
         is_noised = torch.zeros_like(block, dtype=torch.bool)
         is_noised[:, : position_ids.shape[1]] = True
-        return BlockAttention(document, block, is_noised)
+        return BlockAttention(document, block, is_noised, is_real)
 
     def rule(self) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
         """Whether queries see keys, by their places in the sequences `row`: of tensors that broadcast, bool."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lift_ds.method.loss import chunked_weighted_nll
 from lift_ds.models.attention import attention_kernels
-from lift_ds.models.head import encode_noised_blocks
+from lift_ds.models.head import encode_blocks
 from lift_ds.models.layers import MaskedDiffusionModel
 from lift_ds.models.registry import is_blockwise
 
@@ -51,7 +51,8 @@ def block_sft_loss(
             raise ValueError(f"{name} has the shape {tuple(tensor.shape)}; {tuple(clean_ids.shape)} is expected.")
     masked = masked.bool()
     with attention_kernels("sdpa"):
-        rows = encode_noised_blocks(model, clean_ids, masked, position_ids)[masked]
+        noised_ids = clean_ids.masked_fill(masked, model.config.mask_token_id)
+        rows = encode_blocks(model, noised_ids, clean_ids, position_ids)[masked]
     learn = partial(chunked_weighted_nll, gold_ids=clean_ids[masked], row_weights=weights[masked].float())
     loss: Tensor = model.head(rows, learn)[0]
     return loss / num_targets

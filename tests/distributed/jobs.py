@@ -245,6 +245,7 @@ def families(rank: int, output: str, *settings: str) -> dict:
                     engine.ds.save_checkpoint(str(save), tag="half")
             engine.ds.destroy()
         alone, _ = load_pretrained(folder)
+        assert all(z3_leaf_module(layer) for layer in engine.root.modules() if type(layer).__name__.endswith("Layer"))
         scale = document_scale(both, "response_tokens", step_counts([both], LIFT3), 1)
         loss, _ = DiffusionStep(alone, LIFT3)(both, scale)
         results[setting] = {"straight": losses[:4], "resumed": losses[4:], "alone": float(loss)}

@@ -1,6 +1,7 @@
 """Two real ranks on gloo: same losses under every ZeRO stage, same gradient however a step is cut."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from lift_ds.training.step import DiffusionStep
 from tests.conftest import REPOSITORY, VECTORS, launch_job, run_script
 from tests.distributed.gathering import NUM_LAYERS
 from tests.distributed.jobs import LIFT3, THRESHOLDS, make_documents
+from tests.models.block_vectors import GIVEN
 from tests.small_models import write_adapted
 
 pytestmark = pytest.mark.distributed
@@ -163,6 +165,25 @@ def test_shifted_families_train_and_resume(tmp_path, dream_dir):
     """Dream, and an adapted model with a tied head; with adapters too (no gradient at the first input)."""
     adapted = write_adapted(tmp_path, "qwen3")
     settings = [f"{dream_dir}:0", f"{adapted}:0", f"{adapted}:4"]
+    results = launch_job("families", tmp_path / "out.json", str(tmp_path / "saved"), *settings)
+    assert list(results) == settings
+    for setting, found in results.items():
+        assert found["straight"][0] == pytest.approx(found["alone"], rel=1e-5), setting
+        assert found["straight"][3] != pytest.approx(found["straight"][0], rel=1e-3), setting
+        assert found["resumed"] == found["straight"][2:], setting
+
+
+def test_blocks_and_mixtures_train_and_resume(tmp_path):
+    """Routing differs between ranks, and some experts get no token: what is gathered is the layer, experts and all.
+
+    The bias that chooses LLaDA2's experts is a buffer, which a checkpoint carries.
+    """
+    settings = []
+    for name, given in GIVEN.items():
+        shutil.copytree(VECTORS / name, tmp_path / name)
+        raw = json.loads((tmp_path / name / "config.json").read_text()) | given
+        (tmp_path / name / "config.json").write_text(json.dumps(raw))
+        settings.append(f"{tmp_path / name}:0")
     results = launch_job("families", tmp_path / "out.json", str(tmp_path / "saved"), *settings)
     assert list(results) == settings
     for setting, found in results.items():

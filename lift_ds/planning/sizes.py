@@ -12,7 +12,6 @@ from transformers import PretrainedConfig
 from lift_ds.models.dream import DreamConfig
 from lift_ds.models.families import family_of, read_config
 from lift_ds.models.llada import LLaDAConfig
-from lift_ds.models.registry import refuse_blockwise
 from lift_ds.models.settings import LoraConfig
 from lift_ds.models.weights import BUILTIN_BASE, resolve_folder
 
@@ -45,9 +44,7 @@ def config_of(name: str) -> PretrainedConfig:
     if name != BUILTIN_BASE and not Path(name).is_dir() and "/" not in name:
         known = ", ".join(f"{size} ({what})" for size, what in KNOWN.items())
         raise ValueError(f"--model {name}: no folder, no hub name (owner/name), and no known size: {known}.")
-    config = read_config(resolve_folder(name, with_weights=False))
-    refuse_blockwise(config, "what the trainer would need for it is not known, as it does not take such models yet.")
-    return config
+    return read_config(resolve_folder(name, with_weights=False))
 
 
 @dataclass(frozen=True)

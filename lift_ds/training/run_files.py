@@ -18,7 +18,6 @@ from lift_ds.config.run import RunConfig
 from lift_ds.data.settings import SourceConfig
 from lift_ds.data.sources import BUILTIN_PREFIX, Retry, SourceGroup, open_groups
 from lift_ds.models.families import read_config
-from lift_ds.models.registry import refuse_blockwise
 from lift_ds.models.weights import BUILTIN_BASE, check_fit, check_names, parameter_shapes, resolve_folder
 from lift_ds.ranks.once import ALONE, Once
 from lift_ds.ranks.shares import Ranks
@@ -29,7 +28,6 @@ from lift_ds.storage.manifest import HF_FOLDER
 LOCK, TOKEN = ".run.lock", ".run.token"
 SHARED_SECONDS = 40.0  # NFS may answer from what it knew of a folder for 30 s
 POLL_SECONDS = 0.2
-OWN_LOOP = "Its loss for a loop of your own is lift_ds.block_sft_loss(...)"
 
 
 @contextmanager
@@ -151,8 +149,7 @@ def open_model(path: str, with_weights: bool = True, once: Once = ALONE) -> Mode
     """Resolves `model.path`: a folder, a checkpoint, a hub name, which each machine fetches once, or `builtin:base`.
 
     Raises:
-        ValueError: There is no such model, its config is of no known family or of one that is not trained here, or a
-            checkpoint is not whole.
+        ValueError: There is no such model, its config is of no known family, or a checkpoint is not whole.
     """
 
     def find() -> tuple[Path | None, Path]:
@@ -160,9 +157,7 @@ def open_model(path: str, with_weights: bool = True, once: Once = ALONE) -> Mode
         return checkpoint, resolve_folder(path, with_weights) if checkpoint is None else checkpoint / HF_FOLDER
 
     checkpoint, folder = once.per_node("finding the model", find)
-    config = read_config(folder)
-    refuse_blockwise(config, f"the trainer does not take such models yet (model.path={path}). {OWN_LOOP}")
-    return ModelFolder(path, folder, config, checkpoint)
+    return ModelFolder(path, folder, read_config(folder), checkpoint)
 
 
 class SourcesError(ValueError):

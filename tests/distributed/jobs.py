@@ -252,6 +252,25 @@ def families(rank: int, output: str, *settings: str) -> dict:
     return results
 
 
+def stages(rank: int, *folders: str) -> dict:
+    """Vanilla SFT of each model under ZeRO-0 and ZeRO-3, levels near 0 on one rank and near 1 on the other: losses."""
+    results = {}
+    for folder in folders:
+        for section in ({"stage": 0}, {"stage": 3} | dict.fromkeys(THRESHOLDS, 0)):
+            ds_json = {"bf16": {"enabled": False}, "zero_optimization": section}
+            engine = make_engine(ds_json, 4, 2, folder=Path(folder))
+            engine.root.objective = VANILLA
+            losses = []
+            for step in range(8):
+                level = 0.05 if rank == step % 2 else 0.95
+                documents, noises = make_documents(1000 * step + rank, [level, 0.5], {0, 1} if step == rank else set())
+                losses.append(forward_backward(engine, [collate(documents, noises, 99)]))
+                engine.update()
+            engine.ds.destroy()
+            results[f"{Path(folder).name} {section['stage']}"] = losses
+    return results
+
+
 def buffers(rank: int) -> dict:
     """The sharded table equals one process's; ranks observe and ask for different tokens, and one for none."""
     engine = make_engine({"bf16": {"enabled": False}, "zero_optimization": {"stage": 3}}, 2, 1)

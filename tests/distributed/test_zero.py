@@ -173,17 +173,30 @@ def test_shifted_families_train_and_resume(tmp_path, dream_dir):
         assert found["resumed"] == found["straight"][2:], setting
 
 
+def complete_folders(tmp_path):
+    """The reference models of blocks and mixtures, with what their configs do not say."""
+    for name, given in GIVEN.items():
+        shutil.copytree(VECTORS / name, tmp_path / name)
+        raw = json.loads((tmp_path / name / "config.json").read_text()) | given
+        (tmp_path / name / "config.json").write_text(json.dumps(raw))
+    return [tmp_path / name for name in GIVEN]
+
+
+def test_blocks_and_mixtures_agree_with_zero_0(tmp_path):
+    """Eight steps of vanilla SFT on two ranks with wildly different levels, in one of which a rank learns nothing."""
+    results = launch_job("stages", tmp_path / "out.json", *map(str, complete_folders(tmp_path)))
+    for name in GIVEN:
+        whole, cut = results[f"{name} 0"], results[f"{name} 3"]
+        assert len(set(whole)) == 8
+        assert cut == pytest.approx(whole, rel=1e-4), name
+
+
 def test_blocks_and_mixtures_train_and_resume(tmp_path):
     """Routing differs between ranks, and some experts get no token: what is gathered is the layer, experts and all.
 
     The bias that chooses LLaDA2's experts is a buffer, which a checkpoint carries.
     """
-    settings = []
-    for name, given in GIVEN.items():
-        shutil.copytree(VECTORS / name, tmp_path / name)
-        raw = json.loads((tmp_path / name / "config.json").read_text()) | given
-        (tmp_path / name / "config.json").write_text(json.dumps(raw))
-        settings.append(f"{tmp_path / name}:0")
+    settings = [f"{folder}:0" for folder in complete_folders(tmp_path)]
     results = launch_job("families", tmp_path / "out.json", str(tmp_path / "saved"), *settings)
     assert list(results) == settings
     for setting, found in results.items():

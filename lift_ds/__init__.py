@@ -8,6 +8,11 @@ The stable API:
     loss = lift_ds.sft_loss(model, clean_ids, kept, t, num_targets=response_mask.sum())
     ids = lift_ds.generate(model, prompt_ids, steps=48, gen_length=48, block_length=48)
 
+and of models that denoise block after block:
+
+    loss = lift_ds.block_sft_loss(model, clean_ids, masked, weights, num_targets=masked.sum())
+    ids = lift_ds.generate_blocks(model, prompt_ids, gen_length=256, steps_per_block=4)
+
 Its modules are imported when a name is asked for: what needs no model, such as scoring, starts without torch.
 """
 
@@ -20,12 +25,16 @@ if TYPE_CHECKING:
     from lift_ds.method.selection import select_kept
     from lift_ds.method.weights import cart_weights
     from lift_ds.models.weights import load_pretrained
+    from lift_ds.sampling.block_decoding import generate_blocks
     from lift_ds.sampling.reverse import generate
+    from lift_ds.training.block_loss import block_sft_loss
     from lift_ds.training.functional import gift_loss, lift_loss, sft_loss
 
 HOMES = {
+    "block_sft_loss": "lift_ds.training.block_loss",
     "cart_weights": "lift_ds.method.weights",
     "generate": "lift_ds.sampling.reverse",
+    "generate_blocks": "lift_ds.sampling.block_decoding",
     "gift_loss": "lift_ds.training.functional",
     "lift_loss": "lift_ds.training.functional",
     "load_pretrained": "lift_ds.models.weights",
@@ -33,7 +42,17 @@ HOMES = {
     "sft_loss": "lift_ds.training.functional",
 }
 
-__all__ = ["cart_weights", "generate", "gift_loss", "lift_loss", "load_pretrained", "select_kept", "sft_loss"]
+__all__ = [
+    "block_sft_loss",
+    "cart_weights",
+    "generate",
+    "generate_blocks",
+    "gift_loss",
+    "lift_loss",
+    "load_pretrained",
+    "select_kept",
+    "sft_loss",
+]
 
 
 def __getattr__(name: str) -> Any:

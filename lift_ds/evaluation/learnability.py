@@ -19,6 +19,7 @@ from torch import Tensor
 from lift_ds.data.batch import Document
 from lift_ds.method.loss import chunked_confidence
 from lift_ds.models.head import MaskedDiffusionModel
+from lift_ds.models.registry import refuse_blockwise
 
 from .heldout import frequency_class, longest_first, masked_batches, token_counts
 
@@ -96,8 +97,9 @@ def measure(model: MaskedDiffusionModel, documents: Sequence[Document], batch_si
     """Measures a model in eval mode on documents with fixed masks; fillers are masked like the rest but not counted.
 
     Raises:
-        ValueError: There are no documents.
+        ValueError: There are no documents, or the model denoises block after block.
     """
+    refuse_blockwise(model.config, "what it knows at a level of a whole document is not measured.")
     if not documents:
         raise ValueError("nothing to measure: no documents.")
     matrix = model.get_input_embeddings().weight

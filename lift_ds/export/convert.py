@@ -26,7 +26,7 @@ from lift_ds.storage.zero_checkpoint import ZeroCheckpoint
 
 from .adapters import DOWN, AdapterSettings, MergedMatrix, adapter_settings, merge, own_base, strangers_base
 from .card import model_card, read_metadata
-from .folder import DTYPES, MAX_SHARD_BYTES, export_tensors, official_shapes, written_spec
+from .folder import DTYPES, MAX_SHARD_BYTES, export_tensors, official_shapes, written_specs
 from .inspection import checkpoint_format, open_inspected
 from .names import official_names
 
@@ -82,7 +82,7 @@ class Conversion:
 
     def summary(self) -> dict[str, Any]:
         """Figures and facts, flat."""
-        specs = {name: written_spec(tensor, DTYPES[self.dtype]) for name, tensor in self.tensors.items()}
+        specs = written_specs(self.tensors, self.hf_folder, DTYPES[self.dtype])
         return {
             "checkpoint": str(self.own or self.zero.folder),
             "step": self.zero.step,

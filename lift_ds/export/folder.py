@@ -96,7 +96,7 @@ def export_tensors(
         tensors: Every parameter and buffer under its official name.
         hf_folder: Config and tokenizer of the base model; `None` writes weights only.
         output: Folder to create.
-        dtype: Type of floating-point weights; others keep theirs.
+        dtype: Type of floating-point weights; others, and buffers, keep theirs.
         max_shard_bytes: As in `write_folder`.
         after_chunk: Called with the number of elements of each chunk that was written.
         add_files: As in `write_folder`.
@@ -105,7 +105,7 @@ def export_tensors(
         ValueError: The names or shapes are not those of the config, or `output` exists and holds something.
         RuntimeError: The place cannot be written, or is full.
     """
-    specs = {name: written_spec(tensor, dtype) for name, tensor in tensors.items()}
+    specs = written_specs(tensors, hf_folder, dtype)
     official = None if hf_folder is None else official_shapes(hf_folder)
     if official is not None:
         from lift_ds.models.weights import check_names
@@ -122,9 +122,23 @@ def export_tensors(
     write_folder(tensors, specs, output, max_shard_bytes, lambda _, count: after_chunk(count), add_all)
 
 
-def written_spec(tensor: TensorSpec, dtype: torch.dtype) -> TensorSpec:
-    """Shape and type of a tensor in the file."""
-    return TensorSpec(tensor.shape, dtype if tensor.dtype.is_floating_point else tensor.dtype)
+def written_specs(
+    tensors: Mapping[str, TensorSpec], hf_folder: Path | None, dtype: torch.dtype
+) -> dict[str, TensorSpec]:
+    """Shapes and types in the files: floating-point weights are of this type, buffers keep theirs."""
+    kept = set() if hf_folder is None else buffer_names(hf_folder)
+    changes = {name for name, tensor in tensors.items() if tensor.dtype.is_floating_point} - kept
+    return {name: TensorSpec(each.shape, dtype if name in changes else each.dtype) for name, each in tensors.items()}
+
+
+def buffer_names(hf_folder: Path) -> set[str]:
+    """Names of the persistent buffers of a config's model; none for families that this package does not know."""
+    if not is_supported(hf_folder):
+        return set()
+    from lift_ds.models.families import read_config
+    from lift_ds.models.weights import hollow_model
+
+    return {name for name, _ in hollow_model(read_config(hf_folder, is_complete=False)).named_buffers()}
 
 
 def is_supported(hf_folder: Path) -> bool:
@@ -135,7 +149,7 @@ def is_supported(hf_folder: Path) -> bool:
 
 
 def official_shapes(hf_folder: Path) -> dict[str, torch.Size] | None:
-    """Names and shapes of the parameters of a config's model; `None` for families that this package does not know.
+    """Names and shapes of the weights of a config's model; `None` for families that this package does not know.
 
     Raises:
         ValueError: There is no config, or it is not usable.
@@ -145,7 +159,7 @@ def official_shapes(hf_folder: Path) -> dict[str, torch.Size] | None:
     from lift_ds.models.families import read_config
     from lift_ds.models.weights import parameter_shapes
 
-    return parameter_shapes(read_config(hf_folder))
+    return parameter_shapes(read_config(hf_folder, is_complete=False))
 
 
 def companions(hf_folder: Path) -> list[Path]:
@@ -186,7 +200,7 @@ def _write_modeling_file(hf_folder: Path, folder: Path, values: dict[str, Any]) 
     from lift_ds.models.families import family_of, read_config
     from lift_ds.models.vocabulary import NEEDED_IDS, TOKENIZER_CONFIG, portable_tokenizer_config
 
-    config = read_config(hf_folder)
+    config = read_config(hf_folder, is_complete=False)
     family = family_of(config)
     source_module = family.model_class.__module__
     module = f"modeling_{source_module.rpartition('.')[2]}"
@@ -194,7 +208,8 @@ def _write_modeling_file(hf_folder: Path, folder: Path, values: dict[str, Any]) 
     (folder / f"{module}.py").write_text(joined_source(source_module), encoding="utf-8")
     if (hf_folder / TOKENIZER_CONFIG).is_file():
         write_json(folder / TOKENIZER_CONFIG, portable_tokenizer_config(hf_folder))
-    return {name: getattr(config, name) for name in NEEDED_IDS if values.get(name) is None} | {
+    known = {name: getattr(config, name, None) for name in (*NEEDED_IDS, "block_size") if values.get(name) is None}
+    return {name: value for name, value in known.items() if value is not None} | {
         "auto_map": {
             "AutoConfig": f"{module}.{family.config_class.__name__}",
             "AutoModel": model_name,

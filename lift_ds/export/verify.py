@@ -13,7 +13,7 @@ from lift_ds.storage.safetensors_file import read_header
 from lift_ds.storage.stored_tensor import CHUNK_ELEMENTS, Chunked, StoredTensor
 
 from .convert import Conversion
-from .folder import DTYPES, is_supported
+from .folder import is_supported
 
 PROBE_LENGTH = 32
 
@@ -37,7 +37,8 @@ def verify_export(conversion: Conversion, folder: Path) -> dict[str, Any]:
             raise RuntimeError(f"{folder}: {name} is not what the checkpoint holds; convert again.")
     results: dict[str, Any] = {"num_verified_tensors": len(written)}
     if conversion.hf_folder is not None and is_supported(conversion.hf_folder):
-        results["max_logit_difference"] = _compare_logits(conversion.tensors, DTYPES[conversion.dtype], folder)
+        types = {name: stored.dtype for name, stored in written.items()}
+        results["max_logit_difference"] = _compare_logits(conversion.tensors, types, folder)
     return results
 
 
@@ -49,7 +50,7 @@ def _equals_file(tensor: Chunked, stored: StoredTensor) -> bool:
     )
 
 
-def _compare_logits(tensors: Mapping[str, Chunked], dtype: torch.dtype, folder: Path) -> float:
+def _compare_logits(tensors: Mapping[str, Chunked], types: Mapping[str, torch.dtype], folder: Path) -> float:
     """Largest difference between logits of the reloaded folder and of a model filled from the checkpoint itself."""
     from lift_ds.models.families import family_of, read_config
     from lift_ds.models.weights import load_pretrained
@@ -57,7 +58,7 @@ def _compare_logits(tensors: Mapping[str, Chunked], dtype: torch.dtype, folder: 
     config = read_config(folder)
     with torch.device("meta"):
         model = family_of(config).model_class(config)
-    state = {name: _load(tensor).to(dtype) for name, tensor in tensors.items()}
+    state = {name: _load(tensor).to(types[name]) for name, tensor in tensors.items()}
     model.load_state_dict(state, strict=False, assign=True)
     ids = torch.arange(PROBE_LENGTH)[None] % int(config.vocab_size)
     with torch.no_grad():

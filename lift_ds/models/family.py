@@ -80,6 +80,9 @@ class Family:
             every layout of the `model_type`. Another vocabulary has other ids.
         mask_tokens: What the mask id may decode to, besides the tokenizer's own mask token.
         tokenizer_classes: Tokenizer classes of the family's remote code that are one of transformers' by another name.
+        end_is_padding: Whether end and padding are one token: of the two, the one that is named is both.
+        is_blockwise: Whether the model denoises block after block, with `models.blocks`' attention.
+        published_block_sizes: Block sizes by rows V, where the config names none and every such model has the same.
         start_token_fields: Config fields that may hold the token before a document's first one, in order; asked only
             where outputs are shifted. Qwen's vocabularies name no start token; their end token stands between texts.
         adapted_from: `model_type` of the autoregressive models that `export.adapt` makes into this family's.
@@ -95,6 +98,9 @@ class Family:
     published_ids: Mapping[int, ControlIds] = field(default_factory=dict)
     mask_tokens: tuple[str, ...] = MASK_TOKENS
     tokenizer_classes: Mapping[str, str] = field(default_factory=dict)
+    end_is_padding: bool = False
+    is_blockwise: bool = False
+    published_block_sizes: Mapping[int, int] = field(default_factory=dict)
     start_token_fields: tuple[str, ...] = ("bos_token_id", "eos_token_id")
     adapted_from: str | None = None
 
@@ -104,8 +110,11 @@ class Family:
         return str(self.config_class.model_type)
 
 
-MIXTURE = "its layers are mixtures of experts, which are not implemented"
-BLOCKWISE = "it denoises block after block with its own attention, which is not implemented"
+STACKED = (
+    "LLaDA2 in dFactory's merged layout, all experts of a layer in one tensor: split them with its own convertor, "
+    "scripts/moe_convertor.py"
+)
+RENAMED = "LLaDA-MoE under another name: the published model_type is 'llada'; write that into config.json"
 AUTOREGRESSIVE = "it is autoregressive; tools/make_diffusion_model.py makes a masked diffusion model of it"
 VISION = "LLaDA-V with its vision tower: only the language model is implemented"
 # What no family here computes: `model_type` (any where it is `*`), config fields or patterns of weights' names, one of
@@ -113,11 +122,10 @@ VISION = "LLaDA-V with its vision tower: only the language model is implemented"
 RELATIVES: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("*", VISION_MARKS, VISION),
     ("llava_llada", (), VISION),
-    ("llada", MIXTURE_MARKS, f"LLaDA-MoE: {MIXTURE}"),
-    ("llada_moe", (), f"LLaDA-MoE: {MIXTURE}"),
-    ("llada2_moe", (), f"LLaDA2: {MIXTURE}, and {BLOCKWISE}"),
-    ("sdar", (), f"SDAR: {BLOCKWISE}"),
-    ("sdar_moe", (), f"SDAR-MoE: {MIXTURE}, and {BLOCKWISE}"),
+    ("lladamoe", (), RENAMED),
+    ("llada_moe", (), RENAMED),
+    ("llada2_moe", ("*.mlp.experts.gate_proj",), STACKED),
+    ("sdar_moe", (), "SDAR-MoE: mixtures of experts with SDAR's layers are not implemented"),
 )
 
 

@@ -13,7 +13,9 @@ from lift_ds.method.loss import chunked_gold_logprob
 from lift_ds.method.positions import positions, taken
 
 from .attention import Kernel, Segments
-from .layers import MaskedDiffusionModel
+from .blocks import BlockAttention, check_block_size
+from .layers import MaskedDiffusionModel, default_positions
+from .registry import is_blockwise
 
 
 class LogitsModel(nn.Module):
@@ -48,6 +50,7 @@ class LogitsModel(nn.Module):
 def encode_rows(
     model: MaskedDiffusionModel,
     noised_ids: Tensor,
+    clean_ids: Tensor,
     at: Tensor,
     attention_mask: Tensor | None,
     lengths: list[int] | None,
@@ -58,19 +61,50 @@ def encode_rows(
     Args:
         model: The model.
         noised_ids: int64 (B, L) model input.
+        clean_ids: int64 (B, L) true ids, which block diffusion models see of the blocks before.
         at: int64 (R,), the positions wanted; see `positions`.
         attention_mask: bool (B, L), false on padding, which is on the right; `None` where there is none.
         lengths: Tokens of each document, where they go through the model one after the other, without padding, instead
             of in rows.
-        kernel: What computes their attention then.
+        kernel: What computes their attention then; blocks have their own.
     """
+    has_blocks = is_blockwise(model.config)
+    if lengths is None and has_blocks:
+        return taken(encode_blocks(model, noised_ids, clean_ids, None, attention_mask), at)
     if lengths is None:
         return taken(model.encode(noised_ids, attention_mask), at)
     width, segments = noised_ids.shape[1], Segments.of(lengths, noised_ids.device, kernel)
     real = torch.ones_like(noised_ids, dtype=torch.bool) if attention_mask is None else attention_mask
     tokens = positions(real, sum(lengths))
-    hidden = model.encode(taken(noised_ids, tokens)[None], segments, (tokens % width)[None])
+    ids, position_ids = taken(noised_ids, tokens)[None], (tokens % width)[None]
+    if has_blocks:
+        hidden = encode_blocks(model, ids, taken(clean_ids, tokens)[None], position_ids)
+    else:
+        hidden = model.encode(ids, segments, position_ids)
     return hidden[0].index_select(0, segments.bounds[at // width] + at % width)
+
+
+def encode_blocks(
+    model: MaskedDiffusionModel,
+    noised_ids: Tensor,
+    clean_ids: Tensor,
+    position_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Tensor:
+    """Hidden states (B, L, D) of the noised half of [noised ; clean]; see `blocks`.
+
+    Args:
+        model: A block diffusion model.
+        noised_ids: int64 (B, L).
+        clean_ids: int64 (B, L).
+        position_ids: int64 (B, L); a document begins where they do not count on. 0 to L-1 where not given.
+        attention_mask: bool (B, L), false on padding; `None` where there is none.
+    """
+    length = clean_ids.shape[1]
+    position_ids = default_positions(clean_ids, position_ids)
+    visible = BlockAttention.training(position_ids, check_block_size(model.config), attention_mask)
+    ids = torch.cat([noised_ids, clean_ids], dim=1)
+    return model.encode(ids, visible, position_ids.repeat(1, 2))[:, :length]
 
 
 @torch.no_grad()
@@ -90,5 +124,8 @@ def masked_gold_logprob(
         clean_ids: int64 (B, L) true ids.
         attention_mask: bool (B, L), false on padding.
     """
-    hidden = model.encode(noised_ids, attention_mask)[rows]
+    if is_blockwise(model.config):
+        hidden = encode_blocks(model, noised_ids, clean_ids, None, attention_mask)[rows]
+    else:
+        hidden = model.encode(noised_ids, attention_mask)[rows]
     return model.head(hidden, partial(chunked_gold_logprob, gold_ids=clean_ids[rows]))

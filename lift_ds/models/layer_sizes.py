@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
+from .experts import Experts
 from .registry import family_of
 
 
@@ -52,6 +53,15 @@ def linears_of(layer: nn.Module) -> list[tuple[str, nn.Linear]]:
     """A layer's matrices, each with the last part of its name."""
     named = layer.named_modules()
     return [(name.rsplit(".", 1)[-1], module) for name, module in named if isinstance(module, nn.Linear)]
+
+
+def used_elements(layer: nn.Module, config: PretrainedConfig) -> int:
+    """Elements of a layer's matrices that a token goes through: of a mixture's experts, as many as it goes to."""
+    everything = sum(linear.weight.numel() for _, linear in linears_of(layer))
+    for experts in (module for module in layer.modules() if isinstance(module, Experts)):
+        unused = len(experts) - int(config.num_experts_per_tok)
+        everything -= unused * sum(linear.weight.numel() for _, linear in linears_of(experts[0]))
+    return everything
 
 
 def adapter_sizes(layer: nn.Module, rank: int, targets: Collection[str]) -> tuple[int, ...]:

@@ -9,13 +9,13 @@ Shapes: B sequences, L tokens, D model width, H heads, V vocabulary rows.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 from .elementwise import ElementwiseModule
@@ -23,45 +23,6 @@ from .elementwise import ElementwiseModule
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 Visible = Tensor | AttentionFunction | None
 HeadFunction = Callable[[Tensor, Tensor], Any]
-
-
-class MaskedDiffusionConfig(PretrainedConfig):
-    """Configuration of a family, with its public field names; values that are not computed here are refused.
-
-    Args:
-        **kwargs: The fields. Those that have no default are kept as they are, and written back on export.
-
-    Attributes:
-        defaults: What fields are where a config does not have them.
-        supported: What other fields may be, if they are there.
-
-    Raises:
-        ValueError: A field asks for a variant that is not implemented here.
-    """
-
-    defaults: ClassVar[dict[str, Any]] = {}
-    supported: ClassVar[dict[str, tuple[Any, ...]]] = {}
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        cls.__init__ = cls.__init__  # type: ignore[method-assign]  # else transformers 5 writes one
-        super().__init_subclass__(**kwargs)
-
-    def __init__(self, **kwargs: Any) -> None:
-        refuse_values(self.model_type, kwargs, self.supported)
-        for name, default in self.defaults.items():
-            setattr(self, name, kwargs.pop(name, default))
-        super().__init__(**{"tie_word_embeddings": False} | kwargs)  # transformers 4 ties where nothing is said
-
-
-def refuse_values(model_type: str, values: dict[str, Any], allowed: dict[str, tuple[Any, ...]]) -> None:
-    """Refuses config fields that ask for a variant which is not computed here.
-
-    Raises:
-        ValueError: A field that is given has another value than those allowed.
-    """
-    for name, choices in allowed.items():
-        if name in values and values[name] not in choices:
-            raise ValueError(f"{model_type} config: {name}={values[name]!r} is not implemented; allowed: {choices}.")
 
 
 class RMSNorm(ElementwiseModule):
@@ -111,8 +72,23 @@ def project(layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tenso
     query, key, value = (each.unflatten(-1, (-1, layer.head_dim)) for each in projected)
     if hasattr(layer, "q_norm"):
         query, key = layer.q_norm(query), layer.k_norm(key)
+    return turned(layer, query, key, value, cos, sin)
+
+
+def turned(
+    layer: Any, query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `project` gives, from (B, L, H, head_dim); where tables are narrower than heads, a head's first part turns.
+
+    Arguments as there.
+    """
     query, key, value = (each.transpose(1, 2) for each in (query, key, value))
-    return *layer.elementwise.rotate(query, key, cos, sin), value
+    width = cos.shape[-1]
+    if width == query.shape[-1]:
+        return *layer.elementwise.rotate(query, key, cos, sin), value
+    first = layer.elementwise.rotate(query[..., :width], key[..., :width], cos, sin)
+    query, key = (torch.cat([one, each[..., width:]], -1) for one, each in zip(first, (query, key), strict=True))
+    return query, key, value
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, visible: Visible, dropout: float) -> Tensor:
@@ -132,6 +108,20 @@ def attend(query: Tensor, key: Tensor, value: Tensor, visible: Visible, dropout:
             query, key, value, attn_mask=visible, dropout_p=dropout, enable_gqa=query.shape[1] != key.shape[1]
         )
     return attended.transpose(1, 2).flatten(2)
+
+
+class GatedMLP(ElementwiseModule):
+    """down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(width, inner, bias=False)
+        self.up_proj = nn.Linear(width, inner, bias=False)
+        self.down_proj = nn.Linear(inner, width, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Maps (..., D) to (..., D)."""
+        return self.down_proj(self.elementwise.gate(self.gate_proj(hidden), self.up_proj(hidden)))
 
 
 class DecoderLayer(ElementwiseModule):
@@ -264,6 +254,10 @@ class MaskedDiffusionModel(PreTrainedModel):
             (B, L, D). Row i holds what `head` needs to predict token i.
         """
         raise NotImplementedError
+
+    def visible(self, attention_mask: Visible, position_ids: Tensor) -> Visible:
+        """What `attend` takes, from what `encode` was given and positions (B or 1, L)."""
+        return as_visible(attention_mask)
 
     def head(self, hidden: Tensor, through: HeadFunction = F.linear) -> Any:
         """Logits (..., V) of the hidden states (..., D) that are needed, or `through` of them and the matrix (V, D)."""

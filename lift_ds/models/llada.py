@@ -13,17 +13,16 @@ from typing import Any, cast
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from .config_fields import MaskedDiffusionConfig
 from .family import MIXTURE_MARKS, VISION_MARKS, ControlIds, Family, Layout
 from .layers import (
     DecoderLayer,
     DecoderLayers,
-    MaskedDiffusionConfig,
     MaskedDiffusionModel,
     RMSNorm,
     TokenEmbedding,
     Visible,
     VocabularyHead,
-    as_visible,
     default_positions,
     project,
     rotary_frequencies,
@@ -155,9 +154,10 @@ class LLaDAModelLM(MaskedDiffusionModel):
         """See `MaskedDiffusionModel.encode`."""
         config, modules = self.config, self.model.transformer
         frequencies = rotary_frequencies(config.d_model // config.n_heads, config.rope_theta, input_ids.device)
-        cos, sin = rotary_tables(default_positions(input_ids, position_ids), frequencies)
+        positions = default_positions(input_ids, position_ids)
+        cos, sin = rotary_tables(positions, frequencies)
         hidden = F.dropout(modules["wte"](input_ids), config.embedding_dropout, self.training)
-        return modules["ln_f"](self.model.blocks.run(hidden, cos, sin, as_visible(attention_mask)))
+        return modules["ln_f"](self.model.blocks.run(hidden, cos, sin, self.visible(attention_mask, positions)))
 
 
 FAMILY = Family(

@@ -12,26 +12,25 @@ float32, where the public code casts the tables to the model's type first.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from .config_fields import MaskedDiffusionConfig, refuse_values
 from .elementwise import ElementwiseModule
 from .layers import (
     DecoderLayer,
     DecoderLayers,
-    MaskedDiffusionConfig,
+    GatedMLP,
     MaskedDiffusionModel,
     RMSNorm,
     TokenEmbedding,
     Visible,
     VocabularyHead,
-    as_visible,
     default_positions,
     project,
-    refuse_values,
     rotary_frequencies,
     rotary_tables,
 )
@@ -47,6 +46,7 @@ DEFAULTS = {
     "max_position_embeddings": 2048,  # tokens of the longest sequence that the model was made for
     "rms_norm_eps": 1e-6,
     "rope_parameters": None,  # see `read_rope`
+    "partial_rotary_factor": 1.0,  # share of each head that the rotary embedding turns
     "attention_dropout": 0.0,  # probability on attention weights
     "initializer_range": 0.02,  # standard deviation of a new matrix
     "mask_token_id": None,
@@ -100,7 +100,7 @@ def read_rope(model_type: str, theta: float, parameters: dict[str, Any]) -> dict
 
 
 def scaled_frequencies(config: PretrainedConfig, device: torch.device) -> Tensor:
-    """Radians a position, float32 (head_dim / 2,), with Llama 3.1's scaling where the config has it.
+    """Radians a position, float32 (half the width that turns,), with Llama 3.1's scaling where the config has it.
 
     Frequencies that turn fewer than `low_freq_factor` times in the original length are divided by `factor`, those that
     turn more than `high_freq_factor` times stay, and those between are interpolated.
@@ -108,7 +108,8 @@ def scaled_frequencies(config: PretrainedConfig, device: torch.device) -> Tensor
     Source: meta-llama/llama-models, `apply_scaling`.
     """
     rope = config.rope_parameters
-    frequencies = rotary_frequencies(config.head_dim, rope["rope_theta"], device)
+    width = int(config.head_dim * config.partial_rotary_factor)
+    frequencies = rotary_frequencies(width, rope["rope_theta"], device)
     if rope["rope_type"] == "default":
         return frequencies
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
@@ -144,30 +145,20 @@ class LlamaAttention(ElementwiseModule):
             self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
 
 
-class GatedMLP(ElementwiseModule):
-    """down(silu(gate(x)) * up(x))."""
-
-    def __init__(self, config: LlamaLayoutConfig) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Maps (B, L, D) to (B, L, D)."""
-        return self.down_proj(self.elementwise.gate(self.gate_proj(hidden), self.up_proj(hidden)))
-
-
 class LlamaLayer(DecoderLayer):
     """One pre-norm layer: attention, then a gated feed-forward layer."""
 
-    def __init__(self, config: LlamaLayoutConfig) -> None:
+    def __init__(self, config: LlamaLayoutConfig, index: int = 0) -> None:
         super().__init__()
         self.attention_dropout = config.attention_dropout
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = LlamaAttention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = GatedMLP(config)
+        self.mlp = self.make_mlp(config, index)
+
+    def make_mlp(self, config: LlamaLayoutConfig, index: int) -> nn.Module:
+        """The feed-forward part of the layer of this index; a family may have another."""
+        return GatedMLP(config.hidden_size, config.intermediate_size)
 
     def before_attention(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `DecoderLayer`."""
@@ -182,10 +173,12 @@ class LlamaLayer(DecoderLayer):
 class LlamaStack(nn.Module):
     """Embedding, layers and final norm, under the official key names."""
 
+    layer_class: ClassVar[type[DecoderLayer]] = LlamaLayer
+
     def __init__(self, config: LlamaLayoutConfig) -> None:
         super().__init__()
         self.embed_tokens = TokenEmbedding(config.vocab_size, config.hidden_size)
-        self.layers = DecoderLayers([LlamaLayer(config) for _ in range(config.num_hidden_layers)])
+        self.layers = DecoderLayers([self.layer_class(config, index) for index in range(config.num_hidden_layers)])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
@@ -193,11 +186,12 @@ class LlamaLayoutLM(MaskedDiffusionModel):
     """The layers with a language-model head, unless the weights are tied; each `model_type` has its subclass."""
 
     config_class: type[PretrainedConfig] = LlamaLayoutConfig
+    stack_class: ClassVar[type[nn.Module]] = LlamaStack
     _no_split_modules = ["LlamaLayer"]  # noqa: RUF012
 
     def __init__(self, config: LlamaLayoutConfig) -> None:
         super().__init__(config)
-        self.model = LlamaStack(config)
+        self.model = self.stack_class(config)
         if not config.tie_word_embeddings:
             self.lm_head = VocabularyHead(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
@@ -206,6 +200,6 @@ class LlamaLayoutLM(MaskedDiffusionModel):
         """See `MaskedDiffusionModel.encode`."""
         positions = default_positions(input_ids, position_ids)
         cos, sin = rotary_tables(positions, scaled_frequencies(self.config, input_ids.device))
-        hidden = self.model.embed_tokens(input_ids)
-        hidden = self.model.norm(self.model.layers.run(hidden, cos, sin, as_visible(attention_mask)))
+        hidden = self.get_input_embeddings()(input_ids)
+        hidden = self.model.norm(self.model.layers.run(hidden, cos, sin, self.visible(attention_mask, positions)))
         return align(hidden, positions) if self.config.right_shift_logits else hidden

@@ -23,6 +23,7 @@ from lift_ds.storage.safetensors_file import READABLE
 from lift_ds.storage.safetensors_folder import ADAPTER_PREFIX, ADAPTER_WEIGHTS
 from lift_ds.storage.staging import staged_folder
 
+from .experts import Experts
 from .keyed_dropout import KeyedDropout
 from .registry import head_names
 
@@ -65,7 +66,7 @@ def inject_adapters(
     """Adds adapters without drawing their values, as `add_adapters` does; a model on the meta device takes them, too.
 
     Raises:
-        ValueError: A target is no matrix of the model.
+        ValueError: A target is no matrix of the model, or one of its experts'.
     """
     matrices = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     heads = [name for name in matrices if re.fullmatch(head_pattern(), name)]
@@ -73,6 +74,13 @@ def inject_adapters(
     unknown = sorted(set(targets) - names)
     if unknown:
         raise ValueError(f"lora.targets: {', '.join(unknown)} not in the model; it has {', '.join(sorted(names))}.")
+    experts = [module for module in model.modules() if isinstance(module, Experts)]
+    of_experts = {name.rsplit(".", 1)[-1] for bank in experts for name, _ in bank.named_modules()} & set(targets)
+    if of_experts:
+        raise ValueError(
+            f"lora.targets: {', '.join(sorted(of_experts))} are matrices of experts, which take no adapters; allowed: "
+            f"{', '.join(sorted(names - {'gate_proj', 'up_proj', 'down_proj'}))}."
+        )
     inject_adapter_in_model(peft_config(rank, alpha, dropout, targets), model)
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     if dropout:

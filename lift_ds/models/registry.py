@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
-from . import a2d, dream, llada, llada_llama
+from . import a2d, dream, llada, llada2, llada_llama, llada_moe, sdar
 from .family import ControlIds, Family
 
 FAMILIES: dict[str, Family] = {}
@@ -38,6 +40,9 @@ for _family in (
     dream.FAMILY,
     *a2d.FAMILIES,
     llada_llama.FAMILY,
+    llada_moe.FAMILY,
+    llada2.FAMILY,
+    sdar.FAMILY,
 ):
     register(_family)
 
@@ -53,6 +58,22 @@ def family_of(config: PretrainedConfig) -> Family:
         if family.config_class.__name__ == name:
             return family
     raise ValueError(f"a model with a {name} is of no family known here: {', '.join(FAMILIES)}.")
+
+
+def is_blockwise(config: Any) -> bool:
+    """Whether a config, of any family or none, is that of a model that denoises block after block."""
+    name = type(config).__name__
+    return any(family.is_blockwise for family in FAMILIES.values() if family.config_class.__name__ == name)
+
+
+def refuse_blockwise(config: Any, instead: str) -> None:
+    """Refuses what holds for models without an order of blocks only; `instead` says what to do.
+
+    Raises:
+        ValueError: The config is that of a model that denoises block after block.
+    """
+    if is_blockwise(config):
+        raise ValueError(f"{family_of(config).name}: it denoises block after block; {instead}")
 
 
 def model_types() -> list[str]:

@@ -112,13 +112,21 @@ def portable_tokenizer_config(folder: Path) -> dict[str, Any]:
     return values
 
 
-def resolve_token_ids(config: PretrainedConfig, folder: Path) -> None:
-    """Fills ids that the config does not give, in place, from the tokenizer or the published ones.
+def resolve_token_ids(
+    config: PretrainedConfig, folder: Path, mask_token_id: int | None = None, is_complete: bool = True
+) -> None:
+    """Fills ids that the config does not give, in place, from the tokenizer, the published ones or the caller.
 
     A start token is looked for only where outputs are shifted; see `families.start_token_of`.
 
+    Args:
+        config: The config.
+        folder: Where it was read, and the tokenizer is.
+        mask_token_id: The mask token, where nothing else names it.
+        is_complete: Whether ids that are found nowhere are an error.
+
     Raises:
-        ValueError: The mask, end or padding id is not found anywhere, or is no row of the embedding.
+        ValueError: The mask, end or padding id is not found anywhere, is no row of the embedding, or another one.
     """
     missing = [name for name in (*NEEDED_IDS, "bos_token_id") if getattr(config, name, None) is None]
     rows = int(config.embedding_size)
@@ -128,13 +136,30 @@ def resolve_token_ids(config: PretrainedConfig, folder: Path) -> None:
         for name in missing:
             value = getattr(tokenizer, name, None)
             setattr(config, name, getattr(published, name, None) if value is None else value)
-    for name in NEEDED_IDS:
+    if family_of(config).end_is_padding:
+        end_id, pad_id = config.eos_token_id, config.pad_token_id
+        config.eos_token_id = pad_id if end_id is None else end_id
+        config.pad_token_id = end_id if pad_id is None else pad_id
+    config.mask_token_id = settled(folder, "mask_token_id", config.mask_token_id, mask_token_id)
+    for name in NEEDED_IDS if is_complete else ():
         value = getattr(config, name)
         if not isinstance(value, int) or not 0 <= value < rows:
+            given = ", or given: load_pretrained(..., mask_token_id=...)" if name == "mask_token_id" else ""
             raise ValueError(
                 f"{folder / 'config.json'}: {name}={value!r}: an id from 0 to {rows - 1} (embedding rows) is needed, "
-                "in config.json or as the tokenizer's own."
+                f"in config.json or as the tokenizer's own{given}."
             )
+
+
+def settled(folder: Path, name: str, known: int | None, given: int | None) -> int | None:
+    """A number that a folder says, or, where it says none, the caller.
+
+    Raises:
+        ValueError: They say different ones.
+    """
+    if None not in (known, given) and known != given:
+        raise ValueError(f"{folder}: {name}={given} is given, but the folder's own is {known}; leave it out.")
+    return given if known is None else known
 
 
 def check_tokenizer(config: PretrainedConfig, tokenizer: Any, folder: Path) -> None:

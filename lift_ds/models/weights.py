@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 from huggingface_hub import snapshot_download
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lift_ds.rng import Stream, keyed_generator
@@ -44,7 +44,7 @@ class NewWeights:
         """Draws one tensor; the same on every rank."""
         shape = self.named[name]
         if len(shape) == 1:
-            return torch.zeros(shape) if name.endswith(".bias") else torch.ones(shape)
+            return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
         generator = keyed_generator(self.seed, 0, self.index[name], Stream.INITIAL_WEIGHTS)
         return torch.from_numpy(generator.standard_normal(tuple(shape), dtype="float32")) * self.std
 
@@ -124,14 +124,18 @@ def check_fit(config: PretrainedConfig, folder: Path) -> None:
 
 
 def parameter_shapes(config: PretrainedConfig) -> dict[str, torch.Size]:
-    """Names and shapes of a model's parameters, from a model without data."""
+    """Names and shapes of a model's parameters and persistent buffers, from a model without data."""
+    return {name: tensor.shape for name, tensor in hollow_model(config).state_dict().items()}
+
+
+def hollow_model(config: PretrainedConfig) -> PreTrainedModel:
+    """A model without data."""
     with torch.device("meta"):
-        model = family_of(config).model_class(config)
-    return {name: parameter.shape for name, parameter in model.named_parameters()}
+        return family_of(config).model_class(config)
 
 
-def fill_parameters(parameters: Iterable[tuple[str, nn.Parameter]], source: WeightSource, label: str) -> None:
-    """Reads weights into contiguous parameters, whole or partitioned by ZeRO-3; see `own_ranges`.
+def fill_parameters(parameters: Iterable[tuple[str, Tensor]], source: WeightSource, label: str) -> None:
+    """Reads weights into contiguous parameters and buffers, whole or partitioned by ZeRO-3; see `own_ranges`.
 
     Raises:
         ValueError: Names or shapes do not fit; nothing has been read then.
@@ -162,34 +166,41 @@ def own_ranges(parameter: Any) -> Iterator[tuple[Tensor, int]]:
         yield within_node.data, within_node.numel() * (rank % parameter.ds_secondary_tensor_group_size)
 
 
-def whole_shape(parameter: nn.Parameter) -> torch.Size:
+def whole_shape(parameter: Tensor) -> torch.Size:
     """Shape of a parameter before ZeRO-3 cut it."""
     return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def load_pretrained(
-    path: str | Path, dtype: torch.dtype | None = None
+    path: str | Path,
+    dtype: torch.dtype | None = None,
+    mask_token_id: int | None = None,
+    block_size: int | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Loads a masked diffusion model of a supported family.
 
     Args:
         path: Folder in the public layout, hub name, or `builtin:base`.
         dtype: Type of the weights; as stored where not given.
+        mask_token_id: The mask token, where neither config, tokenizer nor the family's table names it.
+        block_size: Tokens of a block, where a block diffusion model's config and table name none.
 
     Returns:
         The model in eval mode, whose logits are aligned (row i predicts token i), and the folder's tokenizer, if any.
 
     Raises:
-        ValueError: The folder is not there, is of another family, or its weights or ids do not fit its config.
+        ValueError: The folder is not there, is of another family, its weights or ids do not fit its config, or what is
+            given is not what the folder says.
     """
     folder = resolve_folder(str(path))
-    config = read_config(folder)
+    config = read_config(folder, None, mask_token_id, block_size)
     source = SafetensorsFolder(folder)
     tokenizer = load_tokenizer(folder)
     if tokenizer is not None:
         check_tokenizer(config, tokenizer, folder)
     check_names(parameter_shapes(config), source.shapes(), str(folder), config)
-    with torch.device("meta"):
-        model = family_of(config).model_class(config)
-    model.load_state_dict({name: source.tensor(name, dtype) for name in source.shapes()}, assign=True)
+    model = hollow_model(config)
+    buffers = {name for name, _ in model.named_buffers()}  # which keep their type
+    types = {name: None if name in buffers else dtype for name in source.shapes()}
+    model.load_state_dict({name: source.tensor(name, types[name]) for name in types}, assign=True)
     return model.eval().requires_grad_(True), tokenizer

@@ -4,9 +4,11 @@
     backward  the same again for the inputs of every matrix, 2 * 4 L^2 A N for attention, and as much as the forward for
               each matrix that is trained
 
-W: elements of the layers' matrices, L tokens, A width of the queries, N layers, V rows of the head, D width, R rows
-that reach the head. What is computed twice to save memory (gradient checkpointing) and the pass that scores tokens are
-not needed by the update: they do not count. Attention is bidirectional: every token sees all of its document.
+W: elements of the layers' matrices (of a mixture, the experts that a token goes to), L tokens, A width of the queries,
+N layers, V rows of the head, D width, R rows that reach the head. What is computed twice to save memory (gradient
+checkpointing) and the pass that scores tokens are not needed by the update: they do not count. Attention is
+bidirectional: every token sees all of its document. A block diffusion model runs every token twice, noised and clean,
+which doubles W; both see half of the document on average, so that there are as many pairs.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from dataclasses import dataclass
 from transformers import PretrainedConfig
 
 from lift_ds.models.families import family_of
-from lift_ds.models.layer_sizes import adapter_sizes, decoder_layers, linears_of
+from lift_ds.models.layer_sizes import adapter_sizes, decoder_layers, linears_of, used_elements
+from lift_ds.models.registry import is_blockwise
 
 PEAK_TFLOPS = {
     "H100 PCIe": 756.0,
@@ -38,7 +41,7 @@ class Arithmetic:
     """Sizes of a model, as far as its arithmetic goes.
 
     Args:
-        matrices: Elements of the layers' matrices, adapters left out.
+        matrices: Elements of the layers' matrices that a token goes through, adapters left out.
         adapters: Elements of the adapters' matrices.
         num_layers: N.
         query_width: A.
@@ -60,20 +63,23 @@ class Arithmetic:
         """Of a config, with adapters of a rank at the matrices of these names; no weights are made.
 
         Raises:
-            ValueError: The family's layers have no matrix `q_proj`, whose width attention has.
+            ValueError: Attention's width is not known: the layers have no matrix `q_proj`, the config no `head_dim`.
         """
         layers = decoder_layers(config)
         linears = linears_of(layers[0])
-        query = next((linear for name, linear in linears if name == "q_proj"), None)
-        if query is None:
+        query_width = next((linear.out_features for name, linear in linears if name == "q_proj"), None)
+        if query_width is None and hasattr(config, "head_dim"):
+            query_width = config.num_attention_heads * config.head_dim
+        if query_width is None:
             family = family_of(config).name
             raise ValueError(f"{family}: its layers have no matrix q_proj, so that their arithmetic is not known.")
+        copies = 2 if is_blockwise(config) else 1
         return Arithmetic(
-            matrices=sum(linear.weight.numel() for _, linear in linears) * len(layers),
-            adapters=sum(adapter_sizes(layers[0], lora_rank, lora_targets)) * len(layers),
+            matrices=copies * sum(used_elements(layer, config) for layer in layers),
+            adapters=copies * sum(sum(adapter_sizes(layer, lora_rank, lora_targets)) for layer in layers),
             num_layers=len(layers),
-            query_width=query.out_features,
-            width=query.in_features,
+            query_width=query_width,
+            width=config.hidden_size,
             vocab_size=int(config.embedding_size),
             trains_all=lora_rank == 0,
         )

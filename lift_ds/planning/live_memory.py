@@ -27,6 +27,7 @@ from lift_ds.models.families import family_of
 from lift_ds.models.keyed_dropout import KeyedDropout
 from lift_ds.models.layers import MaskedDiffusionModel
 from lift_ds.models.lora import inject_adapters
+from lift_ds.models.registry import is_blockwise
 from lift_ds.models.settings import LoraConfig
 
 
@@ -196,7 +197,8 @@ def measure_model(
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(_let_go)
     with torch.device("meta"):
-        ids = torch.zeros(num_documents, length, dtype=torch.long)
+        num_tokens = 2 * length if is_blockwise(model.config) else length  # [noised ; clean]
+        ids = torch.zeros(num_documents, num_tokens, dtype=torch.long)
         rows, gold_ids = torch.zeros(2, num_rows, dtype=torch.long)
         row_weights = torch.zeros(num_rows)
 

@@ -54,7 +54,7 @@ class Sizes:
     Args:
         total: All, adapters included.
         trained: Those that are trained.
-        layer: One decoder layer's, adapters included; ZeRO-3 gathers it as a whole.
+        layer: The largest decoder layer's, adapters included; ZeRO-3 gathers it as a whole.
         layer_trained: The trained ones of these.
         largest: The largest matrix outside the layers, or inside where that is larger.
         largest_trained: The same of those that are trained; 0 where none is.
@@ -74,10 +74,11 @@ class Sizes:
     @staticmethod
     def of(config: PretrainedConfig, lora: LoraConfig, few: int = 0) -> Sizes:
         """Of a config with adapters, if any."""
-        model = hollow_model(config, 1, torch.float32, lora)
-        layer = next(each for each in model.modules() if isinstance(each, family_of(config).layer_class))
-        inside, more = list(layer.parameters()), int(config.num_hidden_layers) - 1
-        everything = [*model.parameters(), *inside * more]
+        model = hollow_model(config, int(config.num_hidden_layers), torch.float32, lora)
+        layers = [each for each in model.modules() if isinstance(each, family_of(config).layer_class)]
+        sizes = [sum(parameter.numel() for parameter in each.parameters()) for each in layers]
+        inside = list(layers[sizes.index(max(sizes))].parameters())
+        everything = list(model.parameters())
         trained = [each for each in everything if each.requires_grad]
         return Sizes(
             total=sum(each.numel() for each in everything),
@@ -87,5 +88,5 @@ class Sizes:
             largest=max(each.numel() for each in everything),
             largest_trained=max(each.numel() for each in trained),
             small=sum(each.numel() for each in everything if each.numel() < few),
-            num_layers=more + 1,
+            num_layers=len(layers),
         )

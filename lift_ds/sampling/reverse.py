@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lift_ds.models.families import max_length_of
 from lift_ds.models.head import MaskedDiffusionModel
+from lift_ds.models.registry import refuse_blockwise
 
 from .choose import Randomness, choose, predict
 from .predict import Predictor
@@ -145,8 +146,9 @@ def denoise(
         watch: Called with the ids after every step.
 
     Raises:
-        ValueError: Prompt and answer together are longer than the model allows.
+        ValueError: Prompt and answer together are longer than the model allows, or it denoises by blocks of its own.
     """
+    refuse_blockwise(model.config, "use lift_ds.generate_blocks(...).")
     mask_id, end_id = int(model.config.mask_token_id), int(model.config.eos_token_id)
     prompt_length = prompt_ids.shape[1]
     check_length(settings, prompt_length, model.config)

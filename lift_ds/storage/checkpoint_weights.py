@@ -46,7 +46,7 @@ class CheckpointWeights:
                 f"`python tools/zero_to_hf.py {checkpoint} FOLDER`, and name that folder."
             )
         zero = open_zero_checkpoint(checkpoint / ZERO_TAG)
-        named = zero.frozen | zero.trained()
+        named = zero.weights()
         self.tensors: dict[str, FlatTensor] = {name.removeprefix(ROOT): each for name, each in named.items()}
 
     def shapes(self) -> dict[str, torch.Size]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import deepspeed
@@ -136,7 +137,7 @@ def build_model(config: PretrainedConfig, source: WeightSource, ds_json: dict[st
             model = family_of(config).model_class(config)
         torch.nn.Module.to(model, dtype=dtype)
         torch.nn.Module.to_empty(model, device=get_accelerator().current_device_name())
-    fill_parameters(model.named_parameters(), source, label)
+    fill_parameters(chain(model.named_parameters(), model.named_buffers()), source, label)
     return model
 
 

@@ -24,6 +24,7 @@ from lift_ds.method.noise import level_from_uniform
 from lift_ds.method.selection import component_tensor
 from lift_ds.models.attention import Kernel, attention_kernels, choose_attention
 from lift_ds.models.head import LogitsModel, MaskedDiffusionModel
+from lift_ds.models.registry import refuse_blockwise
 from lift_ds.objectives import Objective, make_objective, methods_with, objective_settings
 from lift_ds.objectives.gift import gift_levels
 from lift_ds.section import refused_value
@@ -34,6 +35,8 @@ TRAINERS_OPTIONS = {
     "normalizer": "the loss is divided by num_targets",
     "t_sampling": "levels are drawn here one by one; give t to spread them",
 }
+
+BLOCK_LOSS = "its loss of given masks is lift_ds.block_sft_loss(...)."
 
 
 def lift_loss(
@@ -89,8 +92,9 @@ def lift_loss(
 
     Raises:
         ValueError: A level, a shape or an option is out of range, the method has no such option, an option needs the
-            trainer, or no mask token is known.
+            trainer, no mask token is known, or the model denoises block after block.
     """
+    refuse_blockwise(getattr(model, "config", None), BLOCK_LOSS)
     objective = _own_objective(method, options)
     tokens = {"response_mask": response_mask, "attention_mask": attention_mask, "mask_uniform": mask_uniform}
     _check_shapes(clean_ids.shape, **tokens, tie_uniform=tie_uniform)
@@ -208,8 +212,9 @@ def sft_loss(
         A differentiable scalar; 0 where nothing is kept.
 
     Raises:
-        ValueError: A level is outside (0, 1].
+        ValueError: A level is outside (0, 1], or the model denoises block after block.
     """
+    refuse_blockwise(model.config, BLOCK_LOSS)
     _check_levels(t)
     noised_ids = clean_ids.masked_fill(kept, model.config.mask_token_id)
     with attention_kernels("sdpa"):
@@ -245,8 +250,9 @@ def gift_loss(
         A differentiable scalar; 0 where nothing is masked.
 
     Raises:
-        ValueError: A level is outside (0, 1].
+        ValueError: A level is outside (0, 1], or the model denoises block after block.
     """
+    refuse_blockwise(model.config, BLOCK_LOSS)
     _check_levels(t)
     if uniform is None:
         uniform = torch.rand(clean_ids.shape, generator=generator, device=clean_ids.device)

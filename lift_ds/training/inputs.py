@@ -23,6 +23,7 @@ from lift_ds.data.text.chat_format import KEYS, ChatFormat, format_of_settings, 
 from lift_ds.data.text.prepared import folder_of, read_prepared
 from lift_ds.data.text.templates import use_template
 from lift_ds.models.families import max_length_of, start_token_of
+from lift_ds.models.registry import refuse_blockwise
 from lift_ds.models.vocabulary import check_tokenizer, load_tokenizer
 from lift_ds.models.weights import NewWeights, WeightSource
 from lift_ds.planning.flops import Arithmetic
@@ -153,12 +154,25 @@ def prepare(
         ValueError: Something is missing or does not fit; see the functions that it calls.
     """
     model = model or open_model(run.model.path, not run.model.from_scratch, once)
+    refuse_answers(run, model.config)
     tokenizer = load_tokenizer(model.folder)
     if tokenizer is None:
         raise ValueError(f"{model.folder}: no tokenizer; training needs one to read text.")
     check_tokenizer(model.config, tokenizer, model.folder)
     data = open_data(run, tokenizer, model.config, sources, once)
     return Prepared(run, model.folder, model.config, data, model.checkpoint)
+
+
+def refuse_answers(run: RunConfig, config: PretrainedConfig) -> None:
+    """Answers while training are made by a sampler that block diffusion models do not have.
+
+    Raises:
+        ValueError: A run of such a model asks for them.
+    """
+    names = ("solve_items", "solve_every", "watch_every")
+    asked = [f"eval.{name}={getattr(run.eval, name)}" for name in names if getattr(run.eval, name)]
+    if asked:
+        refuse_blockwise(config, f"the trainer does not let such models answer yet: set {', '.join(asked)} to 0.")
 
 
 def batch_rule(prepared: Prepared, max_rows: int | None) -> BatchRule:

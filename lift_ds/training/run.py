@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lift_ds.models.attention import attention_kernels, choose_attention
+from lift_ds.models.experts import Experts
 from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.kernels import choose_kernels, use_kernels
 from lift_ds.models.layers import DecoderLayer
@@ -68,7 +69,12 @@ def compile_layers(model: PreTrainedModel, backend: str = "inductor") -> None:
     """Compiles what every decoder layer computes before and after attention, for any length.
 
     ZeRO-3's gathering stays outside, in the layer's hooks.
+
+    Raises:
+        ValueError: Layers have experts, whose products are not compiled.
     """
+    if any(isinstance(module, Experts) for module in model.modules()):
+        raise ValueError("model.compile=true: layers with experts are not compiled; set model.compile=false")
     for module in model.modules():
         if isinstance(module, DecoderLayer):
             for part in ("before_attention", "after_attention"):

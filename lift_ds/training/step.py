@@ -28,6 +28,7 @@ from lift_ds.method.positions import placed, positions, taken
 from lift_ds.models.attention import Kernel
 from lift_ds.models.head import LogitsModel, MaskedDiffusionModel, encode_rows
 from lift_ds.models.keyed_dropout import DocumentRows, KeyedDropout, document_seeds
+from lift_ds.models.registry import is_blockwise
 from lift_ds.objectives import Objective
 from lift_ds.objectives.objective import View, superset_level
 
@@ -70,6 +71,9 @@ class DiffusionStep(nn.Module):
         keeps_observations: Report what the passes show of tokens' difficulty.
         is_packed: Run documents one after the other, without padding, each seeing only itself.
         kernel: What computes attention; with `varlen` padded rows, too, run one after the other.
+
+    Raises:
+        ValueError: The model is a block diffusion model with dropout in its adapters.
     """
 
     def __init__(
@@ -87,6 +91,8 @@ class DiffusionStep(nn.Module):
         self.objective, self.keeps_observations, self.is_packed = objective, keeps_observations, is_packed
         self.keyed_dropouts = [module for module in self.modules() if isinstance(module, KeyedDropout)]
         self.has_own_dropout = has_own_dropout(self)
+        if self.keyed_dropouts and is_blockwise(model.config):
+            raise ValueError("lora.dropout: of two copies of each document it has no masks yet; set lora.dropout=0")
 
     def forward(
         self,
@@ -157,7 +163,7 @@ class DiffusionStep(nn.Module):
 
         with without_dropout(self), torch.no_grad(), scoring_autocast(clean_ids.device, self.objective.scores_in_bf16):
             noised_ids = clean_ids.masked_fill(masked, self.mask_token_id)
-            hidden = self.encode(batch, noised_ids, at, batch.attention_mask[index, :length], lengths)
+            hidden = self.encode(batch, noised_ids, clean_ids, at, batch.attention_mask[index, :length], lengths)
             row_scores = self.model.head(hidden, score_rows)
         scores = torch.zeros_like(batch.mask_uniform)
         return scores.index_copy(0, index, placed(row_scores, at, masked)) if noised.scored else scores
@@ -167,12 +173,18 @@ class DiffusionStep(nn.Module):
         return self.is_packed or (self.kernel == "varlen" and batch.is_padded)
 
     def encode(
-        self, batch: MicroBatch, noised_ids: Tensor, at: Tensor, attention_mask: Tensor, lengths: list[int]
+        self,
+        batch: MicroBatch,
+        noised_ids: Tensor,
+        clean_ids: Tensor,
+        at: Tensor,
+        attention_mask: Tensor,
+        lengths: list[int],
     ) -> Tensor:
         """Hidden states at positions (R,) of the batch's documents, some of them or all; see `encode_rows`."""
         visible = attention_mask if batch.is_padded else None  # with a mask kernels are slower, and cuDNN's is wrong
         packed = lengths if self.runs_packed(batch) else None
-        return encode_rows(self.model, noised_ids, at, visible, packed, self.kernel)
+        return encode_rows(self.model, noised_ids, clean_ids, at, visible, packed, self.kernel)
 
     def train_on(self, view: View, noised: Noised, dropout_key: DropoutKey, probe: Tensor) -> Trained:
         """The pass with gradient; where the objective chooses in it, it learns only what its own scores choose."""
@@ -182,7 +194,7 @@ class DiffusionStep(nn.Module):
         at = positions(view.targets, noised.num_masked if chooses else noised.num_kept(num_views))
         with self.seeded_dropout(batch, lengths, dropout_key):
             noised_ids = view.clean_ids.masked_fill(view.targets, self.mask_token_id)
-            rows = self.encode(batch, noised_ids, at, view.attention_mask, lengths)
+            rows = self.encode(batch, noised_ids, view.clean_ids, at, view.attention_mask, lengths)
         length = view.targets.shape[1]
         document = view.document[at // length]
         in_batch = document * length + at % length

@@ -246,9 +246,29 @@ def families(rank: int, output: str, *settings: str) -> dict:
                     engine.ds.save_checkpoint(str(save), tag="half")
             engine.ds.destroy()
         alone, _ = load_pretrained(folder)
+        assert all(z3_leaf_module(layer) for layer in engine.root.modules() if type(layer).__name__.endswith("Layer"))
         scale = document_scale(both, "response_tokens", step_counts([both], LIFT3), 1)
         loss, _ = DiffusionStep(alone, LIFT3)(both, scale)
         results[setting] = {"straight": losses[:4], "resumed": losses[4:], "alone": float(loss)}
+    return results
+
+
+def stages(rank: int, *folders: str) -> dict:
+    """Vanilla SFT of each model under ZeRO-0 and ZeRO-3, levels near 0 on one rank and near 1 on the other: losses."""
+    results = {}
+    for folder in folders:
+        for section in ({"stage": 0}, {"stage": 3} | dict.fromkeys(THRESHOLDS, 0)):
+            ds_json = {"bf16": {"enabled": False}, "zero_optimization": section}
+            engine = make_engine(ds_json, 4, 2, folder=Path(folder))
+            engine.root.objective = VANILLA
+            losses = []
+            for step in range(8):
+                level = 0.05 if rank == step % 2 else 0.95
+                documents, noises = make_documents(1000 * step + rank, [level, 0.5], {0, 1} if step == rank else set())
+                losses.append(forward_backward(engine, [collate(documents, noises, 99)]))
+                engine.update()
+            engine.ds.destroy()
+            results[f"{Path(folder).name} {section['stage']}"] = losses
     return results
 
 

@@ -38,6 +38,20 @@ LLAMA_NAMES = {
 }
 
 
+SIZES = {  # of families whose configs have no defaults
+    "llada-moe": {
+        "expert_intermediate_size": 8, "num_experts": 4, "num_experts_per_tok": 2, "partial_rotary_factor": 1,
+        "qk_layernorm": True, "rms_norm_eps": 1e-5, "rope_theta": 1e4,
+    },
+    "llada2_moe": {
+        "attention_dropout": 0.0, "first_k_dense_replace": 1, "moe_intermediate_size": 8, "n_group": 2,
+        "num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2, "num_shared_experts": 1,
+        "partial_rotary_factor": 0.5, "rms_norm_eps": 1e-6, "rope_theta": 1e4, "routed_scaling_factor": 2.5,
+        "topk_group": 1,
+    },
+}  # fmt: skip
+
+
 def write_config(folder, **fields):
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(fields))
@@ -95,13 +109,9 @@ def test_llada_in_llamas_layout(llada, llada_dir, tmp_path, layout):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model_type": "llada", "num_experts": 64, "hidden_size": 8}, "LLaDA-MoE: its layers are mixtures of experts"),
-        (
-            {"model_type": "llada2_moe", "hidden_size": 8},
-            "LLaDA2: .* mixtures of experts.*block after block",
-        ),
-        ({"model_type": "sdar", "hidden_size": 8}, "SDAR: it denoises block after block"),
-        ({"model_type": "sdar_moe", "hidden_size": 8}, "SDAR-MoE"),
+        ({"model_type": "lladamoe", "hidden_size": 8}, "LLaDA-MoE under another name: .* 'llada'"),
+        ({"model_type": "llada_moe", "hidden_size": 8}, "LLaDA-MoE under another name: .* 'llada'"),
+        ({"model_type": "sdar_moe", "hidden_size": 8}, "SDAR-MoE: .* not implemented"),
         ({"model_type": "llava_llada", "hidden_size": 8}, "LLaDA-V with its vision tower"),
         ({"model_type": "qwen2", "hidden_size": 8}, "Qwen2: it is autoregressive; tools/make_diffusion_model.py"),
         ({"model_type": "gpt2"}, "model_type='gpt2' is not supported; supported: llada, Dream, a2d-llama"),
@@ -124,7 +134,7 @@ def test_relatives_and_variants_are_refused_by_name(fields, message, tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("model.layers.0.mlp.experts.0.up_proj.weight", "LLaDA-MoE"),
+        ("model.transformer.blocks.0.mlp.experts.0.up_proj.weight", "the layout is unknown"),
         ("model.vision_tower.patch.weight", "LLaDA-V with its vision tower"),
         ("transformer.h.0.weight", "the layout is unknown"),
     ],
@@ -306,6 +316,6 @@ def test_left_padding_does_not_change_an_answer(family_model):
 
 def test_every_row_of_the_table_names_its_classes():
     for name, family in FAMILIES.items():
-        fields = {"right_shift_logits": True} if name.startswith("a2d") else {}
+        fields = {"right_shift_logits": True} if name.startswith("a2d") else SIZES.get(name, {})
         assert family.model_class.config_class is family.config_class
         assert family_of(family.config_class(**fields)) is family

@@ -107,20 +107,20 @@ def test_a_taken_name_is_refused(folder):
 
 
 def test_a_registered_family_is_no_longer_refused_as_a_relative(tmp_path):
-    """SDAR is a known relative without a file; a row for it comes first."""
-    (tmp_path / "config.json").write_text(json.dumps(FIELDS | {"model_type": "sdar"}))
-    with pytest.raises(ValueError, match="SDAR: it denoises block after block"):
+    """SDAR-MoE is a known relative without a file; a row for it comes first."""
+    (tmp_path / "config.json").write_text(json.dumps(FIELDS | {"model_type": "sdar_moe"}))
+    with pytest.raises(ValueError, match="SDAR-MoE: mixtures of experts with SDAR's layers"):
         read_config(tmp_path)
 
-    class SDARConfig(OwnConfig):
-        model_type = "sdar"
+    class SDARMoEConfig(OwnConfig):
+        model_type = "sdar_moe"
         __init__ = OwnConfig.__init__  # transformers 5 writes one for every config class that has none of its own
 
-    class SDARModel(FAMILY.model_class):
-        config_class = SDARConfig
+    class SDARMoEModel(FAMILY.model_class):
+        config_class = SDARMoEConfig
 
-    register(dataclasses.replace(FAMILY, name="sdar", config_class=SDARConfig, model_class=SDARModel))
+    register(dataclasses.replace(FAMILY, name="sdar_moe", config_class=SDARMoEConfig, model_class=SDARMoEModel))
     try:
-        assert isinstance(read_config(tmp_path), SDARConfig)
+        assert isinstance(read_config(tmp_path), SDARMoEConfig)
     finally:
-        del FAMILIES["sdar"]
+        del FAMILIES["sdar_moe"]

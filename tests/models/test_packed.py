@@ -34,17 +34,17 @@ def model(request, tmp_path):
 
 def test_logits_are_those_of_the_document_alone(model, batch):
     rows = batch.attention_mask
-    packed = model.head(encode_rows(model, batch.clean_ids, positions(rows, None), rows, LENGTHS))
+    packed = model.head(encode_rows(model, batch.clean_ids, batch.clean_ids, positions(rows, None), rows, LENGTHS))
     alone = [model.head(model.encode(batch.clean_ids[row : row + 1, :length])[0]) for row, length in enumerate(LENGTHS)]
     torch.testing.assert_close(packed, torch.cat(alone), rtol=1e-5, atol=1e-5)
 
 
 def test_a_change_in_one_document_leaves_the_others_bit_for_bit(model, batch):
     rows = batch.attention_mask
-    before = encode_rows(model, batch.clean_ids, positions(rows, None), rows, LENGTHS)
+    before = encode_rows(model, batch.clean_ids, batch.clean_ids, positions(rows, None), rows, LENGTHS)
     changed = batch.clean_ids.clone()
     changed[1] = (changed[1] + 1) % 99
-    after = encode_rows(model, changed, positions(rows, None), rows, LENGTHS)
+    after = encode_rows(model, changed, changed, positions(rows, None), rows, LENGTHS)
     first, second, third = before.split(LENGTHS)
     assert torch.equal(first, after.split(LENGTHS)[0]) and torch.equal(third, after.split(LENGTHS)[2])
     assert not torch.equal(second, after.split(LENGTHS)[1])

@@ -17,6 +17,7 @@ from lift_ds.data.text.templates import use_template
 from lift_ds.export.peft_folder import AdapterFolder
 from lift_ds.models.families import max_length_of
 from lift_ds.models.head import MaskedDiffusionModel
+from lift_ds.models.registry import refuse_blockwise
 from lift_ds.models.weights import load_pretrained, resolve_folder
 from lift_ds.sampling.reverse import Generation, RowSeeds, denoise, pad
 from lift_ds.sampling.settings import SamplingSettings
@@ -113,7 +114,12 @@ class Answerer:
 
 
 def make_encoder(config: Any, tokenizer: Any, label: str, chat_format: ChatFormat) -> ChatEncoder:
-    """The encoder of prompts, its clock where it stood while the model learned; a ValueError without a tokenizer."""
+    """The encoder of prompts, its clock where it stood while the model learned.
+
+    Raises:
+        ValueError: There is no tokenizer, or the model denoises block after block.
+    """
+    refuse_blockwise(config, f"the tools do not ask such models yet ({label}); use lift_ds.generate_blocks(...).")
     if tokenizer is None:
         raise ValueError(f"{label}: no tokenizer in the folder; copy the one it was trained with there.")
     return ChatEncoder(

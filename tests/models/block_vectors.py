@@ -1,0 +1,63 @@
+"""The reference vectors of SDAR, LLaDA-MoE and LLaDA2: computed by the models' public code, replayed here."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from lift_ds import load_pretrained
+from tests.conftest import VECTORS
+
+# What the published configs do not say: the mask id of the mixtures, and LLaDA2's block size.
+GIVEN: dict[str, dict[str, int]] = {
+    "sdar_tiny": {},
+    "llada_moe_tiny": {"mask_token_id": 250},
+    "llada2_tiny": {"mask_token_id": 250, "block_size": 8},
+}
+
+
+def load(name: str, **changes: Any) -> Any:
+    """A tiny model in eval mode."""
+    return load_pretrained(VECTORS / name, **GIVEN[name] | changes)[0]
+
+
+def cases(name: str, what: str, tensors: str) -> list[tuple[dict[str, Any], dict[str, torch.Tensor]]]:
+    """What `WHAT.json` says of each case, with its tensors of `TENSORS.safetensors`."""
+    stored = load_file(VECTORS / name / f"{tensors}.safetensors")
+    listed = json.loads((VECTORS / name / f"{what}.json").read_text())["cases"]
+    return [(case, numbered(stored, case["case"])) for case in listed]
+
+
+def numbered(stored: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors under a prefix, without it."""
+    return {name.removeprefix(f"{prefix}."): each for name, each in stored.items() if name.startswith(f"{prefix}.")}
+
+
+def forwards(name: str, prefix: str) -> list[dict[str, torch.Tensor]]:
+    """The tensors of `forward.safetensors`, by case."""
+    stored = load_file(VECTORS / name / "forward.safetensors")
+    found = [numbered(stored, f"{prefix}{place}") for place in range(9)]
+    return [tensors for tensors in found if tensors]
+
+
+def document_positions(position_ids: torch.Tensor) -> torch.Tensor:
+    """SDAR's collator gives a row's tail the position 0 throughout; its model counts there, as one more document."""
+    positions = position_ids.clone()
+    for row in positions:
+        tail = len(row)
+        while tail and row[tail - 1] == 0:
+            tail -= 1
+        if len(row) - tail > 1:
+            row[tail:] = torch.arange(len(row) - tail)
+    return positions
+
+
+def check_gradients(model: Any, expected: dict[str, float]) -> None:
+    """Every parameter under its public name has a gradient of this norm."""
+    named = dict(model.named_parameters())
+    assert named.keys() == expected.keys()
+    for name, parameter in named.items():
+        torch.testing.assert_close(parameter.grad.norm().item(), expected[name], rtol=1e-4, atol=1e-6, msg=name)

@@ -1,0 +1,143 @@
+"""Block diffusion models and mixtures in the trainer: the step's loss, and whole runs on two ranks."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lift_ds import block_sft_loss, generate_blocks, load_pretrained
+from lift_ds.config.run import RunConfig
+from lift_ds.data.batch import collate
+from lift_ds.evaluation.settings import EvalConfig
+from lift_ds.models.head import masked_gold_logprob
+from lift_ds.models.lora import add_adapters
+from lift_ds.models.settings import LoraConfig
+from lift_ds.objectives import make_objective, objective_settings
+from lift_ds.planning.flops import Arithmetic
+from lift_ds.planning.live_memory import measure_passes
+from lift_ds.training.inputs import refuse_answers
+from lift_ds.training.run import compile_layers
+from lift_ds.training.step import DiffusionStep
+from tests.conftest import SMALL, VECTORS, launch_train, losses_of
+from tests.distributed.jobs import make_documents
+from tests.models.block_vectors import GIVEN, load
+
+BLOCKWISE = ["sdar_tiny", "llada2_tiny"]
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+@pytest.mark.parametrize("name", BLOCKWISE)
+def test_the_steps_loss_is_that_of_the_plain_function(name, is_packed):
+    """Vanilla SFT of documents of different lengths: sum over masked of CE / t, each document alone by hand."""
+    model = load(name)
+    objective = make_objective(objective_settings(method="vanilla"))
+    documents, noises = make_documents(3, [0.3, 0.6, 0.9], set())
+    batch = collate(documents, noises, 247)
+    assert batch.is_padded
+    loss, _ = DiffusionStep(model, objective, is_packed=is_packed)(batch, torch.full((3,), 1 / 50))
+    masked = objective.noise(batch).masked
+    expected = sum(
+        block_sft_loss(
+            model, batch.clean_ids[row : row + 1, :length], masked[row : row + 1, :length],
+            torch.full((1, length), 1 / float(batch.t[row])), 50,
+        )
+        for row, length in enumerate(batch.lengths)
+    )  # fmt: skip
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("name", BLOCKWISE)
+def test_lift_scores_as_it_learns(name):
+    """Scores of a superset are log p(gold) where blocks before are clean, and what is revealed is seen as such."""
+    model = load(name)
+    documents, noises = make_documents(3, [0.3, 0.6], set())
+    batch = collate(documents, noises, 247)
+    root = DiffusionStep(model, make_objective(objective_settings(method="lift3")))
+    seen = {}
+    choose = root.objective.choose
+    root.objective.choose = lambda batch, candidates, scores: (
+        seen.update(scores=scores) or choose(batch, candidates, scores)
+    )
+    loss, _ = root(batch, torch.full((2,), 1 / 50))
+    candidates = root.objective.noise(batch)
+    for row in candidates.scored.tolist():
+        length = batch.lengths[row]
+        clean_ids, masked = (each[row : row + 1, :length] for each in (batch.clean_ids, candidates.masked))
+        expected = masked_gold_logprob(model, clean_ids.masked_fill(masked, 250), masked, clean_ids)
+        torch.testing.assert_close(seen["scores"][row, :length][masked[0]], expected, rtol=1e-4, atol=1e-4)
+    assert loss.isfinite() and len(candidates.scored)
+
+
+@pytest.fixture
+def folder_of(tiny_dir, tmp_path):
+    """A folder of a family with a real tokenizer, for new weights."""
+
+    def write(name):
+        folder = tmp_path / name
+        shutil.copytree(tiny_dir, folder)
+        base = json.loads((tiny_dir / "config.json").read_text())
+        raw = json.loads((VECTORS / name / "config.json").read_text()) | GIVEN[name]
+        raw |= {key: base[key] for key in ("mask_token_id", "eos_token_id", "pad_token_id")}
+        raw |= {"vocab_size": base["embedding_size"], "bos_token_id": base.get("bos_token_id")}
+        raw.pop("auto_map")
+        (folder / "config.json").write_text(json.dumps(raw))
+        return folder
+
+    return write
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("sdar_tiny", ["data.packing=best_fit"]),
+        ("llada2_tiny", ["objective.method=vanilla"]),
+        ("llada_moe_tiny", []),
+    ],
+)
+def test_runs_learn_resume_and_export(name, more, folder_of, tmp_path):
+    """Six steps under ZeRO-3, the same from the checkpoint of the third, and an export that was compared."""
+    folder = folder_of(name)
+    settings = [*SMALL, *more, "--model", folder, "eval.solve_items=0", "data.pad_to_multiple=1", "eval.every=3"]
+    done = launch_train(*settings, "--output", tmp_path / "run")
+    losses = losses_of(tmp_path / "run")
+    assert len(losses) == 6 and losses[6][0] < losses[1][0]
+    assert "largest difference of the export's logits from the trained model's" in done.stdout
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-000003"
+    launch_train(*settings, "--output", tmp_path / "again", "--resume", checkpoint)
+    resumed = losses_of(tmp_path / "again")
+    assert [resumed[step] for step in (4, 5, 6)] == [losses[step] for step in (4, 5, 6)]
+    exported = load_file(tmp_path / "run" / "export" / "model.safetensors")
+    model, _ = load_pretrained(tmp_path / "run" / "export")
+    assert exported.keys() == model.state_dict().keys()
+    if name in BLOCKWISE:
+        assert len(generate_blocks(model, torch.tensor([5, 6, 7]), 10, 2)) % GIVEN[name].get("block_size", 4) == 0
+
+
+def test_what_the_trainer_cannot_do_with_them():
+    model = load("sdar_tiny")
+    run = RunConfig(eval=EvalConfig(solve_items=3, watch_every=2))
+    with pytest.raises(ValueError, match="sdar: .* answer yet: set eval.solve_items=3, eval.watch_every=2 to 0"):
+        refuse_answers(run, model.config)
+    refuse_answers(run, load("llada_moe_tiny").config)
+    with pytest.raises(ValueError, match="model.compile=true: layers with experts are not compiled"):
+        compile_layers(load("llada_moe_tiny"))
+    add_adapters(model, 2, 4.0, 0.1, ["q_proj"], 0)
+    with pytest.raises(ValueError, match="set lora.dropout=0"):
+        DiffusionStep(model, make_objective(objective_settings(method="vanilla")))
+
+
+def test_a_plan_counts_both_copies():
+    """A token of SDAR goes through every matrix twice, and holds twice as much as one of the same layers without."""
+    config = load("sdar_tiny").config
+    layer = 64 * 16 * (4 + 2 + 2 + 4) + 3 * 64 * 112
+    assert Arithmetic.of(config).matrices == 2 * 2 * layer
+    moe = load("llada2_tiny").config
+    attention, dense = 64 * 16 * (4 + 2 + 2 + 4), 3 * 64 * 112
+    assert Arithmetic.of(moe).matrices == 2 * (2 * attention + dense + (4 + 1) * 3 * 64 * 24)
+    assert Arithmetic.of(moe).query_width == 64
+    short, long = (measure_passes(config, LoraConfig(), torch.float32, 0, 1, length, 8, "cpu") for length in (32, 64))
+    assert short.saved > 2 * 32 * 2 * 64 * 4  # at least the 64 inputs of both layers, of width 64
+    assert long.saved == pytest.approx(2 * short.saved, rel=0.05)

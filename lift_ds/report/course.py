@@ -40,6 +40,16 @@ def speed_part(runs: Sequence[ReportedRun]) -> Part:
     )
     caption = "Most tokens of a rank over the ranks' mean: what is above 1 is waited for."
     compared(part, runs, "Imbalance of tokens", lambda run: run.column("tokens_imbalance"), caption)
+    caption = "Seconds in which the slowest rank waited for no other, beyond the ranks' mean."
+    compared(
+        part,
+        runs,
+        "Seconds behind the mean",
+        lambda run: run.column("slowest_rank", "behind_seconds"),
+        caption,
+        "its version did not measure it",
+        style=FROM_ZERO,
+    )
     timed = [run for run in runs if np.isfinite(run.column("forward_seconds")).any()]
     part.lack("time by part", [run.label for run in runs if run not in timed], len(runs), "its version measured none")
     if timed:

@@ -48,12 +48,13 @@ def divided(
     title: str,
     columns: dict[str, Column],
     caption: str = "",
+    why: str = "",
     style: Style = PLAIN,
 ) -> None:
     """Adds a plot of several numbers: of one run, in one; of several, one for each number, so that runs compare."""
     if len(runs) > 1:
         for name, numbers in columns.items():
-            compared(part, runs, f"{title}, {name}", numbers, caption, style=style)
+            compared(part, runs, f"{title}, {name}", numbers, caption, why, style=style)
         return
     (run,) = runs
     made = [
@@ -62,7 +63,12 @@ def divided(
     curves = [(key, curve) for key, curve in made if len(curve.steps)]
     if curves:
         part.figures.append(plot_lines(title, curves, caption, style=style))
-    part.lack(title.lower(), [run.label] if not curves else [], 1)
+    part.lack(title.lower(), [run.label] if not curves else [], 1, why)
+
+
+def of_component(name: str) -> Column:
+    """The loss of learned tokens in documents of a component."""
+    return lambda run: run.column("component_token_nll", name)
 
 
 def in_band(band: slice) -> Column:
@@ -83,11 +89,9 @@ def training_part(runs: Sequence[ReportedRun]) -> Part:
     if len({run.method for run in runs}) > 1:
         part.lines.append("Training losses of different methods do not compare; held-out losses on the same rows do.")
     compared(part, runs, "Training loss", lambda run: run.column("loss"), style=BAND)
-    follows = all(run.folder.run.get("objective", {}).get("policy") == "time" for run in runs)
-    line = "Loss by level is in nats a learned token, unweighted; the metrics hold it by level, not by component"
-    if follows:
-        line += ", which in these runs follows from the level: hard tokens at low t, easy ones at high t"
-    part.lines.append(f"{line}.")
+    part.lines.append("Losses by component and by level are in nats a learned token, unweighted.")
+    components = {name: of_component(name) for name in COMPONENTS}
+    divided(part, runs, "Loss by component", components, "", "its version did not measure it, or no such document came")
     bands = {name: in_band(band) for name, band in BANDS.items()}
     divided(part, runs, "Loss by level", bands)
     chosen = [run for run in runs if np.isfinite(run.column("component_share", "easy")).any()]

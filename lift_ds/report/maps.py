@@ -31,7 +31,8 @@ NUM_BINS = 40
 def learnability_part(runs: Sequence[ReportedRun]) -> Part:
     """Heat maps of p(gold): of the difficulty tables in checkpoints, and those that were measured."""
     part = Part(
-        "Learnability", ["Mean p(gold) of masked tokens, by how often they occur (rows) and how much is masked."]
+        "Learnability",
+        ["Mean p(gold) of masked tokens, by how often they occur (rows) and how much is masked; empty: not seen."],
     )
     without = []
     for run in runs:

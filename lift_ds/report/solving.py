@@ -95,16 +95,14 @@ def _solved_table(
 ) -> Table:
     cells = []
     for label, _ in rows:
-        row = [label]
-        for run in runs:
-            line = found[run.label].get(label)
-            if line is None:
-                row += [UNKNOWN, UNKNOWN]
-                continue
-            shares = " → ".join(f"{100 * side.solve_rate:.1f}" for side in (line.before, line.after))
-            row += [str(line.after.num_items), f"{shares} %"]
-        cells.append(row)
-    headings = ["task and level", *(heading for run in runs for heading in ("items", run.label))]
+        lines = [found[run.label].get(label) for run in runs]
+        counts = list(dict.fromkeys(str(line.after.num_items) for line in lines if line is not None))
+        shares = [
+            UNKNOWN if line is None else f"{100 * line.before.solve_rate:.1f} → {100 * line.after.solve_rate:.1f} %"
+            for line in lines
+        ]
+        cells.append([label, " / ".join(counts), *shares])
+    headings = ("task and level", "items", *(run.label for run in runs))
     return Table(headings, cells, marks=["" if is_level else "sum" for _, is_level in rows])
 
 

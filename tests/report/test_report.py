@@ -62,7 +62,7 @@ def step_record(step, loss=1.0, **more):
     """A step's line, by what makes it in a run: an easy and a hard document, 2 nats and 1 nat a learned token."""
     totals = StepTotals()
     totals.add(loss=loss, num_tokens=100)
-    totals.add_rank(dict.fromkeys(PARTS, 0.1), (1.5, 0.0), 1)
+    totals.add_rank(dict.fromkeys(PARTS, 0.1), 0.0, (1.5, 0.0), Alone())
     totals.add_weights(torch.tensor([12.0, 30.0, 4.0]))
     totals.add_documents(
         torch.tensor([0.05, 0.95]), torch.tensor([2, 0]), torch.tensor([4.0, 6.0]), torch.tensor([2, 6]), torch.ones(2)
@@ -127,7 +127,7 @@ def test_two_runs_on_one_page_that_fetches_nothing(tmp_path, capsys):
         "2 runs: lift, vanilla",
         "held-out loss 3.000 → 1.000",
         "solved 25.0% → 56.2%",
-        "sudoku 4: 5 to 9 blanks 8 12.5 → 62.5 % 8 12.5 → 62.5 %",  # its items and shares, of each run
+        "sudoku 4: 5 to 9 blanks 8 12.5 → 62.5 % 12.5 → 62.5 %",  # its items, and shares of each run
         "objective.method lift3 vanilla",
         "optim.lr",
         "Training losses of different methods do not compare",
@@ -263,7 +263,7 @@ def test_what_a_run_has_not_is_said(tmp_path):
 
 def test_a_run_of_an_older_version(tmp_path):
     page = Page(report(OLD_RUN, output=tmp_path / "page.html"))
-    assert "3 of 6" in page.text and "No worth of a learned token" in page.text
+    assert "3 of 6" in page.text and "No loss by component" in page.text
     assert "buffers, step-000003" in page.text  # its difficulty table
 
 

@@ -39,7 +39,7 @@ def compared(
     if curves:
         part.figures.append(plot_lines(title, curves, caption, style=style))
     have = {key.label for key, _ in curves}
-    part.lack(title.lower(), [run.label for run in runs if run.label not in have], len(runs), why)
+    part.lack(title, [run.label for run in runs if run.label not in have], len(runs), why)
 
 
 def divided(
@@ -63,7 +63,7 @@ def divided(
     curves = [(key, curve) for key, curve in made if len(curve.steps)]
     if curves:
         part.figures.append(plot_lines(title, curves, caption, style=style))
-    part.lack(title.lower(), [run.label] if not curves else [], 1, why)
+    part.lack(title, [run.label] if not curves else [], 1, why)
 
 
 def of_component(name: str) -> Column:

@@ -71,7 +71,8 @@ class Part:
         """Says what some of `total` runs do not have."""
         if labels:
             who = "" if len(labels) == total == 1 else f" of {', '.join(labels)}"
-            self.missing.append(f"No {what}{who}{f': {why}' if why else ''}.")
+            name = what if what.isupper() else what[:1].lower() + what[1:]
+            self.missing.append(f"No {name}{who}{f': {why}' if why else ''}.")
 
 
 def number(value: float | None, form: str = ".4g") -> str:

@@ -145,11 +145,12 @@ def find_evaluations(runs: Sequence[ReportedRun], named: Sequence[Path], part: P
     folders = []
     for run in runs:
         root = run.folder.folder
-        for depth in range(1, DEEPEST + 1):
-            for path in sorted(root.glob("/".join(["*"] * depth) + f"/{RESULTS_FILE}")):
-                folders.append((path.parent, f"{run.label}/{path.parent.relative_to(root)}"))
-            for path in sorted(root.glob("/".join(["*"] * depth) + f"/{HARNESS_RESULTS}")):
-                part.missing.append(f"{path}: of lm-evaluation-harness, whose tasks are not compared here.")
+        below = ["*/" * depth for depth in range(1, DEEPEST + 1)]
+        results = [path for folder in below for path in root.glob(f"{folder}{RESULTS_FILE}")]
+        for path in sorted(results, key=lambda path: path.stat().st_mtime):  # the first one was probably made before
+            folders.append((path.parent, f"{run.label}/{path.parent.relative_to(root)}"))
+        for path in sorted(path for folder in below for path in root.glob(f"{folder}{HARNESS_RESULTS}")):
+            part.missing.append(f"{path}: of lm-evaluation-harness, whose tasks are not compared here.")
     folders += [(folder, str(folder)) for folder in named]
     found: list[Evaluation] = []
     for folder, name in folders:

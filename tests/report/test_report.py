@@ -21,7 +21,7 @@ from lift_ds.storage.run_record import RUN_FILE, write_run
 from lift_ds.training.buffers import DifficultyBuffers
 from lift_ds.training.metrics import MetricsFile, StepTotals
 from lift_ds.training.timing import PARTS
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, save_difficulties
 from tests.evaluation.test_compare import write_evaluation
 from tests.training.test_solved import AFTER, BEFORE
 
@@ -210,7 +210,7 @@ def test_maps_and_hardest_rows_of_checkpoints(tmp_path):
         buffers = DifficultyBuffers(1024, Alone(), decay=1.0, sync_every=100)
         tokens = torch.arange(300, 340).repeat(20)
         buffers.observe([(tokens, torch.linspace(0.05, 1, len(tokens)), torch.full((len(tokens),), nll))], step)
-        buffers.save(run / "checkpoints" / f"step-{step:06d}")
+        save_difficulties(buffers, run / "checkpoints" / f"step-{step:06d}")
     memory = RowMemory()
     memory.write([(7, 5, 8, np.array([0, 2]), np.array([1.0, 6.0], np.float32))])
     save_memory(run / "checkpoints" / "step-000004", memory)

@@ -15,7 +15,7 @@ from lift_ds.config.deepspeed import flat
 from lift_ds.storage.run_folder import RunFolder
 from lift_ds.training.metrics import NUM_TENTHS
 
-from .plots import Key
+from .plots import NUM_COLORS, Key
 from .series import column, rows_of
 
 
@@ -109,7 +109,7 @@ def told_apart(folders: Sequence[RunFolder]) -> list[ReportedRun]:
     kinds = list(dict.fromkeys(tasks))
     names = short_names([each.folder.resolve() for each in folders])
     return [
-        ReportedRun(each, Key(name, number, kinds.index(task)), task)
+        ReportedRun(each, Key(name, number, kinds.index(task) + number // NUM_COLORS), task)
         for number, (each, name, task) in enumerate(zip(folders, names, tasks, strict=True))
     ]
 

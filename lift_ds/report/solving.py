@@ -32,7 +32,7 @@ def solving_part(runs: Sequence[ReportedRun]) -> Part:
     for run in runs:
         try:
             lines[run.label] = lines_of(run.folder.of_kind("solve"), run.folder.folder / METRICS_FILE)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             part.missing.append(f"No solve rates of {run.label}: {error}")
             lines[run.label] = []
     measured = [run for run in runs if lines[run.label]]

@@ -14,9 +14,9 @@ from lift_ds.config.loading import load_run_config
 from lift_ds.evaluation.hardest import ROWS_FILE
 from lift_ds.method.memory import RowMemory
 from lift_ds.ranks.shares import Alone
-from lift_ds.report.runs import ago, short_names
+from lift_ds.report.runs import ago, short_names, told_apart
 from lift_ds.report.series import MOST_POINTS, banded, column, points, rows_of
-from lift_ds.storage.run_folder import METRICS_FILE
+from lift_ds.storage.run_folder import METRICS_FILE, read_run_folder
 from lift_ds.storage.run_record import RUN_FILE, write_run
 from lift_ds.training.buffers import DifficultyBuffers
 from lift_ds.training.metrics import MetricsFile, StepTotals
@@ -351,6 +351,20 @@ def test_bands_are_means_by_documents():
     losses = np.array([[1.0, 5.0], [np.nan, 5.0], [np.nan, np.nan]])
     np.testing.assert_equal(banded(losses, np.array([[3.0, 1.0]] * 3)), [2.0, 5.0, np.nan])
     np.testing.assert_equal(banded(losses[:1], np.zeros((1, 2))), [np.nan])
+
+
+def test_ten_runs_of_a_task_look_different(tmp_path):
+    """Eight colours, then other dashes."""
+    for number in range(10):
+        write_records(tmp_path / f"{number}")
+    runs = told_apart([read_run_folder(tmp_path / f"{number}") for number in range(10)])
+    assert len({(run.key.css_color, run.key.css_dash) for run in runs}) == 10
+
+
+def test_solve_rates_that_are_none(tmp_path):
+    broken = [(kind, step, values | {"scores": [1]}) for kind, step, values in SOLVED if kind == "solve"]
+    text = Page(report(write_made_run(tmp_path / "run", records=broken), output=tmp_path / "page.html")).text
+    assert "No solve rates of run: " in text
 
 
 def test_names_and_times(tmp_path):

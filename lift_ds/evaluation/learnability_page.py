@@ -30,8 +30,8 @@ PAGE = """{% extends "frame.html" %}{% block body %}
 <h2>Tokens that gained most</h2>
 <div class="scroll" tabindex="0"><table>
 <thead><tr><th>token</th><th>occurrences</th><th>p(gold) before</th><th>after</th></tr></thead>
-{% for token, *numbers in gained %}
-<tr><td><code>{{ token }}</code></td>{% for cell in numbers %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% for row in gained %}
+<tr><td><code>{{ row[0] }}</code></td>{% for cell in row[1:] %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}
 </table></div>
 {% endif %}

@@ -51,6 +51,6 @@ def test_the_page_shows_text_and_marks_what_is_hard(rows, tmp_path):
     first, forgot = json.loads((tmp_path / "hardest_rows.json").read_text())["sections"]
     assert first["rows"][0]["where"] == "a.jsonl:4" and ["3", True] in first["rows"][0]["answer"]
     assert forgot["rows"][0]["before"] == -2.0
-    page = (tmp_path / "hardest_rows.html").read_text()
+    page = (tmp_path / "hardest_rows.html").read_text().replace("<wbr>", "")
     assert "Add 1&lt;2." in page and "http" not in page and "Most forgotten rows" in page
     assert "<mark>3</mark>" in page and "a.jsonl:4" in page

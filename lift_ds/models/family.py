@@ -80,6 +80,7 @@ class Family:
             every layout of the `model_type`. Another vocabulary has other ids.
         mask_tokens: What the mask id may decode to, besides the tokenizer's own mask token.
         tokenizer_classes: Tokenizer classes of the family's remote code that are one of transformers' by another name.
+        turn_ends: Tokens that a tokenizer may call its end token, though the config's is another.
         end_is_padding: Whether end and padding are one token: of the two, the one that is named is both.
         is_blockwise: Whether the model denoises block after block, with `models.blocks`' attention.
         published_block_sizes: Block sizes by rows V, where the config names none and every such model has the same.
@@ -98,6 +99,7 @@ class Family:
     published_ids: Mapping[int, ControlIds] = field(default_factory=dict)
     mask_tokens: tuple[str, ...] = MASK_TOKENS
     tokenizer_classes: Mapping[str, str] = field(default_factory=dict)
+    turn_ends: tuple[str, ...] = ()
     end_is_padding: bool = False
     is_blockwise: bool = False
     published_block_sizes: Mapping[int, int] = field(default_factory=dict)
@@ -125,6 +127,7 @@ RELATIVES: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("lladamoe", (), RENAMED),
     ("llada_moe", (), RENAMED),
     ("llada2_moe", ("*.mlp.experts.gate_proj",), STACKED),
+    ("llada2_moe_veomni", (), STACKED),
     ("sdar_moe", (), "SDAR-MoE: mixtures of experts with SDAR's layers are not implemented"),
 )
 

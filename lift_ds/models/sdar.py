@@ -41,6 +41,7 @@ FAMILY = Family(
     layer_class=LlamaLayer,
     published_ids={151936: ControlIds(mask_token_id=151669, eos_token_id=151643, pad_token_id=151643)},
     mask_tokens=("<|MASK|>", "<MASK>"),
+    turn_ends=("<|im_end|>",),
     end_is_padding=True,
     is_blockwise=True,
 )

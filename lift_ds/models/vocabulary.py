@@ -171,7 +171,8 @@ def check_tokenizer(config: PretrainedConfig, tokenizer: Any, folder: Path) -> N
     """
     if len(tokenizer) > config.embedding_size:
         raise ValueError(f"{folder}: {len(tokenizer)} tokens for {config.embedding_size} embedding rows.")
-    if tokenizer.eos_token_id not in (None, config.eos_token_id):
+    is_turn_end = tokenizer.eos_token in family_of(config).turn_ends
+    if tokenizer.eos_token_id not in (None, config.eos_token_id) and not is_turn_end:
         raise ValueError(
             f"{folder}: eos_token_id={config.eos_token_id} in config.json, {tokenizer.eos_token_id} in the tokenizer; "
             "they must be the same token."

@@ -7,7 +7,10 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from lift_ds import block_sft_loss, sft_loss
 from lift_ds.models.blocks import BlockAttention
+from lift_ds.models.llada2 import LLaDA2MoeConfig
+from lift_ds.models.llada_moe import LLaDAMoEConfig
 from lift_ds.models.sdar import SDARConfig, SDARForCausalLM
+from lift_ds.models.weights import parameter_shapes
 from tests.conftest import VECTORS
 from tests.models.block_vectors import GIVEN, cases, check_gradients, document_positions, forwards, load
 
@@ -177,6 +180,43 @@ def test_sizes_are_the_published_ones():
             model = SDARForCausalLM(SDARConfig(hidden_size=sizes[0], intermediate_size=sizes[1], **common))
         assert sum(parameter.numel() for parameter in model.parameters()) == expected
         assert len(list(model.parameters())) == 399
+
+
+MINI = {
+    "hidden_size": 2048, "num_hidden_layers": 20, "num_attention_heads": 16, "intermediate_size": 5120,
+    "moe_intermediate_size": 512,
+}  # fmt: skip
+FLASH = {
+    "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 9216,
+    "moe_intermediate_size": 1024,
+}  # fmt: skip
+LLADA2 = {
+    "num_key_value_heads": 4, "head_dim": 128, "num_experts": 256, "num_experts_per_tok": 8, "n_group": 8,
+    "topk_group": 4, "vocab_size": 157184, "attention_dropout": 0.0, "first_k_dense_replace": 1,
+    "num_shared_experts": 1, "partial_rotary_factor": 0.5, "rms_norm_eps": 1e-6, "rope_theta": 6e5,
+    "routed_scaling_factor": 2.5,
+}  # fmt: skip
+LLADA_MOE = {
+    "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 16, "num_experts": 64,
+    "num_experts_per_tok": 8, "expert_intermediate_size": 1024, "vocab_size": 157184, "partial_rotary_factor": 1,
+    "qk_layernorm": True, "rms_norm_eps": 1e-5, "rope_theta": 5e4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "num_parameters", "num_tensors"),
+    [
+        (LLaDA2MoeConfig(**LLADA2, **MINI), 16_255_643_392, 14_813),
+        (LLaDA2MoeConfig(**LLADA2, **FLASH), 102_889_705_216, 24_161),
+        (LLaDAMoEConfig(**LLADA_MOE), 7_356_880_896, 3_219),
+    ],
+    ids=["mini", "flash", "moe"],
+)
+def test_sizes_of_mixtures(config, num_parameters, num_tensors):
+    """Computed from the published configs, the experts' biases included."""
+    shapes = parameter_shapes(config)
+    assert len(shapes) == num_tensors
+    assert sum(shape.numel() for shape in shapes.values()) == num_parameters
 
 
 @pytest.mark.parametrize("name", GIVEN)

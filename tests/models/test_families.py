@@ -19,7 +19,7 @@ from lift_ds.models.llama import align, read_rope
 from lift_ds.models.lora import add_adapters, split_adapters
 from lift_ds.models.vocabulary import check_tokenizer, load_tokenizer
 from lift_ds.models.weights import NewWeights
-from tests.small_models import write_adapted
+from tests.small_models import make_tokenizer, write_adapted
 
 LLAMA_NAMES = {
     "model.transformer.wte": "model.embed_tokens",
@@ -111,6 +111,7 @@ def test_llada_in_llamas_layout(llada, llada_dir, tmp_path, layout):
     [
         ({"model_type": "lladamoe", "hidden_size": 8}, "LLaDA-MoE under another name: .* 'llada'"),
         ({"model_type": "llada_moe", "hidden_size": 8}, "LLaDA-MoE under another name: .* 'llada'"),
+        ({"model_type": "llada2_moe_veomni", "hidden_size": 8}, "LLaDA2 in dFactory's merged layout"),
         ({"model_type": "sdar_moe", "hidden_size": 8}, "SDAR-MoE: .* not implemented"),
         ({"model_type": "llava_llada", "hidden_size": 8}, "LLaDA-V with its vision tower"),
         ({"model_type": "qwen2", "hidden_size": 8}, "Qwen2: it is autoregressive; tools/make_diffusion_model.py"),
@@ -175,6 +176,19 @@ def test_start_tokens(llada, dream, tmp_path):
 def test_another_models_tokenizer(dream, tiny_dir):
     with pytest.raises(ValueError, match="tokens for 103 embedding rows"):
         check_tokenizer(dream.config, load_tokenizer(tiny_dir), tiny_dir)
+
+
+def test_sdars_tokenizer_may_end_with_its_turns():
+    """Qwen's tokenizers for chats call `<|im_end|>` their end token; the config's, of texts, is another."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"eos_token": "<|im_end|>", "mask_token": "<|MASK|>"})
+    ids = {"mask_token_id": tokenizer.mask_token_id, "eos_token_id": 2, "vocab_size": 102}
+    config = FAMILIES["sdar"].config_class(**ids)
+    assert tokenizer.eos_token_id not in (None, 2)
+    check_tokenizer(config, tokenizer, "folder")
+    tokenizer.eos_token = "w5"
+    with pytest.raises(ValueError, match="eos_token_id=2 in config.json"):
+        check_tokenizer(config, tokenizer, "folder")
 
 
 def test_dreams_tokenizer_needs_no_remote_code(tmp_path, dream_dir):

@@ -35,6 +35,8 @@ RIGHT = {
     "far_scores_nan": ("far_scores", "the same where all scores are near -150", 0.0),
     "packed_difference_float32": ("packed_is_alone", "documents in a pack against alone, float32", 1e-5),
     "packed_difference_bf16": ("packed_is_alone", "the same in bf16", 2e-2),
+    "block_difference_bf16": ("blocks", "block attention and its gradients in bf16 against the CPU's float64", 2e-2),
+    "experts_difference_bf16": ("blocks", "the same of a mixture of experts", 2e-2),
     "waits": ("sync", "waits of the host for the device in a micro-batch, every objective but GIFT", 0.0),
     "waits_gift": ("sync", "the same under GIFT", 1.0),
     "head_score_error": ("bf16_head", "log p of bf16 rows against float64, largest difference", 1e-3),

@@ -30,6 +30,7 @@ LIMITS = {
     "gradients": 90,
     "far_scores": 60,
     "packed_is_alone": 60,
+    "blocks": 60,
     "sync": 90,
     "bf16_head": 30,
     "lora_8b": 120,
@@ -84,6 +85,7 @@ def main() -> None:
 
 def run_part(name: str, device_name: str, is_quick: bool, out: Path) -> None:
     """One part in this process: its figures and notes go to a file of the folder."""
+    import blocks
     import correctness
     import throughput
     import torch
@@ -93,7 +95,7 @@ def run_part(name: str, device_name: str, is_quick: bool, out: Path) -> None:
 
     device = torch.device(device_name)
     notes: list[str] = []
-    checks = correctness.PARTS | {"sync": waits.sync}
+    checks = correctness.PARTS | {"blocks": blocks.blocks, "sync": waits.sync}
     if name in checks:
         figures = checks[name](device, is_quick)
     else:

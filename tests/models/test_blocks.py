@@ -75,6 +75,22 @@ def test_chunks_change_nothing(monkeypatch):
         torch.testing.assert_close(one, other)
 
 
+def test_chunks_inside_layers_that_are_computed_again(monkeypatch):
+    """A layer's recomputation has its chunks computed again inside it."""
+    model, masked = load("sdar_tiny").train(), torch.ones(1, 12, dtype=torch.bool)
+
+    def gradients():
+        model.zero_grad()
+        block_sft_loss(model, IDS, masked, torch.ones(1, 12), 12).backward()
+        return [parameter.grad.clone() for parameter in model.parameters()]
+
+    plain = gradients()
+    monkeypatch.setattr("lift_ds.models.blocks.CHUNK_PAIRS", 5 * 24)
+    model.checkpoint_layers(2)
+    for one, other in zip(plain, gradients(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_memory_does_not_grow_with_the_square():
     """4,096 tokens, 8,192 with their noised copies: less than half of one float mask of all pairs, 256 MiB."""
     found = json.loads(run([sys.executable, "-m", "tests.models.block_peak"]).stdout)

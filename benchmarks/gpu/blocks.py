@@ -26,8 +26,8 @@ def of_attention(device: torch.device, is_quick: bool) -> float:
     heads = [torch.randn(1, count, 2 * sum(lengths), 64).bfloat16() for count in (4, 2, 2)]
 
     def gradients(where: torch.device, dtype: torch.dtype) -> Tensor:
-        leaves = [each.to(where, dtype).requires_grad_() for each in heads]
-        out = BlockAttention.training(positions.to(where), 32)(*leaves, 0.0)
+        leaves = query, key, value = [each.to(where, dtype).requires_grad_() for each in heads]
+        out = BlockAttention.training(positions.to(where), 32)(query, key, value, 0.0)
         found = torch.autograd.grad(out.double().square().sum(), leaves)
         return torch.cat([each.double().cpu().flatten() for each in (out, *found)])
 

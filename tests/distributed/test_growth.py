@@ -24,6 +24,7 @@ def test_the_formula_gives_the_counted_bytes(growth, num_ranks, tmp_path):
     assert found["step_control_bytes"] == 768 + (16 if num_ranks > 1 else 0)
     assert found["step_dealing_bytes"] == (96 * num_ranks if num_ranks > 1 else 0)  # 24 a document, 4 a rank
     assert found["resume_opened"] <= 12
-    whole = found["checkpoint_bytes_per_rank"] * num_ranks
-    assert found["save_hashed_bytes"] < whole / num_ranks + 600_000 and found["resume_hashed_bytes"] < whole
+    share = found["checkpoint_bytes_per_rank"]
+    assert found["resume_hashed_bytes"] < share + 20_000  # and the manifest itself
+    assert found["save_hashed_bytes"] < share + 120_000  # rank 0 has tokenizer and config
     assert found["checkpoint_files"] == 12 + 4 * num_ranks

@@ -141,8 +141,10 @@ def resolve_token_ids(
         config.eos_token_id = pad_id if end_id is None else end_id
         config.pad_token_id = end_id if pad_id is None else pad_id
     config.mask_token_id = settled(folder, "mask_token_id", config.mask_token_id, mask_token_id)
-    for name in NEEDED_IDS if is_complete else ():
+    for name in NEEDED_IDS:
         value = getattr(config, name)
+        if value is None and not is_complete:
+            continue
         if not isinstance(value, int) or not 0 <= value < rows:
             given = ", or given: load_pretrained(..., mask_token_id=...)" if name == "mask_token_id" else ""
             raise ValueError(

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 from rich.console import Console
@@ -150,7 +151,10 @@ def test_a_terminal_follows_a_run_until_ctrl_c(run_folder):
     ours, theirs = pty.openpty()
     command = [sys.executable, "tools/watch.py", str(run_folder), "--every", "0.2"]
     environment = clean_environment(TERM="xterm", COLUMNS="100", LINES="40")
-    watching = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
+    watching = subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment, stdin=theirs, stdout=theirs, stderr=theirs,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a suite in the background ignores it
+    )  # fmt: skip
     os.close(theirs)
     shown = ""
 

@@ -5,6 +5,7 @@ import pytest
 from tests.faults.campaign import campaign
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_two_kills():
     figures = campaign(2, seed=3, phases=("training", "saving"))

@@ -45,11 +45,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 BASE = REPOSITORY / "lift_ds" / "assets" / "base"
 SIZES = {"d_model": 1024, "n_heads": 16, "n_kv_heads": 16, "mlp_hidden_size": 2816, "n_layers": 20}
 QUICK_SIZES = {"d_model": 64, "n_heads": 2, "n_kv_heads": 2, "mlp_hidden_size": 128, "n_layers": 2}
-ARMS = {
-    "none": ["checkpoint.save_every=0"],
-    "at_once": ["checkpoint.async_save=false"],
-    "behind": ["checkpoint.async_save=true"],
-}
+ARMS = ("none", "at_once", "behind")
 
 
 def make_model(folder: Path, sizes: dict[str, int]) -> float:
@@ -121,9 +117,11 @@ def measure(arguments: argparse.Namespace, place: Path) -> dict[str, Any]:
     whole: dict[str, list[float]] = {name: [] for name in ARMS}
     peaks: dict[str, float] = dict.fromkeys(ARMS, 0.0)
     for number in range(arguments.rounds):
-        for name, overrides in ARMS.items():
+        for name in ARMS:
             output = place / f"{name}-{number}"
-            train(model, output, f"optim.steps={num_steps}", f"checkpoint.save_every={save_every}", *overrides)
+            saves = [f"checkpoint.save_every={0 if name == 'none' else save_every}"]
+            saves.append(f"checkpoint.async_save={name == 'behind'}")
+            train(model, output, f"optim.steps={num_steps}", *saves)
             gaps[name].append(stalls(output, num_steps, save_every))
             whole[name].append(whole_seconds(output, num_steps))
             steps = read_metrics(output / METRICS_FILE, "step")

@@ -48,13 +48,25 @@ def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in FLAGS if getattr(arguments, name) is not None}
 
 
-def process_of(arguments: argparse.Namespace, decoding: FixedSteps, stop_early: bool) -> SamplingSettings:
+def own_blocks(model: str) -> int | None:
+    """The block size of a model that has one of its own, from its config alone; see `read_config` for errors."""
+    from lift_ds.models.families import read_config
+    from lift_ds.models.weights import resolve_folder
+    from lift_ds.sampling.block_rule import own_block_size
+
+    return own_block_size(read_config(resolve_folder(model, with_weights=False)))
+
+
+def process_of(
+    arguments: argparse.Namespace, decoding: FixedSteps, stop_early: bool, block_size: int | None = None
+) -> SamplingSettings:
     """How answers are made.
 
     Args:
         arguments: With the flags above.
         decoding: Lengths where the flags give none; and tokens a step, where neither they nor confidence decide it.
         stop_early: End answers with the block in which their end token stands.
+        block_size: In place of the length of blocks, where the model has blocks of its own and no flag names one.
 
     Raises:
         ValueError: A flag is out of range, or would change nothing.
@@ -64,7 +76,8 @@ def process_of(arguments: argparse.Namespace, decoding: FixedSteps, stop_early: 
         raise ValueError(
             f"--top-p={arguments.top_p} changes nothing at temperature 0; set --temperature, or remove it."
         )
-    values = decoding.model_dump(exclude={"steps"}) | {"stop_early": stop_early} | given
+    values = decoding.model_dump(exclude={"steps"}) | {"stop_early": stop_early}
+    values |= ({} if block_size is None else {"block_length": block_size}) | given
     if not {"steps", "threshold", "factor"} & given.keys():
         values["steps"] = values["gen_length"] * decoding.steps // decoding.gen_length
     return checked_settings(**values)
@@ -84,11 +97,16 @@ def with_flags(
     Raises:
         ValueError: See `use_template`.
     """
+    from lift_ds.sampling.block_rule import own_block_size  # its models are slow to import
+
     taught, asked = answerer.chat_format, answerer.asked(system, chat_template)
     differ = taught.differences(asked.chat_format)
     lines = [f"{name}={now}, instead of {before} that the model was taught" for name, before, now in differ]
     if not differ and taught.system:
         lines.append(f"data.system={taught.system}, as the model was taught")
+    block_size = own_block_size(asked.model.config)
+    if block_size is not None:
+        lines.append(f"block_length={block_size}, the model's own")
     if adapters is not None and read_format(Path(adapters)) is not None:
         lines.append(f"chat format of the adapters in {adapters}")
     return asked, lines

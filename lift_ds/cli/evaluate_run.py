@@ -31,7 +31,7 @@ from lift_ds.ranks.shares import Ranks
 from lift_ds.sampling.settings import SamplingSettings
 from lift_ds.training.inference import load_cut, load_whole, weight_hashes
 
-from .answer_flags import given_settings, process_of, with_flags
+from .answer_flags import given_settings, own_blocks, process_of, with_flags
 from .evaluate_tables import LiveTable, print_results, wide_console
 from .tool import check_counts, writing
 
@@ -113,13 +113,14 @@ def run_evaluation(arguments: argparse.Namespace, launch: Launch) -> None:
     protocol = load_protocol(arguments.protocol)
     files = data_files(arguments.data, arguments.tasks)
     tasks: dict[str, tuple[list[Problem], SamplingSettings, list[str]]] = {}
+    block_size = own_blocks(arguments.model)
     for task in arguments.tasks:
         problems = task_problems(task, protocol, files.get(task), arguments.limit)
         scorers = task_scorers(task, arguments.scorers or protocol.scorers)
         for scorer in scorers:
             check_task(task, scorer)
         decoding = protocol.tasks[task].decoding or protocol.decoding
-        tasks[task] = (problems, process_of(arguments, decoding, protocol.stop_early), scorers)
+        tasks[task] = (problems, process_of(arguments, decoding, protocol.stop_early, block_size), scorers)
     answerer, ranks = load_model(arguments, launch)
     plans = [
         plan_task(task, problems, protocol, process, arguments.samples, scorers, answerer)

@@ -25,10 +25,11 @@ from lift_ds.data.text.turns import CHAT_KEYS, Message, RowRules, keys_of_messag
 from lift_ds.evaluation.asking.answering import Answer, Answerer, load_answerer
 from lift_ds.evaluation.asking.unmasking import partly_masked
 from lift_ds.evaluation.score_file import json_objects
+from lift_ds.sampling.block_rule import check_settings
 from lift_ds.sampling.reverse import RowSeeds, check_length
 from lift_ds.sampling.settings import FixedSteps, SamplingSettings
 
-from .answer_flags import FORMAT_FLAGS, process_of, sampling_flags, with_flags
+from .answer_flags import FORMAT_FLAGS, own_blocks, process_of, sampling_flags, with_flags
 from .tool import check_counts, check_writable, flag, tool
 
 LENGTHS = FixedSteps(gen_length=128, block_length=32, steps=128)
@@ -105,8 +106,10 @@ class Session:
 def load(arguments: argparse.Namespace) -> Session:
     """Everything that the flags ask for; a ValueError where one is wrong, or the model cannot be used."""
     check_counts(arguments, "batch_size")
-    process = process_of(arguments, LENGTHS, stop_early=True)  # errors of flags come before the model is read
+    # errors of flags come before the weights are read
+    process = process_of(arguments, LENGTHS, stop_early=True, block_size=own_blocks(arguments.model))
     answerer, lines = with_flags(load_answerer(arguments.model), arguments.system, arguments.chat_template)
+    check_settings(process, answerer.model.config)
     for line in lines:
         print(line, file=sys.stderr)
     return Session(answerer, process, arguments.seed)

@@ -25,7 +25,7 @@ from .tool import check_counts, flag, tool, write_json
 @tool(
     __doc__,
     flag("--model", required=True, help="folder, hub name (owner/name), or a size known without files: 8b, dream-7b, "
-         "builtin:base"),
+         "sdar-8b, llada2-mini, builtin:base"),
     flag("--ds", type=Path, required=True, metavar="JSON", help="DeepSpeed configuration, as ds_configs/zero3.json"),
     flag("--nodes", type=int, default=1, help="machines"),
     flag("--gpus", type=int, default=8, help="GPUs of each"),

@@ -79,6 +79,7 @@ class LlamaLayoutConfig(MaskedDiffusionConfig):
         theta, scaling = kwargs.pop("rope_theta", 10000.0), kwargs.pop("rope_scaling", None)
         rope = read_rope(self.model_type, theta, kwargs.pop("rope_parameters", None) or scaling or {})
         super().__init__(rope_parameters=rope, **kwargs)
+        self.rope_theta = rope["rope_theta"]  # where engines that serve models look for it, and guess where it is not
         self.num_key_value_heads: int = self.num_key_value_heads or self.num_attention_heads
         self.head_dim: int = self.head_dim or self.hidden_size // self.num_attention_heads
 

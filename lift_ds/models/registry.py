@@ -81,9 +81,13 @@ def model_types() -> list[str]:
     return list(dict.fromkeys(family.model_type for family in FAMILIES.values()))
 
 
-def adapted_families() -> dict[str, Family]:
-    """The families that are made of autoregressive models, by the `model_type` of these."""
-    return {family.adapted_from: family for family in FAMILIES.values() if family.adapted_from is not None}
+def adapted_families(is_blockwise: bool = False) -> dict[str, Family]:
+    """The families, with an order of blocks or without, that autoregressive models become, by these' `model_type`."""
+    return {
+        family.adapted_from: family
+        for family in FAMILIES.values()
+        if family.adapted_from is not None and family.is_blockwise == is_blockwise
+    }
 
 
 def head_names() -> list[str]:

@@ -44,4 +44,5 @@ FAMILY = Family(
     turn_ends=("<|im_end|>",),
     end_is_padding=True,
     is_blockwise=True,
+    adapted_from="qwen3",
 )

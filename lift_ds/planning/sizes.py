@@ -12,6 +12,8 @@ from transformers import PretrainedConfig
 from lift_ds.models.dream import DreamConfig
 from lift_ds.models.families import family_of, read_config
 from lift_ds.models.llada import LLaDAConfig
+from lift_ds.models.llada2 import LLaDA2MoeConfig
+from lift_ds.models.sdar import SDARConfig
 from lift_ds.models.settings import LoraConfig
 from lift_ds.models.weights import BUILTIN_BASE, resolve_folder
 
@@ -28,7 +30,50 @@ DREAM_7B: dict[str, Any] = {
     "max_position_embeddings": 131072,
     "rope_theta": 1000000.0,
 }
-KNOWN = {"8b": "LLaDA-8B", "dream-7b": "Dream-7B", BUILTIN_BASE: "the small base that the package carries"}
+SDAR_8B: dict[str, Any] = {
+    "mask_token_id": 151669,
+    "block_size": 4,
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "max_position_embeddings": 32768,
+    "rope_theta": 1000000.0,
+}
+LLADA2_MINI: dict[str, Any] = {
+    "mask_token_id": 156895,
+    "block_size": 32,
+    "hidden_size": 2048,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 20,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "vocab_size": 157184,
+    "max_position_embeddings": 16384,
+    "rope_theta": 600000.0,
+    "partial_rotary_factor": 0.5,
+    "attention_dropout": 0.0,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 512,
+    "n_group": 8,
+    "num_experts": 256,
+    "num_experts_per_tok": 8,
+    "num_shared_experts": 1,
+    "rms_norm_eps": 1e-6,
+    "routed_scaling_factor": 2.5,
+    "topk_group": 4,
+}
+KNOWN = {
+    "8b": "LLaDA-8B",
+    "dream-7b": "Dream-7B",
+    "sdar-8b": "SDAR-8B",
+    "llada2-mini": "LLaDA2-mini",
+    BUILTIN_BASE: "the small base that the package carries",
+}
 
 
 def config_of(name: str) -> PretrainedConfig:
@@ -41,6 +86,10 @@ def config_of(name: str) -> PretrainedConfig:
         return LLaDAConfig(mask_token_id=126336)
     if name == "dream-7b":
         return DreamConfig(**DREAM_7B)
+    if name == "sdar-8b":
+        return SDARConfig(**SDAR_8B)
+    if name == "llada2-mini":
+        return LLaDA2MoeConfig(**LLADA2_MINI)
     if name != BUILTIN_BASE and not Path(name).is_dir() and "/" not in name:
         known = ", ".join(f"{size} ({what})" for size, what in KNOWN.items())
         raise ValueError(f"--model {name}: no folder, no hub name (owner/name), and no known size: {known}.")

@@ -3,7 +3,10 @@
 A block sees the finished ones and itself, so it needs no mask, and finished blocks never change: keeping theirs is
 exact. They are computed from a block's final tokens, in one more forward; those of a prompt's full blocks, in one.
 
-Shapes: L tokens, b tokens of a block, H heads.
+Prompts are answered one after the other. Where each forward is a collective, ranks agree on every one of them, and one
+that is done with its prompts goes along until all are.
+
+Shapes: B prompts, P tokens of a prompt, L tokens, b tokens of a block, H heads.
 
 Source: SDAR's `block_diffusion_generate` and LLaDA2's `generate` (same ids), at temperature 0.
 Differs: the mask token is never predicted, where it would be revealed as such; a step never takes a position that is
@@ -12,7 +15,7 @@ revealed already, a prompt's least of all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -23,8 +26,9 @@ from lift_ds.models.families import max_length_of
 from lift_ds.models.layers import MaskedDiffusionModel, Visible
 from lift_ds.models.registry import is_blockwise
 
+from .block_rule import block_rule
 from .choose import predict
-from .settings import checked_settings
+from .settings import SamplingSettings, checked_settings
 
 GREEDY = checked_settings(gen_length=1, block_length=1, steps=1)
 
@@ -64,27 +68,114 @@ def generate_blocks(
     Raises:
         ValueError: The model does not denoise block after block, or a value is out of range.
     """
-    size = check_arguments(model, prompt_ids, gen_length, steps_per_block, threshold, editing_threshold)
-    mask_id, end_id, prompt_length = int(model.config.mask_token_id), int(model.config.eos_token_id), prompt_ids.numel()
-    num_blocks = -(-(prompt_length + gen_length) // size)
-    ids = F.pad(prompt_ids.view(1, -1), (0, num_blocks * size - prompt_length), value=mask_id)
-    stops = torch.tensor([*(stop_ids or ([end_id] if cut_at_end else []))], dtype=torch.int64, device=ids.device)
-    cache = FinishedBlocks(size)
-    first = prompt_length // size
-    if first:
-        cache.finish(model, ids[:, : first * size])
-    for start in range(first * size, num_blocks * size, size):
-        block = ids[:, start : start + size]
-        denoise_block(model, block, cache, steps_per_block, threshold)
-        if torch.isin(block[:, max(0, prompt_length - start) :], stops).any():
-            break
-        if start + size < num_blocks * size:
-            cache.finish(model, block)
+    check_arguments(model, prompt_ids, gen_length, steps_per_block, threshold, editing_threshold)
+    end_id, prompt_length = int(model.config.eos_token_id), prompt_ids.numel()
+    stops = torch.tensor([*(stop_ids or ([end_id] if cut_at_end else []))], dtype=torch.int64, device=prompt_ids.device)
+    ids = continue_prompt(Forwards(model), prompt_ids.view(1, -1), gen_length, steps_per_block, threshold, stops)
     if cut_at_end:
         ids = ids[:, prompt_length : prompt_length + gen_length]
         ended = torch.isin(ids, stops).nonzero()
         ids = ids[:, : int(ended[0, 1]) + 1] if len(ended) else ids
     return ids.view(-1) if prompt_ids.dim() == 1 else ids
+
+
+def denoise_blocks(
+    model: MaskedDiffusionModel,
+    prompt_ids: Tensor,
+    settings: SamplingSettings,
+    attention_mask: Tensor | None,
+    stops: Tensor,
+    any_rank: Callable[[bool], bool],
+    watch: Callable[[Tensor], None] | None,
+) -> tuple[Tensor, Tensor]:
+    """What `reverse.denoise` gives for a model that denoises block after block; see there.
+
+    Returns:
+        The ids, int64 (B, P + gen_length), and the forwards of each row, int64 (B,), those that keep finished blocks
+        included.
+
+    Raises:
+        ValueError: The settings ask for something that has no meaning here.
+    """
+    steps, threshold = block_rule(settings, model.config)
+    mask_id, end_id = int(model.config.mask_token_id), int(model.config.eos_token_id)
+    start, gen_length = prompt_ids.shape[1], settings.gen_length
+    ids, forwards, counts = F.pad(prompt_ids, (0, gen_length), value=mask_id), Forwards(model, any_rank), []
+    for row, padded in enumerate(prompt_ids):
+        prompt = padded[None] if attention_mask is None else padded[attention_mask[row]][None]
+        length = prompt.shape[1]
+
+        def show(canvas: Tensor, row: int = row, length: int = length) -> None:
+            ids[row, start:] = canvas[0, length : length + gen_length]
+            if watch is not None:
+                watch(ids)
+
+        before = forwards.number
+        continue_prompt(forwards, prompt, gen_length, steps, threshold, stops, show)
+        counts.append(forwards.number - before)
+    forwards.go_along(prompt_ids[:1, -1:])
+    is_filled = F.pad(torch.zeros_like(prompt_ids), (0, gen_length), value=1).bool() & (ids == mask_id)
+    return ids.masked_fill(is_filled, end_id), torch.tensor(counts, device=ids.device)
+
+
+class Forwards:
+    """Forwards of a model, counted, and as many on every rank; all go through the same modules."""
+
+    def __init__(self, model: MaskedDiffusionModel, any_rank: Callable[[bool], bool] = bool) -> None:
+        self.model, self.any_rank, self.number = model, any_rank, 0
+
+    def logits(self, cache: FinishedBlocks, block: Tensor) -> Tensor:
+        """Logits (1, b, V) of a block (1, b)."""
+        self.any_rank(True)
+        self.number += 1
+        return self.model.head(cache.encode(self.model, block))
+
+    def finish(self, cache: FinishedBlocks, ids: Tensor) -> None:
+        """Keeps blocks (1, n b); one row goes through the head, as another rank's may need the head now."""
+        self.any_rank(True)
+        self.number += 1
+        self.model.head(cache.finish(self.model, ids)[:, -1:])
+
+    def go_along(self, ids: Tensor) -> None:
+        """Runs forwards of one token (1, 1) until no rank runs any."""
+        while self.any_rank(False):
+            self.model.head(self.model.encode(ids))
+
+
+def continue_prompt(
+    forwards: Forwards,
+    prompt_ids: Tensor,
+    gen_length: int,
+    steps: int,
+    threshold: float | None,
+    stops: Tensor,
+    show: Callable[[Tensor], None] | None = None,
+) -> Tensor:
+    """The canvas (1, L) of a prompt (1, P), with mask tokens in the blocks after one with a stop token.
+
+    Arguments are those of `generate_blocks`; `show` is called with the canvas after every step.
+    """
+    model, prompt_length = forwards.model, prompt_ids.shape[1]
+    mask_id, size = int(model.config.mask_token_id), check_block_size(model.config)
+    num_blocks = -(-(prompt_length + gen_length) // size)
+    ids = F.pad(prompt_ids, (0, num_blocks * size - prompt_length), value=mask_id)
+    cache = FinishedBlocks(size)
+    first = prompt_length // size
+    if first:
+        forwards.finish(cache, ids[:, : first * size])
+    for start in range(first * size, num_blocks * size, size):
+        block = ids[:, start : start + size]
+        for step in range(steps):
+            if not (block == mask_id).any():
+                break
+            reveal(forwards, block, cache, size // steps + (step < size % steps), threshold)
+            if show is not None:
+                show(ids)
+        if torch.isin(block[:, max(0, prompt_length - start) :], stops).any():
+            break
+        if start + size < num_blocks * size:
+            forwards.finish(cache, block)
+    return ids
 
 
 def check_arguments(
@@ -94,12 +185,8 @@ def check_arguments(
     steps_per_block: int,
     threshold: float | None,
     editing_threshold: float | None,
-) -> int:
-    """The model's block size; arguments as in `generate_blocks`.
-
-    Raises:
-        ValueError: As there.
-    """
+) -> None:
+    """Checks the arguments of `generate_blocks`; see there."""
     if not is_blockwise(model.config):
         raise ValueError(f"{type(model).__name__} has no blocks of its own; use lift_ds.generate(...).")
     size, longest = check_block_size(model.config), max_length_of(model.config)
@@ -123,28 +210,20 @@ def check_arguments(
             f"a prompt of {prompt_ids.numel()} tokens and gen_length={gen_length}, filled up to blocks of {size}, are "
             f"longer than the {longest} tokens that the model was made for; shorten one of them."
         )
-    return size
 
 
-def denoise_block(
-    model: MaskedDiffusionModel, block: Tensor, cache: FinishedBlocks, steps: int, threshold: float | None
-) -> None:
-    """Reveals the masked positions of a block (1, b), in place."""
-    mask_id, end_id = int(model.config.mask_token_id), int(model.config.eos_token_id)
-    size = block.shape[1]
-    for step in range(steps):
-        masked = block == mask_id
-        if not masked.any():
-            return
-        logits = model.head(cache.encode(model, block))
-        predicted, confidence = predict(logits, GREEDY, mask_id, end_id)
-        confidence = confidence.masked_fill(~masked, -1.0)
-        rank = confidence.argsort(dim=-1, descending=True, stable=True).argsort(-1)
-        chosen = rank < size // steps + (step < size % steps)
-        if threshold is not None:
-            is_sure = confidence > threshold
-            chosen = torch.where(is_sure.sum() >= chosen.sum(), is_sure, chosen)
-        block.copy_(torch.where(chosen & masked, predicted, block))
+def reveal(forwards: Forwards, block: Tensor, cache: FinishedBlocks, number: int, threshold: float | None) -> None:
+    """Reveals so many masked positions of a block (1, b), or all that are surer than a threshold, in place."""
+    config = forwards.model.config
+    mask_id, end_id = int(config.mask_token_id), int(config.eos_token_id)
+    masked = block == mask_id
+    predicted, confidence = predict(forwards.logits(cache, block), GREEDY, mask_id, end_id)
+    confidence = confidence.masked_fill(~masked, -1.0)
+    chosen = confidence.argsort(dim=-1, descending=True, stable=True).argsort(-1) < number
+    if threshold is not None:
+        is_sure = confidence > threshold
+        chosen = torch.where(is_sure.sum() >= chosen.sum(), is_sure, chosen)
+    block.copy_(torch.where(chosen & masked, predicted, block))
 
 
 class FinishedBlocks:
@@ -163,15 +242,19 @@ class FinishedBlocks:
         positions = torch.arange(self.length, self.length + ids.shape[1], device=ids.device)[None]
         return model.encode(ids, self, positions)
 
-    def finish(self, model: MaskedDiffusionModel, ids: Tensor) -> None:
-        """Keeps the keys and values of blocks (1, n b), all of them final; several only where none is kept yet."""
+    def finish(self, model: MaskedDiffusionModel, ids: Tensor) -> Tensor:
+        """Keeps the keys and values of blocks (1, n b), all of them final; several only where none is kept yet.
+
+        Returns their hidden states (1, n b, D).
+        """
         assert not self.length or ids.shape[1] == self.block_size
         if ids.shape[1] > self.block_size:
             positions = torch.arange(ids.shape[1], device=ids.device)[None]
             self.among = BlockAttention.finished(positions, self.block_size)
         self.keeps = True
-        self.encode(model, ids)
+        hidden = self.encode(model, ids)
         self.keeps, self.among, self.length = False, None, self.length + ids.shape[1]
+        return hidden
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
         """Attention of one layer's queries (1, H, L, head_dim) to their own keys and those kept."""

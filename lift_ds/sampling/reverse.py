@@ -1,6 +1,7 @@
 """The reverse process: blocks are denoised from left to right, each in steps that reveal the surest predictions.
 
-One block as long as the answer is a process without an order of blocks, as Dream's.
+One block as long as the answer is a process without an order of blocks, as Dream's. Models with blocks of their own
+have their own process, `block_decoding`, behind the same door.
 
 Source: LLaDA's public `generate` (same ids with the same arguments); Dream's and Fast-dLLM's rules in `choose`.
 Differs: only the current block's positions reach the vocabulary matrix; left-padded prompts are honoured, so that an
@@ -20,10 +21,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from lift_ds.models.families import max_length_of
 from lift_ds.models.head import MaskedDiffusionModel
-from lift_ds.models.registry import refuse_blockwise
+from lift_ds.models.registry import is_blockwise
 
+from .block_decoding import denoise_blocks
+from .block_rule import longest_answered
 from .choose import Randomness, choose, predict
 from .predict import Predictor
 from .settings import Cache, EosPolicy, Remasking, SamplingSettings, checked_settings
@@ -115,7 +117,7 @@ def check_length(settings: SamplingSettings, prompt_length: int, config: Any) ->
     Raises:
         ValueError: They are longer than the model allows.
     """
-    longest = max_length_of(config)
+    longest = longest_answered(config)
     if prompt_length + settings.gen_length > longest:
         raise ValueError(
             f"a prompt of {prompt_length} tokens and gen_length={settings.gen_length} are longer than the {longest} "
@@ -132,6 +134,7 @@ def denoise(
     generator: torch.Generator | RowSeeds | None = None,
     any_rank: Callable[[bool], bool] = bool,
     watch: Callable[[Tensor], None] | None = None,
+    stop_ids: Sequence[int] = (),
 ) -> Generation:
     """Continues prompts.
 
@@ -144,14 +147,21 @@ def denoise(
         any_rank: Whether something is so on any rank: loops end by agreement where each forward is a collective. A rank
             that is done goes along with one row.
         watch: Called with the ids after every step.
+        stop_ids: Tokens that end an answer early, as the config's end token does.
 
     Raises:
-        ValueError: Prompt and answer together are longer than the model allows, or it denoises by blocks of its own.
+        ValueError: Prompt and answer together are longer than the model allows, or it has blocks of its own, for which
+            a setting means nothing.
     """
-    refuse_blockwise(model.config, "use lift_ds.generate_blocks(...).")
     mask_id, end_id = int(model.config.mask_token_id), int(model.config.eos_token_id)
     prompt_length = prompt_ids.shape[1]
     check_length(settings, prompt_length, model.config)
+    stops = torch.tensor(
+        [end_id, *stop_ids] if settings.stop_early else [], dtype=torch.int64, device=prompt_ids.device
+    )
+    if is_blockwise(model.config):
+        ids, counts = denoise_blocks(model, prompt_ids, settings, attention_mask, stops, any_rank, watch)
+        return Generation(ids, int(counts.sum()), counts)
     ids = F.pad(prompt_ids, (0, settings.gen_length), value=mask_id)
     logits_of = Predictor(model, prompt_ids, attention_mask, settings)
     num_forwards, row_forwards = 0, torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
@@ -175,7 +185,7 @@ def denoise(
             if watch is not None:
                 watch(ids)
         if settings.stop_early:
-            ended = (ids[:, prompt_length : block.stop] == end_id).any(-1)
+            ended = torch.isin(ids[:, prompt_length : block.stop], stops).any(-1)
             ids[:, block.stop :] = torch.where(ended[:, None], end_id, ids[:, block.stop :])
     return Generation(ids, num_forwards, row_forwards)
 

@@ -22,14 +22,17 @@ from lift_ds.data.text.chat import ChatEncoder
 from lift_ds.data.text.chat_format import KEYS, ChatFormat, format_of_settings, read_format, template_text
 from lift_ds.data.text.prepared import folder_of, read_prepared
 from lift_ds.data.text.templates import use_template
+from lift_ds.evaluation.settings import EvalConfig
 from lift_ds.models.families import max_length_of, start_token_of
-from lift_ds.models.registry import refuse_blockwise
+from lift_ds.models.registry import is_blockwise
 from lift_ds.models.vocabulary import check_tokenizer, load_tokenizer
 from lift_ds.models.weights import NewWeights, WeightSource
 from lift_ds.planning.flops import Arithmetic
 from lift_ds.ranks.background import BackgroundGroup, Links
 from lift_ds.ranks.once import ALONE, Once
 from lift_ds.ranks.shares import Ranks
+from lift_ds.sampling.block_rule import check_settings
+from lift_ds.sampling.settings import FixedSteps, SamplingSettings
 from lift_ds.storage.checkpoint_weights import CheckpointWeights
 from lift_ds.storage.safetensors_folder import SafetensorsFolder
 
@@ -154,7 +157,7 @@ def prepare(
         ValueError: Something is missing or does not fit; see the functions that it calls.
     """
     model = model or open_model(run.model.path, not run.model.from_scratch, once)
-    refuse_answers(run, model.config)
+    check_answers(run, model.config)
     tokenizer = load_tokenizer(model.folder)
     if tokenizer is None:
         raise ValueError(f"{model.folder}: no tokenizer; training needs one to read text.")
@@ -163,16 +166,21 @@ def prepare(
     return Prepared(run, model.folder, model.config, data, model.checkpoint)
 
 
-def refuse_answers(run: RunConfig, config: PretrainedConfig) -> None:
-    """Answers while training are made by a sampler that block diffusion models do not have.
+def check_answers(run: RunConfig, config: PretrainedConfig) -> None:
+    """Whether the model can make the answers that a run asks for.
 
     Raises:
-        ValueError: A run of such a model asks for them.
+        ValueError: It denoises block after block, and `eval.*` says otherwise.
     """
-    names = ("solve_items", "solve_every", "watch_every")
-    asked = [f"eval.{name}={getattr(run.eval, name)}" for name in names if getattr(run.eval, name)]
-    if asked:
-        refuse_blockwise(config, f"the trainer does not let such models answer yet: set {', '.join(asked)} to 0.")
+    asked = run.eval
+    if asked.solve_items or asked.solve_every or asked.watch_every or run.checkpoint.best_by == "solve_rate":
+        check_settings(answer_settings(asked, config), config, asked.prefix)
+
+
+def answer_settings(asked: EvalConfig, config: PretrainedConfig) -> SamplingSettings:
+    """How answers are made while a model trains; one with blocks of its own may stop at an end token."""
+    lengths = asked.model_dump(include=set(FixedSteps.model_fields))
+    return SamplingSettings(**lengths, stop_early=is_blockwise(config))
 
 
 def batch_rule(prepared: Prepared, max_rows: int | None) -> BatchRule:

@@ -23,7 +23,7 @@ from lift_ds.sampling.settings import SamplingSettings
 from lift_ds.storage.best import Measured
 
 from .engine import Engine
-from .inputs import Prepared
+from .inputs import Prepared, answer_settings
 from .patience import Patience
 from .progress import Progress
 from .watching import watch
@@ -50,8 +50,7 @@ class Measurements:
     @property
     def process(self) -> SamplingSettings:
         """How answers are made."""
-        asked = self.prepared.run.eval
-        return SamplingSettings(gen_length=asked.gen_length, block_length=asked.block_length, steps=asked.steps)
+        return answer_settings(self.prepared.run.eval, self.prepared.config)
 
     @property
     def batch_size(self) -> int:

@@ -81,10 +81,10 @@ def test_tokens_after_an_early_stop_do_not_count():
     ids = [answerer.encoder.tokenizer.encode("3", add_special_tokens=False)[0]] * 10
     ids += [answerer.encoder.end_token_id] * 22
     settings = [SamplingSettings(gen_length=32, block_length=8, steps=32, stop_early=stops) for stops in (True, False)]
-    found = [answerer.read(ids, 4, each, False) for each in settings]
+    found = [answerer.read(5, ids, 4, each, False) for each in settings]
     assert [(each.num_tokens, each.num_denoised) for each in found] == [(10, 16), (10, 32)]
     one_block = SamplingSettings(gen_length=8, block_length=8, steps=8, stop_early=True)
-    cut = answerer.read(ids[:8], 4, one_block, False)
+    cut = answerer.read(5, ids[:8], 4, one_block, False)
     assert (cut.is_ended, cut.num_denoised) == (False, 8)
 
 

@@ -30,13 +30,17 @@ from lift_ds.models.weights import NewWeights, fill_parameters
 from lift_ds.objectives import make_objective, objective_settings
 from lift_ds.ranks.launch import read_launch
 from lift_ds.ranks.running import leave
+from lift_ds.ranks.shares import Collectives, agreement
+from lift_ds.sampling.reverse import denoise, pad
+from lift_ds.sampling.settings import SamplingSettings
 from lift_ds.storage.safetensors_folder import SafetensorsFolder
 from lift_ds.training.buffers import DifficultyBuffers
-from lift_ds.training.engine import Engine, build_model, start_distributed
+from lift_ds.training.engine import Engine, build_model, shard_for_inference, start_distributed
 from lift_ds.training.loop import StopRequest, train_steps
 from lift_ds.training.normalizer import document_scale, step_counts
 from lift_ds.training.spikes import Spikes
 from lift_ds.training.step import DiffusionStep
+from tests.models.block_vectors import GIVEN
 
 VECTORS = Path(__file__).resolve().parents[1] / "data" / "llada_tiny"
 NUM_STEPS = 50
@@ -425,6 +429,27 @@ def precisions(rank: int) -> dict:
         model = build_model(read_config(VECTORS), SafetensorsFolder(VECTORS), ds_json, "weights")
         found[str(is_bf16)] = sorted({str(each.ds_tensor.dtype) for each in model.parameters()})
     return found
+
+
+def block_answers(rank: int, name: str) -> dict:
+    """Answers of a rank's own prompts by a model cut over the ranks, and by a whole one; forwards of the cut one."""
+    folder, given = VECTORS.parent / name, GIVEN[name]
+    config, source = read_config(folder, **given), SafetensorsFolder(folder)
+    ds_json = {"zero_optimization": {"stage": 3} | dict.fromkeys(THRESHOLDS, 0), "bf16": {"enabled": False}}
+    model = shard_for_inference(config, source, ds_json | {"train_micro_batch_size_per_gpu": 1}, name)
+    whole, _ = load_pretrained(folder, **given)
+    size = config.block_size
+    settings = SamplingSettings(gen_length=4 * size, block_length=size, steps=4 * size, stop_early=True)
+    prompts, attention = pad([[5, 6, 7, 8, 9], [10, 11], list(range(20, 29))][: 3 if rank == 0 else 1], 247)
+    stop = int(denoise(whole, prompts, settings, attention).ids[0, -1])
+    counted = []
+    model.model.norm.register_forward_hook(lambda *_: counted.append(1))
+    ranks = Collectives(torch.device("cpu"))
+    cut = denoise(model, prompts, settings, attention, any_rank=agreement(ranks), stop_ids=[stop])
+    expected = denoise(whole, prompts, settings, attention, stop_ids=[stop])
+    mine = {"cut": cut.ids.tolist(), "whole": expected.ids.tolist(), "num_forwards": len(counted)}
+    everyone = ranks.gather_objects(mine)
+    return {key: [each[key] for each in everyone] for key in mine}
 
 
 def main() -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lift_ds import load_pretrained
+from lift_ds.models.families import read_config
+from lift_ds.models.weights import hollow_model
 from tests.conftest import VECTORS
 
 # What the published configs do not say: the mask id of the mixtures, and LLaDA2's block size.
@@ -22,6 +26,29 @@ GIVEN: dict[str, dict[str, int]] = {
 def load(name: str, **changes: Any) -> Any:
     """A tiny model in eval mode."""
     return load_pretrained(VECTORS / name, **GIVEN[name] | changes)[0]
+
+
+def write_folder(name: str, with_tokenizer: Path, folder: Path, weight_scale: float = 0.0, **changes: int) -> Path:
+    """A folder of a tiny model's family with the tokenizer of another one; with random weights where they have a scale.
+
+    Settings are the tiny model's but for `changes`, control tokens and vocabulary the tokenizer's.
+    """
+    shutil.copytree(with_tokenizer, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    base = json.loads((with_tokenizer / "config.json").read_text())
+    raw = json.loads((VECTORS / name / "config.json").read_text()) | GIVEN[name]
+    raw |= {key: base[key] for key in ("mask_token_id", "eos_token_id", "pad_token_id")}
+    raw |= {"vocab_size": base["embedding_size"], "bos_token_id": base.get("bos_token_id")}
+    raw.pop("auto_map")
+    raw |= changes
+    (folder / "config.json").write_text(json.dumps(raw))
+    if weight_scale:
+        generator = torch.Generator().manual_seed(5)
+        state = hollow_model(read_config(folder)).state_dict()
+        drawn = {key: torch.randn(each.shape, generator=generator) for key, each in state.items()}
+        offsets = {key: 1.0 if each.dim() == 1 and "bias" not in key else 0.0 for key, each in state.items()}
+        weights = {key: offsets[key] + weight_scale * each for key, each in drawn.items()}
+        save_file(weights, folder / "model.safetensors")
+    return folder
 
 
 def cases(name: str, what: str, tensors: str) -> list[tuple[dict[str, Any], dict[str, torch.Tensor]]]:

@@ -67,6 +67,7 @@ def test_sizes_are_those_of_all_parameters():
 def test_known_sizes():
     assert 8.0e9 < Sizes.of(config_of("8b"), LoraConfig()).total < 8.03e9
     assert 7.61e9 < Sizes.of(config_of("dream-7b"), LoraConfig()).total < 7.63e9
+    assert Sizes.of(config_of("sdar-8b"), LoraConfig()).total == 8_190_735_360  # bytes of the published index / 2
     with pytest.raises(ValueError, match=r"no known size: 8b \(LLaDA-8B\), dream-7b .*builtin:base"):
         config_of("9b")
 

@@ -1,7 +1,6 @@
 """Block diffusion models and mixtures in the trainer: the step's loss, and whole runs on two ranks."""
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -17,12 +16,12 @@ from lift_ds.models.settings import LoraConfig
 from lift_ds.objectives import make_objective, objective_settings
 from lift_ds.planning.flops import Arithmetic
 from lift_ds.planning.live_memory import measure_passes
-from lift_ds.training.inputs import refuse_answers
+from lift_ds.training.inputs import check_answers
 from lift_ds.training.run import compile_layers
 from lift_ds.training.step import DiffusionStep
-from tests.conftest import SMALL, VECTORS, launch_train, losses_of
+from tests.conftest import SMALL, launch_train, losses_of
 from tests.distributed.jobs import make_documents
-from tests.models.block_vectors import GIVEN, load
+from tests.models.block_vectors import GIVEN, load, write_folder
 
 BLOCKWISE = ["sdar_tiny", "llada2_tiny"]
 
@@ -75,15 +74,7 @@ def folder_of(tiny_dir, tmp_path):
     """A folder of a family with a real tokenizer, for new weights."""
 
     def write(name):
-        folder = tmp_path / name
-        shutil.copytree(tiny_dir, folder)
-        base = json.loads((tiny_dir / "config.json").read_text())
-        raw = json.loads((VECTORS / name / "config.json").read_text()) | GIVEN[name]
-        raw |= {key: base[key] for key in ("mask_token_id", "eos_token_id", "pad_token_id")}
-        raw |= {"vocab_size": base["embedding_size"], "bos_token_id": base.get("bos_token_id")}
-        raw.pop("auto_map")
-        (folder / "config.json").write_text(json.dumps(raw))
-        return folder
+        return write_folder(name, tiny_dir, tmp_path / name)
 
     return write
 
@@ -118,10 +109,12 @@ def test_runs_learn_resume_and_export(name, more, folder_of, tmp_path):
 
 def test_what_the_trainer_cannot_do_with_them():
     model = load("sdar_tiny")
-    run = RunConfig(eval=EvalConfig(solve_items=3, watch_every=2))
-    with pytest.raises(ValueError, match="sdar: .* answer yet: set eval.solve_items=3, eval.watch_every=2 to 0"):
-        refuse_answers(run, model.config)
-    refuse_answers(run, load("llada_moe_tiny").config)
+    run = RunConfig(eval=EvalConfig(solve_items=3))
+    with pytest.raises(ValueError, match="sdar denoises blocks of 4 .* eval.block_length=64: set it to 4, the model's"):
+        check_answers(run, model.config)
+    check_answers(RunConfig(), model.config)
+    check_answers(RunConfig(eval=EvalConfig(solve_every=2, block_length=4)), model.config)
+    check_answers(run, load("llada_moe_tiny").config)
     with pytest.raises(ValueError, match="model.compile=true: layers with experts are not compiled"):
         compile_layers(load("llada_moe_tiny"))
     add_adapters(model, 2, 4.0, 0.1, ["q_proj"], 0)
@@ -141,3 +134,26 @@ def test_a_plan_counts_both_copies():
     short, long = (measure_passes(config, LoraConfig(), torch.float32, 0, 1, length, 8, "cpu") for length in (32, 64))
     assert short.saved > 2 * 32 * 2 * 64 * 4  # at least the 64 inputs of both layers, of width 64
     assert long.saved == pytest.approx(2 * short.saved, rel=0.05)
+
+
+@pytest.mark.distributed
+def test_a_run_lets_them_answer(folder_of, tmp_path):
+    """Three items on two ranks under ZeRO-3, one of which has one item twice, and on one process under ZeRO-2."""
+    asked = ["eval.solve_items=3", "eval.gen_length=16", "eval.block_length=4", "eval.steps=8", "eval.rows=0"]
+    asked += ["eval.solve_every=1", "eval.solve_subset=3", "eval.watch_every=1", "checkpoint.save_every=0"]
+    settings = [*SMALL, *asked, "--model", folder_of("sdar_tiny"), "optim.steps=2", "data.pad_to_multiple=1"]
+    found = []
+    for num_ranks, preset in ((2, "zero3"), (1, "zero2")):
+        output = tmp_path / preset
+        done = launch_train(
+            *settings, "--output", output, "--deepspeed", f"ds_configs/{preset}.json", num_ranks=num_ranks
+        )
+        assert "step 2, " in done.stdout  # the item that is watched
+        lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+        found.append([line for line in lines if line["kind"] == "solve"])
+        assert [line["moment"] for line in found[-1]] == ["before", "during", "during", "after"]
+    for cut, whole in zip(*found, strict=True):
+        assert cut["scores"] == whole["scores"] and cut["solved"] == whole["solved"]
+    # a prompt's blocks, four blocks of two steps, or five where the prompt leaves a tail, and all but the last kept
+    (per_item,) = {line["forwards_per_item"] for line in found[0][:1]}
+    assert 4 <= per_item <= 1 + 5 * 2 + 4

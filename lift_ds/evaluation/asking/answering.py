@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from lift_ds.data.text.chat import ChatEncoder
 from lift_ds.data.text.chat_format import ChatFormat, read_format, template_text
 from lift_ds.data.text.templates import use_template
 from lift_ds.export.peft_folder import AdapterFolder
-from lift_ds.models.families import max_length_of
+from lift_ds.models.families import family_of
 from lift_ds.models.head import MaskedDiffusionModel
-from lift_ds.models.registry import refuse_blockwise
+from lift_ds.models.registry import is_blockwise
 from lift_ds.models.weights import load_pretrained, resolve_folder
+from lift_ds.sampling.block_rule import longest_answered
 from lift_ds.sampling.reverse import Generation, RowSeeds, denoise, pad
 from lift_ds.sampling.settings import SamplingSettings
 
@@ -85,8 +87,15 @@ class Answerer:
         `keeps_special` keeps special tokens, and what follows them, in the text.
         """
         made = self.generate(prompts, process, generator, watch)
-        rows = zip(made.ids.tolist(), made.row_forwards.tolist(), strict=True)
-        return [self.read(row, num_forwards, process, keeps_special) for row, num_forwards in rows]
+        rows = zip(prompts, made.ids.tolist(), made.row_forwards.tolist(), strict=True)
+        return [self.read(len(prompt), row, number, process, keeps_special) for prompt, row, number in rows]
+
+    @cached_property
+    def stop_ids(self) -> list[int]:
+        """Tokens that end an answer: the config's end token, and those that end a turn of the family's."""
+        added = self.encoder.tokenizer.added_tokens_decoder.items()
+        turn_ends = family_of(self.model.config).turn_ends
+        return [self.encoder.end_token_id, *(token_id for token_id, token in added if str(token) in turn_ends)]
 
     def generate(
         self,
@@ -99,17 +108,23 @@ class Answerer:
         ids, attention = pad(prompts, self.encoder.end_token_id)
         start, device = ids.shape[1], self.device or self.model.device
         show = watch and (lambda now: watch(now[:, start:]))
-        made = denoise(self.model, ids.to(device), process, attention.to(device), generator, self.any_rank, show)
+        made = denoise(
+            self.model, ids.to(device), process, attention.to(device), generator, self.any_rank, show, self.stop_ids
+        )
         return replace(made, ids=made.ids[:, start:])
 
-    def read(self, ids: list[int], num_forwards: int, process: SamplingSettings, keeps_special: bool) -> Answer:
-        """The answer that generated ids are."""
+    def read(
+        self, prompt_length: int, ids: list[int], num_forwards: int, process: SamplingSettings, keeps_special: bool
+    ) -> Answer:
+        """The answer that ids generated after a prompt are."""
         kept = self.encoder.answer_ids(ids)
         text = str(self.encoder.tokenizer.decode(ids if keeps_special else kept))
         num_denoised = len(ids)
-        if process.stop_early and self.encoder.end_token_id in ids:
-            end_block = ids.index(self.encoder.end_token_id) // process.block_length
-            num_denoised = (end_block + 1) * process.block_length
+        end = next((place for place, token_id in enumerate(ids) if token_id in self.stop_ids), None)
+        if process.stop_early and end is not None:  # a model's own blocks are counted from the prompt's first token
+            shift = prompt_length % process.block_length if is_blockwise(self.model.config) else 0
+            blocks = (shift + end) // process.block_length + 1
+            num_denoised = min(len(ids), blocks * process.block_length - shift)
         return Answer(text, len(kept), len(kept) < len(ids), num_forwards, num_denoised)
 
 
@@ -117,15 +132,14 @@ def make_encoder(config: Any, tokenizer: Any, label: str, chat_format: ChatForma
     """The encoder of prompts, its clock where it stood while the model learned.
 
     Raises:
-        ValueError: There is no tokenizer, or the model denoises block after block.
+        ValueError: There is no tokenizer.
     """
-    refuse_blockwise(config, f"the tools do not ask such models yet ({label}); use lift_ds.generate_blocks(...).")
     if tokenizer is None:
         raise ValueError(f"{label}: no tokenizer in the folder; copy the one it was trained with there.")
     return ChatEncoder(
         tokenizer,
         int(config.eos_token_id),
-        max_length_of(config),
+        longest_answered(config),
         clock=datetime.fromisoformat(chat_format.clock) if chat_format.clock else None,
         may_drop=chat_format.dropped_text == "allow",
     )

@@ -16,6 +16,7 @@ from lift_ds.evaluation.problems import read_problems
 from lift_ds.evaluation.score_file import ScoringPool
 from lift_ds.evaluation.tasks import EVAL_TASKS
 from lift_ds.ranks.shares import Ranks, equal_share
+from lift_ds.sampling.block_rule import check_settings
 from lift_ds.sampling.reverse import RowSeeds
 from lift_ds.sampling.settings import SamplingSettings
 
@@ -74,8 +75,10 @@ def plan_task(
     """Puts a task's problems as a protocol says.
 
     Raises:
-        ValueError: A prompt and its answer are too long for the model, or samples of a problem would all be the same.
+        ValueError: A prompt and its answer are too long for the model, it cannot answer so, or samples of a problem
+            would all be the same.
     """
+    check_settings(process, answerer.model.config)
     if num_samples > 1 and process.temperature == 0 and process.remasking != "random":
         raise ValueError(f"{name}: {num_samples} samples at temperature 0 are all the same; set --temperature.")
     posed = [protocol.tasks[name].pose(problem) for problem in problems]

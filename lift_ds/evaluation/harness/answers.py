@@ -9,6 +9,7 @@ from itertools import chain
 from typing import Any
 
 from lift_ds.evaluation.asking.answering import Answerer
+from lift_ds.sampling.block_rule import check_settings
 from lift_ds.sampling.reverse import RowSeeds
 from lift_ds.sampling.settings import SamplingSettings
 
@@ -78,7 +79,7 @@ class Answers:
     def jobs(self, requests: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Job]:
         """What is to be done for (context, keyword arguments); equal requests are different draws.
 
-        See `read_wish`, `checked_settings` and `Texts.prompt` for its errors.
+        See `read_wish`, `checked_settings`, `check_settings` and `Texts.prompt` for its errors.
         """
         seen: Counter[tuple[int, ...]] = Counter()
         jobs = []
@@ -86,6 +87,7 @@ class Answers:
             wish = read_wish(arguments)
             max_tokens = wish.max_tokens or self.settings.gen_length or DEFAULT_MAX_TOKENS
             process = self.settings.process(max_tokens, wish.temperature or 0.0, wish.top_p or 1.0)
+            check_settings(process, self.answerer.model.config)
             self._say_differences(wish, process)
             prompt = self.texts.prompt(context, process.gen_length)
             seed = f"{self.settings.seed}/{key_of(prompt)}/{seen[prompt]}"

@@ -24,8 +24,9 @@ from rich.console import Console
 from rich.progress import track
 
 from lift_ds.evaluation.asking.answering import Answerer
-from lift_ds.models.families import max_length_of, start_token_of
+from lift_ds.models.families import start_token_of
 from lift_ds.ranks.shares import Ranks
+from lift_ds.sampling.block_rule import longest_answered
 
 from .answers import Answers
 from .batches import Bar, Batches
@@ -43,7 +44,8 @@ class DiffusionLM(LM):
     keeps.
 
     Raises:
-        ValueError: `max_length` is longer than the model allows, or the folder of `settings.progress` cannot be used.
+        ValueError: `max_length` is longer than the model allows, it cannot answer as the settings say, or the folder of
+            `settings.progress` cannot be used.
     """
 
     def __init__(
@@ -51,9 +53,10 @@ class DiffusionLM(LM):
     ) -> None:
         super().__init__()
         config, encoder = answerer.model.config, answerer.encoder
-        longest = max_length_of(config)
+        longest = longest_answered(config)
         if settings.max_length is not None and settings.max_length > longest:
             raise ValueError(f"max_length={settings.max_length}: the model was made for {longest} tokens at most.")
+        settings = settings.for_model(config)
         self._device, self.tokenizer, self.max_length = ranks.device, encoder.tokenizer, settings.max_length or longest
         self.ranks, self.settings, self.name, self.dtype = ranks, settings, name, answerer.model.dtype
         start = start_token_of(config)

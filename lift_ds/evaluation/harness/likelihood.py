@@ -23,10 +23,12 @@ from itertools import accumulate, chain
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812
 
 from lift_ds.evaluation.asking.answering import Answerer
-from lift_ds.models.head import masked_gold_logprob
+from lift_ds.models.head import encode_blocks, masked_gold_logprob
 from lift_ds.rng import Stream, keyed_generator
+from lift_ds.sampling.block_rule import own_block_size
 from lift_ds.sampling.choose import predict
 from lift_ds.sampling.reverse import pad
 from lift_ds.sampling.settings import SamplingSettings
@@ -190,23 +192,35 @@ class Likelihood:
 
     @torch.no_grad()
     def _check_greedy(self, pairs: Sequence[Pair]) -> list[bool]:
-        """Whether decoding agrees with each; a row that has left its continuation is not followed further."""
+        """Whether decoding agrees with each; a row that has left its continuation is not followed further.
+
+        Where a model has blocks of its own all are decoded at once: each sees what the ones before it must become.
+        """
         model, config, device = self.answerer.model, self.answerer.model.config, self.answerer.model.device
         clean_ids, attention_mask = pad([pair.ids for pair in pairs], int(config.pad_token_id), "right")
+        own = own_block_size(config)
+        size = own or clean_ids.shape[1]
+        spare = -clean_ids.shape[1] % size
+        clean_ids, attention_mask = F.pad(clean_ids, (0, spare)), F.pad(attention_mask, (0, spare))
         starts = torch.tensor([len(pair.context) for pair in pairs])
         masked = attention_mask & (torch.arange(clean_ids.shape[1]) >= starts[:, None])
         agrees = torch.ones(len(pairs), dtype=torch.bool)
         clean_ids, attention_mask, masked = clean_ids.to(device), attention_mask.to(device), masked.to(device)
+        rows = torch.arange(len(pairs), device=device)[:, None]
+        firsts = torch.arange(0, clean_ids.shape[1], size, device=device)
         while self.answerer.any_rank(bool(masked.any())):
             asked = masked if bool(masked.any()) else attention_mask  # every rank runs the same forwards
-            hidden = model.encode(clean_ids.masked_fill(masked, config.mask_token_id), attention_mask)[asked]
+            noised_ids = clean_ids.masked_fill(masked, config.mask_token_id)
+            if own is None:
+                hidden = model.encode(noised_ids, attention_mask)[asked]
+            else:
+                hidden = encode_blocks(model, noised_ids, clean_ids, None, attention_mask)[asked]
             logits = model.head(hidden)[None]
             predicted, confidence = predict(logits, GREEDY, int(config.mask_token_id), int(config.eos_token_id))
-            surest = confidence.new_full(asked.shape, -1.0).masked_scatter(asked, confidence).argmax(-1)
+            confidences = confidence.new_full(asked.shape, -1.0).masked_scatter(asked, confidence)
+            surest = firsts + confidences.unflatten(1, (-1, size)).argmax(-1)  # of each block
             guess = torch.zeros_like(clean_ids).masked_scatter(asked, predicted)
-            rows = torch.arange(len(pairs), device=device)
-            is_right = (guess == clean_ids)[rows, surest]
-            left = masked.any(-1) & ~is_right
+            left = (masked[rows, surest] & (guess != clean_ids)[rows, surest]).any(-1)
             masked[rows, surest] = False
             masked[left] = False
             agrees[left.cpu()] = False

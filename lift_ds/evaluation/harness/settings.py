@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
+from lift_ds.sampling.block_rule import check_settings, own_block_size
 from lift_ds.sampling.settings import Amount, Count, SamplingSettings, TopP, Unmasking, checked_settings
 from lift_ds.section import refused_value
 
@@ -23,7 +24,7 @@ class HarnessSettings(Unmasking):
     model_config = ConfigDict(strict=False)
 
     gen_length: Count | None = Field(None, description="tokens of an answer; default: the task's max_gen_toks")
-    block_length: Count | None = Field(None, description="tokens of a block; default: 32, or a shorter answer's")
+    block_length: Count | None = Field(None, description="tokens of a block; default: 32 at most, or a model's own")
     steps: Count | None = Field(None, description="denoising steps in all, with gen_length; default: one a token")
     temperature: Amount | None = Field(None, description="0 is greedy; default: the task's")
     top_p: TopP | None = Field(None, description="draw from the fewest tokens of this probability; default: the task's")
@@ -51,6 +52,19 @@ class HarnessSettings(Unmasking):
         values |= self.model_dump(include=set(SamplingSettings.model_fields), exclude_none=True)
         values |= {"gen_length": gen_length, "block_length": block_length}
         return checked_settings(**({} if self.is_adaptive else {"steps": gen_length}) | values)
+
+    def for_model(self, config: Any) -> HarnessSettings:
+        """The settings, with the blocks of a model that has its own, where none are named.
+
+        Raises:
+            ValueError: It cannot answer so.
+        """
+        own = own_block_size(config)
+        if own is None:
+            return self
+        settings = self if self.block_length else self.model_copy(update={"block_length": own})
+        check_settings(settings.process(256, 0.0, 1.0), config)
+        return settings
 
 
 class ModelArguments(HarnessSettings):

@@ -50,9 +50,13 @@ def decoder_layers(config: PretrainedConfig) -> list[nn.Module]:
 
 
 def linears_of(layer: nn.Module) -> list[tuple[str, nn.Linear]]:
-    """A layer's matrices, each with the last part of its name."""
-    named = layer.named_modules()
-    return [(name.rsplit(".", 1)[-1], module) for name, module in named if isinstance(module, nn.Linear)]
+    """A layer's matrices, each with its name in the layer."""
+    return [(name, module) for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
+
+
+def is_target(name: str, targets: Collection[str]) -> bool:
+    """Whether a matrix is one of those that get adapters: its name, or the end of it, is a target, as peft has it."""
+    return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
 def used_elements(layer: nn.Module, config: PretrainedConfig) -> int:
@@ -66,5 +70,5 @@ def used_elements(layer: nn.Module, config: PretrainedConfig) -> int:
 
 def adapter_sizes(layer: nn.Module, rank: int, targets: Collection[str]) -> tuple[int, ...]:
     """Elements of each matrix of a layer's adapters."""
-    adapted = [linear for name, linear in linears_of(layer) if name in targets]
+    adapted = [linear for name, linear in linears_of(layer) if is_target(name, targets)]
     return tuple(rank * width for linear in adapted for width in linear.weight.shape)

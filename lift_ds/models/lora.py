@@ -25,9 +25,11 @@ from lift_ds.storage.staging import staged_folder
 
 from .experts import Experts
 from .keyed_dropout import KeyedDropout
+from .layer_sizes import is_target
 from .registry import head_names
 
 BASE_LAYER = ".base_layer."
+LAYER = re.compile(r"^.*\.\d+\.")  # what stands before a matrix's name within its decoder layer
 DOWN = ".lora_A.default.weight"
 UP = ".lora_B.default.weight"
 
@@ -40,7 +42,7 @@ def add_adapters(model: nn.Module, rank: int, alpha: float, dropout: float, targ
         rank: Rank of the adapters.
         alpha: The update is multiplied by alpha / rank.
         dropout: Probability on the adapters' input.
-        targets: Last parts of the names of the matrices.
+        targets: Ends of the matrices' names, of one part (`q_proj`) or more (`mlp.gate_proj`), as peft reads them.
         seed: Draws the new matrices A.
 
     Raises:
@@ -68,24 +70,45 @@ def inject_adapters(
     Raises:
         ValueError: A target is no matrix of the model, or one of its experts'.
     """
-    matrices = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    heads = [name for name in matrices if re.fullmatch(head_pattern(), name)]
-    names = {name.rsplit(".", 1)[-1] for name in set(matrices) - set(heads)}
-    unknown = sorted(set(targets) - names)
-    if unknown:
-        raise ValueError(f"lora.targets: {', '.join(unknown)} not in the model; it has {', '.join(sorted(names))}.")
-    experts = [module for module in model.modules() if isinstance(module, Experts)]
-    of_experts = {name.rsplit(".", 1)[-1] for bank in experts for name, _ in bank.named_modules()} & set(targets)
-    if of_experts:
-        raise ValueError(
-            f"lora.targets: {', '.join(sorted(of_experts))} are matrices of experts, which take no adapters; allowed: "
-            f"{', '.join(sorted(names - {'gate_proj', 'up_proj', 'down_proj'}))}."
-        )
+    check_targets(model, targets)
     inject_adapter_in_model(peft_config(rank, alpha, dropout, targets), model)
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     if dropout:
         for index, layer in enumerate(layers):
             layer.lora_dropout["default"] = dropout_class(dropout, index)
+
+
+def check_targets(model: nn.Module, targets: list[str]) -> None:
+    """Checks that every target names matrices, and none of experts, whose products know no adapters.
+
+    Raises:
+        ValueError: One does not.
+    """
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    banks = [name for name, module in model.named_modules() if isinstance(module, Experts)]
+    of_experts = {name for name in names if any(name.startswith(f"{bank}.") for bank in banks)}
+    others = [name for name in names if name not in of_experts and not re.fullmatch(head_pattern(), name)]
+    in_layers = {LAYER.sub("", name) for name in others}
+    shared_parts = {name.rsplit(".", 1)[-1] for name in of_experts}
+    last_parts = {name.rsplit(".", 1)[-1] for name in in_layers} - shared_parts
+    named = last_parts | {name for name in in_layers if name.rsplit(".", 1)[-1] in shared_parts}
+    unknown = [target for target in targets if not any(is_target(name, [target]) for name in in_layers | shared_parts)]
+    if unknown:
+        raise ValueError(
+            f"lora.targets: {', '.join(sorted(unknown))} not in the model; it has {', '.join(sorted(named))}."
+        )
+    refused = [target for target in targets if any(is_target(name, [target]) for name in of_experts)]
+    if refused:
+        raise ValueError(
+            f"lora.targets: {', '.join(sorted(refused))} are matrices of experts, which take no adapters; allowed: "
+            f"{', '.join(sorted(named))}."
+        )
+
+
+def present_targets(model: nn.Module, targets: list[str]) -> list[str]:
+    """Those that name matrices of a model, which may have fewer layers than the one that they are meant for."""
+    matrices = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return [target for target in targets if any(is_target(name, [target]) for name in matrices)]
 
 
 def head_pattern() -> str:

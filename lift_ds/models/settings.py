@@ -86,5 +86,7 @@ class LoraConfig(Section):
     alpha: float = Field(256.0, gt=0, description="scale: the update is multiplied by alpha / rank")
     dropout: float = Field(0.05, ge=0, lt=1, description="dropout on the adapters' input")
     targets: list[str] = Field(
-        ["q_proj", "k_proj", "v_proj"], min_length=1, description="names of the matrices that get adapters"
+        ["q_proj", "k_proj", "v_proj"],
+        min_length=1,
+        description="names of the matrices that get adapters, or their ends: q_proj, shared_experts.up_proj",
     )

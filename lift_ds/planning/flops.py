@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from transformers import PretrainedConfig
 
 from lift_ds.models.families import family_of
-from lift_ds.models.layer_sizes import adapter_sizes, decoder_layers, linears_of, used_elements
+from lift_ds.models.layer_sizes import adapter_sizes, decoder_layers, is_target, linears_of, used_elements
 from lift_ds.models.registry import is_blockwise
 
 PEAK_TFLOPS = {
@@ -67,7 +67,7 @@ class Arithmetic:
         """
         layers = decoder_layers(config)
         linears = linears_of(layers[0])
-        query_width = next((linear.out_features for name, linear in linears if name == "q_proj"), None)
+        query_width = next((linear.out_features for name, linear in linears if is_target(name, ["q_proj"])), None)
         if query_width is None and hasattr(config, "head_dim"):
             query_width = config.num_attention_heads * config.head_dim
         if query_width is None:

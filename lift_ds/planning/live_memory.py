@@ -26,7 +26,7 @@ from lift_ds.method.loss import CHUNK_BYTES, chunked_gold_logprob, chunked_weigh
 from lift_ds.models.families import family_of
 from lift_ds.models.keyed_dropout import KeyedDropout
 from lift_ds.models.layers import MaskedDiffusionModel
-from lift_ds.models.lora import inject_adapters
+from lift_ds.models.lora import inject_adapters, present_targets
 from lift_ds.models.registry import is_blockwise
 from lift_ds.models.settings import LoraConfig
 
@@ -103,13 +103,16 @@ class MaskedFeatures(KeyedDropout):
 def hollow_model(
     config: PretrainedConfig, num_layers: int, dtype: torch.dtype, lora: LoraConfig
 ) -> MaskedDiffusionModel:
-    """A model without data, of fewer layers, adapters in place; in training mode."""
-    config = copy.deepcopy(config)
+    """A model without data, of fewer layers, adapters in place where these have their targets; in training mode."""
+    is_whole, config = num_layers == config.num_hidden_layers, copy.deepcopy(config)
     config.num_hidden_layers = num_layers
     with torch.device("meta"):
         model = cast(MaskedDiffusionModel, family_of(config).model_class(config))
-        if lora.rank:
-            inject_adapters(model, lora.rank, lora.alpha, lora.dropout, lora.targets, MaskedFeatures)
+        targets = lora.targets if is_whole else present_targets(model, lora.targets)
+        if lora.rank and targets:
+            inject_adapters(model, lora.rank, lora.alpha, lora.dropout, targets, MaskedFeatures)
+        elif lora.rank:
+            model.requires_grad_(False)
     nn.Module.to(model, dtype=dtype)  # adapters, too, which are of their matrices' type
     model.train()
     return model

@@ -1,7 +1,6 @@
 """Two real ranks on gloo: same losses under every ZeRO stage, same gradient however a step is cut."""
 
 import json
-import shutil
 import statistics
 
 import pytest
@@ -17,7 +16,7 @@ from lift_ds.training.step import DiffusionStep
 from tests.conftest import REPOSITORY, VECTORS, launch_job, run_script
 from tests.distributed.gathering import NUM_LAYERS
 from tests.distributed.jobs import LIFT3, THRESHOLDS, make_documents
-from tests.models.block_vectors import GIVEN
+from tests.models.block_vectors import GIVEN, complete_folder
 from tests.small_models import write_adapted
 
 pytestmark = pytest.mark.distributed
@@ -174,18 +173,9 @@ def test_shifted_families_train_and_resume(tmp_path, dream_dir):
         assert found["resumed"] == found["straight"][2:], setting
 
 
-def complete_folders(tmp_path):
-    """The reference models of blocks and mixtures, with what their configs do not say."""
-    for name, given in GIVEN.items():
-        shutil.copytree(VECTORS / name, tmp_path / name)
-        raw = json.loads((tmp_path / name / "config.json").read_text()) | given
-        (tmp_path / name / "config.json").write_text(json.dumps(raw))
-    return [tmp_path / name for name in GIVEN]
-
-
 def test_blocks_and_mixtures_agree_with_zero_0(tmp_path):
     """Eight steps of vanilla SFT on two ranks with wildly different levels, in one of which a rank learns nothing."""
-    results = launch_job("stages", tmp_path / "out.json", *map(str, complete_folders(tmp_path)))
+    results = launch_job("stages", tmp_path / "out.json", *(str(complete_folder(tmp_path, name)) for name in GIVEN))
     for name in GIVEN:
         whole, cut = results[f"{name} 0"], results[f"{name} 3"]
         assert len(set(whole)) == 8
@@ -197,7 +187,7 @@ def test_blocks_and_mixtures_train_and_resume(tmp_path):
 
     The bias that chooses LLaDA2's experts is a buffer, which a checkpoint carries.
     """
-    settings = [f"{folder}:0" for folder in complete_folders(tmp_path)]
+    settings = [f"{complete_folder(tmp_path, name)}:0" for name in GIVEN]
     results = launch_job("families", tmp_path / "out.json", str(tmp_path / "saved"), *settings)
     assert list(results) == settings
     for setting, found in results.items():

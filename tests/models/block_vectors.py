@@ -51,6 +51,14 @@ def write_folder(name: str, with_tokenizer: Path, folder: Path, weight_scale: fl
     return folder
 
 
+def complete_folder(place: Path, name: str) -> Path:
+    """A copy of a reference model's folder, with what its config does not say."""
+    shutil.copytree(VECTORS / name, place / name)
+    config = place / name / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | GIVEN[name]))
+    return place / name
+
+
 def cases(name: str, what: str, tensors: str) -> list[tuple[dict[str, Any], dict[str, torch.Tensor]]]:
     """What `WHAT.json` says of each case, with its tensors of `TENSORS.safetensors`."""
     stored = load_file(VECTORS / name / f"{tensors}.safetensors")

@@ -2,20 +2,23 @@
 
 import pytest
 import torch
+from peft import PeftModel
 from torch import nn
 
-from lift_ds import block_sft_loss, sft_loss
+from lift_ds import block_sft_loss, load_pretrained, sft_loss
+from lift_ds.export.merge import plan_merge, write_merged
 from lift_ds.models import experts as experts_file
 from lift_ds.models.elementwise import EAGER
 from lift_ds.models.experts import Experts
 from lift_ds.models.families import read_config
 from lift_ds.models.layer_sizes import decoder_layers, used_elements
-from lift_ds.models.lora import add_adapters
+from lift_ds.models.lora import add_adapters, peft_config, save_adapters, split_adapters
 from lift_ds.models.settings import LoraConfig
+from lift_ds.planning.flops import Arithmetic
 from lift_ds.planning.live_memory import measure_passes
 from lift_ds.planning.sizes import Sizes
 from tests.conftest import VECTORS
-from tests.models.block_vectors import GIVEN, load
+from tests.models.block_vectors import GIVEN, complete_folder, load
 from tests.training.test_no_waits import Copies
 
 NUM_TOKENS, NUM_CHOSEN, NUM_EXPERTS, WIDTH, INNER = 11, 3, 5, 16, 24
@@ -153,10 +156,67 @@ def test_the_bias_of_the_choice_stays_in_float32():
 
 def test_experts_take_no_adapters():
     model = load("llada_moe_tiny")
-    with pytest.raises(ValueError, match="lora.targets: down_proj, gate_proj are matrices of experts.*k_proj, o_proj"):
+    with pytest.raises(
+        ValueError, match="lora.targets: down_proj, gate_proj are matrices of experts.*: k_proj, o_proj"
+    ):
         add_adapters(model, 2, 4.0, 0.0, ["q_proj", "gate_proj", "down_proj"], 0)
+    with pytest.raises(
+        ValueError, match="lora.targets: 0.up_proj, mlp.up_proj not in the model; it has k_proj, o_proj"
+    ):
+        add_adapters(model, 2, 4.0, 0.0, ["0.up_proj", "mlp.up_proj"], 0)
     add_adapters(model, 2, 4.0, 0.0, ["q_proj", "v_proj"], 0)
     assert sum(parameter.requires_grad for parameter in model.parameters()) == 2 * 2 * 2
+    with pytest.raises(ValueError, match="matrices of experts.*allowed: dense, mlp.down_proj.*, query_key_value."):
+        add_adapters(load("llada2_tiny"), 2, 4.0, 0.0, ["gate_proj"], 0)
+
+
+ALL_TARGETS = ["query_key_value", "dense", "mlp.gate_proj", "mlp.down_proj", "shared_experts.gate_proj"]
+ADAPTED = [
+    *("0.attention.query_key_value", "0.attention.dense", "0.mlp.gate_proj", "0.mlp.down_proj"),
+    *("1.attention.query_key_value", "1.attention.dense", "1.mlp.shared_experts.gate_proj"),
+]
+
+
+def adapted_llada2():
+    """With adapters that change what it gives, on matrices of attention, the dense layer and the shared expert."""
+    model = load("llada2_tiny")
+    add_adapters(model, 4, 8.0, 0.0, ALL_TARGETS, seed=3)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.uniform_(-0.1, 0.1)
+    return model
+
+
+def test_adapters_beside_experts():
+    """The dense layer is layer 0, and layer 1 the mixture; the plan counts what the run has."""
+    model = adapted_llada2()
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    found = {name.removeprefix("model.layers.").partition(".lora_")[0] for name in trained}
+    assert found == set(ADAPTED) and len(trained) == 2 * len(ADAPTED)
+    config = read_config(VECTORS / "llada2_tiny", **GIVEN["llada2_tiny"])
+    lora = LoraConfig(rank=4, dropout=0.0, targets=ALL_TARGETS)
+    num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert Sizes.of(config, lora).trained == num_trained
+    assert 2 * num_trained == Arithmetic.of(config, 4, tuple(ALL_TARGETS)).adapters  # of both copies
+    only_shared = LoraConfig(rank=4, dropout=0.0, targets=["shared_experts.up_proj"])  # which layer 0 does not have
+    assert measure_passes(config, only_shared, torch.float32, 0, 2, 24, 10, "cpu").backward > 0
+
+
+def test_adapters_beside_experts_go_through_pefts_format(tmp_path):
+    """Written, put onto the base by peft, and merged: the same logits, and base weights but for the adapted ones."""
+    base, model = complete_folder(tmp_path, "llada2_tiny"), adapted_llada2()
+    save_adapters(split_adapters(model.state_dict())[1], tmp_path / "adapters", peft_config(4, 8.0, 0.0, ALL_TARGETS))
+    ids = torch.arange(20)[None] + 5
+    expected, before = model.eval()(input_ids=ids).logits, load("llada2_tiny")(input_ids=ids).logits
+    assert (expected - before).abs().max() > 1e-2 * before.abs().max()
+    adapted = PeftModel.from_pretrained(load("llada2_tiny"), tmp_path / "adapters").eval()
+    assert torch.equal(adapted(input_ids=ids).logits, expected)
+    write_merged(plan_merge(base, tmp_path / "adapters", None), tmp_path / "merged", None, lambda count: None)
+    merged = load_pretrained(tmp_path / "merged")[0]
+    torch.testing.assert_close(merged(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
+    ours, theirs = merged.state_dict(), load("llada2_tiny").state_dict()
+    changed = {name for name, tensor in ours.items() if not torch.equal(tensor, theirs[name])}
+    assert changed == {f"model.layers.{name}.weight" for name in ADAPTED}
 
 
 def test_the_plan_of_a_mixture():

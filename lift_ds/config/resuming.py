@@ -47,11 +47,12 @@ MEANT = (
     *("optim.weight_decay", "optim.beta1", "optim.beta2", "optim.eps", "optim.max_bad_steps"),
     "optim.skip_above",
     *("objective.", "difficulty.decay", "difficulty.sync_every", "lora.alpha", "lora.dropout"),
-    *("data.on_long", "data.on_bad_row"),
+    *("data.on_long", "data.on_bad_row", "model.router_aux_loss"),
 )
 FIXED = {
     "seed": "order, noise and held-out rows follow from it",
     "model.from_scratch": "the weights are the checkpoint's",
+    "model.freeze_router": SHAPES,
     "lora.rank": SHAPES,
     "lora.targets": SHAPES,
     "difficulty.enabled": "the table would be lost, or is not there",

@@ -20,6 +20,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .balance import Counted, WithLoss, balance
 from .elementwise import ElementwiseModule
 from .layers import GatedMLP
 
@@ -135,16 +136,35 @@ def grouped_outer(left: Tensor, right: Tensor, ends: Tensor) -> Sequence[Tensor]
     return [each.t() @ other for each, other in zip(left.split(sizes), right.split(sizes), strict=True)]
 
 
+class Router(nn.Module):
+    """What chooses a token's experts, see `Mixture`."""
+
+    weight: nn.Parameter
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of logits (T, E) the probabilities of all experts, float32 (T, E)."""
+        raise NotImplementedError
+
+
 class Mixture(ElementwiseModule):
     """A feed-forward layer of experts, with a router and perhaps a shared expert that every token goes through.
 
     Args:
-        router: Maps tokens (T, D) to its logits (T, E), the chosen experts and their weights, both (T, K).
+        router: Maps tokens (T, D) to its logits (T, E), the chosen experts and their weights, both (T, K); its method
+            `probabilities` maps logits to what sums to 1, float32 (T, E).
         experts: E experts.
         shared: Width of the shared expert; 0 for none.
+
+    Attributes:
+        counted: What training passes count of the choices; `None` for nothing. A layer that is computed again in
+            backward finds it as it was.
+        sums: What the last training pass counted, see `balance`.
     """
 
-    def __init__(self, router: nn.Module, experts: Experts, width: int, shared: int = 0) -> None:
+    counted: Counted | None = None
+    sums: Tensor
+
+    def __init__(self, router: Router, experts: Experts, width: int, shared: int = 0) -> None:
         super().__init__()
         self.gate = router
         self.experts = experts
@@ -154,6 +174,19 @@ class Mixture(ElementwiseModule):
     def forward(self, hidden: Tensor) -> Tensor:
         """Maps (B, L, D) to (B, L, D)."""
         tokens = hidden.flatten(0, -2)
-        _, chosen, weights = self.gate(tokens)
+        logits, chosen, weights = self.gate(tokens)
         routed = self.experts(tokens, chosen, weights, self.elementwise.gate).view_as(hidden)
+        if self.counted is not None and torch.is_grad_enabled():
+            routed = self.count(routed, self.gate.probabilities(logits), chosen, self.counted)
         return routed + self.shared_experts(hidden) if hasattr(self, "shared_experts") else routed
+
+    def count(self, routed: Tensor, probabilities: Tensor, chosen: Tensor, counted: Counted) -> Tensor:
+        """Keeps the sums; the hidden states with the balance loss in their backward, where that is learned."""
+        with torch.set_grad_enabled(counted.factor is not None):
+            loss, self.sums = balance(probabilities, chosen, counted.tokens)
+        return routed if counted.factor is None else WithLoss.apply(routed, loss, counted.factor)
+
+
+def mixtures_of(model: nn.Module) -> list[Mixture]:
+    """A model's mixtures, in order."""
+    return [module for module in model.modules() if isinstance(module, Mixture)]

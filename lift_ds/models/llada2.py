@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .blocks import BlockDiffusion
 from .config_fields import require_fields, say_unread
 from .elementwise import ElementwiseModule
-from .experts import Experts, Mixture
+from .experts import Experts, Mixture, Router
 from .family import ControlIds, Family, Layout
 from .layers import DecoderLayer, DecoderLayers, GatedMLP, RMSNorm, TokenEmbedding, turned
 from .llama import LlamaLayoutConfig, LlamaLayoutLM
@@ -88,7 +88,7 @@ class LLaDA2MoeConfig(LlamaLayoutConfig):
             )
 
 
-class GroupRouter(nn.Module):
+class GroupRouter(Router):
     """The K best experts of the best groups, by sigmoid and bias; weights are the sigmoids, made to sum to a factor."""
 
     expert_bias: Tensor
@@ -119,6 +119,11 @@ class GroupRouter(nn.Module):
         chosen = ranked.topk(self.num_chosen, dim=-1).indices
         weights = scores.gather(-1, chosen)
         return logits, chosen, weights / (weights.sum(-1, keepdim=True) + 1e-20) * self.factor
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """See `Router`: the sigmoids, without bias or groups, made to sum to 1."""
+        scores = logits.sigmoid()
+        return scores / scores.sum(-1, keepdim=True)
 
 
 class LLaDA2Attention(ElementwiseModule):

@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from .config_fields import require_fields
-from .experts import Experts, Mixture
+from .experts import Experts, Mixture, Router
 from .family import VISION_MARKS, ControlIds, Family, Layout
 from .layers import DecoderLayer, GatedMLP
 from .llama import LlamaLayer, LlamaLayoutConfig, LlamaLayoutLM, LlamaStack
@@ -75,7 +75,7 @@ class LLaDAMoEConfig(LlamaLayoutConfig):
         return bool(self.qk_layernorm)
 
 
-class SoftmaxRouter(nn.Module):
+class SoftmaxRouter(Router):
     """The K likeliest experts of a softmax over all of them, with their probabilities as they are."""
 
     def __init__(self, config: LLaDAMoEConfig) -> None:
@@ -86,8 +86,12 @@ class SoftmaxRouter(nn.Module):
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (T, E), experts int64 (T, K) and weights (T, K), of tokens (T, D)."""
         logits = F.linear(tokens, self.weight)
-        weights, chosen = logits.softmax(-1, dtype=torch.float32).topk(self.num_chosen, dim=-1)
+        weights, chosen = self.probabilities(logits).topk(self.num_chosen, dim=-1)
         return logits, chosen, weights.to(tokens.dtype)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """See `Router`."""
+        return logits.softmax(-1, dtype=torch.float32)
 
 
 class LLaDAMoELayer(LlamaLayer):

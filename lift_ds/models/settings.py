@@ -29,6 +29,12 @@ class ModelConfig(Section):
         "auto", description="of norms, rotation, gates: liger (GPU, with lift_ds[gpu]), eager (torch); auto: what runs"
     )
     compile: bool = Field(False, description="torch.compile for each block; the first steps take longer")
+    freeze_router: bool = Field(False, description="mixtures: the matrices that choose experts stay as they are")
+    router_aux_loss: float = Field(
+        0.0,
+        ge=0,
+        description="mixtures: factor of the loss that evens out the experts' load; 0: none, as published",
+    )
     warm_up: bool | Literal["auto"] = Field(
         "auto",
         description="run the largest micro-batch that may come before the first step; auto: where a GPU computes",

@@ -219,15 +219,18 @@ class Engine(Collectives):
         dropout_key: DropoutKey,
         clock: StepClock | None = None,
         is_last: bool = True,
+        balance_factor: float | None = None,
     ) -> StepResult:
         """One micro-batch's forward and backward, from the CPU; gradients add up until the last one of a step.
 
-        `document_scale` (B,) is normalised over the whole step, so that losses add up over micro-batches and ranks.
+        `document_scale` (B,) and `balance_factor` are normalised over the whole step, so that losses add up over
+        micro-batches and ranks.
         """
         clock = clock or StepClock(self)
         self.ds.set_gradient_accumulation_boundary(is_last)
         with clock.part("forward"):
-            loss, result = self.ds(batch, document_scale * self.loss_factor, dropout_key, self.device)
+            factor = None if balance_factor is None else balance_factor * self.loss_factor
+            loss, result = self.ds(batch, document_scale * self.loss_factor, dropout_key, self.device, factor)
         clock.add("scoring", result.scoring_seconds)
         with clock.part("backward"):
             self.ds.backward(loss)

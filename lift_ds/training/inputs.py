@@ -23,10 +23,11 @@ from lift_ds.data.text.chat_format import KEYS, ChatFormat, format_of_settings, 
 from lift_ds.data.text.prepared import folder_of, read_prepared
 from lift_ds.data.text.templates import use_template
 from lift_ds.evaluation.settings import EvalConfig
+from lift_ds.models.experts import mixtures_of
 from lift_ds.models.families import max_length_of, start_token_of
 from lift_ds.models.registry import is_blockwise
 from lift_ds.models.vocabulary import check_tokenizer, load_tokenizer
-from lift_ds.models.weights import NewWeights, WeightSource
+from lift_ds.models.weights import NewWeights, WeightSource, hollow_model
 from lift_ds.planning.flops import Arithmetic
 from lift_ds.ranks.background import BackgroundGroup, Links
 from lift_ds.ranks.once import ALONE, Once
@@ -158,6 +159,7 @@ def prepare(
     """
     model = model or open_model(run.model.path, not run.model.from_scratch, once)
     check_answers(run, model.config)
+    require_router(run, model.config)
     tokenizer = load_tokenizer(model.folder)
     if tokenizer is None:
         raise ValueError(f"{model.folder}: no tokenizer; training needs one to read text.")
@@ -181,6 +183,17 @@ def answer_settings(asked: EvalConfig, config: PretrainedConfig) -> SamplingSett
     """How answers are made while a model trains; one with blocks of its own may stop at an end token."""
     lengths = asked.model_dump(include=set(FixedSteps.model_fields))
     return SamplingSettings(**lengths, stop_early=is_blockwise(config))
+
+
+def require_router(run: RunConfig, config: PretrainedConfig) -> None:
+    """Settings of routers need one.
+
+    Raises:
+        ValueError: A run of a model without mixtures of experts has them.
+    """
+    asked = [f"model.{name}" for name in ("freeze_router", "router_aux_loss") if getattr(run.model, name)]
+    if asked and not mixtures_of(hollow_model(config)):
+        raise ValueError(f"{', '.join(asked)}: the model ({config.model_type}) has no mixtures of experts; remove it.")
 
 
 def batch_rule(prepared: Prepared, max_rows: int | None) -> BatchRule:

@@ -22,6 +22,7 @@ from .memory import Difficulties
 from .metrics import StepTotals
 from .normalizer import document_scale, step_counts
 from .results import Observed, Shown, StepResult, read
+from .routing import response_share
 from .spikes import Spikes
 from .timing import StepClock, peak_memory
 
@@ -107,12 +108,14 @@ def compute_step(
     if objective.reads_difficulty:
         assert buffers is not None
         micro_batches = buffers.fill(micro_batches)
-    totals, results = StepTotals(), list[StepResult]()
+    totals, results = StepTotals(engine.root.choices.shape), list[StepResult]()
     totals.add(num_tokens=fetched.num_tokens, num_skipped=fetched.num_skipped, num_bad_rows=fetched.num_bad_rows)
     for index, batch in enumerate(micro_batches):
         scale = document_scale(batch, run.objective.normalizer, plan.totals, engine.world_size * len(micro_batches))
         is_last = index + 1 == len(micro_batches)
-        results.append(engine.forward_backward(batch, scale, (run.seed, step), clock, is_last))
+        coefficient = run.model.router_aux_loss
+        factor = coefficient * response_share(batch, plan.totals) if coefficient else None
+        results.append(engine.forward_backward(batch, scale, (run.seed, step), clock, is_last, factor))
         if not is_last:
             engine.end_micro_batch()
     engine.trace.require_same(engine, step + 1)
@@ -143,6 +146,7 @@ def _add_shown(totals: StepTotals, batch: MicroBatch, shown: Shown, engine: Engi
     if not math.isfinite(totals.loss) and not totals.bad_sample_ids:
         totals.bad_sample_ids = batch.sample_ids
     totals.add_weights(shown.weight_sums)
+    totals.choices += shown.choices
     by_document = (batch.t, batch.component, shown.nll_sum, shown.num_kept, shown.gradient_norms / engine.world_size)
     totals.add_documents(*(values[is_real] for values in by_document))
 

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
+from lift_ds.models.balance import summary
 from lift_ds.ranks.shares import Ranks
 from lift_ds.storage.appending import append_line
 
@@ -40,10 +41,11 @@ class StepTotals:
     )
     BINNED = ("documents", "nll", "kept", "gradient")
 
-    def __init__(self) -> None:
+    def __init__(self, choices_shape: tuple[int, int] = (0, 0)) -> None:
         zeros = partial(torch.zeros, dtype=torch.float64)
         self.scalars, self.components = zeros(len(self.SCALARS)), zeros(3, len(COMPONENTS))
         self.binned, self.maxima = zeros(len(self.BINNED), NUM_TENTHS), zeros(NUM_TENTHS + 1 + NUM_TIMED + 3)
+        self.choices = zeros(choices_shape)  # of mixtures of experts, see `models.balance`
         self.bad_sample_ids: list[int] = []
 
     def add(self, **values: float) -> None:
@@ -81,13 +83,13 @@ class StepTotals:
 
     def summed(self) -> Tensor:
         """The part that adds up, as one vector."""
-        return torch.cat([self.scalars, self.components.flatten(), self.binned.flatten()])
+        return torch.cat([self.scalars, self.components.flatten(), self.binned.flatten(), self.choices.flatten()])
 
     def replace(self, summed: Tensor, maxima: Tensor) -> None:
         """Takes the sums and maxima over all ranks."""
-        sizes = [len(self.scalars), self.components.numel(), self.binned.numel()]
-        self.scalars, components, binned = summed.split(sizes)
-        self.components, self.binned = components.view_as(self.components), binned.view_as(self.binned)
+        parts = (self.scalars, self.components, self.binned, self.choices)
+        split = zip(summed.split([part.numel() for part in parts]), parts, strict=True)
+        self.scalars, self.components, self.binned, self.choices = (new.view_as(part) for new, part in split)
         self.maxima = maxima
 
     @property
@@ -106,6 +108,8 @@ class StepTotals:
 
         With w the weights of learned tokens in the loss, `effective_num_learned` is (sum w)^2 / sum w^2: how many of
         equal weight would average as well. `largest_weight_share` is the largest w over their sum.
+
+        Of mixtures of experts there is more, see `models.balance.summary`.
         """
         scalars = dict(zip(self.SCALARS, self.scalars.tolist(), strict=True))
         compared, squares = scalars["num_compared"], scalars["weight_squares"]
@@ -148,6 +152,7 @@ class StepTotals:
             "t_token_nll": _ratio(nll, kept),
             "t_max_inverse_t": [value or None for value in max_inverse_t.tolist()],
             "t_gradient_norm": _ratio(gradient, documents),
+            **(summary(self.choices) if self.choices.numel() else {}),
         }
 
 

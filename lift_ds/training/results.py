@@ -57,6 +57,7 @@ class StepResult:
         num_views: How often the training pass saw each document.
         scoring_seconds: Tells what the pass without gradient took.
         gradient_probe: float32 (B,), a leaf whose gradient is `gradient_norms`.
+        choices: float32 (M, E + 3), what was counted of the experts' choices; see `models.balance`.
     """
 
     loss: Tensor
@@ -68,6 +69,7 @@ class StepResult:
     num_views: int
     scoring_seconds: Callable[[], float]
     gradient_probe: Tensor
+    choices: Tensor
 
     @property
     def gradient_norms(self) -> Tensor:
@@ -86,6 +88,7 @@ class Shown:
     num_kept: Tensor
     weight_sums: Tensor
     gradient_norms: Tensor
+    choices: Tensor
     num_views: int
     observed: list[Observed]
 
@@ -93,13 +96,16 @@ class Shown:
 def read(results: list[StepResult]) -> list[Shown]:
     """What a step's micro-batches showed, in one copy, for which the host waits until the device has come so far."""
     columns = [
-        [r.loss, r.agreement, r.nll_sum, r.num_kept, r.weight_sums, r.gradient_norms, *chain(*r.observed)]
+        [
+            *(r.loss, r.agreement, r.nll_sum, r.num_kept, r.weight_sums, r.gradient_norms, r.choices),
+            *chain(*r.observed),
+        ]
         for r in results
     ]
     arrived = iter(moved(list(chain(*columns)), CPU))
     shown = []
     for result in results:
-        loss, agreement, nll_sum, num_kept, weight_sums, gradient_norms = islice(arrived, 6)
+        numbers = list(islice(arrived, 7))
         observed = [Observed(*islice(arrived, len(Observed._fields))) for _ in result.observed]
-        shown.append(Shown(loss, agreement, nll_sum, num_kept, weight_sums, gradient_norms, result.num_views, observed))
+        shown.append(Shown(*numbers, result.num_views, observed))
     return shown

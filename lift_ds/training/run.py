@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lift_ds.models.attention import attention_kernels, choose_attention
-from lift_ds.models.experts import Experts
+from lift_ds.models.experts import Experts, mixtures_of
 from lift_ds.models.head import MaskedDiffusionModel
 from lift_ds.models.kernels import choose_kernels, use_kernels
 from lift_ds.models.layers import DecoderLayer
@@ -49,6 +49,9 @@ def build_root(
     run = prepared.run
     model = cast(MaskedDiffusionModel, build_model(prepared.config, source, ds_json, str(prepared.folder)))
     lora = run.lora
+    if run.model.freeze_router:
+        for mixture in mixtures_of(model):
+            mixture.gate.requires_grad_(False)
     if lora.rank:
         add_adapters(model, lora.rank, lora.alpha, lora.dropout, lora.targets, run.seed)
     if num_checkpointed := run.model.num_checkpointed(int(prepared.config.num_hidden_layers)):

@@ -35,6 +35,7 @@ from lift_ds.objectives.objective import View, superset_level
 from .modes import has_own_dropout, scoring_autocast, timed, without_dropout
 from .noised import Noised
 from .results import Observed, StepResult
+from .routing import Choices
 
 DropoutKey = tuple[int, int]  # the run's seed and the step: a forward's dropout is a function of them and the documents
 
@@ -91,6 +92,7 @@ class DiffusionStep(nn.Module):
         self.objective, self.keeps_observations, self.is_packed = objective, keeps_observations, is_packed
         self.keyed_dropouts = [module for module in self.modules() if isinstance(module, KeyedDropout)]
         self.has_own_dropout = has_own_dropout(self)
+        self.choices = Choices(model)
         if self.keyed_dropouts and is_blockwise(model.config):
             raise ValueError("lora.dropout: of two copies of each document it has no masks yet; set lora.dropout=0")
 
@@ -100,8 +102,11 @@ class DiffusionStep(nn.Module):
         document_scale: Tensor,
         dropout_key: DropoutKey = (0, 0),
         device: torch.device | None = None,
+        balance_factor: float | None = None,
     ) -> tuple[Tensor, StepResult]:
         """Loss of one micro-batch, and what else it shows; `document_scale` (B,) is the normaliser, see `normalizer`.
+
+        In backward the experts' balance loss joins it by its factor, where there is one; see `routing`.
 
         sum_b document_scale_b sum_{i learned} w_bi c(-log p_bi), w and c being the objective's
 
@@ -114,6 +119,8 @@ class DiffusionStep(nn.Module):
             scores = self.score(noised)
         choice = self.objective.choose(batch, noised.candidates, scores)
         view = self.objective.view(batch, choice)  # twice as many documents where the complement is learned, too
+        packed = batch.lengths * (len(view.clean_ids) // len(batch.t)) if self.runs_packed(batch) else None
+        self.choices.begin(batch, view, packed, balance_factor)
         trained = self.train_on(view, noised, dropout_key, probe)
 
         zeros = torch.zeros_like(batch.t)
@@ -132,6 +139,7 @@ class DiffusionStep(nn.Module):
             num_views,
             scoring_seconds,
             probe,
+            self.choices.sums(),
         )
         return trained.loss, result
 

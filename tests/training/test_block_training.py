@@ -1,6 +1,7 @@
 """Block diffusion models and mixtures in the trainer: the step's loss, and whole runs on two ranks."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -10,12 +11,15 @@ from lift_ds import block_sft_loss, generate_blocks, load_pretrained
 from lift_ds.config.run import RunConfig
 from lift_ds.data.batch import collate
 from lift_ds.evaluation.settings import EvalConfig
+from lift_ds.models.families import read_config
 from lift_ds.models.head import masked_gold_logprob
 from lift_ds.models.lora import add_adapters
 from lift_ds.models.settings import LoraConfig
+from lift_ds.models.weights import NewWeights
 from lift_ds.objectives import make_objective, objective_settings
 from lift_ds.planning.flops import Arithmetic
 from lift_ds.planning.live_memory import measure_passes
+from lift_ds.storage.run_folder import METRICS_FILE, read_metrics
 from lift_ds.training.inputs import check_answers
 from lift_ds.training.run import compile_layers
 from lift_ds.training.step import DiffusionStep
@@ -84,8 +88,8 @@ def folder_of(tiny_dir, tmp_path):
     ("name", "more"),
     [
         ("sdar_tiny", ["data.packing=best_fit"]),
-        ("llada2_tiny", ["objective.method=vanilla"]),
-        ("llada_moe_tiny", []),
+        ("llada2_tiny", ["objective.method=vanilla", "model.freeze_router=true"]),
+        ("llada_moe_tiny", ["model.router_aux_loss=0.01"]),
     ],
 )
 def test_runs_learn_resume_and_export(name, more, folder_of, tmp_path):
@@ -103,6 +107,19 @@ def test_runs_learn_resume_and_export(name, more, folder_of, tmp_path):
     exported = load_file(tmp_path / "run" / "export" / "model.safetensors")
     model, _ = load_pretrained(tmp_path / "run" / "export")
     assert exported.keys() == model.state_dict().keys()
+    first = NewWeights(read_config(folder), RunConfig().seed)
+    routers = {
+        key: torch.equal(each, first.tensor(key)) for key, each in exported.items() if key.endswith("gate.weight")
+    }
+    assert len(routers) == {"sdar_tiny": 0, "llada2_tiny": 1, "llada_moe_tiny": 2}[name]
+    assert set(routers.values()) <= {name == "llada2_tiny"}  # which is frozen
+    for record in read_metrics(tmp_path / "run" / METRICS_FILE, "step"):
+        assert ("expert_load" in record) == bool(routers)
+        if routers:
+            assert 1 <= record["expert_load"] <= model.config.num_experts
+            assert 1 <= record["balance_loss"] <= model.config.num_experts
+            assert 0 < record["router_entropy"] <= math.log(model.config.num_experts) + 1e-6
+            assert 0 <= record["experts_without_tokens"] < 1
     if name in BLOCKWISE:
         assert len(generate_blocks(model, torch.tensor([5, 6, 7]), 10, 2)) % GIVEN[name].get("block_size", 4) == 0
 

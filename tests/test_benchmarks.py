@@ -11,6 +11,7 @@ from tests.conftest import REPOSITORY, free_port, run
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
 COMMANDS = {
     "baseline": [sys.executable],
+    "block_models": [sys.executable],
     "buffers": TORCHRUN,
     "compile": [sys.executable],
     "controls": [sys.executable],

@@ -115,6 +115,12 @@ def training_part(runs: Sequence[ReportedRun]) -> Part:
         compared(
             part, scored, "Scoring agreement", lambda run: run.column("scoring_agreement"), caption, style=FROM_ZERO
         )
+    with_experts = [run for run in runs if np.isfinite(run.column("expert_load")).any()]
+    if with_experts:
+        caption = (
+            "The busiest expert of a layer over the layer's mean, of the response's tokens: 1 where loads are even."
+        )
+        compared(part, with_experts, "Load of experts", lambda run: run.column("expert_load"), caption)
     return part
 
 

@@ -276,6 +276,42 @@ def stages(rank: int, *folders: str) -> dict:
     return results
 
 
+def routing(rank: int, json_paths: str, *folders: str) -> dict:
+    """LIFT-3 steps of mixtures whose experts of one half see tokens of one rank alone: losses, and who saw how many.
+
+    Ids below 50, and the mask token, go to the first half of the experts, others to the second; the ranks have one kind
+    each, and swap after every step.
+    """
+    results = {}
+    for folder in folders:
+        for path in json_paths.split(","):
+            engine = make_engine(json.loads(Path(path).read_text()), 4, 2, folder=Path(folder))
+            mixtures, seen = engine.root.choices.mixtures, {}
+
+            def count(router: torch.nn.Module, given: tuple, out: tuple, seen: dict = seen) -> None:
+                of_second = out[1] >= out[0].shape[1] // 2
+                totals = seen.setdefault("training" if torch.is_grad_enabled() else "scoring", [0, 0])
+                totals[0] += int((~of_second).sum())
+                totals[1] += int(of_second.sum())
+
+            for mixture in mixtures:
+                mixture.gate.register_forward_hook(count)
+            losses, counts = [], []
+            for step in range(8):
+                is_second = rank == step % 2
+                documents, noises = make_documents(1000 * step + rank, [0.05 if is_second else 0.95, 0.9], set())
+                for document in documents:
+                    document.ids[:] = document.ids % 50 + 50 * is_second
+                seen.clear()
+                losses.append(forward_backward(engine, [collate(documents, noises, 99)]))
+                counts.append([is_second, seen["training"], seen["scoring"]])
+                engine.update()
+            engine.ds.destroy()
+            name = f"{Path(folder).name} {Path(path).stem}"
+            results[name] = {"losses": losses, "counts": engine.gather_objects(counts)}
+    return results
+
+
 def buffers(rank: int) -> dict:
     """The sharded table equals one process's; ranks observe and ask for different tokens, and one for none."""
     engine = make_engine({"bf16": {"enabled": False}, "zero_optimization": {"stage": 3}}, 2, 1)

@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from lift_ds import load_pretrained
 from lift_ds.data.batch import collate
@@ -24,12 +24,8 @@ pytestmark = pytest.mark.distributed
 LAYER_8B = 221_249_536  # elements of a layer of LLaDA-8B with adapters of rank 128, see tests/config/test_config.py
 
 
-def test_wildly_different_ranks_agree_with_zero_0(tmp_path):
-    """50 LIFT-3 steps, levels near 0 on one rank and near 1 on the other, sometimes nothing masked.
-
-    With all thresholds at 0 every parameter is gathered for every use: a rank that runs another forward would compute
-    with wrong weights or hang. With the shipped ones parameters are kept, which shows other faults.
-    """
+def write_stages(place):
+    """DeepSpeed's JSON without ZeRO, with all thresholds at 0 and as shipped: three files."""
     shipped = json.loads((REPOSITORY / "ds_configs" / "zero3.json").read_text()) | {"bf16": {"enabled": False}}
     zero = shipped["zero_optimization"]
     configs = {
@@ -39,8 +35,18 @@ def test_wildly_different_ranks_agree_with_zero_0(tmp_path):
     }
     paths = []
     for name, config in configs.items():
-        paths.append(tmp_path / f"{name}.json")
+        paths.append(place / f"{name}.json")
         paths[-1].write_text(json.dumps(config))
+    return paths
+
+
+def test_wildly_different_ranks_agree_with_zero_0(tmp_path):
+    """50 LIFT-3 steps, levels near 0 on one rank and near 1 on the other, sometimes nothing masked.
+
+    With all thresholds at 0 every parameter is gathered for every use: a rank that runs another forward would compute
+    with wrong weights or hang. With the shipped ones parameters are kept, which shows other faults.
+    """
+    paths = write_stages(tmp_path)
     results = launch_job("divergent", tmp_path / "out.json", *map(str, paths))
     expected = results["zero0"]["losses"]
     assert len(expected) == 50
@@ -180,6 +186,45 @@ def test_blocks_and_mixtures_agree_with_zero_0(tmp_path):
         whole, cut = results[f"{name} 0"], results[f"{name} 3"]
         assert len(set(whole)) == 8
         assert cut == pytest.approx(whole, rel=1e-4), name
+
+
+def split_experts(folder):
+    """Has a mixture send ids below 50 and the mask token to the first half of its experts, all others to the second.
+
+    Embeddings are along one direction, forwards or backwards, which routers read through their layer's norm.
+    """
+    state = load_file(folder / "model.safetensors")
+    embedding = next(state[name] for name in state if "embed" in name)
+    direction = torch.randn(embedding.shape[1], generator=torch.Generator().manual_seed(1)).sign()
+    is_first = (torch.arange(len(embedding)) < 50) | (torch.arange(len(embedding)) == 250)
+    embedding += 20 * torch.where(is_first, 1.0, -1.0)[:, None] * direction
+    for name in [name for name in state if name.endswith("mlp.gate.weight")]:
+        norm = state[name.replace("mlp.gate", "post_attention_layernorm")]
+        sides = torch.ones(len(state[name])).index_fill(0, torch.arange(len(state[name]) // 2, len(state[name])), -1.0)
+        state[name] = 0.1 * state[name] + 3 / norm.square().sum() * sides[:, None] * norm * direction
+    for name in [name for name in state if name.endswith("expert_bias")]:
+        state[name] *= 0.01
+    save_file(state, folder / "model.safetensors")
+
+
+def test_experts_that_one_rank_alone_has_tokens_for(tmp_path):
+    """In the scoring pass and the training pass: half of the experts get nothing on one rank, and most on the other."""
+    folders = [complete_folder(tmp_path, name) for name in ("llada_moe_tiny", "llada2_tiny")]
+    for folder in folders:
+        split_experts(folder)
+    paths = write_stages(tmp_path)
+    results = launch_job("routing", tmp_path / "out.json", ",".join(map(str, paths)), *map(str, folders))
+    for folder in folders:
+        whole = results[f"{folder.name} zero0"]
+        assert sum(whole["losses"][-3:]) < sum(whole["losses"][:3])
+        for step in zip(*whole["counts"], strict=True):
+            (_, *passes_of_first), (_, *passes_of_second) = sorted(step)
+            for first, second in zip(passes_of_first, passes_of_second, strict=True):
+                assert first[0] > 0 == first[1] and second[1] > 0
+        for name in ("thresholds0", "shipped"):
+            found = results[f"{folder.name} {name}"]
+            assert found["losses"] == pytest.approx(whole["losses"], rel=1e-4), (folder, name)
+            assert found["counts"] == whole["counts"]
 
 
 def test_blocks_and_mixtures_train_and_resume(tmp_path):

@@ -151,6 +151,16 @@ def test_both_runs_are_in_each_plot(tmp_path):
     assert "#01" not in text  # no stand-in is left
 
 
+def test_the_load_of_experts_is_there_where_there_are_some(tmp_path):
+    dense = write_made_run(tmp_path / "dense")
+    steps = [("step", step, step_record(step, expert_load=2.0 - 0.1 * step)) for step in (5, 6)]
+    mixture = write_made_run(tmp_path / "mixture", records=steps)
+    text = report(dense, mixture, output=tmp_path / "page.html")
+    (plot,) = re.findall(r'aria-label="Load of experts".*?</figure>', text, re.DOTALL)
+    assert re.findall(r"</span> (\w+)</span>", plot) == ["mixture"]
+    assert 'aria-label="Load of experts"' not in report(dense, output=tmp_path / "other.html")
+
+
 def test_runs_of_different_tasks_are_told_apart(tmp_path):
     """Losses on other held-out rows are in other plots, dashes are others, and both are said."""
     sums = write_made_run(tmp_path / "sums", records=[("heldout", 0, heldout(3.0))], data__path="builtin:addition")

@@ -23,6 +23,7 @@ class Stream(IntEnum):
     DROPOUT = 9
     SOURCE = 11
     KEPT_COUNT = 12
+    BLOCK_NOISE = 13  # of each block of a document: level, extra level, component, rounding of how many are kept
 
 
 def keyed_generator(seed: int, epoch: int, sample: int, stream: Stream) -> np.random.Generator:

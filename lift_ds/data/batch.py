@@ -1,16 +1,23 @@
 """What travels from data to training: documents, their noise, and micro-batches of both.
 
-Shapes: B documents, L tokens of the longest one.
+What has a level of its own is a span: a document, or each of its blocks, counted from where it begins. Rows are cut
+into spans before anything is masked or chosen, so that one rule holds for both.
+
+Shapes: B documents, L tokens of the longest one; N spans, document after document, S tokens of each. N = B and S = L
+where a document has one level; else each has ceil(L / S) spans, of which the last ones may lie on padding.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from lift_ds.method.components import Component
 from lift_ds.ranks.moving import Movable
 
 
@@ -49,15 +56,22 @@ class Noise:
     """The random numbers of one document: level, extra level, component, and uniforms (2, length) for mask and ties.
 
     `count_uniform` rounds how many tokens LIFT keeps. `is_refreshed` says whether the document is scored exactly where
-    others are scored from the difficulty buffers.
+    others are scored from the difficulty buffers. Where each block of `span_length` tokens has a level, there is one
+    level, extra level, component and `count_uniform` for each: arrays (ceil(length / span_length),).
     """
 
-    t: float
-    rho: float
-    component: int
+    t: float | np.ndarray
+    rho: float | np.ndarray
+    component: int | np.ndarray
     uniforms: np.ndarray
-    count_uniform: float = 0.5
+    count_uniform: float | np.ndarray = 0.5
     is_refreshed: bool = True
+    span_length: int | None = None
+
+    def per_token(self, values: Any) -> np.ndarray:
+        """What each token (length,) has of its span's."""
+        length = self.uniforms.shape[1]
+        return np.repeat(np.atleast_1d(values), self.span_length or length)[:length]
 
 
 @dataclass(frozen=True)
@@ -71,15 +85,16 @@ class MicroBatch(Movable):
         filler_mask: bool (B, L).
         mask_uniform: float32 (B, L).
         tie_uniform: float32 (B, L).
-        t: float32 (B,), levels.
-        rho: float32 (B,), extra levels of the superset; 0 for vanilla SFT.
-        count_uniform: float32 (B,), uniforms that round how many tokens are kept.
-        component: int64 (B,) of `method.components.Component`.
+        t: float32 (N,), levels.
+        rho: float32 (N,), extra levels of the superset; 0 for vanilla SFT.
+        count_uniform: float32 (N,), uniforms that round how many tokens are kept.
+        component: int64 (N,) of `method.components.Component`.
         lengths: Tokens of each document, B of them.
         sample_ids: The documents' numbers, B of them; -1 for a stand-in that only keeps the ranks together.
         slots: Where each document stands in the step, B pairs: its slot, and its place in the slot's pack.
         is_refreshed: bool (B,), documents that are scored exactly, whatever `objective.scoring` says.
         difficulty: float32 (B, L), expected -log p of the superset's tokens from the buffers, where they are used.
+        span_length: S where each block has a level; `None` where each document has one.
     """
 
     clean_ids: Tensor
@@ -97,6 +112,33 @@ class MicroBatch(Movable):
     slots: list[tuple[int, int]]
     is_refreshed: Tensor
     difficulty: Tensor | None = None
+    span_length: int | None = None
+
+    def spans(self, values: Tensor) -> Tensor:
+        """Values (B, L) by span: (N, S), false or 0 where a span is longer than what is left of L."""
+        if self.span_length is None:
+            return values
+        return F.pad(values, (0, -values.shape[1] % self.span_length)).view(-1, self.span_length)
+
+    def of_spans(self, values: Tensor) -> Tensor:
+        """What `spans` made (N, S) of values (B, L) by document again."""
+        return values.reshape(len(self.lengths), -1)[:, : self.clean_ids.shape[1]]
+
+    def by_document(self, values: Tensor) -> Tensor:
+        """Values (N,) of spans, a row a document: (B, N / B)."""
+        return values.view(len(self.lengths), -1)
+
+    def per_token(self, values: Tensor) -> Tensor:
+        """What each token has of its span's values (N,): (B, L)."""
+        if self.span_length is None:
+            return values[:, None].expand(self.clean_ids.shape)
+        return self.of_spans(values[:, None].expand(-1, self.span_length))
+
+    def span_at(self, document: Tensor, column: Tensor) -> Tensor:
+        """Spans int64 (R,) of tokens, by their rows and columns (R,) in (B, L)."""
+        if self.span_length is None:
+            return document
+        return document * (len(self.t) // len(self.lengths)) + column // self.span_length
 
     @property
     def is_padded(self) -> bool:
@@ -112,13 +154,23 @@ class MicroBatch(Movable):
 def collate(
     documents: list[Document], noises: list[Noise], pad_token_id: int, slots: list[tuple[int, int]] | None = None
 ) -> MicroBatch:
-    """Pads documents on the right to the longest one; no token attends to padding."""
+    """Pads documents on the right to the longest one; no token attends to padding, and spans on it have level 1."""
     shape = (len(documents), max(len(document.ids) for document in documents))
     clean_ids = np.full(shape, pad_token_id, dtype=np.int64)
     lengths = [len(document.ids) for document in documents]
     attention_mask = np.arange(shape[1]) < np.array(lengths)[:, None]
     masks = np.zeros((2, *shape), dtype=bool)
     uniforms, difficulty = np.ones((2, *shape), dtype=np.float32), np.zeros(shape, dtype=np.float32)
+    span_length = noises[0].span_length
+    num_spans = -(-shape[1] // span_length) if span_length else 1
+
+    def of_spans(name: str, on_padding: float, kind: torch.dtype) -> Tensor:
+        values = np.full((len(noises), num_spans), on_padding)
+        for row, noise in enumerate(noises):
+            of_document = np.atleast_1d(getattr(noise, name))
+            values[row, : len(of_document)] = of_document
+        return torch.from_numpy(values.flatten()).to(kind)
+
     for row, (document, noise) in enumerate(zip(documents, noises, strict=True)):
         length = len(document.ids)
         clean_ids[row, :length] = document.ids
@@ -134,10 +186,10 @@ def collate(
         filler_mask=torch.from_numpy(masks[1]),
         mask_uniform=torch.from_numpy(uniforms[0]),
         tie_uniform=torch.from_numpy(uniforms[1]),
-        t=torch.tensor([noise.t for noise in noises], dtype=torch.float32),
-        rho=torch.tensor([noise.rho for noise in noises], dtype=torch.float32),
-        count_uniform=torch.tensor([noise.count_uniform for noise in noises], dtype=torch.float32),
-        component=torch.tensor([noise.component for noise in noises]),
+        t=of_spans("t", 1.0, torch.float32),
+        rho=of_spans("rho", 0.0, torch.float32),
+        count_uniform=of_spans("count_uniform", 0.0, torch.float32),
+        component=of_spans("component", int(Component.RANDOM), torch.int64),
         lengths=lengths,
         sample_ids=[document.sample_id for document in documents],
         slots=slots or [(row, 0) for row in range(len(documents))],
@@ -145,6 +197,7 @@ def collate(
             [noise.is_refreshed and document.is_scored for document, noise in zip(documents, noises, strict=True)]
         ),
         difficulty=torch.from_numpy(difficulty) if documents[0].difficulty is not None else None,
+        span_length=span_length,
     )
 
 

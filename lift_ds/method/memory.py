@@ -130,12 +130,12 @@ class RowMemory:
         _check_size(row, int(block.sizes[index]), size)
         return block.row(index)
 
-    def write(self, shown: Sequence[tuple[int, int, int, np.ndarray, np.ndarray]]) -> None:
+    def write(self, shown: Sequence[tuple[int, int, int | np.ndarray, np.ndarray, np.ndarray]]) -> None:
         """Observes tokens of rows that this rank owns, in order; a row may come more than once.
 
         Args:
-            shown: Row, its response tokens, bin of the level, places int (R,) in the row, residuals float32 (R,) in
-                nats beyond the table.
+            shown: Row, its response tokens, bin of the level, of all or of each (R,), places int (R,) in the row,
+                residuals float32 (R,) in nats beyond the table.
 
         Raises:
             ValueError: A row was seen with another number of response tokens.
@@ -151,7 +151,8 @@ class RowMemory:
             starts = np.cumsum([0, *map(len, rows)])
             at = np.concatenate([start + of_row for start, of_row in zip(starts[:-1], places, strict=True)])
             records = np.concatenate(rows)
-            bin_of_each = np.repeat(bins, [len(of_row) for of_row in places])
+            pairs = zip(bins, places, strict=True)
+            bin_of_each = np.concatenate([np.broadcast_to(of_row, len(at_row)) for of_row, at_row in pairs])
             before = Records.unpacked(records[at])
             records[at] = before.observed(np.concatenate(residuals), bin_of_each).packed()
             for row, changed in zip(rows, np.split(records, starts[1:-1]), strict=True):

@@ -1,7 +1,7 @@
 """GIFT: tokens of which the model is unsure are masked more often.
 
     beta_i = sqrt(entropy_i)                              one pass without gradient, the whole response masked
-    t_i = 1 - (1 - t)^(beta_i / mean beta)                mean over the document's response
+    t_i = 1 - (1 - t)^(beta_i / mean beta)                mean over the response of a document or block
     mask_i = [U_i < t_i],     loss = sum_{i masked} CE_i / t_i  /  N
 
 Source: GIFT (arXiv 2509.20863) and LIFT's public code. Differs: that code takes the mean over a whole micro-batch, so
@@ -49,12 +49,12 @@ class Gift(Objective):
     def noise(self, batch: MicroBatch) -> Candidates:
         """The whole response of every document."""
         nothing = torch.zeros_like(batch.response_mask)
-        return Candidates(batch.response_mask, nothing, torch.arange(len(batch.t), device=batch.t.device))
+        return Candidates(batch.response_mask, nothing, torch.arange(len(nothing), device=nothing.device))
 
     def choose(self, batch: MicroBatch, candidates: Candidates, scores: Tensor | None) -> Choice:
         """The tokens whose uniform lies below their own level."""
         assert scores is not None
-        levels = gift_levels(scores, batch.response_mask, batch.t)
+        levels = batch.of_spans(gift_levels(batch.spans(scores), batch.spans(batch.response_mask), batch.t))
         return Choice(batch.response_mask & (batch.mask_uniform < levels), levels)
 
     def num_targets(self, batch: MicroBatch) -> None:

@@ -77,17 +77,18 @@ class SupersetObjective(Vanilla):
         return extra_level(u, t, v, self.settings.rho)
 
     def kept(self, batch: MicroBatch, candidates: Candidates, scores: Tensor) -> Tensor:
-        """The kept tokens (B, L) of each document's component, by log p(gold), exact or expected."""
-        superset, ties, v = candidates.superset, batch.tie_uniform, batch.count_uniform
-        return select_kept(scores, superset, batch.t, batch.rho, batch.component, scores=ties, v=v)
+        """The kept tokens (B, L) of each span's component, by log p(gold), exact or expected."""
+        scores, superset, ties = map(batch.spans, (scores, candidates.superset, batch.tie_uniform))
+        kept = select_kept(scores, superset, batch.t, batch.rho, batch.component, scores=ties, v=batch.count_uniform)
+        return batch.of_spans(kept)
 
     def num_targets(self, batch: MicroBatch) -> Tensor | None:
         """How many are kept does not depend on the scores."""
         if self.settings.complementary:
             return super().num_targets(batch)
         masks = candidates(batch)
-        kept = num_kept(masks.superset.sum(-1), batch.t, batch.rho, v=batch.count_uniform)
-        return kept + masks.fillers.sum(-1)
+        kept = num_kept(batch.spans(masks.superset).sum(-1), batch.t, batch.rho, v=batch.count_uniform)
+        return batch.by_document(kept).sum(-1) + masks.fillers.sum(-1)
 
 
 class Lift(SupersetObjective):
@@ -115,10 +116,16 @@ class Lift(SupersetObjective):
         return (u < self.settings.refresh_share) | always
 
     def noise(self, batch: MicroBatch) -> Candidates:
-        """The superset; scores are wanted where the component asks for them, and no expected ones do."""
-        needed = batch.component != Component.RANDOM
-        scored = needed & batch.is_refreshed if self.reads_difficulty else needed
-        return replace(candidates(batch), scored=scored.nonzero()[:, 0])
+        """The superset; scores are wanted where the component asks for them, and no expected ones do.
+
+        Of blocks, one suffices that has something to choose from: a document is scored as a whole.
+        """
+        masks, needed = candidates(batch), batch.component != Component.RANDOM
+        if batch.span_length is not None:
+            needed = needed & batch.spans(masks.superset).any(-1)
+        scored = batch.by_document(needed).any(-1)
+        scored = scored & batch.is_refreshed if self.reads_difficulty else scored
+        return replace(masks, scored=scored.nonzero()[:, 0])
 
     def choose(self, batch: MicroBatch, candidates: Candidates, scores: Tensor | None) -> Choice:
         """The kept tokens; all of the superset where the training pass is still to choose from it."""
@@ -139,13 +146,15 @@ class Lift(SupersetObjective):
         if exact is None:
             return expected, None
         documents = candidates.scored
-        by_exact, unscored = (self.kept(batch, candidates, scores)[documents] for scores in (exact, expected))
-        agreement = count_agreement(by_exact, unscored, candidates.superset[documents])
+        by_scores = batch.per_token(batch.component != Component.RANDOM)
+        chosen = (by_scores & self.kept(batch, candidates, scores) for scores in (exact, expected))
+        in_scored = (each.index_select(0, documents) for each in (*chosen, candidates.superset))
+        agreement = count_agreement(*(batch.spans(each) for each in in_scored))
         return expected.index_copy(0, documents, exact[documents]), agreement
 
 
 def count_agreement(exact: Tensor, expected: Tensor, superset: Tensor) -> Tensor:
-    """How far two choices of k from |S| tokens (B, L) agree: float32 (3,), summed over documents.
+    """How far two choices of k from |S| tokens (N, S) agree: float32 (3,), summed over spans.
 
     Tokens in common, k, and k^2 / |S|: the mean of what two random choices have in common.
     """

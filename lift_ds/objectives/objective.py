@@ -5,7 +5,8 @@
     choose    which of them are learned                                       Choice
     view      what the training pass sees, and what each learned token weighs  View
 
-Shapes: B documents of a micro-batch, D documents of a view (B, or 2 B where each document is seen twice), L tokens.
+Shapes: B documents of a micro-batch, D documents of a view (B, or 2 B where each document is seen twice), L tokens,
+N spans: what has a level of its own, a document or a block (`data.batch`).
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Choice:
 
     Args:
         targets: bool (B, L), the tokens that stay masked and are learned; all others are revealed.
-        levels: float32 (B,) or (B, L), the level that each is learned at: its loss is divided by it.
+        levels: float32 (N,) or (B, L), the level that each is learned at: its loss is divided by it.
         agreement: float32 (3,), where both exact and expected scores are known: tokens that both choose, tokens that
             each chooses, and how many of them chance would have in common.
     """
@@ -110,11 +111,11 @@ class Objective(ABC):
     # what is drawn for each document, before anything is computed
 
     def component(self, t: Tensor, u: Tensor) -> Tensor:
-        """Components (B,) of levels (B,); `u` (B,) are uniforms for policies that draw."""
+        """Components (N,) of levels (N,); `u` (N,) are uniforms for policies that draw."""
         return torch.full_like(t, int(Component.RANDOM), dtype=torch.int64)
 
     def extra_level(self, u: Tensor, t: Tensor, v: Tensor) -> Tensor:
-        """Extra levels rho (B,) of a superset, from the uniforms `u` that gave `t`, and fresh ones `v`; 0 without."""
+        """Extra levels rho (N,) of a superset, from the uniforms `u` that gave `t`, and fresh ones `v`; 0 without."""
         return torch.zeros_like(t)
 
     def is_refreshed(self, u: Tensor, step: int) -> Tensor:
@@ -149,7 +150,7 @@ class Objective(ABC):
             targets=choice.targets,
             weights=self.token_weights(batch, choice),
             attention_mask=batch.attention_mask,
-            document=torch.arange(len(batch.t), device=batch.t.device),
+            document=torch.arange(len(batch.clean_ids), device=batch.t.device),
         )
 
     @abstractmethod
@@ -161,8 +162,8 @@ class Objective(ABC):
 
     def token_weights(self, batch: MicroBatch, choice: Choice) -> Tensor:
         """1 / t (with `time_scaling`), times CART's weights where they are asked for: float32 (B, L)."""
-        level = choice.levels[:, None] if choice.levels.dim() == 1 else choice.levels
-        weights = (1.0 / level if self.settings.time_scaling else torch.ones_like(level)).expand(choice.targets.shape)
+        level = batch.per_token(choice.levels) if choice.levels.dim() == 1 else choice.levels
+        weights = 1.0 / level if self.settings.time_scaling else torch.ones_like(level)
         if self.settings.token_weight == "cart":
             weights = weights * cart_weights(choice.targets, self.settings.cart_p, batch.attention_mask)
         return weights
@@ -175,11 +176,14 @@ class Objective(ABC):
 
 def candidates(batch: MicroBatch) -> Candidates:
     """Response tokens whose uniform lies below t + rho, and fillers whose uniform lies below t; nothing is scored."""
-    superset = superset_mask(batch.mask_uniform, batch.response_mask & ~batch.filler_mask, batch.t, batch.rho)
-    fillers = superset_mask(batch.mask_uniform, batch.filler_mask, batch.t, torch.zeros_like(batch.rho))
-    return Candidates(superset, fillers, torch.arange(0, device=batch.t.device))
+    uniform, response, fillers = map(
+        batch.spans, (batch.mask_uniform, batch.response_mask & ~batch.filler_mask, batch.filler_mask)
+    )
+    superset = superset_mask(uniform, response, batch.t, batch.rho)
+    fillers = superset_mask(uniform, fillers, batch.t, torch.zeros_like(batch.rho))
+    return Candidates(batch.of_spans(superset), batch.of_spans(fillers), torch.arange(0, device=batch.t.device))
 
 
 def superset_level(batch: MicroBatch) -> Tensor:
     """The level t + rho at which a superset is masked, at most 1: float32 (B, L)."""
-    return (batch.t + batch.rho).clamp(max=1.0)[:, None].expand_as(batch.mask_uniform)
+    return batch.per_token((batch.t + batch.rho).clamp(max=1.0))

@@ -23,6 +23,10 @@ class ObjectiveSettings(Section):
     mgdm_gamma: float = Field(2.0, ge=0, description="gamma of the same")
     time_scaling: bool = Field(True, description="divide each token's loss by its level t")
     t_min: float = Field(1e-3, gt=0, lt=1, description="smallest level; bounds the weight 1/t")
+    t_max: float = Field(1.0, gt=0, le=1, description="largest level; LLaDA2's fine-tuning ends at 0.8")
+    level_per: Literal["document", "block"] = Field(
+        "document", description="what has a level of its own; blocks are those of models that denoise block after block"
+    )
     t_sampling: Literal["iid", "stratified"] = Field(
         "stratified", description="independent levels, or spread evenly over the global batch"
     )
@@ -32,10 +36,18 @@ class ObjectiveSettings(Section):
 
     def problems(self) -> list[str]:
         """Options that are set and not read, and combinations that mean nothing; one line each."""
-        return [
+        problems = [
             *self.unread("token_weight", ("cart",), "cart_p"),
             *self.unread("token_weight", ("mgdm",), "mgdm_alpha", "mgdm_gamma"),
         ]
+        if self.t_max <= self.t_min:
+            problems.append(f"objective.t_max={self.t_max}: it must be above objective.t_min={self.t_min}")
+        if self.level_per == "block" and self.token_weight == "cart":
+            problems.append(
+                "objective.token_weight=cart: it counts later blocks as context, which no block sees; not with "
+                "objective.level_per=block"
+            )
+        return problems
 
     def unread(self, key: str, values: tuple[str, ...], *options: str) -> list[str]:
         """A problem for each of `options` that is set although `key`, which has none of `values`, leaves it unread."""

@@ -86,7 +86,9 @@ class DifficultyBuffers:
 
     def fill(self, batches: list[MicroBatch]) -> list[MicroBatch]:
         """The micro-batches of a step with the difficulties of their supersets, from one look-up."""
-        wanted = [candidates(batch).superset & (batch.component != Component.RANDOM)[:, None] for batch in batches]
+        wanted = [
+            candidates(batch).superset & batch.per_token(batch.component != Component.RANDOM) for batch in batches
+        ]
         pairs = list(zip(batches, wanted, strict=True))
         tokens = torch.cat([batch.clean_ids[rows] for batch, rows in pairs])
         levels = torch.cat([superset_level(batch)[rows] for batch, rows in pairs])

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lift_ds.data.batch import MicroBatch
 from lift_ds.method.loss import chunked_entropy, chunked_weighted_nll
-from lift_ds.method.noise import level_from_uniform
+from lift_ds.method.noise import level_from_uniform, narrowed
 from lift_ds.method.selection import component_tensor
 from lift_ds.models.attention import Kernel, attention_kernels, choose_attention
 from lift_ds.models.head import LogitsModel, MaskedDiffusionModel
@@ -34,6 +34,7 @@ from .step import DiffusionStep
 TRAINERS_OPTIONS = {
     "normalizer": "the loss is divided by num_targets",
     "t_sampling": "levels are drawn here one by one; give t to spread them",
+    "level_per": "it is for models that denoise block after block",
 }
 
 BLOCK_LOSS = "its loss of given masks is lift_ds.block_sft_loss(...)."
@@ -114,7 +115,7 @@ def lift_loss(
         return (fresh if given is None else given).to(clean_ids.device, torch.float32)
 
     (num_documents, length), t_min = clean_ids.shape, objective.settings.t_min
-    u = drawn(None, num_documents)
+    u = narrowed(drawn(None, num_documents), t_min, objective.settings.t_max)
     if t is None:
         t = level_from_uniform(u, t_min)
     else:

@@ -23,11 +23,13 @@ from lift_ds.data.text.chat_format import KEYS, ChatFormat, format_of_settings, 
 from lift_ds.data.text.prepared import folder_of, read_prepared
 from lift_ds.data.text.templates import use_template
 from lift_ds.evaluation.settings import EvalConfig
+from lift_ds.models.blocks import check_block_size
 from lift_ds.models.experts import mixtures_of
 from lift_ds.models.families import max_length_of, start_token_of
-from lift_ds.models.registry import is_blockwise
+from lift_ds.models.registry import family_of, is_blockwise
 from lift_ds.models.vocabulary import check_tokenizer, load_tokenizer
 from lift_ds.models.weights import NewWeights, WeightSource, hollow_model
+from lift_ds.objectives.settings import ObjectiveSettings
 from lift_ds.planning.flops import Arithmetic
 from lift_ds.ranks.background import BackgroundGroup, Links
 from lift_ds.ranks.once import ALONE, Once
@@ -160,6 +162,7 @@ def prepare(
     model = model or open_model(run.model.path, not run.model.from_scratch, once)
     check_answers(run, model.config)
     require_router(run, model.config)
+    level_block_size(run.objective, model.config)
     tokenizer = load_tokenizer(model.folder)
     if tokenizer is None:
         raise ValueError(f"{model.folder}: no tokenizer; training needs one to read text.")
@@ -196,6 +199,22 @@ def require_router(run: RunConfig, config: PretrainedConfig) -> None:
         raise ValueError(f"{', '.join(asked)}: the model ({config.model_type}) has no mixtures of experts; remove it.")
 
 
+def level_block_size(objective: ObjectiveSettings, config: PretrainedConfig) -> int | None:
+    """Tokens of a block where each has a level of its own; `None` where each document has one.
+
+    Raises:
+        ValueError: The model has no blocks.
+    """
+    if objective.level_per == "document":
+        return None
+    if not is_blockwise(config):
+        raise ValueError(
+            f"objective.level_per=block: {family_of(config).name} does not denoise block after block; use "
+            "objective.level_per=document."
+        )
+    return check_block_size(config)
+
+
 def batch_rule(prepared: Prepared, max_rows: int | None) -> BatchRule:
     """How steps are cut into micro-batches: by rows where `max_rows` is given, else by `data.micro_batch_tokens`."""
     data = prepared.run.data
@@ -218,7 +237,9 @@ def make_loader(
     links: Links | None = BackgroundGroup() if memory is None and ranks.world_size > 1 else None
     return StepLoader(
         prepared.data.stream,
-        make_noise_rule(run.objective, run.seed, run.optim.global_batch),
+        make_noise_rule(
+            run.objective, run.seed, run.optim.global_batch, level_block_size(run.objective, prepared.config)
+        ),
         global_batch=run.optim.global_batch,
         batch_rule=batch_rule(prepared, max_rows),
         rank=ranks.rank,

@@ -140,6 +140,7 @@ def _add_shown(totals: StepTotals, batch: MicroBatch, shown: Shown, engine: Engi
         num_in_common=in_common,
         num_compared=compared,
         num_by_chance=by_chance,
+        num_documents=len(lengths),
         num_input_tokens=shown.num_views * sum(lengths),
         num_attention_pairs=shown.num_views * sum(length * length for length in lengths),
     )
@@ -147,8 +148,11 @@ def _add_shown(totals: StepTotals, batch: MicroBatch, shown: Shown, engine: Engi
         totals.bad_sample_ids = batch.sample_ids
     totals.add_weights(shown.weight_sums)
     totals.choices += shown.choices
-    by_document = (batch.t, batch.component, shown.nll_sum, shown.num_kept, shown.gradient_norms / engine.world_size)
-    totals.add_documents(*(values[is_real] for values in by_document))
+    by_span = (batch.t, batch.component, shown.nll_sum, shown.num_kept, shown.gradient_norms / engine.world_size)
+    counts = is_real
+    if batch.span_length is not None:  # most blocks of a prompt have nothing to learn
+        counts = batch.spans(batch.response_mask & is_real[:, None]).any(-1)
+    totals.add_spans(*(values[counts] for values in by_span))
 
 
 def train_steps(

@@ -8,7 +8,7 @@ is least sure of. So what step s learns depends on neither ranks, micro-batches 
     pending    known, not yet with its owners; by step
     applied    in the owners' blocks
 
-Traffic of a step between ranks: 8 bytes a token that was shown and 32 a document; 2 bytes a response token and 40 a
+Traffic of a step between ranks: 9 bytes a token that was shown and 32 a document; 2 bytes a response token and 40 a
 document looked up; and that of the table, see `buffers`.
 """
 
@@ -19,6 +19,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,8 @@ from torch import Tensor
 
 from lift_ds.data.batch import MicroBatch, Noise
 from lift_ds.data.order.exchange import SlotPack
-from lift_ds.method.memory import Records, RowMemory, doubt
+from lift_ds.method.difficulty import level_bin
+from lift_ds.method.memory import Records, RowMemory
 from lift_ds.ranks.background import ThreadRanks
 from lift_ds.storage.manifest import MEMORY_FOLDER
 
@@ -36,7 +38,7 @@ from .buffers import DifficultyBuffers
 from .memory_files import load_blocks, memory_files, places_read
 from .results import Observed
 from .shown import SHOWN, Shown, nothing_shown
-from .wanted import Wanted, nums_kept, want
+from .wanted import Wanted, doubts, want
 
 STEPS_BEHIND = 2
 ASKED = np.dtype([("row", "i8"), ("size", "i8")])
@@ -124,20 +126,20 @@ class DifficultyMemory:
         for_table = torch.from_numpy(shown.for_table)
         self.table.observe([(columns[0][for_table], columns[1][for_table], columns[2][for_table])], step + 1)
         expected = self.table.look_up(columns[0], columns[1])
-        residuals = shown.nll - expected.numpy()
+        residuals, bins = shown.nll - expected.numpy(), level_bin(columns[1]).numpy().astype(np.uint8)
         owners = np.array([self.rows.owner(row) for row in shown.documents["row"].tolist()], dtype=np.int64)
         of_tokens = owners.repeat(shown.documents["count"])
         parts = []
         for rank in range(self.ranks.world_size):
             tokens = of_tokens == rank
-            parts.append([shown.documents[owners == rank], shown.places[tokens], residuals[tokens]])
-        received = [self._parted(part, (SHOWN, np.int32, np.float32)) for part in self._send(parts)]
-        documents, places, values = (np.concatenate(column) for column in zip(*received, strict=True))
+            parts.append([shown.documents[owners == rank], shown.places[tokens], residuals[tokens], bins[tokens]])
+        received = [self._parted(part, (SHOWN, np.int32, np.float32, np.uint8)) for part in self._send(parts)]
+        documents, places, values, bins = (np.concatenate(column) for column in zip(*received, strict=True))
         ends, written = np.cumsum(documents["count"]), []
         for number in np.lexsort([documents[name] for name in ("turn", "index", "slot")]).tolist():
-            row, _, _, _, size, count, bin_ = documents[number].item()
+            row, size, count = documents[["row", "size", "count"]][number].item()
             part = slice(ends[number] - count, ends[number])
-            written.append((row, size, bin_, places[part], values[part]))
+            written.append((row, size, bins[part], places[part], values[part]))
         self.rows.write(written)
         del self.pending[step]
 
@@ -153,13 +155,11 @@ class DifficultyMemory:
         sizes = [len(each.superset) for each in asked]
         ends = np.cumsum([0, *sizes]).tolist()
         tokens = _joined([each.document.ids[each.superset] for each in asked], np.int64)
-        levels = np.array([min(each.noise.t + each.noise.rho, 1.0) for each in asked], np.float32).repeat(sizes)
+        levels = _joined([each.levels for each in asked], np.float32)
         expected = self.table.look_up(torch.from_numpy(tokens), torch.from_numpy(levels)).numpy() + records.trusted
-        doubts = {
-            place: doubt(size, num_kept, records.counts[end : end + size])
-            for place, size, num_kept, end in zip(wanted, sizes, nums_kept(asked), ends[:-1], strict=True)
-        }
-        scored = self._choose(step, doubts, sum(len(pack) for _, pack in packs))
+        counts = [records.counts[start:end] for start, end in pairwise(ends)]
+        of_documents = dict(zip(wanted, doubts(asked, counts), strict=True))
+        scored = self._choose(step, of_documents, sum(len(pack) for _, pack in packs))
         difficulties = {place: expected[ends[number] : ends[number + 1]] for number, place in enumerate(wanted)}
         filled = []
         for slot, pack in packs:

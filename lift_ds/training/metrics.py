@@ -36,7 +36,7 @@ class StepTotals:
 
     SCALARS = (
         *"loss num_tokens num_skipped num_bad_rows num_in_common num_compared num_by_chance".split(),
-        *("num_input_tokens", "num_attention_pairs", "weight_sum", "weight_squares"),
+        *("num_documents", "num_input_tokens", "num_attention_pairs", "weight_sum", "weight_squares"),
         *(f"{part}_seconds" for part in (*PARTS, *BESIDE)),  # last, see `add_rank`
     )
     BINNED = ("documents", "nll", "kept", "gradient")
@@ -59,10 +59,8 @@ class StepTotals:
         self.add(weight_sum=total, weight_squares=squares)
         self.maxima[NUM_TENTHS] = max(float(self.maxima[NUM_TENTHS]), largest)
 
-    def add_documents(
-        self, t: Tensor, component: Tensor, nll_sum: Tensor, num_kept: Tensor, gradient_norm: Tensor
-    ) -> None:
-        """Adds documents: all arguments (B,), on the CPU."""
+    def add_spans(self, t: Tensor, component: Tensor, nll_sum: Tensor, num_kept: Tensor, gradient_norm: Tensor) -> None:
+        """Adds what has a level of its own, documents or blocks: all arguments (N,), on the CPU."""
         bins = (t * NUM_TENTHS).long().clamp(max=NUM_TENTHS - 1)
         values = torch.stack([torch.ones_like(t), nll_sum, num_kept, gradient_norm]).double()
         self.binned.index_add_(1, bins, values)
@@ -100,6 +98,9 @@ class StepTotals:
     def record(self, time_scaling: bool) -> dict[str, Any]:
         """The step as a line of `metrics.jsonl`; what has no documents to show it is `None`.
 
+        What stands there by level or component counts documents, or with `objective.level_per=block` the blocks that
+        have response tokens.
+
         `scoring_agreement` is the share of tokens that the difficulty table and exact scores both choose, where both
         are known, and `scoring_chance` the share that two random choices have in common. Seconds of the parts are means
         over the ranks; `slowest_seconds` has each part on the rank where it took longest, which `slowest_ranks` names.
@@ -129,7 +130,7 @@ class StepTotals:
             "num_learned": int(kept.sum()),
             "effective_num_learned": scalars["weight_sum"] ** 2 / squares if squares else None,
             "largest_weight_share": float(largest_weight) / scalars["weight_sum"] if squares else None,
-            "num_documents": int(documents.sum()),
+            "num_documents": int(scalars["num_documents"]),
             "num_skipped": int(scalars["num_skipped"]),
             "num_bad_rows": int(scalars["num_bad_rows"]),
             "component_share": dict(zip(COMPONENTS, shares.tolist(), strict=True)),

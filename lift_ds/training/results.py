@@ -1,6 +1,6 @@
 """What micro-batches show: tensors of the device while a step runs, read in one copy when it is over.
 
-Shapes: B documents of a micro-batch, R tokens.
+Shapes: B documents of a micro-batch, N spans (`data.batch`), R tokens.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ class StepResult:
 
     Args:
         loss: float32 scalar, detached.
-        nll_sum: float32 (B,), summed -log p of learned tokens.
-        num_kept: int64 (B,), learned tokens.
+        nll_sum: float32 (N,), summed -log p of learned tokens.
+        num_kept: int64 (N,), learned tokens.
         weight_sums: float64 (3,), the sum of learned tokens' weights in the loss, of their squares, and the largest.
         agreement: float32 (3,), see `Choice`; 0 where nothing was compared.
         observed: What each pass shows of tokens' difficulty.
         num_views: How often the training pass saw each document.
         scoring_seconds: Tells what the pass without gradient took.
-        gradient_probe: float32 (B,), a leaf whose gradient is `gradient_norms`.
+        gradient_probe: float32 (N,), a leaf whose gradient is `gradient_norms`.
         choices: float32 (M, E + 3), what was counted of the experts' choices; see `models.balance`.
     """
 
@@ -73,7 +73,7 @@ class StepResult:
 
     @property
     def gradient_norms(self) -> Tensor:
-        """Norm (B,) of the loss's gradient at each document's final hidden states, once its backward is done."""
+        """Norm (N,) of the loss's gradient at each span's final hidden states, once its backward is done."""
         assert self.gradient_probe.grad is not None, "no backward yet"
         return self.gradient_probe.grad
 

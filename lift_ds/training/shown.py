@@ -21,7 +21,8 @@ class Shown:
     """What the passes of one step showed on this rank.
 
     Args:
-        documents: `SHOWN` (D,): row, slot, index in its pack, which pass, response tokens, how many shown, level bin.
+        documents: `SHOWN` (D,): row, slot, index in its pack, which pass, response tokens, how many shown, and the
+            first one's level bin, which is in checkpoints and not read: blocks have levels of their own.
         places: int32 (R,), places of the tokens shown, document after document.
         token_ids: int64 (R,), levels: float32 (R,), nll: float32 (R,).
         for_table: bool (R,), whether the table may learn of them.

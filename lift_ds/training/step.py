@@ -8,7 +8,7 @@ From noise to the end of backward the host never waits for the device: noise and
 (`noised`), results are read when the step is over (`results`). One exception: an objective that does not know how
 many tokens it will learn (GIFT: its levels are the scoring pass's) makes the host wait once, in `positions`.
 
-Shapes: B documents, D documents of the training view, L tokens, R masked tokens of it.
+Shapes: B documents, D documents of the training view, L tokens, R masked tokens of it, N spans (`data.batch`).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Trained:
         token_nll: float32 (R',), -log p.
         token_ids: int64 (R',), their true ids.
         at: int64 (R',), their places in the micro-batch's (B, L), in row-major order.
-        document: int64 (R',), row of the micro-batch that each belongs to.
+        span: int64 (R',), the document, or block of it, that each belongs to.
         is_filler: bool (R',), whether they only fill up a response.
         weights: float32 (R',), what each one's -log p is multiplied by in the loss.
     """
@@ -58,7 +58,7 @@ class Trained:
     token_nll: Tensor
     token_ids: Tensor
     at: Tensor
-    document: Tensor
+    span: Tensor
     is_filler: Tensor
     weights: Tensor
 
@@ -114,7 +114,7 @@ class DiffusionStep(nn.Module):
         """
         noised = Noised.of(self.objective, batch, self.objective.noise(batch), document_scale)
         noised = noised.to(device or batch.t.device)
-        batch, probe = noised.batch, torch.zeros_like(noised.document_scale, requires_grad=True)
+        batch, probe = noised.batch, torch.zeros_like(noised.batch.t, requires_grad=True)
         with timed(batch.t.device, "scoring") as scoring_seconds:
             scores = self.score(noised)
         choice = self.objective.choose(batch, noised.candidates, scores)
@@ -124,11 +124,11 @@ class DiffusionStep(nn.Module):
         trained = self.train_on(view, noised, dropout_key, probe)
 
         zeros = torch.zeros_like(batch.t)
-        nll_sum = zeros.index_add(0, trained.document, trained.token_nll)
-        num_kept = zeros.index_add(0, trained.document, torch.ones_like(trained.token_nll)).long()
+        nll_sum = zeros.index_add(0, trained.span, trained.token_nll)
+        num_kept = zeros.index_add(0, trained.span, torch.ones_like(trained.token_nll)).long()
         agreement = zeros.new_zeros(3) if choice.agreement is None else choice.agreement
         observed = self.observe(noised, scores, trained)
-        loss, num_views = trained.loss.detach(), len(view.clean_ids) // len(batch.t)
+        loss, num_views = trained.loss.detach(), len(view.clean_ids) // len(batch.lengths)
         result = StepResult(
             loss,
             nll_sum,
@@ -205,21 +205,21 @@ class DiffusionStep(nn.Module):
             rows = self.encode(batch, noised_ids, view.clean_ids, at, view.attention_mask, lengths)
         length = view.targets.shape[1]
         document = view.document[at // length]
-        in_batch = document * length + at % length
-        rows = _DocumentGradientNorms.apply(rows, document, probe)
+        in_batch, span = document * length + at % length, batch.span_at(document, at % length)
+        rows = _GradientNorms.apply(rows, span, probe)
         gold_ids, is_filler = taken(view.clean_ids, at), taken(batch.filler_mask[view.document], at)
         weights = taken(view.weights, at) * noised.document_scale[document]
 
         def learn(hidden: Tensor, matrix: Tensor) -> tuple[Tensor, ...]:
-            learned: tuple[Tensor, ...] = (hidden, gold_ids, weights, in_batch, document, is_filler)
+            learned: tuple[Tensor, ...] = (hidden, gold_ids, weights, in_batch, span, is_filler)
             if chooses:
                 scores = placed(chunked_gold_logprob(hidden.detach(), matrix, gold_ids), at, view.targets)
                 chosen = taken(self.objective.choose(batch, noised.candidates, scores).targets, at)
                 kept = positions(chosen, noised.num_kept())
                 learned = tuple(each.index_select(0, kept) for each in learned)
-            hidden, token_ids, factors, places, documents, fillers = learned
+            hidden, token_ids, factors, places, spans, fillers = learned
             loss, token_nll = chunked_weighted_nll(hidden, matrix, token_ids, factors, self.objective.curve())
-            return loss, token_nll, token_ids, places, documents, fillers, factors
+            return loss, token_nll, token_ids, places, spans, fillers, factors
 
         return Trained(*self.model.head(rows, learn))
 
@@ -236,8 +236,8 @@ class DiffusionStep(nn.Module):
             is_filler = taken(candidates.fillers, at)
             observed.append(Observed(token_ids, levels, nll, at, is_filler, torch.zeros_like(is_filler)))
         if self.objective.observes_targets:
-            levels = batch.t[trained.document]
-            is_chosen = batch.component[trained.document] != Component.RANDOM
+            levels = batch.t[trained.span]
+            is_chosen = batch.component[trained.span] != Component.RANDOM
             token_ids, nll, at = trained.token_ids, trained.token_nll, trained.at
             observed.append(Observed(token_ids, levels, nll, at, trained.is_filler, is_chosen))
         return tuple(observed)
@@ -270,18 +270,18 @@ def weight_sums(weights: Tensor) -> Tensor:
     return torch.stack([wide.sum(), wide.square().sum(), wide.max()])
 
 
-class _DocumentGradientNorms(torch.autograd.Function):
-    """The identity on rows (R, D), whose backward gives a probe (B,) the norm of each document's gradient."""
+class _GradientNorms(torch.autograd.Function):
+    """The identity on rows (R, D), whose backward gives a probe (N,) the norm of each span's gradient."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, document: Tensor, probe: Tensor) -> Tensor:
-        ctx.save_for_backward(document)
-        ctx.num_documents = len(probe)
+    def forward(ctx: Any, rows: Tensor, span: Tensor, probe: Tensor) -> Tensor:
+        ctx.save_for_backward(span)
+        ctx.num_spans = len(probe)
         return rows.view_as(rows)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor]:
-        (document,) = ctx.saved_tensors
+        (span,) = ctx.saved_tensors
         squares = torch.linalg.vector_norm(gradient, dim=-1, dtype=torch.float32).square()  # without a copy of the rows
-        zeros = squares.new_zeros(ctx.num_documents)
-        return gradient, None, zeros.index_add_(0, document, squares).sqrt()
+        zeros = squares.new_zeros(ctx.num_spans)
+        return gradient, None, zeros.index_add_(0, span, squares).sqrt()

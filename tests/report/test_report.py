@@ -61,10 +61,10 @@ class Page(HTMLParser):
 def step_record(step, loss=1.0, **more):
     """A step's line, by what makes it in a run: an easy and a hard document, 2 nats and 1 nat a learned token."""
     totals = StepTotals()
-    totals.add(loss=loss, num_tokens=100)
+    totals.add(loss=loss, num_documents=2, num_tokens=100)
     totals.add_rank(dict.fromkeys(PARTS, 0.1), 0.0, (1.5, 0.0), Alone())
     totals.add_weights(torch.tensor([12.0, 30.0, 4.0]))
-    totals.add_documents(
+    totals.add_spans(
         torch.tensor([0.05, 0.95]), torch.tensor([2, 0]), torch.tensor([4.0, 6.0]), torch.tensor([2, 6]), torch.ones(2)
     )
     rest = {"num_bad_steps": 0, "grad_norm": 0.5, "lr": 1e-3, "seconds": 0.7, "tokens_per_second": 140.0, "mfu": None}

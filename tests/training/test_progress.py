@@ -20,11 +20,11 @@ SECONDS = dict.fromkeys(PARTS, 0.0) | {"data": 0.004, "scoring": 0.5, "forward":
 def make_totals():
     totals = StepTotals()
     totals.add(loss=1.5)
-    totals.add(num_tokens=100, num_skipped=2)
+    totals.add(num_documents=3, num_tokens=100, num_skipped=2)
     totals.add(num_in_common=6, num_compared=8, num_by_chance=3)
     totals.add_rank(SECONDS, 0.0, (12.34, 0.0), Alone())
     totals.add_weights(torch.tensor([12.0, 30.0, 4.0]))
-    totals.add_documents(
+    totals.add_spans(
         t=torch.tensor([0.05, 0.55, 0.95]),
         component=torch.tensor([2, 1, 0]),
         nll_sum=torch.tensor([2.0, 6.0, 8.0]),

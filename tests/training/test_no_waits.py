@@ -13,13 +13,17 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lift_ds.data.batch import collate
 from lift_ds.models.lora import add_adapters
 from lift_ds.objectives import OBJECTIVES, make_objective, objective_settings
 from lift_ds.ranks.moving import joined, moved, parted
 from lift_ds.training import step as step_file
+from lift_ds.training.draws import make_noise_rule
 from lift_ds.training.step import DiffusionStep
+from tests.models.block_vectors import load
 from tests.models.test_attention import make_batch
 from tests.objectives.test_objectives import Uncounted
+from tests.training.test_block_levels import make_documents
 
 META = torch.device("meta")
 CASES = [
@@ -73,10 +77,10 @@ def asked(monkeypatch):
     return calls
 
 
-def run_on_meta(model, objective, is_packed=False, method="lift3", lengths=(12, 9, 4)):
+def run_on_meta(model, objective, is_packed=False, method="lift3", lengths=(12, 9, 4), batch=None):
     """One micro-batch, forward and backward; copies to the device, and those that the host waits for."""
-    batch = make_batch(lengths, method)
-    table = {"difficulty": torch.rand(batch.t.shape[0], 12)}
+    batch = batch or make_batch(lengths, method)
+    table = {"difficulty": torch.rand(batch.clean_ids.shape)}
     root = DiffusionStep(model.to(META), objective, keeps_observations=True, is_packed=is_packed).train()
     with Copies() as copies:
         loss, result = root(replace(batch, **table), torch.ones(len(lengths)), (3, 1), META)
@@ -94,6 +98,18 @@ def test_no_objective_asks_the_device(llada, asked, method, options, is_packed):
     assert copies.waiting == []
     num_passes = 2 if make_objective(objective_settings(method, **options)).scoring_pass != "none" else 1
     assert copies.num_copies == 1 + (num_passes if is_packed else 0)  # where documents begin, once a pass
+
+
+@pytest.mark.parametrize("level_per", ["document", "block"])
+@pytest.mark.parametrize(("method", "options"), [case for case in CASES if "token_weight" not in case[1]])
+def test_blocks_ask_nothing_more(asked, method, options, level_per):
+    settings = objective_settings(method, level_per=level_per, **options)
+    rule = make_noise_rule(settings, 5, 3, 4 if level_per == "block" else None)
+    documents = make_documents((12, 9, 4), prompt=2)
+    batch = collate(documents, rule(documents, 0, [(slot, 0) for slot in range(3)]), 247)
+    copies = run_on_meta(load("sdar_tiny"), make_objective(settings), batch=batch)
+    assert len(asked) == WAITS.get(method, 0)
+    assert copies.waiting == [] and copies.num_copies == 1
 
 
 @pytest.mark.parametrize("is_packed", [False, True])

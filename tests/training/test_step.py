@@ -12,7 +12,7 @@ from lift_ds.method.noise import superset_mask
 from lift_ds.models.head import masked_gold_logprob
 from lift_ds.objectives import make_objective, objective_settings
 from lift_ds.objectives.objective import candidates
-from lift_ds.training.step import DiffusionStep, _DocumentGradientNorms, weight_sums
+from lift_ds.training.step import DiffusionStep, _GradientNorms, weight_sums
 
 CASES = [f"case{number:03d}" for number in range(24)]
 
@@ -221,7 +221,7 @@ def test_gradient_norms_copy_no_rows():
     """Rows of logits are large: the backward of the norms makes nothing of their size in float32."""
     rows = torch.randn(50, 400).bfloat16().requires_grad_()
     document, probe = torch.zeros(50, dtype=torch.long), torch.zeros(1, requires_grad=True)
-    passed = _DocumentGradientNorms.apply(rows, document, probe)
+    passed = _GradientNorms.apply(rows, document, probe)
     gradient = torch.full((50, 400), 0.5, dtype=torch.bfloat16)
     with MadeSizes() as made:
         passed.backward(gradient)

@@ -41,7 +41,9 @@ def make_documents(lengths=LENGTHS, prompt=5, fillers=0):
 
 def make_batch(asked, documents=None, step=2):
     documents = documents or make_documents()
-    noises = make_noise_rule(asked, 5, len(documents), SIZE)(documents, step, [(row, 0) for row in range(99)][: len(documents)])
+    noises = make_noise_rule(asked, 5, len(documents), SIZE)(
+        documents, step, [(row, 0) for row in range(99)][: len(documents)]
+    )
     batch = collate(documents, noises, 247)
     if make_objective(asked).reads_difficulty:
         generator = torch.Generator().manual_seed(1)
@@ -117,7 +119,9 @@ def test_the_choice_is_a_plain_loop_over_blocks(method):
     assert torch.equal(objective.num_targets(batch), expected.sum(-1))
     assert 0 < expected.sum() < masked.sum()
     if method not in ("random", "easy", "hard"):
-        assert len(batch.component[batch.spans(candidates.superset).any(-1)].unique()) == {"lift2": 2, "lift3": 3}[method]
+        assert (
+            len(batch.component[batch.spans(candidates.superset).any(-1)].unique()) == {"lift2": 2, "lift3": 3}[method]
+        )
 
 
 def test_gift_takes_the_mean_of_a_block():
@@ -181,7 +185,7 @@ def test_the_expected_loss_is_that_of_the_blocks():
     ids, response = np.random.default_rng(3).integers(0, 240, 10), np.arange(10) >= 4
     document = Document(ids, response, response & False, sample_id=0, epoch=0, where="made")
     root = DiffusionStep(model, make_objective(settings("vanilla")))
-    places, blocks = np.arange(4, 10), [range(0, 4), range(4, 6)]
+    places, blocks = np.arange(4, 10), [range(4), range(4, 6)]
     probability = lambda mask, level: level ** sum(mask) * (1 - level) ** (len(mask) - sum(mask))  # noqa: E731
     rest = {"rho": np.zeros(3), "component": np.full(3, 1), "count_uniform": np.zeros(3), "span_length": SIZE}
     mean = 0.0
@@ -264,7 +268,9 @@ def test_what_the_memory_is_asked():
     for row, (each, of_spans) in enumerate(zip(wanted, nums_kept(wanted), strict=True)):
         assert each.superset.tolist() == by_scores[row].nonzero()[:, 0].tolist()
         torch.testing.assert_close(torch.from_numpy(each.levels), level[row][each.superset])
-        assert each.sizes.tolist() == [int(by_scores[row, at : at + SIZE].sum()) for at in range(0, len(each.document.ids), SIZE)]
+        assert each.sizes.tolist() == [
+            int(by_scores[row, at : at + SIZE].sum()) for at in range(0, len(each.document.ids), SIZE)
+        ]
         assert of_spans == kept[row, : len(each.sizes)].tolist()
     # k (1 - k / |S|) (1 + 1 / (1 + 3)) of each block in which some are chosen and some are not
     sizes, of_spans = wanted[0].sizes.tolist(), nums_kept(wanted)[0]

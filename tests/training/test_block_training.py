@@ -20,10 +20,10 @@ from lift_ds.objectives import make_objective, objective_settings
 from lift_ds.planning.flops import Arithmetic
 from lift_ds.planning.live_memory import measure_passes
 from lift_ds.storage.run_folder import METRICS_FILE, read_metrics
-from lift_ds.training.inputs import check_answers
+from lift_ds.training.inputs import check_answers, level_block_size
 from lift_ds.training.run import compile_layers
 from lift_ds.training.step import DiffusionStep
-from tests.conftest import SMALL, launch_train, losses_of
+from tests.conftest import SMALL, launch_train, losses_of, read_steps
 from tests.distributed.jobs import make_documents
 from tests.models.block_vectors import GIVEN, load, write_folder
 
@@ -122,6 +122,43 @@ def test_runs_learn_resume_and_export(name, more, folder_of, tmp_path):
             assert 0 <= record["experts_without_tokens"] < 1
     if name in BLOCKWISE:
         assert len(generate_blocks(model, torch.tensor([5, 6, 7]), 10, 2)) % GIVEN[name].get("block_size", 4) == 0
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("sdar_tiny", ["objective.scoring=memory", "data.packing=best_fit"]),
+        ("llada2_tiny", ["objective.t_min=0.3", "objective.t_max=0.8", "objective.normalizer=masked_tokens"]),
+    ],
+)
+def test_levels_by_block_on_one_rank_and_on_two(name, more, folder_of, tmp_path):
+    """The same steps with another number of ranks and other micro-batches, from a checkpoint too; blocks are counted."""
+    settings = [*SMALL, *more, "--model", folder_of(name), "eval.solve_items=0", "objective.level_per=block"]
+    launch_train(*settings, "--output", tmp_path / "two")
+    launch_train(*settings, "--output", tmp_path / "one", "optim.steps=4", num_ranks=1)
+    two, one = (losses_of(tmp_path / output) for output in ("two", "one"))
+    for step in (1, 2, 3, 4):
+        assert one[step] == pytest.approx(two[step], rel=1e-4)
+    checkpoint = tmp_path / "two" / "checkpoints" / "step-000003"
+    launch_train(*settings, "--output", tmp_path / "again", "--resume", checkpoint)
+    again = losses_of(tmp_path / "again")
+    assert [again[step] for step in (4, 5, 6)] == [two[step] for step in (4, 5, 6)]
+    for ours, theirs in zip(read_steps(tmp_path / "two"), read_steps(tmp_path / "one"), strict=False):
+        counts = [sum(each["t_documents"]) for each in (ours, theirs)]
+        assert counts[0] == counts[1] > 3 * ours["num_documents"] == 3 * theirs["num_documents"]
+        assert ours["t_documents"] == theirs["t_documents"]
+        assert ours["component_share"] == pytest.approx(theirs["component_share"])
+
+
+def test_levels_by_block_need_blocks():
+    objective = objective_settings("lift3", level_per="block")
+    assert level_block_size(objective, load("llada2_tiny").config) == 8
+    assert level_block_size(objective_settings("lift3"), load("llada2_tiny").config) is None
+    with pytest.raises(ValueError, match="level_per=block: llada-moe does not denoise block after block; use"):
+        level_block_size(objective, load("llada_moe_tiny").config)
+    with pytest.raises(ValueError, match="token_weight=cart: it counts later blocks"):
+        objective_settings("lift3", level_per="block", token_weight="cart")
 
 
 def test_what_the_trainer_cannot_do_with_them():

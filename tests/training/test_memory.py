@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from lift_ds.data.order.stream import merge_states
 from lift_ds.method import memory as rules
 from lift_ds.method.components import Component
+from lift_ds.method.difficulty import level_bin
 from lift_ds.method.memory import Records
 from lift_ds.objectives import make_objective, objective_settings
 from lift_ds.objectives.objective import superset_level
@@ -38,8 +39,8 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(memory_files, "BLOCK_ROWS", BLOCK)
 
 
-def settings(budget=0.25):
-    return objective_settings(method="lift3", scoring="memory", scoring_budget=budget)
+def settings(budget=0.25, level_per="document"):
+    return objective_settings(method="lift3", scoring="memory", scoring_budget=budget, level_per=level_per)
 
 
 def nll_of(row, length, step):
@@ -58,8 +59,7 @@ def passes_of(objective, batch, step):
     scored[candidates.scored] = candidates.superset[candidates.scored]
     shown = [(scored, superset_level(batch), scored & False)] if objective.scoring_pass != "none" else []
     chosen = objective.choose(batch, candidates, torch.where(scored, -nll, 0)).targets
-    level = batch.t[:, None].expand_as(nll)
-    shown.append((chosen, level, (batch.component != Component.RANDOM)[:, None].expand_as(chosen)))
+    shown.append((chosen, batch.per_token(batch.t), batch.per_token(batch.component != Component.RANDOM)))
     found = []
     for mask, levels, is_chosen in shown:
         at = mask.flatten().nonzero()[:, 0]
@@ -85,11 +85,11 @@ def run(
     capacity=None,
     budget=0.25,
     num_steps=STEPS,
-    sync_every=3,
+    level_per="document",
 ):
     """Steps of all ranks as threads, then a save; `start` is (step, data position, folder of the memory)."""
     threads, stopping = loaders.RankThreads(world), threading.Event()
-    objective = make_objective(settings(budget))
+    objective = make_objective(settings(budget, level_per))
 
     def of_rank(rank):
         ranks = ThreadRanks(threads.links(rank), rank, world, stopping)
@@ -99,7 +99,7 @@ def run(
             assert memory.load(saved, first)
         loader = loaders.make_loader(
             path, tokenizer, rank, world, micro_batch, first, state, capacity=capacity, links=threads.links(rank),
-            objective=settings(budget), difficulties=memory,
+            objective=settings(budget, level_per), difficulties=memory,
         )  # fmt: skip
         state, seen = loader.state, []
         for step in range(first, first + count):
@@ -143,20 +143,22 @@ def saved_blocks(folder):
     return blocks, {name: sorted(values) for name, values in pending.items()}, numbers
 
 
-CAPACITIES = pytest.mark.parametrize("capacity", [None, 80], ids=["one row a slot", "packed"])
-
-
-@CAPACITIES
-def test_ranks_micro_batches_and_resumes_change_nothing(path, tokenizer, tmp_path, capacity):
+@pytest.mark.parametrize(
+    ("capacity", "level_per"),
+    [(None, "document"), (80, "document"), (80, "block")],
+    ids=["one row a slot", "packed", "levels by block"],
+)
+def test_ranks_micro_batches_and_resumes_change_nothing(path, tokenizer, tmp_path, capacity, level_per):
     """Blocks, choices and expectations are bit for bit those of one rank, stopped anywhere, on any number of ranks."""
-    _, expected, _ = run(path, tokenizer, 1, 12, STEPS, tmp_path / "one", capacity=capacity)
+    options = {"capacity": capacity, "level_per": level_per}
+    _, expected, _ = run(path, tokenizer, 1, 12, STEPS, tmp_path / "one", **options)
     blocks = saved_blocks(tmp_path / "one")
     assert any(scored for step in expected for _, scored, _ in step)
     assert any(max(nll, default=0) > 0 for step in expected[6:] for _, _, nll in step)
     for world, micro_batch, other, cut in ((2, 3, 3, 1), (3, 1, 2, 5), (5, 2, 1, 8), (1, 4, 4, 14), (4, 3, 5, 15)):
         first, then = (tmp_path / f"{world}-{cut}-{part}" for part in "ab")
-        state, before, _ = run(path, tokenizer, world, micro_batch, cut, first, capacity=capacity)
-        _, after, _ = run(path, tokenizer, other, 4, STEPS - cut, then, (cut, state, first), capacity=capacity)
+        state, before, _ = run(path, tokenizer, world, micro_batch, cut, first, **options)
+        _, after, _ = run(path, tokenizer, other, 4, STEPS - cut, then, (cut, state, first), **options)
         assert before + after == expected
         assert saved_blocks(then) == blocks
 
@@ -183,9 +185,10 @@ def test_the_budget_is_a_share_of_all_documents(path, tokenizer, tmp_path, budge
     assert sum(memory.rows.num_tokens for memory in memories) > 300
 
 
-def test_what_was_shown_is_what_is_remembered(path, tokenizer, tmp_path):
+@pytest.mark.parametrize("level_per", ["document", "block"])
+def test_what_was_shown_is_what_is_remembered(path, tokenizer, tmp_path, level_per):
     """Of one row of one rank: the residuals are what the passes showed less what the table says of such tokens."""
-    _, _, (memory,) = run(path, tokenizer, 1, 12, 1, tmp_path, num_steps=1)
+    _, _, (memory,) = run(path, tokenizer, 1, 12, 1, tmp_path, num_steps=1, level_per=level_per)
     step, shown = memory.held
     assert step == 0 and len(shown.documents) > loaders.GLOBAL_BATCH  # scored ones come twice
     memory.release()
@@ -202,7 +205,11 @@ def test_what_was_shown_is_what_is_remembered(path, tokenizer, tmp_path):
         residuals = shown.nll[mine] - table[mine]
         expected = residuals[0] if len(residuals) == 1 else residuals.mean()
         size = int(shown.documents["size"][shown.documents["row"] == row][0])
-        assert Records.unpacked(memory.rows.read(row, size)).residuals[place] == pytest.approx(expected, abs=0.2)
+        records = Records.unpacked(memory.rows.read(row, size))
+        assert records.residuals[place] == pytest.approx(expected, abs=0.2)
+        assert records.bins[place] == level_bin(torch.from_numpy(shown.levels[mine]))[-1]  # of its block, if it has one
+    by_document = np.split(level_bin(torch.from_numpy(shown.levels)).numpy(), shown.documents["count"].cumsum()[:-1])
+    assert any(len({*bins.tolist()}) > 1 for bins in by_document) is (level_per == "block")
 
 
 def test_tokens_that_are_thought_too_hard_to_keep_converge_within_eight_passes(path, tokenizer, tmp_path):

@@ -1,4 +1,4 @@
-"""The published fine-tuning of SDAR and LLaDA2 by this package's keys: their stored losses through the trainer's step."""
+"""The published fine-tuning of SDAR and LLaDA2 by keys of the config: their stored losses through the step."""
 
 import numpy as np
 import pytest

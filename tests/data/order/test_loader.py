@@ -80,7 +80,8 @@ def make_loader(
     stream = PackStream(lanes, reader, capacity)
     if state is not None:
         stream.load_state(state)
-    rule = make_noise_rule(objective or objective_settings(), 3, GLOBAL_BATCH)
+    settings = objective or objective_settings()
+    rule = make_noise_rule(settings, 3, GLOBAL_BATCH, 4 if settings.level_per == "block" else None)
     batch_rule = BatchRule(micro_batch, is_packed=capacity is not None)
     return StepLoader(
         stream,

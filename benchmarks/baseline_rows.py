@@ -121,9 +121,9 @@ def as_plain_rows(documents: list[Document]) -> Iterator[dict[str, Tensor | floa
             "attention_mask": torch.ones(len(document.ids), dtype=torch.int64),
             "mask_uniform": torch.tensor(noise.uniforms[0], dtype=torch.float32),
             "tie_uniform": torch.tensor(noise.uniforms[1], dtype=torch.float32),
-            "t": noise.t,
-            "rho": noise.rho,
-            "v": noise.count_uniform,
+            "t": float(noise.t),
+            "rho": float(noise.rho),
+            "v": float(noise.count_uniform),
         }
 
 

@@ -133,7 +133,7 @@ def test_runs_learn_resume_and_export(name, more, folder_of, tmp_path):
     ],
 )
 def test_levels_by_block_on_one_rank_and_on_two(name, more, folder_of, tmp_path):
-    """The same steps with another number of ranks and other micro-batches, from a checkpoint too; blocks are counted."""
+    """The same steps on one rank and on two, and from a checkpoint; blocks are counted."""
     settings = [*SMALL, *more, "--model", folder_of(name), "eval.solve_items=0", "objective.level_per=block"]
     launch_train(*settings, "--output", tmp_path / "two")
     launch_train(*settings, "--output", tmp_path / "one", "optim.steps=4", num_ranks=1)

@@ -68,7 +68,7 @@ def make_model(kind: str, is_quick: bool) -> MaskedDiffusionModel:
     if kind == "block":
         model: MaskedDiffusionModel = SDARForCausalLM(SDARConfig(**sizes, block_size=BLOCK_SIZE))
     else:
-        model = A2DQwen3ModelLM(A2DQwen3Config(**sizes, right_shift_logits=False))
+        model = A2DQwen3ModelLM(A2DQwen3Config(**sizes | {"right_shift_logits": False}))
     fill_parameters(model.named_parameters(), NewWeights(model.config, 0), "new")
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)

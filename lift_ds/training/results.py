@@ -82,6 +82,8 @@ class StepResult:
 class Shown:
     """The numbers of a `StepResult` on the CPU, after its backward."""
 
+    num_views: int
+    observed: list[Observed]
     loss: Tensor
     agreement: Tensor
     nll_sum: Tensor
@@ -89,8 +91,6 @@ class Shown:
     weight_sums: Tensor
     gradient_norms: Tensor
     choices: Tensor
-    num_views: int
-    observed: list[Observed]
 
 
 def read(results: list[StepResult]) -> list[Shown]:
@@ -107,5 +107,5 @@ def read(results: list[StepResult]) -> list[Shown]:
     for result in results:
         numbers = list(islice(arrived, 7))
         observed = [Observed(*islice(arrived, len(Observed._fields))) for _ in result.observed]
-        shown.append(Shown(*numbers, result.num_views, observed))
+        shown.append(Shown(result.num_views, observed, *numbers))
     return shown

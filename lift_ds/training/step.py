@@ -119,7 +119,8 @@ class DiffusionStep(nn.Module):
             scores = self.score(noised)
         choice = self.objective.choose(batch, noised.candidates, scores)
         view = self.objective.view(batch, choice)  # twice as many documents where the complement is learned, too
-        packed = batch.lengths * (len(view.clean_ids) // len(batch.t)) if self.runs_packed(batch) else None
+        num_views = len(view.clean_ids) // len(batch.lengths)
+        packed = batch.lengths * num_views if self.runs_packed(batch) else None
         self.choices.begin(batch, view, packed, balance_factor)
         trained = self.train_on(view, noised, dropout_key, probe)
 
@@ -128,9 +129,8 @@ class DiffusionStep(nn.Module):
         num_kept = zeros.index_add(0, trained.span, torch.ones_like(trained.token_nll)).long()
         agreement = zeros.new_zeros(3) if choice.agreement is None else choice.agreement
         observed = self.observe(noised, scores, trained)
-        loss, num_views = trained.loss.detach(), len(view.clean_ids) // len(batch.lengths)
         result = StepResult(
-            loss,
+            trained.loss.detach(),
             nll_sum,
             num_kept,
             weight_sums(trained.weights),

@@ -156,8 +156,8 @@ class Mixture(ElementwiseModule):
         shared: Width of the shared expert; 0 for none.
 
     Attributes:
-        counted: What training passes count of the choices; `None` for nothing. A layer that is computed again in
-            backward finds it as it was.
+        counted: What the next pass with gradient counts of the choices; `None` for nothing. Where the balance loss is
+            learned it stays, as backward may compute the layer again.
         sums: What the last training pass counted, see `balance`.
     """
 

@@ -55,8 +55,14 @@ class Choices:
         for mixture in self.mixtures:
             mixture.counted = counted
 
-    def sums(self) -> Tensor:
-        """What the pass counted, float32 (M, E + 3), see `balance`."""
+    def end(self) -> Tensor:
+        """What the pass counted, float32 (M, E + 3), see `balance`.
+
+        Later passes count nothing, but where the balance loss is learned: backward may compute a layer again.
+        """
+        for mixture in self.mixtures:
+            if mixture.counted is not None and mixture.counted.factor is None:
+                mixture.counted = None
         return torch.stack([mixture.sums for mixture in self.mixtures]) if self.mixtures else torch.zeros(self.shape)
 
 

@@ -139,7 +139,7 @@ class DiffusionStep(nn.Module):
             num_views,
             scoring_seconds,
             probe,
-            self.choices.sums(),
+            self.choices.end(),
         )
         return trained.loss, result
 

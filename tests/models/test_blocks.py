@@ -8,8 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lift_ds import block_sft_loss, generate, gift_loss, lift_loss, load_pretrained, sft_loss
-from lift_ds.evaluation.asking.answering import make_encoder
+from lift_ds import block_sft_loss, gift_loss, lift_loss, load_pretrained, sft_loss
 from lift_ds.models.blocks import BlockAttention, check_block_size
 from lift_ds.models.families import read_config
 from tests.conftest import VECTORS, run
@@ -219,7 +218,7 @@ def test_stacked_experts_are_refused_by_name(tmp_path):
         load_pretrained(folder, **GIVEN["llada2_tiny"])
 
 
-def test_losses_and_samplers_of_other_models_are_refused():
+def test_losses_of_other_models_are_refused():
     model, masked = load("sdar_tiny"), torch.ones(1, 12, dtype=torch.bool)
     for refused in (
         lambda: sft_loss(model, IDS, masked, torch.ones(1), 12),
@@ -228,18 +227,10 @@ def test_losses_and_samplers_of_other_models_are_refused():
     ):
         with pytest.raises(ValueError, match="sdar: it denoises block after block; its loss .*block_sft_loss"):
             refused()
-    with pytest.raises(ValueError, match="sdar: .* use lift_ds.generate_blocks"):
-        generate(model, IDS, steps=4, gen_length=4, block_length=4)
     with pytest.raises(ValueError, match="LLaDAMoEModelLM has no blocks; its loss is lift_ds.sft_loss"):
         block_sft_loss(load("llada_moe_tiny"), IDS, masked, torch.ones(1, 12), 12)
     with pytest.raises(ValueError, match=r"weights has the shape \(12,\); \(1, 12\) is expected"):
         block_sft_loss(model, IDS, masked, torch.ones(12), 12)
-
-
-def test_tools_refuse_them_by_name():
-    folder = str(VECTORS / "sdar_tiny")
-    with pytest.raises(ValueError, match="sdar: .* the tools do not ask such models yet"):
-        make_encoder(read_config(VECTORS / "sdar_tiny"), None, folder, None)
 
 
 def test_a_config_without_a_block_size_cannot_run():

@@ -147,12 +147,13 @@ def test_tokens_of_the_training_pass():
     """Documents of 3 and 5 tokens, seen twice: 2 (3 + 5) tokens, 2 (9 + 25) pairs; a stand-in does not count."""
     attention_mask = torch.arange(5) < torch.tensor([3, 5, 1])[:, None]
     batch = SimpleNamespace(
-        attention_mask=attention_mask, lengths=[3, 5, 1], sample_ids=[4, 9, -1], t=torch.tensor([0.5, 0.5, 1.0]),
+        attention_mask=attention_mask, lengths=[3, 5, 1], sample_ids=[4, 9, -1], t=torch.tensor([0.5, 0.5, 1.0]), span_length=None,
         component=torch.zeros(3, dtype=torch.int64),
     )  # fmt: skip
     result = SimpleNamespace(
         loss=torch.tensor(1.0), agreement=torch.zeros(3), nll_sum=torch.zeros(3), num_kept=torch.tensor([2, 4, 0]),
         weight_sums=torch.tensor([12.0, 30.0, 4.0]), gradient_norms=torch.zeros(3), num_views=2,
+        choices=torch.zeros(0, 0),
     )  # fmt: skip
     totals = StepTotals()
     _add_shown(totals, batch, result, SimpleNamespace(loss_factor=1, world_size=1))

@@ -303,7 +303,8 @@ def routing(rank: int, json_paths: str, *folders: str) -> dict:
                 for document in documents:
                     document.ids[:] = document.ids % 50 + 50 * is_second
                 seen.clear()
-                losses.append(forward_backward(engine, [collate(documents, noises, 99)]))
+                fill = 50 if is_second else 0  # of the rank's own kind, as routers see padding, too
+                losses.append(forward_backward(engine, [collate(documents, noises, fill)]))
                 counts.append([is_second, seen["training"], seen["scoring"]])
                 engine.update()
             engine.ds.destroy()

@@ -147,7 +147,8 @@ def test_tokens_of_the_training_pass():
     """Documents of 3 and 5 tokens, seen twice: 2 (3 + 5) tokens, 2 (9 + 25) pairs; a stand-in does not count."""
     attention_mask = torch.arange(5) < torch.tensor([3, 5, 1])[:, None]
     batch = SimpleNamespace(
-        attention_mask=attention_mask, lengths=[3, 5, 1], sample_ids=[4, 9, -1], t=torch.tensor([0.5, 0.5, 1.0]), span_length=None,
+        attention_mask=attention_mask, lengths=[3, 5, 1], sample_ids=[4, 9, -1], t=torch.tensor([0.5, 0.5, 1.0]),
+        span_length=None,
         component=torch.zeros(3, dtype=torch.int64),
     )  # fmt: skip
     result = SimpleNamespace(

@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ BASE = Path(__file__).resolve().parents[1] / "lift_ds" / "assets" / "base"
 BLOCK_SIZE, MASK_ID, END_ID = 4, 0, 1
 LEVEL = 0.5
 KINDS = ("plain", "block")
+SECONDARY = ("block_seconds", "block_peak_mib")  # not among the ratios
 SHARPNESS = 10.0  # of the untrained model's predictions, so that float32 cannot change which is surest
 
 
@@ -147,61 +149,83 @@ def pack_fill(is_quick: bool) -> float:
     return float(num_tokens / (num_steps * STEP_ROWS * PACK_LENGTH))
 
 
-def measure(is_quick: bool, rounds: int) -> dict[str, float]:
-    """All figures."""
-    length, gen_length = (128, 16) if is_quick else (1024, 256)
+def training(is_quick: bool, rounds: int) -> dict[str, float]:
+    """Seconds of a step."""
+    length = 128 if is_quick else 1024
     models = {kind: make_model(kind, is_quick) for kind in KINDS}
+    seconds = interleaved({kind: partial(train, models[kind], kind, length) for kind in KINDS}, rounds)
     num_parameters = sum(parameter.numel() for parameter in models["block"].parameters())
-    seconds = interleaved({kind: lambda kind=kind: train(models[kind], kind, length) for kind in KINDS}, rounds)  # type: ignore[misc]
-    peaks = {
-        kind: statistics.median(in_a_process(kind, is_quick) for _ in range(1 if is_quick else 3)) for kind in KINDS
-    }
-    model = models["block"].eval()
-    with torch.no_grad():
-        model.get_output_embeddings().weight *= SHARPNESS
-    prompt_ids = torch.randint(2, 8192, (32,), generator=torch.Generator().manual_seed(1))
-    answers: dict[str, Tensor] = {}
-    decoding = interleaved(
-        {
-            "loop": lambda: answers.update(loop=without_cache(model, prompt_ids, gen_length)),
-            "kept": lambda: answers.update(kept=lift_ds.generate_blocks(model, prompt_ids, gen_length, BLOCK_SIZE)),
-        },
-        1 if is_quick else 3,
-    )
-    assert torch.equal(answers["loop"], answers["kept"]), "the texts differ"
+    print(f"{num_parameters / 1e6:.1f} million parameters; a step: ", end="")
+    print(f"plain {seconds['plain']:.3f} s, block {seconds['block']:.3f} s")
     return {
         "million_parameters": num_parameters / 1e6,
         "block_over_plain_time": seconds["block"] / seconds["plain"],
-        "block_over_plain_memory": peaks["block"] / peaks["plain"],
-        "block_pack_fill": pack_fill(is_quick),
-        "block_cache_speedup": decoding["loop"] / decoding["kept"],
         **{f"{kind}_seconds": seconds[kind] for kind in KINDS},
-        **{f"{kind}_peak_mib": peaks[kind] / 2**20 for kind in KINDS},
-        **{f"{name}_generation_seconds": decoding[name] for name in decoding},
     }
+
+
+def memory(is_quick: bool, rounds: int) -> dict[str, float]:
+    """Peaks of a step; three processes each, or one."""
+    count = 1 if is_quick else 3
+    peaks = {kind: statistics.median(in_a_process(kind, is_quick) for _ in range(count)) / 2**20 for kind in KINDS}
+    print(f"peak of a step: plain {peaks['plain']:.0f} MiB, block {peaks['block']:.0f} MiB")
+    ratio = peaks["block"] / peaks["plain"]
+    return {"block_over_plain_memory": ratio, **{f"{kind}_peak_mib": peaks[kind] for kind in KINDS}}
+
+
+def packs(is_quick: bool, rounds: int) -> dict[str, float]:
+    """How full packs are."""
+    fill = pack_fill(is_quick)
+    print(f"packs: {fill:.4f} full")
+    return {"block_pack_fill": fill}
+
+
+def answers(is_quick: bool, rounds: int) -> dict[str, float]:
+    """Seconds of an answer, by the loop and with kept keys.
+
+    Raises:
+        AssertionError: The texts differ.
+    """
+    gen_length, model = 16 if is_quick else 256, make_model("block", is_quick).eval()
+    with torch.no_grad():
+        model.get_output_embeddings().weight *= SHARPNESS
+    prompt_ids = torch.randint(2, 8192, (32,), generator=torch.Generator().manual_seed(1))
+    given: dict[str, Tensor] = {}
+    seconds = interleaved(
+        {
+            "loop": lambda: given.update(loop=without_cache(model, prompt_ids, gen_length)),
+            "kept": lambda: given.update(kept=lift_ds.generate_blocks(model, prompt_ids, gen_length, BLOCK_SIZE)),
+        },
+        1 if is_quick else 3,
+    )
+    assert torch.equal(given["loop"], given["kept"]), "the texts differ"
+    print(f"an answer: loop {seconds['loop']:.2f} s, with kept keys {seconds['kept']:.2f} s, the same text")
+    speedup = seconds["loop"] / seconds["kept"]
+    return {"block_cache_speedup": speedup, **{f"{name}_answer_seconds": each for name, each in seconds.items()}}
+
+
+PARTS = {"training": training, "memory": memory, "packs": packs, "answers": answers}
 
 
 def main() -> None:
     """Measures, prints the table and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15, help="of training (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=9, help="of training (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--quick", action="store_true", help="a smoke test: a small model, two rounds")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts (default: all)")
     parser.add_argument("--peak", choices=KINDS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak:
         print(peak_bytes(arguments.peak, 128 if arguments.quick else 1024, arguments.quick))
         return
-    figures = measure(arguments.quick, 2 if arguments.quick else arguments.rounds)
-    print(f"{figures['million_parameters']:.1f} million parameters")
-    print("\n| | plain | block | ratio |\n| --- | --- | --- | --- |")
-    for title, name, unit in (("seconds", "time", "seconds"), ("peak, MiB", "memory", "peak_mib")):
-        plain, block = (figures[f"{kind}_{unit}"] for kind in KINDS)
-        print(f"| {title} | {plain:.4g} | {block:.4g} | {figures[f'block_over_plain_{name}']:.2f} |")
-    print(f"\npacks: {figures['block_pack_fill']:.3f} full; answers with kept keys: ", end="")
-    print(f"{figures['block_cache_speedup']:.1f} x the loop's speed, the same text")
+    figures: dict[str, float] = {}
+    for name in arguments.only:
+        figures |= PARTS[name](arguments.quick, 2 if arguments.quick else arguments.rounds)
+    for name in [name for name in figures if name.startswith("block_") and name not in SECONDARY]:
+        print(f"{name} {figures[name]:.3f}")
     if arguments.json:
-        arguments.json.write_text(json.dumps({**figures, "quick": arguments.quick}, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(figures | {"quick": arguments.quick}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,10 @@ from .layers import Visible
 
 CHUNK_PAIRS = 1 << 20
 """Most pairs of query and key whose mask is held at once: 1 MiB of it."""
+CHUNK_QUERIES = 128
+"""Most queries of a chunk, so that few of the keys that any of them sees are hidden from the others."""
+KEPT_PAIRS = 1 << 24
+"""Most pairs of a whole forward whose masks are kept, where all layers and backward need them; longer ones' are not."""
 
 
 @dataclass(eq=False)
@@ -48,6 +52,9 @@ class BlockAttention:
     is_noised: Tensor
     is_real: Tensor | None = None
     flex_mask: Any = field(default=None, init=False)  # made once, for all layers
+    kept: dict[int, tuple[Tensor, Tensor | slice]] = field(
+        default_factory=dict, init=False
+    )  # masks by where they begin
 
     @staticmethod
     def finished(position_ids: Tensor, block_size: int, is_real: Tensor | None = None) -> BlockAttention:
@@ -88,30 +95,44 @@ class BlockAttention:
         key = torch.arange(length, device=device)[None, None]
         return self.rule()(row, row, query, key)[:, None]
 
+    def seen_mask(self, start: int, end: int) -> tuple[Tensor, Tensor | slice]:
+        """The mask of some queries, on the CPU of the keys alone that any of them sees, and which these are."""
+        mask = self.mask(start, end)
+        if mask.device.type != "cpu":  # where the host would wait for it
+            return mask, slice(None)
+        seen = mask.flatten(0, 2).any(0).nonzero()[:, 0]
+        first, last = int(seen[0]), int(seen[-1])
+        if last - first + 1 == len(seen):  # a view, which takes no memory
+            return mask[..., first : last + 1], slice(first, last + 1)
+        return mask[..., seen], seen
+
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
         """Attention of (B, H, L, head_dim)."""
         grouped = query.shape[1] != key.shape[1]
         if query.is_cuda and not dropout:
             return self.in_one_kernel(query, key, value, grouped)
 
+        rows, length = self.block.shape
+        step = max(1, min(CHUNK_QUERIES, CHUNK_PAIRS // (rows * length)))
+        keeps = rows * length * length <= KEPT_PAIRS
+        if keeps and not self.kept:
+            self.kept = {start: self.seen_mask(start, min(start + step, length)) for start in range(0, length, step)}
+
         def attend(part: Tensor, key: Tensor, value: Tensor, start: int) -> Tensor:
-            mask = self.mask(start, start + part.shape[2])
-            if mask.device.type == "cpu":  # where it costs nothing to know what is seen at all: about a quarter
-                seen = mask.flatten(0, 2).any(0).nonzero()[:, 0]
-                mask, key, value = mask[..., seen], key.index_select(2, seen), value.index_select(2, seen)
+            mask, seen = self.kept[start] if keeps else self.seen_mask(start, start + part.shape[2])
             return F.scaled_dot_product_attention(
-                part, key, value, attn_mask=mask, dropout_p=dropout, enable_gqa=grouped
+                part, key[:, :, seen], value[:, :, seen], attn_mask=mask, dropout_p=dropout, enable_gqa=grouped
             )
 
-        rows, length = self.block.shape
-        step = max(1, CHUNK_PAIRS // (rows * length))
-        if step >= length or not torch.is_grad_enabled():
-            parts = [attend(part, key, value, i * step) for i, part in enumerate(query.split(step, dim=2))]
-        else:  # masks are made again in backward
-            parts = [
-                checkpoint(attend, part, key, value, i * step, use_reentrant=False, preserve_rng_state=dropout > 0)
-                for i, part in enumerate(query.split(step, dim=2))
-            ]
+        parts = []
+        for start, part in zip(range(0, length, step), query.split(step, dim=2), strict=True):
+            is_view = keeps and isinstance(self.kept[start][1], slice)
+            if step >= length or is_view or not torch.is_grad_enabled():
+                parts.append(attend(part, key, value, start))
+            else:  # keys, values and masks that are not kept are chosen again in backward
+                parts.append(
+                    checkpoint(attend, part, key, value, start, use_reentrant=False, preserve_rng_state=dropout > 0)
+                )
         return torch.cat(parts, dim=2)
 
     def in_one_kernel(self, query: Tensor, key: Tensor, value: Tensor, grouped: bool) -> Tensor:

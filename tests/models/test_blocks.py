@@ -58,20 +58,31 @@ def test_a_pack_is_its_documents_alone(name):
     torch.testing.assert_close(together, sum(alone), rtol=1e-5, atol=0)
 
 
-def test_chunks_change_nothing(monkeypatch):
-    """Queries three at a time, their masks made again in backward: outputs and gradients to rounding."""
+@pytest.mark.parametrize("kept_pairs", [0, 2 * 30 * 30])
+def test_chunks_change_nothing(monkeypatch, kept_pairs):
+    """Queries three at a time, their masks made again in backward or kept: outputs and gradients to rounding."""
     positions = torch.cat([torch.arange(9), torch.arange(6)])[None].repeat(2, 1)
-    attention = BlockAttention.training(positions, 4)
     heads = [torch.randn(2, count, 30, 8, requires_grad=True) for count in (4, 2, 2)]
 
     def results():
-        out = attention(*heads, 0.0)
+        out = BlockAttention.training(positions, 4)(*heads, 0.0)
         return [out, *torch.autograd.grad(out.square().sum(), heads)]
 
     whole = results()
     monkeypatch.setattr("lift_ds.models.blocks.CHUNK_PAIRS", 3 * 2 * 30)
+    monkeypatch.setattr("lift_ds.models.blocks.KEPT_PAIRS", kept_pairs)
     for one, other in zip(whole, results(), strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_masks_are_made_once_for_all_layers(monkeypatch):
+    """Of a training forward and backward: five queries of 24 at a time, in two layers."""
+    made, plain = [], BlockAttention.mask
+    monkeypatch.setattr(BlockAttention, "mask", lambda self, *span: made.append(span) or plain(self, *span))
+    monkeypatch.setattr("lift_ds.models.blocks.CHUNK_QUERIES", 5)
+    masked = torch.ones(1, 12, dtype=torch.bool)
+    block_sft_loss(load("sdar_tiny").train(), IDS, masked, torch.ones(1, 12), 12).backward()
+    assert made == [(0, 5), (5, 10), (10, 15), (15, 20), (20, 24)]
 
 
 def test_chunks_inside_layers_that_are_computed_again(monkeypatch):

@@ -37,9 +37,9 @@ test-benchmarks: $(INSTALLED)  ## the smoke test of every benchmark
 	$(SMOLLM2)
 	pytest -m slow tests/test_benchmarks.py
 
-test-smollm2: $(INSTALLED)  ## SmolLM2 as a masked diffusion model, against the original
+test-smollm2: $(INSTALLED)  ## SmolLM2 as a masked diffusion model, against the original; a small Qwen3 learns blocks
 	$(SMOLLM2) gguf
-	pytest -m slow tests/export/test_adapt.py
+	pytest -m slow tests/export/test_adapt.py tests/export/test_block_adapt.py
 
 test-extras:  ## the plain package and every extra, each installed into a new environment and used: ARGS="eval report"
 	$(PYTHON) -m tests.extras $(ARGS)

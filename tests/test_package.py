@@ -97,6 +97,17 @@ def test_every_table_of_results_says_when_where_and_how_it_was_measured():
                 assert is_target or (script and (REPOSITORY / script[0]).is_file()), found[2]
 
 
+def test_a_make_target_runs_every_file_with_slow_tests():
+    makefile = (REPOSITORY / "Makefile").read_text()
+    run = {
+        path
+        for name in re.findall(r"tests/[\w/.]+", makefile)
+        for path in [REPOSITORY / name, *(REPOSITORY / name).glob("*.py")]
+    }
+    slow = {path for path in (REPOSITORY / "tests").rglob("test_*.py") if "pytest.mark.slow" in path.read_text()}
+    assert len(slow) > 15 and slow - run - {Path(__file__)} == set()
+
+
 def test_the_map_of_the_files_is_that_of_their_docstrings():
     assert PAGE.read_text() == page(), "write it anew: python -m tests.file_map"
 

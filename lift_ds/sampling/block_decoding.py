@@ -1,7 +1,7 @@
 """Greedy answers of block diffusion models: block after block, with the keys and values of finished blocks kept.
 
-A block sees the finished ones and itself, so it needs no mask, and finished blocks never change: keeping theirs is
-exact. They are computed from a block's final tokens, in one more forward; those of a prompt's full blocks, in one.
+A block sees the finished ones and itself, and finished blocks never change: keeping theirs is exact. They are computed
+from a block's final tokens, in the forward that begins the next block; those of a prompt's full blocks, in its first.
 
 Prompts are answered one after the other. Where each forward is a collective, ranks agree on every one of them, and one
 that is done with its prompts goes along until all are.
@@ -9,8 +9,8 @@ that is done with its prompts goes along until all are.
 Shapes: B prompts, P tokens of a prompt, L tokens, b tokens of a block, H heads.
 
 Source: SDAR's `block_diffusion_generate` and LLaDA2's `generate` (same ids), at temperature 0.
-Differs: the mask token is never predicted, where it would be revealed as such; a step never takes a position that is
-revealed already, a prompt's least of all.
+Differs: finished blocks take no forward of their own; the mask token is never predicted, where it would be revealed as
+such; a step never takes a position that is revealed already, a prompt's least of all.
 """
 
 from __future__ import annotations
@@ -91,8 +91,7 @@ def denoise_blocks(
     """What `reverse.denoise` gives for a model that denoises block after block; see there.
 
     Returns:
-        The ids, int64 (B, P + gen_length), and the forwards of each row, int64 (B,), those that keep finished blocks
-        included.
+        The ids, int64 (B, P + gen_length), and the forwards of each row, int64 (B,).
 
     Raises:
         ValueError: The settings ask for something that has no meaning here.
@@ -124,17 +123,11 @@ class Forwards:
     def __init__(self, model: MaskedDiffusionModel, any_rank: Callable[[bool], bool] = bool) -> None:
         self.model, self.any_rank, self.number = model, any_rank, 0
 
-    def logits(self, cache: FinishedBlocks, block: Tensor) -> Tensor:
-        """Logits (1, b, V) of a block (1, b)."""
+    def logits(self, cache: FinishedBlocks, canvas: Tensor) -> Tensor:
+        """Logits (1, b, V) of the last block of a canvas (1, n b), whose other blocks are kept from now on."""
         self.any_rank(True)
         self.number += 1
-        return self.model.head(cache.encode(self.model, block))
-
-    def finish(self, cache: FinishedBlocks, ids: Tensor) -> None:
-        """Keeps blocks (1, n b); one row goes through the head, as another rank's may need the head now."""
-        self.any_rank(True)
-        self.number += 1
-        self.model.head(cache.finish(self.model, ids)[:, -1:])
+        return self.model.head(cache.encode(self.model, canvas))
 
     def go_along(self, ids: Tensor) -> None:
         """Runs forwards of one token (1, 1) until no rank runs any."""
@@ -160,21 +153,17 @@ def continue_prompt(
     num_blocks = -(-(prompt_length + gen_length) // size)
     ids = F.pad(prompt_ids, (0, num_blocks * size - prompt_length), value=mask_id)
     cache = FinishedBlocks(size)
-    first = prompt_length // size
-    if first:
-        forwards.finish(cache, ids[:, : first * size])
-    for start in range(first * size, num_blocks * size, size):
+    for start in range(prompt_length // size * size, num_blocks * size, size):
         block = ids[:, start : start + size]
         for step in range(steps):
             if not (block == mask_id).any():
                 break
-            reveal(forwards, block, cache, size // steps + (step < size % steps), threshold)
+            logits = forwards.logits(cache, ids[:, : start + size])
+            reveal(model, block, logits, size // steps + (step < size % steps), threshold)
             if show is not None:
                 show(ids)
         if torch.isin(block[:, max(0, prompt_length - start) :], stops).any():
             break
-        if start + size < num_blocks * size:
-            forwards.finish(cache, block)
     return ids
 
 
@@ -212,12 +201,11 @@ def check_arguments(
         )
 
 
-def reveal(forwards: Forwards, block: Tensor, cache: FinishedBlocks, number: int, threshold: float | None) -> None:
+def reveal(model: MaskedDiffusionModel, block: Tensor, logits: Tensor, number: int, threshold: float | None) -> None:
     """Reveals so many masked positions of a block (1, b), or all that are surer than a threshold, in place."""
-    config = forwards.model.config
-    mask_id, end_id = int(config.mask_token_id), int(config.eos_token_id)
+    mask_id, end_id = int(model.config.mask_token_id), int(model.config.eos_token_id)
     masked = block == mask_id
-    predicted, confidence = predict(forwards.logits(cache, block), GREEDY, mask_id, end_id)
+    predicted, confidence = predict(logits, GREEDY, mask_id, end_id)
     confidence = confidence.masked_fill(~masked, -1.0)
     chosen = confidence.argsort(dim=-1, descending=True, stable=True).argsort(-1) < number
     if threshold is not None:
@@ -233,39 +221,41 @@ class FinishedBlocks:
         self.block_size, self.length = block_size, 0
         self.layers: list[tuple[Tensor, Tensor]] = []
         self.next_layer = 0
-        self.keeps = False
-        self.among: Visible = None
+        self.num_new = 0  # tokens of this forward that are kept
+        self.among: Visible = None  # attention among these, where they are several blocks
 
-    def encode(self, model: MaskedDiffusionModel, ids: Tensor) -> Tensor:
-        """Hidden states (1, L, D) of tokens (1, L) that follow the finished ones."""
-        self.next_layer = 0
-        positions = torch.arange(self.length, self.length + ids.shape[1], device=ids.device)[None]
-        return model.encode(ids, self, positions)
+    def encode(self, model: MaskedDiffusionModel, canvas: Tensor) -> Tensor:
+        """Hidden states (1, b, D) of the last block of a canvas (1, n b), whose other blocks are kept from now on.
 
-    def finish(self, model: MaskedDiffusionModel, ids: Tensor) -> Tensor:
-        """Keeps the keys and values of blocks (1, n b), all of them final; several only where none is kept yet.
-
-        Returns their hidden states (1, n b, D).
+        Several blocks that are not kept yet are computed only where none is kept.
         """
-        assert not self.length or ids.shape[1] == self.block_size
-        if ids.shape[1] > self.block_size:
-            positions = torch.arange(ids.shape[1], device=ids.device)[None]
-            self.among = BlockAttention.finished(positions, self.block_size)
-        self.keeps = True
-        hidden = self.encode(model, ids)
-        self.keeps, self.among, self.length = False, None, self.length + ids.shape[1]
-        return hidden
+        ids = canvas[:, self.length :]
+        self.next_layer, self.num_new = 0, ids.shape[1] - self.block_size
+        assert not self.length or self.num_new <= self.block_size
+        positions = torch.arange(self.length, canvas.shape[1], device=ids.device)[None]
+        if self.num_new > self.block_size:
+            self.among = BlockAttention.finished(positions[:, : self.num_new], self.block_size)
+        hidden = model.encode(ids, self, positions)
+        self.among, self.length = None, self.length + self.num_new
+        return hidden[:, self.num_new :]
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
         """Attention of one layer's queries (1, H, L, head_dim) to their own keys and those kept."""
         if self.length:
             kept_key, kept_value = self.layers[self.next_layer]
             key, value = torch.cat([kept_key, key], dim=2), torch.cat([kept_value, value], dim=2)
-        if self.keeps:
-            self.layers[self.next_layer : self.next_layer + 1] = [(key, value)]
+        parts = []
+        if self.num_new:
+            finished = key[:, :, : -self.block_size], value[:, :, : -self.block_size]
+            self.layers[self.next_layer : self.next_layer + 1] = [finished]
+            attend = self.among if callable(self.among) else attend_all
+            parts.append(attend(query[:, :, : self.num_new], *finished, dropout))
         self.next_layer += 1
-        if callable(self.among):
-            return self.among(query, key, value, dropout)
-        return F.scaled_dot_product_attention(
-            query, key, value, dropout_p=dropout, enable_gqa=query.shape[1] != key.shape[1]
-        )
+        parts.append(attend_all(query[:, :, self.num_new :], key, value, dropout))
+        return torch.cat(parts, dim=2)
+
+
+def attend_all(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+    """Attention in which every query sees every key."""
+    is_grouped = query.shape[1] != key.shape[1]
+    return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, enable_gqa=is_grouped)

@@ -10,13 +10,12 @@ from tests.models.block_vectors import cases, load
 
 @pytest.fixture
 def states(monkeypatch):
-    """The block as each denoising forward saw it."""
+    """The block as each forward saw it."""
     seen, encode = [], FinishedBlocks.encode
 
-    def watch(cache, model, ids):
-        if not cache.keeps:
-            seen.append(ids.clone())
-        return encode(cache, model, ids)
+    def watch(cache, model, canvas):
+        seen.append(canvas[:, -cache.block_size :].clone())
+        return encode(cache, model, canvas)
 
     monkeypatch.setattr(FinishedBlocks, "encode", watch)
     return seen
@@ -49,15 +48,16 @@ def test_answers_and_steps_equal_the_public_code(name, count, states):
 
 
 def test_the_cache_holds_what_a_forward_over_everything_gives():
-    """After two blocks of 8 were finished, one in a prompt's forward and one alone: the third block's logits."""
-    model, ids = load("llada2_tiny"), torch.arange(24)[None] + 3
-    cache = FinishedBlocks(8)
+    """Two blocks of 8 are finished by one forward and a third by a later one; what is not finished leaves no trace."""
+    model, ids = load("llada2_tiny"), torch.arange(32)[None] + 3
+    cache, other = FinishedBlocks(8), ids.flip(1)[:, :8]
     with torch.no_grad():
-        cache.finish(model, ids[:, :8])
-        cache.finish(model, ids[:, 8:16])
-        found = model.head(cache.encode(model, ids[:, 16:]))
-        torch.testing.assert_close(found, model(input_ids=ids).logits[:, 16:], atol=1e-5, rtol=1e-5)
-    assert [key.shape for key, _ in cache.layers] == [(1, 2, 16, 16)] * 2
+        expected = model(input_ids=ids).logits
+        for end in (24, 24, 32, 32):
+            cache.encode(model, torch.cat([ids[:, : end - 8], other], dim=1))
+            found = model.head(cache.encode(model, ids[:, :end]))
+            torch.testing.assert_close(found, expected[:, end - 8 : end], atol=1e-5, rtol=1e-5)
+            assert [key.shape for key, _ in cache.layers] == [(1, 2, end - 8, 16)] * 2
 
 
 def test_a_stop_token_in_the_prompt_stops_nothing():

@@ -136,7 +136,7 @@ def buffer_names(hf_folder: Path) -> set[str]:
     if not is_supported(hf_folder):
         return set()
     from lift_ds.models.families import read_config
-    from lift_ds.models.weights import hollow_model
+    from lift_ds.models.hollow import hollow_model
 
     return {name for name, _ in hollow_model(read_config(hf_folder, is_complete=False)).named_buffers()}
 

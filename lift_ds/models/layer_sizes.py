@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 from transformers import PretrainedConfig
 
 from .experts import Experts
+from .hollow import hollow_model
 from .registry import family_of
 
 
@@ -43,10 +43,8 @@ class LayerSizes:
 
 def decoder_layers(config: PretrainedConfig) -> list[nn.Module]:
     """All decoder layers of a config's model, on the meta device."""
-    family = family_of(config)
-    with torch.device("meta"):
-        model: nn.Module = family.model_class(config)
-    return [module for module in model.modules() if isinstance(module, family.layer_class)]
+    layer_class = family_of(config).layer_class
+    return [module for module in hollow_model(config).modules() if isinstance(module, layer_class)]
 
 
 def linears_of(layer: nn.Module) -> list[tuple[str, nn.Linear]]:

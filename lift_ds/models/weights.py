@@ -20,7 +20,8 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from lift_ds.rng import Stream, keyed_generator
 from lift_ds.storage.safetensors_folder import SafetensorsFolder, shorten
 
-from .families import family_of, read_config
+from .families import read_config
+from .hollow import hollow_model
 from .vocabulary import check_tokenizer, load_tokenizer
 
 BUILTIN_BASE = "builtin:base"
@@ -126,12 +127,6 @@ def check_fit(config: PretrainedConfig, folder: Path) -> None:
 def parameter_shapes(config: PretrainedConfig) -> dict[str, torch.Size]:
     """Names and shapes of a model's parameters and persistent buffers, from a model without data."""
     return {name: tensor.shape for name, tensor in hollow_model(config).state_dict().items()}
-
-
-def hollow_model(config: PretrainedConfig) -> PreTrainedModel:
-    """A model without data."""
-    with torch.device("meta"):
-        return family_of(config).model_class(config)
 
 
 def fill_parameters(parameters: Iterable[tuple[str, Tensor]], source: WeightSource, label: str) -> None:

@@ -14,7 +14,7 @@ import copy
 import weakref
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import PretrainedConfig
 
 from lift_ds.method.loss import CHUNK_BYTES, chunked_gold_logprob, chunked_weighted_nll
-from lift_ds.models.families import family_of
+from lift_ds.models.hollow import hollow_model
 from lift_ds.models.keyed_dropout import KeyedDropout
 from lift_ds.models.layers import MaskedDiffusionModel
 from lift_ds.models.lora import inject_adapters, present_targets
@@ -100,14 +100,14 @@ class MaskedFeatures(KeyedDropout):
         return torch.where(torch.zeros_like(hidden, dtype=torch.bool), hidden, 0) / (1 - self.p)
 
 
-def hollow_model(
+def hollow_with_adapters(
     config: PretrainedConfig, num_layers: int, dtype: torch.dtype, lora: LoraConfig
 ) -> MaskedDiffusionModel:
     """A model without data, of fewer layers, adapters in place where these have their targets; in training mode."""
     is_whole, config = num_layers == config.num_hidden_layers, copy.deepcopy(config)
     config.num_hidden_layers = num_layers
+    model = hollow_model(config)
     with torch.device("meta"):
-        model = cast(MaskedDiffusionModel, family_of(config).model_class(config))
         targets = lora.targets if is_whole else present_targets(model, lora.targets)
         if lora.rank and targets:
             inject_adapters(model, lora.rank, lora.alpha, lora.dropout, targets, MaskedFeatures)
@@ -168,7 +168,7 @@ def measure_passes(
     def measure_all(has_checkpointing: bool) -> Held:
         one, two = (
             measure_model(
-                hollow_model(config, count, dtype, lora),
+                hollow_with_adapters(config, count, dtype, lora),
                 count if has_checkpointing else 0,
                 num_documents,
                 length,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import PretrainedConfig
@@ -17,7 +17,7 @@ from lift_ds.models.sdar import SDARConfig
 from lift_ds.models.settings import LoraConfig
 from lift_ds.models.weights import BUILTIN_BASE, resolve_folder
 
-from .live_memory import hollow_model
+from .live_memory import hollow_with_adapters
 
 DREAM_7B: dict[str, Any] = {
     "mask_token_id": 151666,
@@ -119,11 +119,20 @@ class Sizes:
     largest_trained: int
     small: int
     num_layers: int
+    known: ClassVar[dict[str, Sizes]] = {}
 
     @staticmethod
     def of(config: PretrainedConfig, lora: LoraConfig, few: int = 0) -> Sizes:
         """Of a config with adapters, if any."""
-        model = hollow_model(config, int(config.num_hidden_layers), torch.float32, lora)
+        asked = f"{type(config)} {config.to_json_string(use_diff=False)} {lora!r} {few}"
+        if asked not in Sizes.known:  # a plan asks often, and a model of many experts takes seconds to make
+            Sizes.known[asked] = Sizes.counted(config, lora, few)
+        return Sizes.known[asked]
+
+    @staticmethod
+    def counted(config: PretrainedConfig, lora: LoraConfig, few: int) -> Sizes:
+        """Those of a model that is made to be counted."""
+        model = hollow_with_adapters(config, int(config.num_hidden_layers), torch.float32, lora)
         layers = [each for each in model.modules() if isinstance(each, family_of(config).layer_class)]
         sizes = [sum(parameter.numel() for parameter in each.parameters()) for each in layers]
         inside = list(layers[sizes.index(max(sizes))].parameters())

@@ -15,7 +15,6 @@ from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.zero.stage_1_and_2 import INITIAL_MICRO_STEP_ID
 from deepspeed.utils import set_z3_leaf_modules
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_utils import local_torch_dtype
 
@@ -24,6 +23,7 @@ from lift_ds.config.training import OptimConfig
 from lift_ds.data.batch import MicroBatch
 from lift_ds.models.families import family_of
 from lift_ds.models.head import MaskedDiffusionModel
+from lift_ds.models.hollow import WithoutInitialValues, hollow_model
 from lift_ds.models.weights import WeightSource, fill_parameters, whole_shape
 from lift_ds.ranks.control import allow_open_files
 from lift_ds.ranks.devices import (
@@ -133,8 +133,7 @@ def build_model(config: PretrainedConfig, source: WeightSource, ds_json: dict[st
             model = family_of(config).model_class(config)
         torch.nn.Module.to(model, dtype=dtype)
     else:
-        with torch.device("meta"):
-            model = family_of(config).model_class(config)
+        model = hollow_model(config)
         torch.nn.Module.to(model, dtype=dtype)
         torch.nn.Module.to_empty(model, device=get_accelerator().current_device_name())
     fill_parameters(chain(model.named_parameters(), model.named_buffers()), source, label)
@@ -147,15 +146,6 @@ class CutWithoutData(deepspeed.zero.Init):
     def _zero_init_param(self, param: Any) -> None:
         self._convert_to_deepspeed_param(param)
         param.partition()
-
-
-class WithoutInitialValues(TorchFunctionMode):
-    """Leaves out the functions of `torch.nn.init`: the values would be replaced, and drawing them takes longer."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
 
 
 def shard_for_inference(

@@ -24,11 +24,10 @@ from lift_ds.data.text.prepared import folder_of, read_prepared
 from lift_ds.data.text.templates import use_template
 from lift_ds.evaluation.settings import EvalConfig
 from lift_ds.models.blocks import check_block_size
-from lift_ds.models.experts import mixtures_of
 from lift_ds.models.families import max_length_of, start_token_of
 from lift_ds.models.registry import family_of, is_blockwise
 from lift_ds.models.vocabulary import check_tokenizer, load_tokenizer
-from lift_ds.models.weights import NewWeights, WeightSource, hollow_model
+from lift_ds.models.weights import NewWeights, WeightSource
 from lift_ds.objectives.settings import ObjectiveSettings
 from lift_ds.planning.flops import Arithmetic
 from lift_ds.ranks.background import BackgroundGroup, Links
@@ -42,6 +41,7 @@ from lift_ds.storage.safetensors_folder import SafetensorsFolder
 from .draws import make_noise_rule
 from .memory import DifficultyMemory
 from .readers import fitting_lanes, open_reader_once, pack_capacity
+from .routing import require_router
 from .run_files import ModelFolder, RunSources, list_sources, open_model
 
 INDEX_FOLDER = "index"
@@ -186,17 +186,6 @@ def answer_settings(asked: EvalConfig, config: PretrainedConfig) -> SamplingSett
     """How answers are made while a model trains; one with blocks of its own may stop at an end token."""
     lengths = asked.model_dump(include=set(FixedSteps.model_fields))
     return SamplingSettings(**lengths, stop_early=is_blockwise(config))
-
-
-def require_router(run: RunConfig, config: PretrainedConfig) -> None:
-    """Settings of routers need one.
-
-    Raises:
-        ValueError: A run of a model without mixtures of experts has them.
-    """
-    asked = [f"model.{name}" for name in ("freeze_router", "router_aux_loss") if getattr(run.model, name)]
-    if asked and not mixtures_of(hollow_model(config)):
-        raise ValueError(f"{', '.join(asked)}: the model ({config.model_type}) has no mixtures of experts; remove it.")
 
 
 def level_block_size(objective: ObjectiveSettings, config: PretrainedConfig) -> int | None:

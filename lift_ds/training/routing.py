@@ -17,12 +17,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from transformers import PretrainedConfig
 
+from lift_ds.config.run import RunConfig
 from lift_ds.data.batch import MicroBatch
 from lift_ds.method.positions import positions, taken
 from lift_ds.models.balance import NUM_SUMS, Counted
 from lift_ds.models.experts import mixtures_of
 from lift_ds.models.head import LogitsModel, MaskedDiffusionModel
+from lift_ds.models.hollow import hollow_model
 from lift_ds.models.registry import is_blockwise
 from lift_ds.objectives.objective import View
 
@@ -69,3 +72,14 @@ class Choices:
 def response_share(batch: MicroBatch, totals: Tensor) -> float:
     """A micro-batch's part of the step's response tokens; `totals` are `step_counts`, summed over all ranks."""
     return float(batch.response_mask.sum() / totals[0].clamp(min=1))
+
+
+def require_router(run: RunConfig, config: PretrainedConfig) -> None:
+    """Settings of routers need one.
+
+    Raises:
+        ValueError: A run of a model without mixtures of experts has them.
+    """
+    asked = [f"model.{name}" for name in ("freeze_router", "router_aux_loss") if getattr(run.model, name)]
+    if asked and not mixtures_of(hollow_model(config)):
+        raise ValueError(f"{', '.join(asked)}: the model ({config.model_type}) has no mixtures of experts; remove it.")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from lift_ds import load_pretrained
 from lift_ds.models.families import read_config
-from lift_ds.models.weights import hollow_model
+from lift_ds.models.hollow import hollow_model
 from tests.conftest import VECTORS
 
 # What the published configs do not say: the mask id of the mixtures, and LLaDA2's block size.

@@ -7,7 +7,7 @@ from torch import nn
 from lift_ds.models.layers import RMSNorm
 from lift_ds.models.llada import LLaDAConfig
 from lift_ds.models.settings import LoraConfig
-from lift_ds.planning.live_memory import FlashLike, LiveBytes, hollow_model, measure_model, measure_passes
+from lift_ds.planning.live_memory import FlashLike, LiveBytes, hollow_with_adapters, measure_model, measure_passes
 
 B, L, D, F, V = 2, 64, 128, 384, 512
 CONFIG = LLaDAConfig(
@@ -51,7 +51,7 @@ def saved_bytes(model, device):
 def test_a_real_layer_saves_what_is_estimated():
     """The second layer's share: both models on the CPU, with torch's own attention; the bytes are the same."""
     one, two = (
-        saved_bytes(hollow_model(CONFIG, count, torch.float32, NO_LORA).to_empty(device="cpu"), "cpu")
+        saved_bytes(hollow_with_adapters(CONFIG, count, torch.float32, NO_LORA).to_empty(device="cpu"), "cpu")
         for count in (1, 2)
     )
     a_layer_less = LLaDAConfig(**{**CONFIG.to_dict(), "n_layers": 4})
@@ -69,7 +69,7 @@ def test_checkpointing_keeps_a_layers_input_alone():
 @pytest.mark.parametrize("num_checkpointed", [0, 1, 2, 4, 5])
 def test_some_checkpointed_layers_are_what_a_whole_model_shows(num_checkpointed):
     """All five layers on the meta device, in place of one and two and a share."""
-    whole = measure_model(hollow_model(CONFIG, 5, torch.float32, NO_LORA), num_checkpointed, B, L, B * L, "cpu")
+    whole = measure_model(hollow_with_adapters(CONFIG, 5, torch.float32, NO_LORA), num_checkpointed, B, L, B * L, "cpu")
     held = passes(num_checkpointed=num_checkpointed)
     assert (held.saved, held.head, held.backward) == whole[:3]
 

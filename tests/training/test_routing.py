@@ -10,9 +10,8 @@ from lift_ds.data.batch import collate
 from lift_ds.models.balance import balance, summary
 from lift_ds.models.settings import ModelConfig
 from lift_ds.objectives import make_objective, objective_settings
-from lift_ds.training.inputs import require_router
 from lift_ds.training.metrics import StepTotals
-from lift_ds.training.routing import response_share
+from lift_ds.training.routing import require_router, response_share
 from lift_ds.training.step import DiffusionStep
 from tests.distributed.jobs import make_documents
 from tests.models.block_vectors import load

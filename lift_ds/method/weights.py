@@ -2,9 +2,11 @@
 
     CART    w_n = 1/2 sum_{j visible} p (1-p)^(|n-j|-1)          tokens near visible context count more
     MGDM    loss_n = alpha (1 - exp(-nll_n))^gamma nll_n          tokens that are predicted badly count more
+    PAPL    w_n = 1 + alpha softmax_n(log p(gold_n) / tau)        tokens that would be decoded next count more
 
 Shapes: B sequences, L tokens. Sources: CART of Dream (arXiv 2508.15487); token reweighting of MGDM (Ye et al., arXiv
-2410.14157). Differs: CART is a convolution; the public code builds an L x L matrix in every step.
+2410.14157); planner-aware path learning (Peng et al., arXiv 2509.23405), from the paper's formula, without its code at
+hand. Differs: CART is a convolution; the public code builds an L x L matrix in every step.
 """
 
 from __future__ import annotations
@@ -44,6 +46,23 @@ def cart_weights(masked: Tensor, p: float, visible: Tensor | None = None) -> Ten
     kernel[reach] = 0.0  # a token is no context of its own
     context = (~masked if visible is None else visible & ~masked).float()
     return F.conv1d(context[:, None], kernel[None, None], padding=reach)[:, 0] * masked
+
+
+@torch.no_grad()
+def papl_weights(gold_logprob: Tensor, learned: Tensor, alpha: float, tau: float) -> Tensor:
+    """PAPL weights of the tokens that are learned; constants, as the paper has them.
+
+    Args:
+        gold_logprob: (B, L) the model's log p(gold) as it learns them.
+        learned: bool (B, L); the softmax is over those of a sequence.
+        alpha: How much more the whole of a sequence counts; 0 changes nothing.
+        tau: Temperature; small ones leave the surest token alone.
+
+    Returns:
+        float32 (B, L); 1 where nothing is learned.
+    """
+    logits = (gold_logprob.float() / tau).masked_fill(~learned, -torch.inf)
+    return 1 + alpha * logits.softmax(-1).masked_fill(~learned, 0.0)
 
 
 def mgdm_curve(alpha: float, gamma: float) -> Curve:

@@ -21,7 +21,7 @@ from torch import Tensor
 from lift_ds.data.batch import MicroBatch
 from lift_ds.method.components import Component
 from lift_ds.method.noise import superset_mask
-from lift_ds.method.weights import Curve, cart_weights, mgdm_curve
+from lift_ds.method.weights import Curve, cart_weights, mgdm_curve, papl_weights
 from lift_ds.ranks.moving import Movable
 
 from .settings import ObjectiveSettings, ScoredSettings
@@ -167,6 +167,15 @@ class Objective(ABC):
         if self.settings.token_weight == "cart":
             weights = weights * cart_weights(choice.targets, self.settings.cart_p, batch.attention_mask)
         return weights
+
+    @property
+    def weighs_by_gold(self) -> bool:
+        """Whether weights follow from the log p(gold) of what is learned, in the pass that learns it."""
+        return self.settings.token_weight == "papl"
+
+    def gold_weights(self, gold_logprob: Tensor, learned: Tensor) -> Tensor:
+        """Further weights (B, L) of the tokens (B, L) that are learned."""
+        return papl_weights(gold_logprob, learned, self.settings.papl_alpha, self.settings.papl_tau)
 
     def curve(self) -> Curve | None:
         """What a token's loss goes through."""

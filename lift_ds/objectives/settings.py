@@ -15,12 +15,14 @@ class ObjectiveSettings(Section):
     method: str = Field(
         "lift3", description="vanilla, lift2, lift3, easy, hard, random (one component at every level) or gift"
     )
-    token_weight: Literal["none", "cart", "mgdm"] = Field(
-        "none", description="further weight of a token: CART's context weight, or MGDM's reweighting by its loss"
+    token_weight: Literal["none", "cart", "mgdm", "papl"] = Field(
+        "none", description="further weight of a token: CART's by its context, MGDM's or PAPL's by its loss"
     )
     cart_p: float = Field(0.1, gt=0, le=1, description="parameter of CART's geometric kernel")
     mgdm_alpha: float = Field(0.25, gt=0, description="alpha of MGDM's alpha (1 - exp(-l))^gamma l")
     mgdm_gamma: float = Field(2.0, ge=0, description="gamma of the same")
+    papl_alpha: float = Field(1.0, ge=0, description="alpha of PAPL's 1 + alpha softmax(log p(gold) / tau)")
+    papl_tau: float = Field(1.0, gt=0, description="tau of the same")
     time_scaling: bool = Field(True, description="divide each token's loss by its level t")
     t_min: float = Field(1e-3, gt=0, lt=1, description="smallest level; bounds the weight 1/t")
     t_max: float = Field(1.0, gt=0, le=1, description="largest level; LLaDA2's fine-tuning ends at 0.8")
@@ -39,12 +41,18 @@ class ObjectiveSettings(Section):
         problems = [
             *self.unread("token_weight", ("cart",), "cart_p"),
             *self.unread("token_weight", ("mgdm",), "mgdm_alpha", "mgdm_gamma"),
+            *self.unread("token_weight", ("papl",), "papl_alpha", "papl_tau"),
         ]
         if self.t_max <= self.t_min:
             problems.append(f"objective.t_max={self.t_max}: it must be above objective.t_min={self.t_min}")
         if self.level_per == "block" and self.token_weight == "cart":
             problems.append(
                 "objective.token_weight=cart: it counts later blocks as context, which no block sees; not with "
+                "objective.level_per=block"
+            )
+        if self.level_per == "block" and self.token_weight == "papl":
+            problems.append(
+                "objective.token_weight=papl: its softmax compares the tokens of a document at one level; not with "
                 "objective.level_per=block"
             )
         return problems

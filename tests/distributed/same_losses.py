@@ -43,6 +43,7 @@ FURTHER = {
     "complementary vanilla": ["objective.method=vanilla", "objective.complementary=true"],
     "cart": ["objective.token_weight=cart"],
     "mgdm": ["objective.token_weight=mgdm"],
+    "papl": ["objective.token_weight=papl", "objective.papl_tau=0.5"],
     "masked tokens": ["objective.normalizer=masked_tokens"],
     "per example": ["objective.normalizer=per_example"],
     "reference": ["objective.normalizer=reference"],

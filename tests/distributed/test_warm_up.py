@@ -39,6 +39,7 @@ SETTINGS = {  # two micro-batches a step, but where another number is named
     "3 bf16, packed": setting(3, BF16, "data.packing=best_fit"),
     "3 adapters": setting(3, None, *ADAPTERS, "objective.scoring=memory"),
 }
+IN_ALL_TESTS = ("1 bf16", "2", "3 bf16, packed", "3 adapters")
 OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
 OFFLOADED = {
     f"{stage} {name}": setting(stage, changes, zero=OFFLOAD)
@@ -47,7 +48,14 @@ OFFLOADED = {
 }
 
 
-@pytest.mark.parametrize("settings", [SETTINGS, pytest.param(OFFLOADED, marks=pytest.mark.slow)], ids=["", "offloaded"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {name: SETTINGS[name] for name in IN_ALL_TESTS},
+        *(pytest.param(settings, marks=pytest.mark.slow) for settings in (SETTINGS, OFFLOADED)),
+    ],
+    ids=["some", "all", "offloaded"],
+)
 def test_nothing_of_a_run_changes(tmp_path, settings):
     """Losses, weights, optimizer, position, generator, table and DeepSpeed's counts are those of runs without it."""
     write_model(tmp_path / "model")

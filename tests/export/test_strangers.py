@@ -94,6 +94,7 @@ def assert_adapters(checkpoint, base, output):
     AutoModelForCausalLM.from_pretrained(output / "merged")
 
 
+@pytest.mark.slow
 def test_trainer(models, tmp_path, capsys):
     """ZeRO-2 in float32 with LLaDA's architecture; ZeRO-3 in bfloat16 with adapters, whose base is not saved."""
     launch(

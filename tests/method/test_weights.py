@@ -1,10 +1,12 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
 from lift_ds import cart_weights, sft_loss
 from lift_ds.method.loss import chunked_weighted_nll
-from lift_ds.method.weights import mgdm_curve
+from lift_ds.method.weights import mgdm_curve, papl_weights
 
 
 def test_cart_arithmetic():
@@ -63,6 +65,17 @@ def test_mgdm_equals_autograd(gamma):
 def test_mgdm_is_finite_where_the_loss_is_0():
     loss, derivative = mgdm_curve(0.25, 0.5)(torch.zeros(2))
     assert loss.tolist() == [0, 0] and derivative.isfinite().all()
+
+
+def test_papl_is_a_softmax_over_what_is_learned():
+    gold_logprob = torch.tensor([[-1.0, -2.0, -3.0, -0.5], [-4.0, -4.0, -4.0, -4.0]])
+    learned = torch.tensor([[True, False, True, True], [False] * 4])
+    found = papl_weights(gold_logprob, learned, 2.0, 0.5)
+    parts = [math.exp(-1 / 0.5), math.exp(-3 / 0.5), math.exp(-0.5 / 0.5)]
+    expected = [1 + 2 * part / sum(parts) for part in parts]
+    assert found[0].tolist() == pytest.approx([expected[0], 1, *expected[1:]])
+    assert found[1].tolist() == [1] * 4
+    assert found[0].sum().item() == pytest.approx(4 + 2)
 
 
 def test_curves_go_through_the_chunks():

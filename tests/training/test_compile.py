@@ -11,7 +11,7 @@ from tests.distributed.jobs import make_documents
 from tests.training.test_step_dropout import LEVELS, make_root
 
 
-@pytest.mark.parametrize("is_packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("is_packed", [pytest.param(False, marks=pytest.mark.slow), True], ids=["padded", "packed"])
 def test_another_length_compiles_nothing_anew(llada_dir, is_packed):
     """Adapters' dropout included, and no graph breaks.
 

@@ -57,7 +57,14 @@ def test_equal_to_the_trainers_step(llada, batch, method, kind):
 
 
 @pytest.mark.parametrize(
-    "options", [{"scoring": "approximate"}, {"complementary": True}, {"token_weight": "mgdm"}, {"time_scaling": False}]
+    "options",
+    [
+        {"scoring": "approximate"},
+        {"complementary": True},
+        {"token_weight": "mgdm"},
+        {"token_weight": "papl"},
+        {"time_scaling": False},
+    ],
 )
 def test_options_are_the_configs(llada, batch, options):
     expected, _ = step_of_the_trainer(llada, batch, "lift3", **options)
@@ -66,6 +73,28 @@ def test_options_are_the_configs(llada, batch, options):
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     plain, _ = step_of_the_trainer(llada, batch, "lift3")
     assert expected != pytest.approx(plain, rel=1e-4)
+
+
+@pytest.mark.parametrize("scoring", ["exact", "approximate"])
+def test_papl_weighs_what_is_learned_by_its_own_log_probabilities(llada, batch, scoring):
+    """The plain functions, with the weights of the tokens that LIFT kept as the training pass sees them."""
+    root = make_root(llada, "lift3", scoring=scoring, token_weight="papl", papl_alpha=3.0, papl_tau=0.25).train()
+    scale = torch.full((len(batch.t),), 1 / 48)
+    loss, _ = root(batch, scale)
+    plain, _ = make_root(llada, "lift3", scoring=scoring).train()(batch, scale)
+    superset = candidates(batch).superset
+    noised = batch.clean_ids.masked_fill(superset, 100)
+    score = llada(input_ids=noised).logits.log_softmax(-1).gather(-1, batch.clean_ids[..., None])[..., 0]
+    drawn = {"scores": batch.tie_uniform, "v": batch.count_uniform}
+    kept = select_kept(score, superset, batch.t, batch.rho, ["hard", "random", "easy"], **drawn)
+    seen = noised if scoring == "approximate" else batch.clean_ids.masked_fill(kept, 100)
+    gold = llada(input_ids=seen).logits.log_softmax(-1).gather(-1, batch.clean_ids[..., None])[..., 0]
+    expected = 0.0
+    for row, (is_kept, t) in enumerate(zip(kept, batch.t, strict=True)):
+        nll = -gold[row][is_kept]
+        expected += ((1 + 3.0 * (-nll / 0.25).softmax(0)) * nll).sum() / t / 48
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert loss.item() > 1.05 * plain.item()
 
 
 def test_equal_to_the_pure_functions(llada, batch):

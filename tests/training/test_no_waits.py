@@ -34,6 +34,8 @@ CASES = [
     ("lift3", {"complementary": True}),
     ("lift3", {"token_weight": "cart"}),
     ("hard", {"token_weight": "mgdm"}),
+    ("lift3", {"token_weight": "papl"}),
+    ("lift3", {"token_weight": "papl", "scoring": "approximate"}),
 ]
 WAITS = {"gift": 1}  # its levels come from the scoring pass: nobody knows how many tokens they mask
 

@@ -131,6 +131,7 @@ def test_two_processes_give_equal_results(task_dir, alone, tmp_path):
     assert found["samples"] == alone["samples"]
 
 
+@pytest.mark.slow
 def test_the_command_knows_the_model(task_dir, tmp_path, monkeypatch, capsys):
     """`lift-ds-lm-eval` with strings only, on a task file; likelihoods go to a file with their errors."""
     monkeypatch.setattr(sys, "argv", [])

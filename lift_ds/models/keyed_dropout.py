@@ -25,6 +25,7 @@ class DocumentRows:
     lengths: list[int]  # tokens of each
     seeds: list[list[int]]  # of each, one per module that draws
     is_packed: bool  # whether they stand one after the other in one row of T tokens, not in a padded row each
+    num_copies: int = 1  # how often all of that follows itself: the noised and the clean tokens of block diffusion
     table: Tensor = field(init=False)  # int64 (B, 1 + modules) on the CPU: the same lengths, then the seeds
 
     def __post_init__(self) -> None:
@@ -33,30 +34,38 @@ class DocumentRows:
 
 
 @torch.library.custom_op("lift_ds::kept_features", mutates_args=())
-def kept_features(like: Tensor, table: Tensor, column: Tensor, share: float, is_packed: bool) -> Tensor:
+def kept_features(
+    like: Tensor, table: Tensor, column: Tensor, share: float, is_packed: bool, num_copies: int
+) -> Tensor:
     """Which features stay, drawn document by document; an operation of its own, which a compiled layer calls whole.
 
     Args:
-        like: (B, L, D), or (1, T, D) where packed.
+        like: (B, L, D), or (1, T, D) where packed; L or T times as long where there are copies.
         table: int64 (B, 1 + modules) on the CPU; each document's length and seeds.
         column: int64 scalar on the CPU, the seed's column; a tensor, as a number would have each module compiled anew.
         share: Probability to stay.
         is_packed: Whether the documents stand one after the other in one row.
+        num_copies: How often all documents follow each other.
 
     Returns:
         bool, of `like`'s shape; false on padding.
     """
     kept = torch.zeros_like(like, dtype=torch.bool)
     lengths, seeds = table[:, 0].tolist(), table[:, int(column)].tolist()
-    parts = kept[0].split(lengths) if is_packed else [row[:length] for row, length in zip(kept, lengths, strict=True)]
+    places = []
+    for copy in kept.chunk(num_copies, dim=1):
+        rows = copy[0].split(lengths) if is_packed else copy
+        places.append([row[:length] for row, length in zip(rows, lengths, strict=True)])
     generator = torch.Generator(like.device)
-    for part, seed in zip(parts, seeds, strict=True):
-        part.bernoulli_(share, generator=generator.manual_seed(seed))
+    for seed, *parts in zip(seeds, *places, strict=True):
+        generator.manual_seed(seed)
+        for part in parts:  # the first as it would be without the others
+            part.bernoulli_(share, generator=generator)
     return kept
 
 
 @kept_features.register_fake
-def _(like: Tensor, table: Tensor, column: Tensor, share: float, is_packed: bool) -> Tensor:
+def _(like: Tensor, table: Tensor, column: Tensor, share: float, is_packed: bool, num_copies: int) -> Tensor:
     return torch.empty_like(like, dtype=torch.bool)
 
 
@@ -94,5 +103,6 @@ class KeyedDropout(nn.Module):
         if not self.training:
             return hidden
         assert self.rows is not None, "dropout is seeded by document: set `rows` before a training forward"
-        kept = kept_features(hidden.detach(), self.rows.table, self.column, 1 - self.p, self.rows.is_packed)
+        rows = self.rows
+        kept = kept_features(hidden.detach(), rows.table, self.column, 1 - self.p, rows.is_packed, rows.num_copies)
         return torch.where(kept, hidden, 0) / (1 - self.p)  # in this order bf16 rounds once

@@ -93,8 +93,6 @@ class DiffusionStep(nn.Module):
         self.keyed_dropouts = [module for module in self.modules() if isinstance(module, KeyedDropout)]
         self.has_own_dropout = has_own_dropout(self)
         self.choices = Choices(model)
-        if self.keyed_dropouts and is_blockwise(model.config):
-            raise ValueError("lora.dropout: of two copies of each document it has no masks yet; set lora.dropout=0")
 
     def forward(
         self,
@@ -256,7 +254,7 @@ class DiffusionStep(nn.Module):
         samples = batch.sample_ids
         if self.keyed_dropouts:
             seeds = document_seeds(*key, samples, len(lengths) // len(samples), len(self.keyed_dropouts))
-            rows = DocumentRows(lengths, seeds, self.runs_packed(batch))
+            rows = DocumentRows(lengths, seeds, self.runs_packed(batch), 1 + is_blockwise(self.model.config))
             for module in self.keyed_dropouts:
                 module.rows = rows
         if not self.has_own_dropout:

@@ -4,9 +4,9 @@ import torch
 from lift_ds.models.keyed_dropout import DocumentRows, KeyedDropout, document_seeds
 
 
-def dropped(hidden, lengths, samples, is_packed=False, step=3, place=1, p=0.25):
+def dropped(hidden, lengths, samples, is_packed=False, step=3, place=1, p=0.25, copies=1):
     layer = KeyedDropout(p, place).train()
-    layer.rows = DocumentRows(lengths, document_seeds(42, step, samples, 1, 4), is_packed)
+    layer.rows = DocumentRows(lengths, document_seeds(42, step, samples, 1, 4), is_packed, copies)
     return layer(hidden)
 
 
@@ -27,6 +27,17 @@ def test_masks_belong_to_documents_however_they_are_batched():
     assert torch.equal(swapped[1], first[0]) and torch.equal(swapped[0, :4], second[0])
     packed = dropped(torch.ones(1, 11, 8), [7, 4], [5, 9], is_packed=True)
     assert torch.equal(packed[0], torch.cat([first[0], second[0]]))
+
+
+def test_copies_have_masks_of_their_own_and_the_first_has_that_of_one():
+    """Two documents, noised and clean: padded, packed and alone."""
+    alone = [dropped(torch.ones(1, length, 8), [length], [sample]) for length, sample in ((7, 5), (4, 9))]
+    padded = dropped(torch.ones(2, 14, 8), [7, 4], [5, 9], copies=2)
+    packed = dropped(torch.ones(1, 22, 8), [7, 4], [5, 9], is_packed=True, copies=2)
+    assert torch.equal(padded[0, :7], alone[0][0]) and torch.equal(padded[1, :4], alone[1][0])
+    assert not torch.equal(padded[0, 7:], padded[0, :7]) and not torch.equal(padded[1, 7:11], padded[1, :4])
+    assert not padded[1, 4:7].any() and not padded[1, 11:].any()
+    assert torch.equal(packed[0], torch.cat([padded[0, :7], padded[1, :4], padded[0, 7:], padded[1, 7:11]]))
 
 
 @pytest.mark.parametrize("change", [{"step": 4}, {"place": 2}, {"samples": [6]}])

@@ -52,6 +52,30 @@ def test_the_steps_loss_is_that_of_the_plain_function(name, is_packed):
 
 
 @pytest.mark.parametrize("name", BLOCKWISE)
+def test_adapters_dropout_belongs_to_documents(name):
+    """Of both copies: documents padded together, packed and alone have the same losses, other than without dropout."""
+    model = load(name)
+    targets = ["q_proj", "down_proj"] if name == "sdar_tiny" else ["query_key_value", "shared_experts.gate_proj"]
+    add_adapters(model, 2, 4.0, 0.3, targets, 0)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if "lora_B" in key:
+                parameter.normal_(generator=torch.Generator().manual_seed(len(key)))
+    objective = make_objective(objective_settings(method="vanilla"))
+    documents, noises = make_documents(3, [0.3, 0.6, 0.9], set())
+
+    def loss(chosen, is_packed=False, is_training=True):
+        batch = collate([documents[row] for row in chosen], [noises[row] for row in chosen], 247)
+        root = DiffusionStep(model, objective, is_packed=is_packed).train(is_training)
+        return root(batch, torch.full((len(chosen),), 1 / 50), (7, 2))[0].item()
+
+    together = loss([0, 1, 2])
+    assert loss([0, 1, 2], is_packed=True) == pytest.approx(together, rel=1e-5)
+    assert sum(loss([row]) for row in (2, 0, 1)) == pytest.approx(together, rel=1e-5)
+    assert loss([0, 1, 2], is_training=False) != pytest.approx(together, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", BLOCKWISE)
 def test_lift_scores_as_it_learns(name):
     """Scores of a superset are log p(gold) where blocks before are clean, and what is revealed is seen as such."""
     model = load(name)
@@ -171,9 +195,6 @@ def test_what_the_trainer_cannot_do_with_them():
     check_answers(run, load("llada_moe_tiny").config)
     with pytest.raises(ValueError, match="model.compile=true: layers with experts are not compiled"):
         compile_layers(load("llada_moe_tiny"))
-    add_adapters(model, 2, 4.0, 0.1, ["q_proj"], 0)
-    with pytest.raises(ValueError, match="set lora.dropout=0"):
-        DiffusionStep(model, make_objective(objective_settings(method="vanilla")))
 
 
 def test_a_plan_counts_both_copies():

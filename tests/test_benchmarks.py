@@ -28,6 +28,7 @@ COMMANDS = {
     "sampling": [sys.executable],
     "saving": [sys.executable],
     "planned_memory": [sys.executable],
+    "quality/quality": [sys.executable],
     "step_cost": TORCHRUN,
     "step_weights": [sys.executable],
 }
@@ -91,3 +92,32 @@ def test_quick_gpu_run(tmp_path):
     assert "nothing here may be quoted" in page and "too much" not in page and "What failed" not in page
     assert len(list(tmp_path.iterdir())) <= 6
     assert run(command, timeout=60).stdout.strip() == ""
+
+
+def load_compared():
+    path = REPOSITORY / "benchmarks" / "quality" / "compared.py"
+    spec = importlib.util.spec_from_file_location("compared", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["compared"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_holms_correction():
+    """By hand: .01 x 4, .02 x 3, .03 x 2 and .04, none below the one before."""
+    holm = load_compared().holm
+    found = holm({"c": 0.03, "a": 0.01, "d": 0.04, "b": 0.02})
+    assert list(found) == ["c", "a", "d", "b"]
+    assert found == pytest.approx({"a": 0.04, "b": 0.06, "c": 0.06, "d": 0.06})
+    assert holm({"a": 0.5, "b": 0.9}) == {"a": 1.0, "b": 1.0}
+
+
+def test_intervals_over_seeds_and_items():
+    """Two seeds that contradict each other are no difference; 30 points of every seed and many items are one."""
+    compared = load_compared()
+    first = compared.solved_of(["0" * 100, "0" * 100])
+    apart = compared.bootstrap(first, compared.solved_of(["1" * 40 + "0" * 60, "0" * 100]), 2000, 0.95)
+    assert apart.mean == pytest.approx(0.2) and apart.low == 0 and apart.high > 0.4 and apart.p > 0.4
+    alike = compared.bootstrap(first, compared.solved_of(["10" * 30 + "0" * 40] * 2), 2000, 0.95)
+    assert alike.mean == pytest.approx(0.3) and 0.2 < alike.low < 0.25 and 0.35 < alike.high < 0.4
+    assert alike.p == pytest.approx(2 / 2000)

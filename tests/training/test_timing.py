@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lift_ds.config.run import RunConfig
-from lift_ds.models import layer_sizes
+from lift_ds.models import hollow, layer_sizes
 from lift_ds.models.settings import LoraConfig, ModelConfig
 from lift_ds.planning import flops
 from lift_ds.planning.flops import Arithmetic
@@ -198,7 +198,7 @@ def test_layers_whose_arithmetic_is_not_known_train_all_the_same(monkeypatch):
     family = SimpleNamespace(
         name="fused", layer_class=nn.Sequential, model_class=lambda config: nn.Sequential(nn.Linear(2, 6))
     )
-    for module in (flops, layer_sizes):
+    for module in (flops, layer_sizes, hollow):
         monkeypatch.setattr(module, "family_of", lambda config: family)
     with pytest.raises(ValueError, match="fused: its layers have no matrix q_proj"):
         Arithmetic.of(SimpleNamespace())

@@ -22,9 +22,10 @@ test: $(INSTALLED)  ## lint, types, layers, unit and property tests, two-rank ru
 lint: $(INSTALLED)  ## only the static checks
 	pytest tests/test_style.py
 
-test-elastic: $(INSTALLED)  ## data of every pair of 1, 2, 3, 4, 5, 7 and 8 real ranks; whole runs on 2, 1, 3 and 2; two kills
+test-elastic: $(INSTALLED)  ## data of every pair of 1, 2, 3, 4, 5, 7 and 8 real ranks; whole runs on 2, 1, 3 and 2; kills
 	pytest -m slow tests/distributed/test_elastic.py tests/training/test_run.py tests/training/test_prepare.py \
-	  tests/training/test_old_runs.py tests/distributed/test_growth.py tests/faults/test_faults.py
+	  tests/training/test_old_runs.py tests/distributed/test_growth.py tests/faults/test_faults.py \
+	  tests/training/test_block_training.py tests/cli/test_supervise.py
 
 test-scoring: $(INSTALLED)  ## the strict scorer on 500 published MATH generations
 	pytest -m slow tests/evaluation/judging/test_scorers.py

@@ -132,6 +132,7 @@ def await_steps(process, output, number):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_rank_that_is_killed(tiny_dir, tmp_path):
     """SIGKILL to a rank; the run goes on by itself and ends at its last step."""

@@ -152,7 +152,7 @@ def test_runs_learn_resume_and_export(name, more, folder_of, tmp_path):
 @pytest.mark.parametrize(
     ("name", "more"),
     [
-        ("sdar_tiny", ["objective.scoring=memory", "data.packing=best_fit"]),
+        pytest.param("sdar_tiny", ["objective.scoring=memory", "data.packing=best_fit"], marks=pytest.mark.slow),
         ("llada2_tiny", ["objective.t_min=0.3", "objective.t_max=0.8", "objective.normalizer=masked_tokens"]),
     ],
 )

@@ -207,6 +207,7 @@ def test_our_own_command(task_dir, tmp_path, monkeypatch, capsys):
     assert all(len(sample["standard_errors"]) == 1 for sample in found["samples"]["tiny_words"])
 
 
+@pytest.mark.slow
 def test_a_cut_off_run_goes_on(task_dir, alone, base, tmp_path, monkeypatch, caplog):
     """Cut in the middle of a line on two processes, it goes on alone; what other weights computed is not taken."""
     launch(task_dir, tmp_path / "two.json", "--progress", str(tmp_path / "kept"))

@@ -41,8 +41,8 @@ from lift_ds.evaluation.asking.solve import held_out_items  # noqa: E402
 Plan = dict[str, Any]
 Result = dict[str, Any]
 QUICK: Plan = {
-    "tasks": {"sudoku": {"steps": 2, "gen_length": 24, "stratum": "blanks"}},
-    "rows": 600,
+    "tasks": {"sudoku": {"steps": 1, "gen_length": 24, "stratum": "blanks"}},
+    "rows": 200,
     "seeds": [1],
     "learning_rates": [1.5e-3],
     "items": 16,
@@ -273,7 +273,7 @@ def main() -> None:
     for cell in cells_of(plan, tasks, methods, seeds, results):
         if not (results / cell.path).is_file() and (arguments.show or time.monotonic() > ends):
             continue
-        result = run_cell(plan, cell, results, 1 if arguments.device == "cuda" else 2)
+        result = run_cell(plan, cell, results, 1 if arguments.device == "cuda" or arguments.quick else 2)
         if not cell.is_grid:
             found[cell.task][cell.method][cell.seed] = result | {"lr": cell.lr}
     figures: dict[str, Any] = {}

@@ -47,7 +47,6 @@ BASE = Path(__file__).resolve().parents[1] / "lift_ds" / "assets" / "base"
 BLOCK_SIZE, MASK_ID, END_ID = 4, 0, 1
 LEVEL = 0.5
 KINDS = ("plain", "block")
-SECONDARY = ("block_seconds", "block_peak_mib")  # not among the ratios
 SHARPNESS = 10.0  # of the untrained model's predictions, so that float32 cannot change which is surest
 
 
@@ -149,17 +148,23 @@ def pack_fill(is_quick: bool) -> float:
     return float(num_tokens / (num_steps * STEP_ROWS * PACK_LENGTH))
 
 
+def print_costs(label: str, values: dict[str, float], ratio: float) -> None:
+    """A table of plain and block."""
+    print(f"\n| a step | plain | block | block / plain |\n| --- | --- | --- | --- |\n| {label} | ", end="")
+    print(f"{values['plain']:.4g} | {values['block']:.4g} | {ratio:.2f} |")
+
+
 def training(is_quick: bool, rounds: int) -> dict[str, float]:
     """Seconds of a step."""
     length = 128 if is_quick else 1024
     models = {kind: make_model(kind, is_quick) for kind in KINDS}
     seconds = interleaved({kind: partial(train, models[kind], kind, length) for kind in KINDS}, rounds)
     num_parameters = sum(parameter.numel() for parameter in models["block"].parameters())
-    print(f"{num_parameters / 1e6:.1f} million parameters; a step: ", end="")
-    print(f"plain {seconds['plain']:.3f} s, block {seconds['block']:.3f} s")
+    ratio = seconds["block"] / seconds["plain"]
+    print_costs(f"seconds, {num_parameters / 1e6:.1f} million parameters", seconds, ratio)
     return {
         "million_parameters": num_parameters / 1e6,
-        "block_over_plain_time": seconds["block"] / seconds["plain"],
+        "block_over_plain_time": ratio,
         **{f"{kind}_seconds": seconds[kind] for kind in KINDS},
     }
 
@@ -168,15 +173,15 @@ def memory(is_quick: bool, rounds: int) -> dict[str, float]:
     """Peaks of a step; three processes each, or one."""
     count = 1 if is_quick else 3
     peaks = {kind: statistics.median(in_a_process(kind, is_quick) for _ in range(count)) / 2**20 for kind in KINDS}
-    print(f"peak of a step: plain {peaks['plain']:.0f} MiB, block {peaks['block']:.0f} MiB")
     ratio = peaks["block"] / peaks["plain"]
+    print_costs("peak beyond weights and gradients, MiB", peaks, ratio)
     return {"block_over_plain_memory": ratio, **{f"{kind}_peak_mib": peaks[kind] for kind in KINDS}}
 
 
 def packs(is_quick: bool, rounds: int) -> dict[str, float]:
     """How full packs are."""
     fill = pack_fill(is_quick)
-    print(f"packs: {fill:.4f} full")
+    print(f"\npacks: {fill:.1%} full")
     return {"block_pack_fill": fill}
 
 
@@ -199,8 +204,9 @@ def answers(is_quick: bool, rounds: int) -> dict[str, float]:
         1 if is_quick else 3,
     )
     assert torch.equal(given["loop"], given["kept"]), "the texts differ"
-    print(f"an answer: loop {seconds['loop']:.2f} s, with kept keys {seconds['kept']:.2f} s, the same text")
     speedup = seconds["loop"] / seconds["kept"]
+    print(f"\n| an answer of {gen_length} tokens | seconds |\n| --- | --- |\n| plain loop | {seconds['loop']:.1f} |")
+    print(f"| `generate_blocks`, {speedup:.2f} times as fast, the same text | {seconds['kept']:.1f} |")
     return {"block_cache_speedup": speedup, **{f"{name}_answer_seconds": each for name, each in seconds.items()}}
 
 
@@ -222,8 +228,6 @@ def main() -> None:
     figures: dict[str, float] = {}
     for name in arguments.only:
         figures |= PARTS[name](arguments.quick, 2 if arguments.quick else arguments.rounds)
-    for name in [name for name in figures if name.startswith("block_") and name not in SECONDARY]:
-        print(f"{name} {figures[name]:.3f}")
     if arguments.json:
         arguments.json.write_text(json.dumps(figures | {"quick": arguments.quick}, indent=1) + "\n")
 

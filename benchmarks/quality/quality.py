@@ -16,7 +16,6 @@ never quoted.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import shutil
 import subprocess
@@ -43,6 +42,7 @@ Result = dict[str, Any]
 QUICK: Plan = {
     "tasks": {"sudoku": {"steps": 1, "gen_length": 24, "stratum": "blanks"}},
     "rows": 200,
+    "heldout_rows": 6,
     "seeds": [1],
     "learning_rates": [1.5e-3],
     "items": 16,
@@ -78,6 +78,7 @@ def overrides_of(plan: Plan, cell: Cell) -> list[str]:
         "optim.steps": round(task["steps"] * more.get("steps", 1)),
         "optim.lr": cell.lr,
         "eval.every": 50,
+        "eval.rows": plan["heldout_rows"],
         "eval.solve_items": 0,
         "eval.watch_every": 0,
         "checkpoint.save_every": 0,
@@ -106,7 +107,8 @@ def launch(num_ranks: int, *words: str | Path) -> None:
     Raises:
         SystemExit: It failed; its last words are said.
     """
-    command = ["deepspeed", "--num_gpus", str(num_ranks), *map(str, words)]
+    launcher = ["deepspeed", "--num_gpus", str(num_ranks)] if num_ranks > 1 else [sys.executable]
+    command = [*launcher, *map(str, words)]
     done = subprocess.run(command, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode:
         sys.exit(done.stdout[-4000:])
@@ -242,11 +244,6 @@ def print_strata(plan: Plan, task: str, found: dict[str, dict[int, Result]]) -> 
             print(f"| {method} | {' | '.join(f'{100 * solved[groups[each]].mean():.1f}' for each in strata)} |")
 
 
-def digest_of(plan: Plan) -> str:
-    """Which plan it is."""
-    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:12]
-
-
 def main() -> None:
     """Runs the cells that are missing and prints all tables."""
     plan: Plan = yaml.safe_load((HERE / "plan.yaml").read_text())
@@ -280,7 +277,6 @@ def main() -> None:
     for task, of_task in found.items():
         figures |= print_task(plan, task, of_task)
         print_strata(plan, task, of_task)
-    print(f"\nplan {digest_of(plan)}")
     if arguments.quick:
         shutil.rmtree(results)
     if arguments.json:

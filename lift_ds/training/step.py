@@ -209,17 +209,18 @@ class DiffusionStep(nn.Module):
         weights = taken(view.weights, at) * noised.document_scale[document]
 
         def learn(hidden: Tensor, matrix: Tensor) -> tuple[Tensor, ...]:
-            learned: tuple[Tensor, ...] = (hidden, gold_ids, weights, in_batch, span, is_filler, at)
+            targets, factors = view.targets, weights
+            if chooses or self.objective.weighs_by_gold:
+                scores = placed(chunked_gold_logprob(hidden.detach(), matrix, gold_ids), at, targets)
             if chooses:
-                scores = placed(chunked_gold_logprob(hidden.detach(), matrix, gold_ids), at, view.targets)
-                chosen = taken(self.objective.choose(batch, noised.candidates, scores).targets, at)
-                kept = positions(chosen, noised.num_kept())
-                learned = tuple(each.index_select(0, kept) for each in learned)
-            hidden, token_ids, factors, places, spans, fillers, seen_at = learned
+                targets = self.objective.choose(batch, noised.candidates, scores).targets
             if self.objective.weighs_by_gold:
-                scores = placed(chunked_gold_logprob(hidden.detach(), matrix, token_ids), seen_at, view.targets)
-                is_learned = placed(torch.ones_like(seen_at), seen_at, view.targets).bool()
-                factors = factors * taken(self.objective.gold_weights(scores, is_learned), seen_at)
+                factors = factors * taken(self.objective.gold_weights(scores, targets), at)
+            learned: tuple[Tensor, ...] = (hidden, gold_ids, factors, in_batch, span, is_filler)
+            if chooses:
+                kept = positions(taken(targets, at), noised.num_kept())
+                learned = tuple(each.index_select(0, kept) for each in learned)
+            hidden, token_ids, factors, places, spans, fillers = learned
             loss, token_nll = chunked_weighted_nll(hidden, matrix, token_ids, factors, self.objective.curve())
             return loss, token_nll, token_ids, places, spans, fillers, factors
 

@@ -84,8 +84,17 @@ def test_all_problems_at_once():
     ("overrides", "starts"),
     [
         (
-            ["objective.method=gift", "objective.cart_p=0.2", "objective.normalizer=masked_tokens"],
-            ["objective.cart_p=0.2: only read", "objective.normalizer=masked_tokens: gift has no mask"],
+            [
+                "objective.method=gift",
+                "objective.cart_p=0.2",
+                "objective.papl_tau=2.0",
+                "objective.normalizer=masked_tokens",
+            ],
+            [
+                "objective.cart_p=0.2: only read",
+                "objective.papl_tau=2.0: only read",
+                "objective.normalizer=masked_tokens: gift has no mask",
+            ],
         ),
         (
             ["objective.scoring=buffer", "objective.cart_p=0.2", "difficulty.enabled=false", "eval.rows=5"],

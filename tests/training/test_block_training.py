@@ -183,6 +183,8 @@ def test_levels_by_block_need_blocks():
         level_block_size(objective, load("llada_moe_tiny").config)
     with pytest.raises(ValueError, match="token_weight=cart: it counts later blocks"):
         objective_settings("lift3", level_per="block", token_weight="cart")
+    with pytest.raises(ValueError, match="token_weight=papl: its softmax compares the tokens of a document"):
+        objective_settings("lift3", level_per="block", token_weight="papl")
 
 
 def test_what_the_trainer_cannot_do_with_them():

@@ -45,8 +45,8 @@ QUICK: Plan = {
     "heldout_rows": 6,
     "seeds": [1],
     "learning_rates": [1.5e-3],
-    "items": 16,
-    "decodings": {"four": {"tokens": 4}, "one": {"tokens": 8}},
+    "items": 8,
+    "decodings": {"four": {"tokens": 4}, "one": {"tokens": 12}},
 }
 
 
